@@ -1,0 +1,262 @@
+"""What the files under ``config/`` may say: site, study, recipe and method.
+
+This module imports neither torch nor timm, so that a workflow parses in a moment.
+"""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from ofq.study.files import Strict, suggest
+
+Stage = Literal["fp", "qat", "cga"]
+
+WEIGHT_QUANTIZERS = ("lsq", "statsq")
+"""The built-in weight quantizers; a method that names another one also names its ``module``."""
+
+DATASETS = ("digits", "toy_regression")
+"""The data sets that :mod:`ofq.training.data` can load."""
+
+OFF = 32
+"""The bit-width that stands for "not quantized"."""
+
+_BITS = re.compile(r"W(\d+)A(\d+)")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+
+
+def parse_bits(text: str) -> tuple[int, int]:
+    """Split ``W2A4`` into weight bits 2 and activation bits 4 (each 2 to 8, or 32 = off).
+
+    Raises:
+        ValueError: Another form, or another bit-width.
+    """
+    match = _BITS.fullmatch(text)
+    if match is None:
+        raise ValueError("expected a form like W2A2: weight bits, then activation bits")
+    weights, activations = (int(group) for group in match.groups())
+    for bits in (weights, activations):
+        if bits != OFF and not 2 <= bits <= 8:
+            raise ValueError(f"{bits} bits; allowed: 2 to 8, or 32 = not quantized")
+    return weights, activations
+
+
+def _bits(text: str) -> str:
+    parse_bits(text)
+    return text
+
+
+def _name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError("allowed in a name: letters, digits, '_', '-', '.', '+'")
+    return text
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    doubles = sorted({str(v) for v in values if values.count(v) > 1})
+    if doubles:
+        raise ValueError(f"{', '.join(doubles)} given twice; list each once")
+    if not values:
+        raise ValueError("empty; list at least one")
+    return values
+
+
+Bits = Annotated[str, AfterValidator(_bits)]
+Name = Annotated[str, AfterValidator(_name)]
+Names = Annotated[list[Name], AfterValidator(_distinct)]
+
+
+class ConfidenceGuidedAnnealing(Strict):
+    """CGA's settings (paper, section on confidence-guided annealing).
+
+    Attributes:
+        boundary_range: Half the width of the band around a rounding threshold in which a weight
+            stays trainable, in quantization steps.
+    """
+
+    boundary_range: Annotated[float, Field(gt=0, lt=0.5)] = 0.005
+
+
+class Method(Strict):
+    """A named combination of techniques.
+
+    Attributes:
+        label: The name that tables and figures print.
+        weight_quantizer: How block weights are quantized.
+        qkr: Whether query and key weights are merged and quantized as one (QKR).
+        cga: Settings of the annealing stage after QAT; without it there is no such stage.
+        module: A Python module that registers the weight quantizer, for one of the user's own.
+    """
+
+    label: str
+    weight_quantizer: Name
+    qkr: bool = False
+    cga: ConfidenceGuidedAnnealing | None = None
+    module: str | None = None
+
+    @model_validator(mode="after")
+    def _quantizer_is_known(self) -> Self:
+        if self.module is None and self.weight_quantizer not in WEIGHT_QUANTIZERS:
+            hint = suggest(self.weight_quantizer, list(WEIGHT_QUANTIZERS))
+            raise ValueError(
+                f"unknown weight_quantizer '{self.weight_quantizer}' ({hint}); "
+                "for one of your own, name the Python module that registers it as 'module'"
+            )
+        return self
+
+
+class Training(Strict):
+    """Hyperparameters of one stage.
+
+    The learning rate rises linearly from ``warmup_lr`` over ``warmup_epochs``, then falls from
+    ``lr`` to ``min_lr`` along a cosine, step by step; with ``min_lr`` equal to ``lr`` it is
+    constant.
+
+    Attributes:
+        epochs: Passes over the training set.
+        batch_size: Images per optimizer step, over all devices.
+        optimizer: AdamW (0.9, 0.999, 1e-8), or plain SGD without momentum.
+        lr: Peak learning rate.
+        min_lr: Learning rate at the end.
+        warmup_epochs: Length of the linear warm-up.
+        warmup_lr: Learning rate at its start.
+        weight_decay: AdamW's decoupled decay; biases, scales, shifts and embeddings get none.
+        distillation: Whether the full-precision parent teaches (soft labels beside hard ones).
+        trajectories: Number of weights whose path is recorded at each step (0: none).
+    """
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: PositiveFloat
+    min_lr: NonNegativeFloat = 0.0
+    warmup_epochs: NonNegativeInt = 0
+    warmup_lr: NonNegativeFloat = 1e-6
+    weight_decay: NonNegativeFloat = 0.0
+    distillation: bool = False
+    trajectories: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _schedule_is_possible(self) -> Self:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} leaves none of {self.epochs}")
+        return self
+
+
+class Resources(Strict):
+    """What one job of a stage asks the scheduler for.
+
+    Attributes:
+        threads: CPU cores.
+        mem_mb: Memory in megabytes.
+        runtime: Minutes.
+        gpu: Number of GPUs.
+    """
+
+    threads: PositiveInt = 1
+    mem_mb: PositiveInt = 2000
+    runtime: PositiveInt = 30
+    gpu: NonNegativeInt = 0
+
+
+class Match(Strict):
+    """Which runs an override is for; a key left out matches every run."""
+
+    model: str | None = None
+    bits: Bits | None = None
+    stage: Stage | None = None
+
+
+class Override(Strict):
+    """Hyperparameters that differ for some models, bits or stages; the last match wins."""
+
+    match: Match
+    set: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _keys_are_hyperparameters(self) -> Self:
+        known = sorted(Training.model_fields)
+        for key in self.set:
+            if key not in known:
+                raise ValueError(f"unknown hyperparameter '{key}' ({suggest(key, known)})")
+        return self
+
+
+class Recipe(Strict):
+    """Hyperparameters for a data set and its models, by stage.
+
+    Attributes:
+        dataset: The data set.
+        models: Names of timm models, or of this package's own.
+        stages: Hyperparameters of each stage; with no ``fp`` stage, QAT starts from scratch.
+        overrides: What differs for some models, bits or stages.
+        resources: What a job of each stage asks the scheduler for.
+    """
+
+    dataset: str
+    models: Names
+    stages: dict[Stage, Training]
+    overrides: list[Override] = []
+    resources: dict[Stage, Resources] = {}
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.dataset not in DATASETS:
+            raise ValueError(
+                f"unknown dataset '{self.dataset}' ({suggest(self.dataset, list(DATASETS))})"
+            )
+        if "qat" not in self.stages:
+            raise ValueError("stages lacks 'qat', the stage that every method needs")
+        taught = [s for s, t in self.stages.items() if t.distillation]
+        if taught and "fp" not in self.stages:
+            raise ValueError(f"stage '{taught[0]}' distils, but there is no 'fp' stage to teach it")
+        return self
+
+
+class Study(Strict):
+    """A grid of cells, with the tables and figures made of it.
+
+    Attributes:
+        title: Heading of the report.
+        description: What the study asks; opens the report (Markdown-free plain text).
+        recipe: Name of the recipe.
+        models, bits, methods, seeds: The grid.
+        figures: Names of the report's figures, in order.
+        expectations: What is known to hold in this setting, to be set beside what was found.
+    """
+
+    title: str
+    description: str
+    recipe: Name
+    models: Names
+    bits: Annotated[list[Bits], AfterValidator(_distinct)]
+    methods: Names
+    seeds: Annotated[list[NonNegativeInt], AfterValidator(_distinct)]
+    figures: Names
+    expectations: list[str] = []
+
+
+class Site(Strict):
+    """``config/config.yaml``: what differs from one machine to the next.
+
+    Attributes:
+        studies: What ``snakemake`` builds when it is given no target.
+        results: Folder of the run folders and of the embedded MLflow store.
+        reports: Folder of the reports.
+        tracking_uri: MLflow's store; left out, an SQLite file in ``results``.
+    """
+
+    studies: Names
+    results: str = "results"
+    reports: str = "reports"
+    tracking_uri: str | None = None

@@ -1,0 +1,272 @@
+"""From a study to its cells, and from cells to runs that share their early stages.
+
+A run is identified by its resolved config, its parent's identity included, so equal runs of
+different cells and studies are one run, and a changed hyperparameter makes a new one.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ofq.errors import UserError
+from ofq.study.config import OFF, Method, Recipe, Resources, Stage, Study, Training, parse_bits
+from ofq.study.files import parse, suggest
+
+FORMAT = 1
+"""Raised whenever the same config would train to other numbers, which makes every run new."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a run computes; nothing that doesn't.
+
+    ``weight_quantizer`` is None for full-precision runs; ``boundary_range`` is set in stage
+    ``cga`` only; ``parent`` and ``teacher`` are hashes of other runs.
+    """
+
+    dataset: str
+    model: str
+    stage: Stage
+    seed: int
+    training: Training
+    bits: str | None = None
+    weight_quantizer: str | None = None
+    qkr: bool = False
+    boundary_range: float | None = None
+    module: str | None = None
+    parent: str | None = None
+    teacher: str | None = None
+
+    def payload(self) -> dict[str, Any]:
+        """The config as plain JSON data."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {"format": FORMAT, **values, "training": self.training.model_dump()}
+
+    def digest(self) -> str:
+        """Eight hex digits of the SHA-256 of the canonical JSON of the config."""
+        text = json.dumps(self.payload(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def slug(self) -> str:
+        """The part of the run's name that people read, such as ``w2a2-statsq-qkr-s0``."""
+        parts = [self.bits.lower(), self.weight_quantizer] if self.bits else ["fp"]
+        parts += ["qkr"] if self.qkr else []
+        parts += [f"cga{self.boundary_range:g}"] if self.boundary_range is not None else []
+        return "-".join([*(str(p) for p in parts), f"s{self.seed}"])
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training job.
+
+    Attributes:
+        config: What it computes.
+        id: Its folder below ``results/runs``, such as
+            ``digits/micro_deit_patch2_8/w2a2-statsq-s0-3f9a1c2b``.
+        parent: The run whose weights it starts from.
+        teacher: The full-precision run that teaches it.
+        resources: What its job asks the scheduler for.
+    """
+
+    config: RunConfig
+    id: str
+    parent: "Run | None"
+    teacher: "Run | None"
+    resources: Resources
+
+    def chain(self) -> Iterator["Run"]:
+        """The run and all that it builds on, last stage first."""
+        yield self
+        if self.parent is not None:
+            yield from self.parent.chain()
+
+    def needs(self) -> list["Run"]:
+        """The runs whose weights must exist before this one can start."""
+        wanted = (self.parent, self.teacher)
+        return list({run.id: run for run in wanted if run is not None}.values())
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table: a model at some bits under some method, over the seeds.
+
+    For the full-precision baseline ``bits`` is ``FP`` and ``method`` is ``fp``.
+    """
+
+    dataset: str
+    model: str
+    bits: str
+    method: str
+    label: str
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A study's cells.
+
+    Attributes:
+        study: The study's name.
+        cells: Full-precision baselines first, then models × bits × methods in the study's order.
+    """
+
+    study: str
+    cells: tuple[Cell, ...]
+
+    def runs(self) -> dict[str, Run]:
+        """All runs by id, shared ones once, parents before children."""
+        found: dict[str, Run] = {}
+        for cell in self.cells:
+            for run in cell.runs:
+                for link in reversed(list(run.chain())):
+                    found.setdefault(link.id, link)
+        return found
+
+
+@dataclass
+class _Builder:
+    """Makes runs of one recipe, each distinct one once."""
+
+    recipe: Recipe
+    source: str
+    runs: dict[str, Run] = field(default_factory=dict)
+    stages: dict[tuple[Stage, str, str | None], Training] = field(default_factory=dict)
+
+    def training(self, stage: Stage, model: str, bits: str | None) -> Training:
+        key = (stage, model, bits)
+        if key not in self.stages:
+            self.stages[key] = self._resolve(*key)
+        return self.stages[key]
+
+    def _resolve(self, stage: Stage, model: str, bits: str | None) -> Training:
+        values = self.recipe.stages[stage].model_dump()
+        facts = {"stage": stage, "model": model, "bits": bits}
+        for override in self.recipe.overrides:
+            wanted = override.match.model_dump(exclude_none=True)
+            if all(facts[key] == value for key, value in wanted.items()):
+                values |= override.set
+        where = f"recipe of {self.source}: stage '{stage}' of {model} at {bits} with its overrides"
+        return parse(Training, values, where)
+
+    def run(self, config: RunConfig, parent: Run | None, teacher: Run | None) -> Run:
+        name = f"{config.dataset}/{config.model}/{config.slug()}-{config.digest()}"
+        if name not in self.runs:
+            resources = self.recipe.resources.get(config.stage, Resources())
+            self.runs[name] = Run(config, name, parent, teacher, resources)
+        return self.runs[name]
+
+    def fp(self, model: str, seed: int) -> Run | None:
+        if "fp" not in self.recipe.stages:
+            return None
+        config = RunConfig(
+            self.recipe.dataset, model, "fp", seed, self.training("fp", model, None)
+        )
+        return self.run(config, None, None)
+
+    def last(self, model: str, bits: str, method: Method, seed: int) -> Run:
+        """The last run of a cell's chain: QAT, or CGA after it."""
+        fp = self.fp(model, seed)
+        qat = self._stage("qat", model, bits, method, seed, fp, fp)
+        if method.cga is None:
+            return qat
+        return self._stage("cga", model, bits, method, seed, qat, fp)
+
+    def _stage(
+        self,
+        stage: Stage,
+        model: str,
+        bits: str,
+        method: Method,
+        seed: int,
+        parent: Run | None,
+        fp: Run | None,
+    ) -> Run:
+        training = self.training(stage, model, bits)
+        teacher = fp if training.distillation else None
+        annealed = method.cga if stage == "cga" else None
+        config = RunConfig(
+            dataset=self.recipe.dataset,
+            model=model,
+            stage=stage,
+            seed=seed,
+            training=training,
+            bits=bits,
+            weight_quantizer=method.weight_quantizer,
+            qkr=method.qkr,
+            boundary_range=annealed.boundary_range if annealed else None,
+            module=method.module,
+            parent=parent.config.digest() if parent else None,
+            teacher=teacher.config.digest() if teacher else None,
+        )
+        return self.run(config, parent, teacher)
+
+
+def expand(
+    name: str, study: Study, recipe: Recipe, methods: dict[str, Method], source: str
+) -> Grid:
+    """Expand a study into its cells.
+
+    Args:
+        name: The study's name.
+        study: Its config.
+        recipe: The recipe that it names.
+        methods: All known methods by name.
+        source: The study's file, for errors.
+
+    Raises:
+        UserError: The study names something that its recipe or the methods lack, or asks for a
+            cell that can't exist.
+    """
+    _check(study, recipe, methods, source)
+    builder = _Builder(recipe, source)
+    cells = []
+    if "fp" in recipe.stages:
+        for model in study.models:
+            runs = tuple(run for s in study.seeds if (run := builder.fp(model, s)))
+            cells.append(Cell(recipe.dataset, model, "FP", "fp", "Full precision", runs))
+    for model in study.models:
+        for bits in study.bits:
+            for key in study.methods:
+                method = methods[key]
+                runs = tuple(builder.last(model, bits, method, s) for s in study.seeds)
+                cells.append(Cell(recipe.dataset, model, bits, key, method.label, runs))
+    return Grid(name, tuple(cells))
+
+
+def _check(study: Study, recipe: Recipe, methods: dict[str, Method], source: str) -> None:
+    problems = [
+        f"key 'methods': unknown method '{m}' ({suggest(m, sorted(methods))})"
+        for m in study.methods
+        if m not in methods
+    ]
+    problems += [
+        f"key 'models': recipe '{study.recipe}' has no model '{m}' ({suggest(m, recipe.models)})"
+        for m in study.models
+        if m not in recipe.models
+    ]
+    annealed = [m for m in study.methods if m in methods and methods[m].cga]
+    if annealed and "cga" not in recipe.stages:
+        problems.append(
+            f"key 'methods': '{annealed[0]}' ends with CGA, but recipe '{study.recipe}' has no "
+            f"stage 'cga' (it has: {', '.join(recipe.stages)})"
+        )
+    for bits in study.bits:
+        if annealed and parse_bits(bits)[0] == OFF:
+            problems.append(
+                f"key 'bits': at {bits} there are no quantized weights that '{annealed[0]}' could "
+                "anneal; give weight bits of 2 to 8, or leave the method out"
+            )
+    if problems:
+        raise UserError("\n".join(f"{source}: {problem}" for problem in problems))
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """What a run folder's ``run.json`` holds: the run's identity and its whole config."""
+    return {
+        "id": run.id,
+        "config": run.config.payload(),
+        "parent": run.parent.id if run.parent else None,
+        "teacher": run.teacher.id if run.teacher else None,
+    }

@@ -1,0 +1,127 @@
+"""The config folder as a whole: sites, studies, recipes and methods, found by name."""
+
+from functools import cached_property
+from pathlib import Path
+
+from ofq.errors import UserError
+from ofq.study.config import Method, Recipe, Site, Study
+from ofq.study.files import Model, parse, read_yaml, suggest
+from ofq.study.grid import Grid, Run, expand
+
+
+class Workspace:
+    """What a checkout defines under ``config/``.
+
+    Args:
+        root: The folder that holds ``config/``; results and reports lie below it too.
+    """
+
+    def __init__(self, root: Path = Path()) -> None:
+        self.root = root
+        self._grids: dict[str, Grid] = {}
+
+    @cached_property
+    def site(self) -> Site:
+        """``config/config.yaml``."""
+        path = self.root / "config" / "config.yaml"
+        site = parse(Site, read_yaml(path), str(path))
+        for name in site.studies:
+            if name not in self.study_names:
+                hint = suggest(name, self.study_names)
+                raise UserError(f"{path}: key 'studies': unknown study '{name}' ({hint})")
+        return site
+
+    @property
+    def results(self) -> Path:
+        """Where run folders and the embedded MLflow store live."""
+        return self.root / self.site.results
+
+    @property
+    def reports(self) -> Path:
+        """Where reports are written, a folder per study."""
+        return self.root / self.site.reports
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's store: the site's, or an SQLite file in the results folder."""
+        return self.site.tracking_uri or f"sqlite:///{(self.results / 'mlflow.db').resolve()}"
+
+    @cached_property
+    def study_names(self) -> list[str]:
+        """The studies that have a file."""
+        return sorted(path.stem for path in self._files("studies"))
+
+    @cached_property
+    def methods(self) -> dict[str, Method]:
+        """All methods of all files in ``config/methods``, by name.
+
+        Raises:
+            UserError: A file is wrong, or two files define a method of one name.
+        """
+        found: dict[str, Method] = {}
+        homes: dict[str, Path] = {}
+        for path in self._files("methods"):
+            for name, data in read_yaml(path).items():
+                if name in found:
+                    raise UserError(
+                        f"{path}: method '{name}' is already defined in {homes[name]}; rename one"
+                    )
+                found[name] = parse(Method, data, f"{path}: method '{name}'")
+                homes[name] = path
+        return found
+
+    def study(self, name: str) -> Study:
+        """A study's config, by its name."""
+        return self._load(Study, "studies", name, "study")
+
+    def recipe(self, name: str) -> Recipe:
+        """A recipe, by its name."""
+        return self._load(Recipe, "recipes", name, "recipe")
+
+    def study_path(self, name: str) -> Path:
+        """The file that defines a study."""
+        return self.root / "config" / "studies" / f"{name}.yaml"
+
+    def grid(self, name: str) -> Grid:
+        """A study's cells; expanded on first use."""
+        if name not in self._grids:
+            study, path = self.study(name), self.study_path(name)
+            names = [p.stem for p in self._files("recipes")]
+            if study.recipe not in names:
+                hint = suggest(study.recipe, names)
+                raise UserError(f"{path}: key 'recipe': unknown recipe '{study.recipe}' ({hint})")
+            recipe = self.recipe(study.recipe)
+            self._grids[name] = expand(name, study, recipe, self.methods, str(path))
+        return self._grids[name]
+
+    def find(self, run_id: str) -> tuple[Run, list[str]]:
+        """A run by its id, and the studies that it belongs to.
+
+        Studies whose files are wrong are passed over, so that a slip in one never stops the runs
+        of another.
+
+        Raises:
+            UserError: No study has this run.
+        """
+        found, homes, broken = None, [], []
+        for name in self.study_names:
+            try:
+                run = self.grid(name).runs().get(run_id)
+            except UserError as error:
+                broken.append(str(error))
+                continue
+            if run is not None:
+                found, homes = run, [*homes, name]
+        if found is None:
+            raise UserError("\n".join([f"no study under config/ has a run '{run_id}'", *broken]))
+        return found, homes
+
+    def _files(self, kind: str) -> list[Path]:
+        return sorted((self.root / "config" / kind).glob("*.yaml"))
+
+    def _load(self, model: type[Model], kind: str, name: str, word: str) -> Model:
+        path = self.root / "config" / kind / f"{name}.yaml"
+        if not path.exists():
+            hint = suggest(name, [p.stem for p in self._files(kind)])
+            raise UserError(f"unknown {word} '{name}' ({hint})")
+        return parse(model, read_yaml(path), str(path))

@@ -1,0 +1,138 @@
+"""The run folder: the one true record of a run, as plain files.
+
+========================  ==========================================================
+``run.json``              the run's id and its whole resolved config
+``provenance.json``       commit, versions, host, command (of the last attempt)
+``events.jsonl``          each start, resumption, interruption, failure and the end
+``metrics.jsonl``         one row per epoch, appended while training
+``layers.jsonl``          one row per epoch, layer and role
+``trajectories.jsonl``    one row per step and recorded weight, if the recipe asks for it
+``checkpoint/``           resumable state; removed when the run has finished
+``model.safetensors``     final weights
+``metrics.parquet`` …     the tables above, written at the end
+``result.json``           the final numbers, written last: with it, the run is complete
+========================  ==========================================================
+"""
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from ofq.atomic import write_file, write_json
+from ofq.errors import UserError
+
+Table = Literal["metrics", "layers", "trajectories"]
+TABLES: tuple[Table, ...] = ("metrics", "layers", "trajectories")
+
+
+class RunFolder:
+    """Reads and writes one run folder.
+
+    Args:
+        path: The folder; it need not exist before :meth:`open`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def open(self, description: dict[str, Any]) -> None:
+        """Create the folder and its ``run.json``.
+
+        Raises:
+            UserError: The folder can't be written, or it holds a run of another config.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if (self.path / "run.json").exists():
+                self._check(description)
+            else:
+                write_json(self.path / "run.json", description)
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: can't write the run folder: {error.strerror}; "
+                "mend its permissions, or set 'results' in config/config.yaml to another folder"
+            ) from None
+
+    def description(self) -> dict[str, Any]:
+        """What ``run.json`` holds."""
+        return self._json("run.json")
+
+    def provenance(self) -> dict[str, Any]:
+        """What ``provenance.json`` holds."""
+        return self._json("provenance.json")
+
+    def result(self) -> dict[str, Any] | None:
+        """The final numbers, or None while the run isn't complete."""
+        return self._json("result.json") if (self.path / "result.json").exists() else None
+
+    def append(self, table: Table, rows: Iterable[dict[str, Any]]) -> None:
+        """Add rows to a table, in one write."""
+        self._append(f"{table}.jsonl", rows)
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Note that something happened to the run now."""
+        self._append("events.jsonl", [{"event": kind, "time": time.time(), **facts}])
+
+    def events(self) -> list[dict[str, Any]]:
+        """All that happened to the run, in order."""
+        return self._rows("events.jsonl")
+
+    def rows(self, table: Table) -> list[dict[str, Any]]:
+        """A table's rows so far, in order; a torn last line is left out."""
+        return self._rows(f"{table}.jsonl")
+
+    def rewind(self, step: int) -> None:
+        """Drop what was recorded after a step, so that resumed training records it once."""
+        for table in TABLES:
+            path = self.path / f"{table}.jsonl"
+            if path.exists():
+                kept = [row for row in self.rows(table) if row["step"] <= step]
+                text = "".join(json.dumps(row) + "\n" for row in kept)
+                write_file(path, lambda temporary, text=text: temporary.write_text(text))  # type: ignore[misc]
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write the final tables, then ``result.json``."""
+        import pyarrow
+        from pyarrow import parquet
+
+        for table in TABLES:
+            rows = self.rows(table)
+            if rows:
+                columns = list(dict.fromkeys(key for row in rows for key in row))
+                data = {c: [row.get(c) for row in rows] for c in columns}
+                content = pyarrow.table(data)
+                write_file(
+                    self.path / f"{table}.parquet",
+                    lambda temporary, content=content: parquet.write_table(content, temporary),  # type: ignore[misc]
+                )
+        write_json(self.path / "result.json", result)
+
+    def _check(self, description: dict[str, Any]) -> None:
+        if self.description()["config"] != description["config"]:
+            raise UserError(
+                f"{self.path}: run.json holds another config than this run's, although both have "
+                "one name; move the folder away to train anew"
+            )
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; is {self.path} a run folder?") from None
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}: not valid JSON ({error})") from None
+
+    def _append(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(text)
+
+    def _rows(self, name: str) -> list[dict[str, Any]]:
+        path = self.path / name
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1]]
