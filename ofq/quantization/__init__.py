@@ -1,0 +1,42 @@
+"""StatsQ, LSQ, QKR, CGA and the oscillation tracker, on timm's models; knows nothing of training."""
+
+from ofq import torchvision_shim
+
+torchvision_shim.install()  # before anything imports timm
+
+from ofq.quantization.annealing import ConfidenceGuidedAnnealing, near_threshold  # noqa: E402
+from ofq.quantization.convert import calibrate, quantize  # noqa: E402
+from ofq.quantization.layers import low_bit_weights  # noqa: E402
+from ofq.quantization.lsq import LSQ, LSQWeight  # noqa: E402
+from ofq.quantization.oscillation import (  # noqa: E402
+    CodeHistory,
+    Oscillation,
+    OscillationTracker,
+    combine,
+)
+from ofq.quantization.quantizer import (  # noqa: E402
+    WeightQuantizer,
+    register_weight_quantizer,
+    straight_through,
+    weight_quantizer_names,
+)
+from ofq.quantization.statsq import StatsQ  # noqa: E402
+
+__all__ = [
+    "LSQ",
+    "CodeHistory",
+    "ConfidenceGuidedAnnealing",
+    "LSQWeight",
+    "Oscillation",
+    "OscillationTracker",
+    "StatsQ",
+    "WeightQuantizer",
+    "calibrate",
+    "combine",
+    "low_bit_weights",
+    "near_threshold",
+    "quantize",
+    "register_weight_quantizer",
+    "straight_through",
+    "weight_quantizer_names",
+]

@@ -1,0 +1,85 @@
+"""CGA: confidence-guided annealing (OFQ, section on CGA)."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ofq.errors import UserError
+from ofq.quantization.attention import MergedQueryKey
+from ofq.quantization.layers import low_bit_weights
+from ofq.quantization.quantizer import WeightQuantizer
+
+
+def near_threshold(position: Tensor, boundary_range: float, lowest: int, highest: int) -> Tensor:
+    """Which weights lie inside the boundary range of a rounding threshold.
+
+    Args:
+        position: Positions on the quantization grid (:meth:`WeightQuantizer.position`).
+        boundary_range: BR, half the band's width, in quantization steps.
+        lowest, highest: The code range; thresholds lie half-way between adjacent codes of it.
+
+    Returns:
+        Mask of the position's shape; true where |position − (i + ½)| ≤ BR for some i in
+        [lowest, highest − 1].
+    """
+    below = position.floor()
+    part = position - below
+    inside = (part >= 0.5 - boundary_range) & (part <= 0.5 + boundary_range)
+    return inside & (below >= lowest) & (below < highest)
+
+
+class ConfidenceGuidedAnnealing:
+    """Lets only low-confidence weights train: those inside the boundary range of a threshold.
+
+    :meth:`step` takes the place of ``optimizer.step()``. Before each step, from the weights as
+    they are, every low-bit weight outside the band is frozen for this step: its gradient is zeroed
+    and its value restored afterwards, since momentum and weight decay would move it. A weight that
+    leaves the band freezes there and then. On QKR's merged weight, entries outside the band pass
+    no gradient to W_q and W_k. Everything else keeps training.
+
+    Args:
+        model: A quantized model.
+        boundary_range: BR, in quantization steps, in (0, 0.5).
+
+    Raises:
+        UserError: The boundary range isn't allowed, or the model has no low-bit weights.
+    """
+
+    def __init__(self, model: nn.Module, boundary_range: float = 0.005) -> None:
+        if not 0 < boundary_range < 0.5:
+            raise UserError(f"boundary_range {boundary_range}; allowed: above 0, below 0.5")
+        self.boundary_range = boundary_range
+        self._weights: list[tuple[nn.Parameter, WeightQuantizer]] = []
+        for weight in low_bit_weights(model):
+            if isinstance(weight.owner, MergedQueryKey):
+                weight.owner.trainable = partial(self._near, weight.quantizer)
+            else:
+                parameter = weight.latent()
+                assert isinstance(parameter, nn.Parameter)
+                self._weights.append((parameter, weight.quantizer))
+        if not self._weights:
+            raise UserError("nothing to anneal: the model has no low-bit weights")
+
+    @torch.no_grad()
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Step the optimizer with all high-confidence weights frozen."""
+        frozen = [(p, self._frozen(p, quantizer), p.clone()) for p, quantizer in self._weights]
+        for parameter, mask, _ in frozen:
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(mask, 0)
+        optimizer.step()
+        for parameter, mask, before in frozen:
+            torch.where(mask, before, parameter, out=parameter)
+
+    @torch.no_grad()
+    def frozen_share(self) -> float:
+        """Percentage of the annealed weights that are frozen now; waits for the device."""
+        masks = [self._frozen(p, quantizer) for p, quantizer in self._weights]
+        return 100 * float(sum(m.sum() for m in masks)) / sum(m.numel() for m in masks)
+
+    def _near(self, quantizer: WeightQuantizer, position: Tensor) -> Tensor:
+        return near_threshold(position, self.boundary_range, quantizer.lowest, quantizer.highest)
+
+    def _frozen(self, parameter: Tensor, quantizer: WeightQuantizer) -> Tensor:
+        return ~self._near(quantizer, quantizer.position(parameter))

@@ -1,0 +1,221 @@
+"""Quantized attention, with query and key apart or reparameterized as one (QKR).
+
+Shapes: B batch (for Swin: batch × windows), N tokens, H heads, d channels per head, C = H·d.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ofq.quantization.layers import LowBit, QuantizedLinear
+
+
+class SeparateScores(nn.Module):
+    """Logits and values from one quantized qkv layer; query and key are quantized apart.
+
+    Args:
+        qkv: Linear layer C → 3C.
+        q_quantizer, k_quantizer: Activation quantizers with a scale per token.
+        v_quantizer: Activation quantizer with a scale per channel.
+        heads: H.
+    """
+
+    def __init__(
+        self,
+        qkv: QuantizedLinear,
+        q_quantizer: nn.Module,
+        k_quantizer: nn.Module,
+        v_quantizer: nn.Module,
+        heads: int,
+    ) -> None:
+        super().__init__()
+        self.qkv = qkv
+        self.q_quantizer = q_quantizer
+        self.k_quantizer = k_quantizer
+        self.v_quantizer = v_quantizer
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map tokens (B, N, C) to unscaled logits (B, H, N, N) and values (B, H, N, d)."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q_BHNd = _split(self.q_quantizer(q), self.heads)
+        k_BHNd = _split(self.k_quantizer(k), self.heads)
+        return q_BHNd @ k_BHNd.transpose(-2, -1), _split(self.v_quantizer(v), self.heads)
+
+
+def merge(q_weight: Tensor, k_weight: Tensor, heads: int) -> Tensor:
+    """W_q[h]ᵀ W_k[h] of every head, stacked: two (C, C) weights give (H·C, C)."""
+    q_HdC = q_weight.unflatten(0, (heads, -1))
+    k_HdC = k_weight.unflatten(0, (heads, -1))
+    return (q_HdC.transpose(1, 2) @ k_HdC).flatten(0, 1)
+
+
+class MergedQueryKey(nn.Module, LowBit):
+    """The merged query-key weight of every head, quantized per row.
+
+    One quantizer stands where there were two, so oscillations of query and key no longer feed
+    each other. A row is one (head, channel) pair. Gradients reach W_q and W_k through the product.
+
+    Args:
+        q_weight, k_weight: Weights of the full-precision model, each (C, C).
+        weight_quantizer: Quantizer of the (H·C, C) product.
+        heads: H.
+
+    Attributes:
+        trainable: Set while annealing: maps positions on the quantization grid to a mask of the
+            entries of the product that pass a gradient to W_q and W_k.
+    """
+
+    def __init__(
+        self, q_weight: Tensor, k_weight: Tensor, weight_quantizer: nn.Module, heads: int
+    ) -> None:
+        super().__init__()
+        self.q_weight = nn.Parameter(q_weight.detach().clone())
+        self.k_weight = nn.Parameter(k_weight.detach().clone())
+        self.weight_quantizer = weight_quantizer
+        self.heads = heads
+        self.roles = {"qk": slice(0, heads * q_weight.shape[1])}
+        self.trainable: Callable[[Tensor], Tensor] | None = None
+
+    def latent_weight(self) -> Tensor:
+        """The product, (H·C, C)."""
+        return merge(self.q_weight, self.k_weight, self.heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B, N, C) to W_qk[h] x of every head, (B, N, H, C)."""
+        weight = self.latent_weight()
+        if self.trainable is not None:
+            mask = self.trainable(self.weight_quantizer.position(weight))
+            weight = torch.where(mask, weight, weight.detach())
+        return F.linear(x, self.weight_quantizer(weight)).unflatten(-1, (self.heads, -1))
+
+
+class QKRScores(nn.Module):
+    """Logits and values with query-key reparameterization (paper, section on QKR).
+
+    x̂ = LSQ(x) is shared; z[m, h] = LSQ(W_qk[h] x̂_m) with a scale per (token, head); the logit of
+    query n and key m is x̂_n · z[m, h]. The full-precision model's query and key biases are
+    dropped.
+
+    Args:
+        input_quantizer: Activation quantizer of x.
+        merged: The merged query-key weight.
+        z_quantizer: Quantizer of z, (B, N, H, C).
+        v: Linear layer of the values, without input quantizer.
+        v_quantizer: Activation quantizer with a scale per channel.
+    """
+
+    def __init__(
+        self,
+        input_quantizer: nn.Module,
+        merged: MergedQueryKey,
+        z_quantizer: nn.Module,
+        v: QuantizedLinear,
+        v_quantizer: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.input_quantizer = input_quantizer
+        self.merged = merged
+        self.z_quantizer = z_quantizer
+        self.v = v
+        self.v_quantizer = v_quantizer
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map tokens (B, N, C) to unscaled logits (B, H, N, N) and values (B, H, N, d)."""
+        x = self.input_quantizer(x)
+        z_BNHC = self.z_quantizer(self.merged(x))
+        logits = x.unsqueeze(1) @ z_BNHC.permute(0, 2, 3, 1)
+        return logits, _split(self.v_quantizer(self.v(x)), self.merged.heads)
+
+
+class QuantizedAttention(nn.Module):
+    """Multi-head attention with quantized operands; softmax stays in floating point.
+
+    Args:
+        scores: :class:`SeparateScores` or :class:`QKRScores`.
+        probability_quantizer: Unsigned quantizer of the attention probabilities, a scale per query.
+        proj: Output layer.
+        attn_drop, proj_drop: Dropouts of the layer replaced.
+        scale: Factor on the logits, 1/√d.
+    """
+
+    def __init__(
+        self,
+        scores: nn.Module,
+        probability_quantizer: nn.Module,
+        proj: nn.Module,
+        attn_drop: nn.Module,
+        proj_drop: nn.Module,
+        scale: float,
+    ) -> None:
+        super().__init__()
+        self.scores = scores
+        self.probability_quantizer = probability_quantizer
+        self.proj = proj
+        self.attn_drop = attn_drop
+        self.proj_drop = proj_drop
+        self.scale = scale
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """Map tokens (B, N, C) to (B, N, C); an additive mask may be given, causality may not."""
+        assert not is_causal, "vision transformers attend to all tokens"
+        logits, v = self.scores(x)
+        logits = logits * self.scale
+        return self.attend(logits if attn_mask is None else logits + attn_mask, v)
+
+    def attend(self, logits: Tensor, v: Tensor) -> Tensor:
+        """Softmax of logits (B, H, N, N), quantized, times values (B, H, N, d); then the output."""
+        probabilities = self.attn_drop(self.probability_quantizer(logits.softmax(-1)))
+        return self.proj_drop(self.proj((probabilities @ v).transpose(1, 2).flatten(2)))
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    """(B, N, C) → (B, H, N, d)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+class RelativePositionBias(nn.Module):
+    """Swin's learned bias on the logits of a window, by relative position of query and key.
+
+    Args:
+        table: ((2·Wh − 1)·(2·Ww − 1), H), taken over from the full-precision layer.
+        index: (N, N) rows of the table, N = Wh·Ww.
+    """
+
+    index: Tensor
+
+    def __init__(self, table: nn.Parameter, index: Tensor) -> None:
+        super().__init__()
+        # timm exempts a parameter of this name from weight decay
+        self.relative_position_bias_table = table
+        self.register_buffer("index", index.clone(), persistent=False)
+
+    def forward(self) -> Tensor:
+        """The bias (H, N, N)."""
+        return self.relative_position_bias_table[self.index].permute(2, 0, 1)
+
+
+class QuantizedWindowAttention(QuantizedAttention):
+    """Quantized attention inside Swin's windows; position bias and shift mask stay unquantized.
+
+    Args:
+        bias: The window's position bias.
+        **parts: As of :class:`QuantizedAttention`.
+    """
+
+    def __init__(self, bias: RelativePositionBias, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.bias = bias
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Map tokens (images · windows, N, C), with a mask (windows, N, N) of 0 and −100."""
+        logits, v = self.scores(x)
+        logits = logits * self.scale + self.bias()
+        if mask is not None:
+            logits = (logits.unflatten(0, (-1, len(mask))) + mask.unsqueeze(1)).flatten(0, 1)
+        return self.attend(logits, v)

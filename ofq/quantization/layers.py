@@ -1,0 +1,164 @@
+"""Activation quantizers with their shifts, and quantized linear and convolution layers."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ofq.quantization.lsq import LSQ
+from ofq.quantization.quantizer import WeightQuantizer
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A low-bit weight of a model, as annealing and tracking see it.
+
+    Attributes:
+        layer: The layer's name within the model.
+        roles: The rows that each role (q, k, v, proj, fc1, fc2, qk, reduction) takes.
+        quantizer: Its quantizer.
+        owner: The layer; its ``latent_weight()`` is the weight that gets quantized.
+    """
+
+    layer: str
+    roles: Mapping[str, slice]
+    quantizer: WeightQuantizer
+    owner: "LowBit"
+
+    def latent(self) -> Tensor:
+        """The weight before quantization."""
+        return self.owner.latent_weight()
+
+
+class LowBit:
+    """Mixin of the layers whose weights annealing and tracking look at."""
+
+    roles: Mapping[str, slice]
+    weight_quantizer: nn.Module
+
+    def latent_weight(self) -> Tensor:
+        """The weight before quantization, rows first."""
+        raise NotImplementedError
+
+
+def low_bit_weights(model: nn.Module) -> Iterator[QuantizedWeight]:
+    """The low-bit weights of a quantized model, in forward order; the 8-bit ends aren't among them."""
+    for name, module in model.named_modules():
+        if isinstance(module, LowBit) and module.roles:
+            if isinstance(module.weight_quantizer, WeightQuantizer):
+                yield QuantizedWeight(name, module.roles, module.weight_quantizer, module)
+
+
+class ActivationQuantizer(nn.Module):
+    """LSQ between two learnable shifts: LSQ(x + before) + after.
+
+    The shifts start at zero and are trained (released code: ``move_b4``, ``move_aft``). They are
+    kept flat, because optimizers exempt one-dimensional parameters from weight decay.
+
+    Args:
+        quantizer: The quantizer.
+        shape: Shape of each shift; broadcasts against the activation.
+    """
+
+    def __init__(self, quantizer: LSQ, *shape: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.before = nn.Parameter(torch.zeros(math.prod(shape)))
+        self.quantizer = quantizer
+        self.after = nn.Parameter(torch.zeros(math.prod(shape)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shift, quantize, shift."""
+        return self.quantizer(x + self.before.view(self.shape)) + self.after.view(self.shape)
+
+
+class LogitQuantizer(nn.Module):
+    """LSQ behind one learnable shift: LSQ(x + before).
+
+    For keys, or QKR's merged activation: a shift after the quantizer would add the same number to
+    every logit of a query, which softmax cancels, so its gradient is rounding noise.
+
+    Args:
+        quantizer: The quantizer.
+        shape: Shape of the shift.
+    """
+
+    def __init__(self, quantizer: LSQ, *shape: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.before = nn.Parameter(torch.zeros(math.prod(shape)))
+        self.quantizer = quantizer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shift, quantize."""
+        return self.quantizer(x + self.before.view(self.shape))
+
+
+class QuantizedLinear(nn.Linear, LowBit):
+    """A linear layer that quantizes its input and its weight.
+
+    Takes over the parameters of the layer it replaces.
+
+    Args:
+        linear: The layer to quantize.
+        weight_quantizer: A :class:`WeightQuantizer`, or an identity.
+        input_quantizer: An :class:`ActivationQuantizer`, or an identity.
+        roles: The rows of each role; none for the 8-bit ends.
+    """
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        weight_quantizer: nn.Module,
+        input_quantizer: nn.Module,
+        roles: Mapping[str, slice],
+    ) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.weight_quantizer = weight_quantizer
+        self.input_quantizer = input_quantizer
+        self.roles = roles
+
+    def latent_weight(self) -> Tensor:
+        """The weight (out, in)."""
+        return self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        return F.linear(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
+
+
+class QuantizedConv2d(nn.Conv2d):
+    """A convolution (the patch embedding) that quantizes its input and its weight.
+
+    Args:
+        conv: The layer to quantize, whose parameters it takes over.
+        weight_quantizer: A :class:`WeightQuantizer`, or an identity.
+        input_quantizer: An :class:`ActivationQuantizer`, or an identity.
+    """
+
+    def __init__(
+        self, conv: nn.Conv2d, weight_quantizer: nn.Module, input_quantizer: nn.Module
+    ) -> None:
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            conv.groups,
+            bias=False,
+            device="meta",
+        )
+        self.weight, self.bias = conv.weight, conv.bias
+        self.weight_quantizer = weight_quantizer
+        self.input_quantizer = input_quantizer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in, H, W) to (B, out, H', W')."""
+        weight = self.weight_quantizer(self.weight)
+        return self._conv_forward(self.input_quantizer(x), weight, self.bias)

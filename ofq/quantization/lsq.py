@@ -1,0 +1,188 @@
+"""LSQ: quantization with a learned step size (Esser et al. 2020), as OFQ uses it."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ofq.errors import UserError
+from ofq.quantization.quantizer import WeightQuantizer, check_bits, register_weight_quantizer
+
+_SMALLEST = 1e-5  # floor of the scale
+_NEGATIVE = -1e-5  # images with a value below this are quantized with a sign
+
+
+class _LSQFunction(torch.autograd.Function):
+    """round(clamp(x/s, low, high))·s with LSQ's gradients; saves its input and the scale only."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, low: int, high: int, gradient_scale: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.constants = low, high, gradient_scale
+        return (x / scale).clamp_(low, high).round_().mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+        x, scale = ctx.saved_tensors
+        low, high, gradient_scale = ctx.constants
+        ratio = x / scale
+        clamped = ratio.clamp(low, high)
+        inside = torch.where(ratio == clamped, gradient, 0)
+        # Σ g·(round(u) − u) inside and Σ g·bound outside, for u = x/s
+        slope = gradient * clamped.round() - inside * clamped
+        return inside, slope.sum_to_size(scale.shape).mul_(gradient_scale), None, None, None
+
+
+class LSQ(nn.Module):
+    """Quantizes a tensor with learned scales along one axis.
+
+    y = round(clamp(x/s, Qn, Qp))·s, rounding half to even; signed Qn = −2^(b−1), Qp = 2^(b−1) − 1;
+    unsigned 0 and 2^b − 1. dy/dx is 1 on the closed interval, 0 outside; dy/ds = g·(round(x/s) −
+    x/s) inside and g·Qn or g·Qp outside, with g = 1/√(Qp · elements per scale). The scale is kept
+    at 1e-5 or above, straight-through. Where the batch is an axis without scales, the elements per
+    scale include it: g counts the tensor that one forward pass sees.
+
+    The first tensor sets the scales to f·mean|x|/√Qp; f = 4 for an unsigned quantizer with an
+    axis, else 2. Arithmetic is float32, under autocast too.
+
+    Args:
+        bits: Bit-width, 2 to 8.
+        axis: The dimension, or dimensions, that the scales run over; None for one scale.
+        signed: Whether codes may be negative.
+
+    Attributes:
+        scale: One scale per index of the axis (flattened); empty until the first tensor was seen.
+
+    Example:
+        >>> import torch, ofq
+        >>> ofq.LSQ(bits=2)(torch.tensor([-2.0, -0.2, 0.3, 1.5]))
+        tensor([-2.,  0.,  0.,  2.], grad_fn=<_LSQFunctionBackward>)
+    """
+
+    scale: nn.Parameter
+
+    def __init__(
+        self, bits: int, axis: int | tuple[int, ...] | None = None, signed: bool = True
+    ) -> None:
+        super().__init__()
+        self.bits = check_bits(bits)
+        self.axis = (axis,) if isinstance(axis, int) else tuple(axis or ())
+        self.signed = signed
+        self.scale = nn.Parameter(torch.empty(0))
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """The lowest and the highest code."""
+        if self.signed:
+            return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+        return 0, 2**self.bits - 1
+
+    def initialize(self, x: Tensor) -> None:
+        """Set the scales from a tensor."""
+        x = x.detach().float()
+        kept = {d % x.ndim for d in self.axis}
+        mean = x.abs().mean([d for d in range(x.ndim) if d not in kept]).reshape(-1)
+        factor = 4 if self.axis and not self.signed else 2
+        # assigned to .data, so that an optimizer made before still holds the parameter
+        self.scale.data = mean * (factor / math.sqrt(self.range[1]))
+
+    def reset(self) -> None:
+        """Forget the scales, so that the next tensor sets them."""
+        self.scale.data = self.scale.data.new_empty(0)
+
+    def effective_scale(self, x: Tensor) -> Tensor:
+        """The scales, floored straight-through, in a shape that broadcasts over ``x``.
+
+        Raises:
+            UserError: The tensor's axis has another length than the scales.
+        """
+        shape = [1] * x.ndim
+        for dimension in self.axis:
+            shape[dimension] = x.shape[dimension]
+        if math.prod(shape) != self.scale.numel():
+            raise UserError(
+                f"LSQ has {self.scale.numel()} scales along axis {self.axis}, but the tensor has "
+                f"shape {tuple(x.shape)}; calibrate with inputs of the size used later"
+            )
+        scale = self.scale.float()
+        return (scale + (scale.clamp_min(_SMALLEST) - scale).detach()).reshape(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize a tensor; the first one sets the scales."""
+        if self.scale.numel() == 0:
+            self.initialize(x)
+        low, high = self.range
+        per_scale = x.numel() / self.scale.numel()
+        gradient_scale = 1 / math.sqrt(high * per_scale)
+        return _LSQFunction.apply(x.float(), self.effective_scale(x), low, high, gradient_scale)
+
+    def extra_repr(self) -> str:
+        """Bits, axis and sign."""
+        return f"bits={self.bits}, axis={self.axis}, signed={self.signed}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # the number of scales follows from the data, so take it from the checkpoint
+        loaded = state_dict.get(f"{prefix}scale")
+        if loaded is not None:
+            self.scale.data = self.scale.data.new_empty(loaded.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class ImageLSQ(LSQ):
+    """LSQ for images (B, channels, H, W): a scale per channel, signed only if the images are.
+
+    The sign is found when the scales are set and kept in a buffer; the initial scale has f = 2
+    either way.
+
+    Args:
+        bits: Bit-width, 2 to 8.
+    """
+
+    has_negative: Tensor
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits, axis=1)
+        self.register_buffer("has_negative", torch.tensor(True))
+
+    def initialize(self, x: Tensor) -> None:
+        """Find the sign, then set the scales."""
+        self._set_sign(bool(x.min() < _NEGATIVE))
+        mean = x.detach().float().abs().mean((0, 2, 3))
+        self.scale.data = mean * (2 / math.sqrt(self.range[1]))
+
+    def _set_sign(self, negative: bool) -> None:
+        self.signed = negative
+        self.has_negative.fill_(negative)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.signed = bool(self.has_negative)
+
+
+@register_weight_quantizer("lsq")
+class LSQWeight(WeightQuantizer):
+    """LSQ on weights: one learned scale per output row (linear) or output channel (convolution).
+
+    Args:
+        bits: Bit-width, 2 to 8.
+    """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits)
+        self.lsq = LSQ(bits, axis=0)
+
+    def initialize(self, weight: Tensor) -> None:
+        """Set the scales from the weight."""
+        self.lsq.initialize(weight)
+
+    def position(self, weight: Tensor) -> Tensor:
+        """See :meth:`WeightQuantizer.position`."""
+        ratio = weight.detach().float() / self.lsq.effective_scale(weight).detach()
+        return ratio.clamp_(self.lowest, self.highest)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Quantize a weight of shape (rows, ...)."""
+        return self.lsq(weight)

@@ -1,0 +1,170 @@
+"""How often quantized weights flip between codes (Nagel et al. 2022, arXiv 2203.11086)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ofq.quantization.annealing import near_threshold
+from ofq.quantization.layers import low_bit_weights
+
+
+class CodeHistory(nn.Module):
+    """What has become of the integer codes of one weight, step by step.
+
+    With Δ = previous − current code, a *flip* is Δ ≠ 0, and an *oscillation* is a flip whose
+    direction is opposite to that weight's last flip. The oscillation frequency is
+    f ← m·oscillated + (1 − m)·f.
+
+    Args:
+        codes: The codes before the first step, int8.
+        momentum: m.
+
+    Attributes:
+        frequency: f of each weight, float32.
+        oscillations: Oscillations of each weight since the start.
+        flips: Flips of each row since :meth:`reset_flips`.
+    """
+
+    previous: Tensor
+    direction: Tensor
+    frequency: Tensor
+    oscillations: Tensor
+    flips: Tensor
+    steps: Tensor
+
+    def __init__(self, codes: Tensor, momentum: float = 0.01) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("previous", codes.clone())
+        self.register_buffer("direction", torch.zeros_like(codes))
+        self.register_buffer("frequency", torch.zeros_like(codes, dtype=torch.float32))
+        self.register_buffer("oscillations", torch.zeros_like(codes, dtype=torch.int32))
+        self.register_buffer("flips", torch.zeros_like(codes[:, 0], dtype=torch.int64))
+
+    def observe(self, codes: Tensor) -> None:
+        """Take in the codes after one more step."""
+        # compared, not subtracted: 8-bit codes can lie 255 apart, which int8 can't hold
+        direction = (self.previous > codes).to(torch.int8) - (self.previous < codes).to(torch.int8)
+        flipped = direction != 0
+        oscillated = flipped & (direction == -self.direction)
+        self.frequency.mul_(1 - self.momentum).add_(oscillated, alpha=self.momentum)
+        self.oscillations += oscillated
+        self.flips += flipped.flatten(1).sum(1)
+        self.direction = torch.where(flipped, direction, self.direction)
+        self.previous = codes
+
+    def reset_flips(self) -> None:
+        """Start counting flips anew."""
+        self.flips.zero_()
+
+
+@dataclass(frozen=True)
+class Oscillation:
+    """Oscillation figures of the weights of one role in one layer, or of several together.
+
+    Attributes:
+        layer: The layer's name.
+        role: q, k, v, proj, fc1, fc2, qk (merged query-key) or reduction.
+        weights: Number of weights.
+        oscillation_rate: Percentage of weights with f above the threshold.
+        flips: Flips per 1,000 weights and step, since the last summary.
+        in_boundary_range: Percentage of weights inside the boundary range of a rounding threshold.
+    """
+
+    layer: str
+    role: str
+    weights: int
+    oscillation_rate: float
+    flips: float
+    in_boundary_range: float
+
+
+class OscillationTracker(nn.Module):
+    """Follows the codes of all low-bit weights of a quantized model.
+
+    All state is in buffers, so it goes into a checkpoint with ``state_dict()``.
+
+    Args:
+        model: A quantized model, as it is before the first step.
+        momentum: m of the oscillation frequency.
+        threshold: A weight is oscillating if its frequency is above this. One oscillation keeps a
+            weight above 0.005 for 69 steps at m = 0.01.
+        boundary_range: Half the width, in quantization steps, of the band around a threshold in
+            which weights are counted.
+
+    Example:
+        >>> import ofq, timm, torch
+        >>> model = ofq.quantize(timm.create_model("deit_tiny_patch16_224", depth=1))
+        >>> ofq.calibrate(model, torch.rand(2, 3, 224, 224))
+        >>> tracker = ofq.OscillationTracker(model)
+        >>> tracker.update()  # after each optimizer step
+        >>> tracker.summary()[0].role
+        'q'
+    """
+
+    steps: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        momentum: float = 0.01,
+        threshold: float = 0.005,
+        boundary_range: float = 0.005,
+    ) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.boundary_range = boundary_range
+        self._weights = list(low_bit_weights(model))
+        self.histories = nn.ModuleList(
+            CodeHistory(w.quantizer.codes(w.latent()), momentum) for w in self._weights
+        )
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights after an optimizer step."""
+        self.steps += 1
+        for weight, history in zip(self._weights, self.histories, strict=True):
+            history.observe(weight.quantizer.codes(weight.latent()))
+
+    @torch.no_grad()
+    def summary(self) -> list[Oscillation]:
+        """The figures of each layer and role; waits for the device, and counts flips anew."""
+        steps = max(1, int(self.steps))
+        found = []
+        for weight, history in zip(self._weights, self.histories, strict=True):
+            quantizer = weight.quantizer
+            near = near_threshold(
+                quantizer.position(weight.latent()),
+                self.boundary_range,
+                quantizer.lowest,
+                quantizer.highest,
+            )
+            oscillating = history.frequency > self.threshold
+            for role, rows in weight.roles.items():
+                count = near[rows].numel()
+                found.append(
+                    Oscillation(
+                        weight.layer,
+                        role,
+                        count,
+                        100 * float(oscillating[rows].sum()) / count,
+                        1000 * float(history.flips[rows].sum()) / count / steps,
+                        100 * float(near[rows].sum()) / count,
+                    )
+                )
+            history.reset_flips()
+        self.steps.zero_()
+        return found
+
+
+def combine(parts: list[Oscillation]) -> dict[str, Any]:
+    """Figures of several layers or roles together, weighted by their numbers of weights."""
+    total = sum(part.weights for part in parts)
+
+    def mean(name: str) -> float:
+        return sum(getattr(part, name) * part.weights for part in parts) / total
+
+    return {name: mean(name) for name in ("oscillation_rate", "flips", "in_boundary_range")}

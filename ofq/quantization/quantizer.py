@@ -1,0 +1,132 @@
+"""What every weight quantizer offers, and the registry by which methods name them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ofq.errors import UserError
+
+OFF = 32
+"""The bit-width that stands for "not quantized"."""
+
+
+class WeightQuantizer(nn.Module, ABC):
+    """Fake-quantizes a weight whose rows run over its first dimension.
+
+    A subclass says where each weight lies on the quantization grid (:meth:`position`) and what its
+    quantized value and gradient are (:meth:`forward`). Codes, confidence-guided annealing and the
+    oscillation tracker all follow from the position.
+
+    Args:
+        bits: Bit-width, 2 to 8; codes run from ``-2**(bits-1)`` to ``2**(bits-1) - 1``.
+
+    Raises:
+        UserError: Another bit-width.
+    """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = check_bits(bits)
+        self.lowest = -(2 ** (bits - 1))
+        self.highest = 2 ** (bits - 1) - 1
+
+    @abstractmethod
+    def position(self, weight: Tensor) -> Tensor:
+        """Where each weight lies, in quantization steps; its code is the nearest integer.
+
+        Half-integers between the lowest and the highest code are the rounding thresholds. float32,
+        of the weight's shape, without gradient.
+        """
+
+    @abstractmethod
+    def forward(self, weight: Tensor) -> Tensor:
+        """The quantized weight, of the same shape, differentiable by a straight-through rule."""
+
+    def initialize(self, weight: Tensor) -> None:  # noqa: B027 - most quantizers keep no state
+        """Set learnable state from the weight that will be quantized."""
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """The integer code of each weight, as int8, by the rounding that the forward pass uses."""
+        return self.position(weight).round_().to(torch.int8)
+
+    def extra_repr(self) -> str:
+        """The bit-width."""
+        return f"bits={self.bits}"
+
+
+def check_bits(bits: int) -> int:
+    """Return ``bits`` if it is a bit-width that quantizers can have.
+
+    Raises:
+        UserError: It isn't an integer of 2 to 8.
+    """
+    if bits not in range(2, 9):
+        raise UserError(f"{bits} bits; allowed: 2 to 8 (32 leaves a part unquantized)")
+    return bits
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Passes the second argument forward and the gradient back to the first, unchanged."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, quantized: Tensor) -> Tensor:
+        return quantized.view_as(quantized)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient, None
+
+
+def straight_through(weight: Tensor, quantized: Tensor) -> Tensor:
+    """The value of ``quantized`` with the gradient of ``weight`` (straight-through estimator)."""
+    return _StraightThrough.apply(weight, quantized)
+
+
+_REGISTRY: dict[str, Callable[[int], WeightQuantizer]] = {}
+_Quantizer = TypeVar("_Quantizer", bound=Callable[[int], WeightQuantizer])
+
+
+def register_weight_quantizer(name: str) -> Callable[[_Quantizer], _Quantizer]:
+    """Class decorator that makes a weight quantizer available under a name.
+
+    Example:
+        >>> import ofq
+        >>> @ofq.register_weight_quantizer("statsq_copy")
+        ... class Copy(ofq.StatsQ):
+        ...     '''StatsQ under another name.'''
+
+    Raises:
+        UserError: The name is taken.
+    """
+
+    def register(quantizer: _Quantizer) -> _Quantizer:
+        if name in _REGISTRY and _REGISTRY[name] is not quantizer:
+            raise UserError(f"a weight quantizer named '{name}' is already registered")
+        _REGISTRY[name] = quantizer
+        return quantizer
+
+    return register
+
+
+def weight_quantizer_names() -> list[str]:
+    """The names under which weight quantizers are registered."""
+    return sorted(_REGISTRY)
+
+
+def make_weight_quantizer(name: str, bits: int, weight: Tensor) -> nn.Module:
+    """A registered weight quantizer for a weight, or an identity at 32 bits.
+
+    Raises:
+        UserError: No quantizer has this name, or the bit-width isn't allowed.
+    """
+    if name not in _REGISTRY:
+        allowed = ", ".join(weight_quantizer_names())
+        raise UserError(f"unknown weight quantizer '{name}'; allowed: {allowed}")
+    if bits == OFF:
+        return nn.Identity()
+    quantizer = _REGISTRY[name](bits).to(weight.device)
+    quantizer.initialize(weight.detach())
+    return quantizer

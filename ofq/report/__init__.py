@@ -1,0 +1,33 @@
+"""Reports: run folders in, a page with tables, figures and what they show out.
+
+Reads files only, and nothing of torch or MLflow; the heavier imports wait for :func:`build`.
+"""
+
+from pathlib import Path
+
+from ofq.study import Workspace
+
+__all__ = ["build"]
+
+
+def build(workspace: Workspace, study: str, out: Path) -> Path:
+    """Write a study's report.
+
+    The report is made in a folder beside ``out`` and put in its place when it is whole, so a
+    failure leaves an earlier report as it was. Equal run folders make byte-identical reports.
+
+    Args:
+        workspace: The checkout's config.
+        study: The study's name.
+        out: The report's folder; what an earlier report left there is replaced.
+
+    Returns:
+        The page, ``out/index.html``.
+
+    Raises:
+        UserError: The study is wrong, names an unknown figure, or misses a run; or ``out`` holds
+            something else than a report.
+    """
+    from ofq.report.build import write_report
+
+    return write_report(workspace, study, out)

@@ -1,0 +1,69 @@
+"""Putting a report together in a temporary folder, and that folder in the report's place."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ofq.errors import UserError
+from ofq.report.collect import Records, collect
+from ofq.report.compare import compare, summarize_cells
+from ofq.report.figures import check_figures, write_figures
+from ofq.report.page import write_page
+from ofq.report.tables import Table, to_latex, to_markdown
+from ofq.study import Workspace
+
+ENTRIES = ("index.html", "table.md", "table.csv", "table.tex", "runs.csv", "differences.csv")
+"""The files of a report; its figures are in the folder ``figures``."""
+
+
+def write_report(workspace: Workspace, study: str, out: Path) -> Path:
+    """See :func:`ofq.report.build`."""
+    check_figures(workspace.study(study).figures, str(workspace.study_path(study)))
+    _refuse_foreign(out)
+    records = collect(workspace, study)
+    with _replacing(out) as folder:
+        _fill(folder, records, os.path.relpath(workspace.results / "runs", out))
+    return out / "index.html"
+
+
+def _fill(folder: Path, records: Records, runs_path: str) -> None:
+    cells, differences = summarize_cells(records), compare(records)
+    table = Table.of(records, cells)
+    (folder / "table.md").write_text(to_markdown(table), encoding="utf-8")
+    (folder / "table.tex").write_text(to_latex(table), encoding="utf-8")
+    frames = {"table": cells, "runs": records.runs, "differences": differences}
+    for name, frame in frames.items():
+        frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+    figures = write_figures(folder / "figures", records)
+    write_page(folder / "index.html", records, table, differences, figures, runs_path)
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Keep a mistyped folder from being replaced by a report."""
+    if not out.exists():
+        return
+    known = {*ENTRIES, "figures"}
+    foreign = sorted(p.name for p in out.iterdir() if p.name not in known and p.name[0] != ".")
+    if foreign:
+        raise UserError(
+            f"{out}: holds '{foreign[0]}', which is no part of a report; a report replaces its "
+            "whole folder, so give another folder or move that away"
+        )
+
+
+@contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    fresh, stale = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("new", "old"))
+    try:
+        fresh.mkdir(parents=True)
+        yield fresh
+        if out.exists():
+            out.rename(stale)
+        fresh.rename(out)
+    except OSError as error:
+        raise UserError(f"{out}: can't write the report: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(stale, ignore_errors=True)

@@ -1,0 +1,169 @@
+"""Run folders → tidy frames; everything a report says comes from here."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ofq.errors import UserError
+from ofq.study import Cell, Grid, Run, Study, Workspace
+from ofq.tracking import RunFolder
+
+KEYS = ["model", "bits", "method", "seed"]
+"""The columns that name a run of a cell in every frame."""
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a study's run folders hold.
+
+    Every frame has the columns of :data:`KEYS`; rates are in percent, flips per 1,000 weights and
+    step. The curves (``metrics``, ``layers``, ``trajectories``) are those of quantized cells,
+    QAT first and CGA after it, epochs and steps counted on.
+
+    Attributes:
+        name: The study's name.
+        study: Its config.
+        cells: Its cells, full-precision baselines first.
+        runs: One row per cell and seed: run id, chain of runs, final numbers, oscillation.
+        metrics: One row per cell, seed and epoch.
+        layers: One row per cell, seed, epoch, layer and role.
+        trajectories: One row per cell, seed, step and recorded weight; empty if none was recorded.
+    """
+
+    name: str
+    study: Study
+    cells: tuple[Cell, ...]
+    runs: pd.DataFrame
+    metrics: pd.DataFrame
+    layers: pd.DataFrame
+    trajectories: pd.DataFrame
+
+    @property
+    def primary(self) -> str:
+        """The column of the number that the study is about: ``top1`` or ``loss``."""
+        return str(self.runs["primary"].iloc[0])
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What tables and figures print for each quantized method, in the study's order."""
+        return {c.method: c.label for c in self.cells if c.method != "fp"}
+
+    def of(self, frame: pd.DataFrame, **keys: str | int) -> pd.DataFrame:
+        """The rows of a frame whose key columns have the given values."""
+        for key, value in keys.items():
+            frame = frame[frame[key] == value]
+        return frame
+
+
+def collect(workspace: Workspace, study: str) -> Records:
+    """Read all run folders of a study.
+
+    Raises:
+        UserError: A run is missing, incomplete or damaged.
+    """
+    grid = workspace.grid(study)
+    folders = _folders(workspace.results / "runs", grid)
+    links = [(cell, run) for cell in grid.cells for run in cell.runs]
+    curves = {
+        table: _concat(_curve(cell, run, folders, table) for cell, run in links)
+        for table in ("metrics", "layers", "trajectories")
+    }
+    rows = [_final(cell, run, folders, curves["metrics"]) for cell, run in links]
+    return Records(study, workspace.study(study), grid.cells, pd.DataFrame(rows), **curves)
+
+
+def _folders(root: Path, grid: Grid) -> dict[str, RunFolder]:
+    folders = {name: RunFolder(root / name) for name in grid.runs()}
+    missing = [name for name, folder in folders.items() if folder.result() is None]
+    if missing:
+        lines = [f"study '{grid.study}' lacks {len(missing)} of its {len(folders)} runs; train them:"]
+        lines += [f"  ofq train {name}" for name in missing[:_SHOWN]]
+        lines += [f"  … and {len(missing) - _SHOWN} more"] if len(missing) > _SHOWN else []
+        raise UserError("\n".join([*lines, f"or all of them: snakemake --cores 2 {grid.study}"]))
+    return folders
+
+
+def _keys(cell: Cell, run: Run) -> dict[str, Any]:
+    names = (cell.model, cell.bits, cell.method, run.config.seed)
+    return dict(zip(KEYS, names, strict=True))
+
+
+def _read(folder: RunFolder, table: str) -> pd.DataFrame:
+    path = folder.path / f"{table}.parquet"
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError:
+        return pd.DataFrame()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged ({error}); move its folder away and train anew") from None
+
+
+def _curve(
+    cell: Cell, run: Run, folders: dict[str, RunFolder], table: str
+) -> Iterator[pd.DataFrame]:
+    """One run's chain as one curve; a CGA run's state at epoch 0 is that of QAT's end."""
+    if cell.method == "fp":
+        return
+    epochs = steps = 0
+    for link in reversed(list(run.chain())):
+        if link.config.stage == "fp":
+            continue
+        rows, result = _read(folders[link.id], table), folders[link.id].result() or {}
+        if link.config.stage == "cga" and "epoch" in rows:
+            rows = rows[rows["epoch"] > 0]
+        if not rows.empty:
+            offsets = {"epoch": epochs, "step": steps}
+            moved = {name: rows[name] + by for name, by in offsets.items() if name in rows}
+            yield rows.assign(**_keys(cell, run), stage=link.config.stage, **moved)
+        epochs, steps = epochs + result["epochs"], steps + result["steps"]
+
+
+def _concat(curves: Iterator[Iterator[pd.DataFrame]]) -> pd.DataFrame:
+    frames = [frame for curve in curves for frame in curve]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=KEYS)
+
+
+def mid_epoch(metrics: pd.DataFrame) -> int:
+    """The median epoch of the QAT stage: half the training done, the learning rate still high."""
+    return (int(metrics.loc[metrics["stage"] == "qat", "epoch"].max()) + 1) // 2
+
+
+def _final(
+    cell: Cell, run: Run, folders: dict[str, RunFolder], metrics: pd.DataFrame
+) -> dict[str, Any]:
+    """The row of one cell and seed in ``runs``."""
+    folder, keys = folders[run.id], _keys(cell, run)
+    result, provenance = folder.result() or {}, folder.provenance()
+    chain = [link.id for link in reversed(list(run.chain()))]
+    names = ("primary", "top1", "loss", "correct", "images", "epochs", "steps", "seconds")
+    return {
+        **keys,
+        "label": cell.label,
+        "run": run.id,
+        "chain": " > ".join(chain),
+        "commit": provenance.get("commit"),
+        "modified": bool(provenance.get("diff")),
+        **{name: result.get(name) for name in names},
+        **_oscillation(metrics, keys),
+    }
+
+
+def _oscillation(metrics: pd.DataFrame, keys: dict[str, Any]) -> dict[str, float]:
+    """Oscillation mid-run and at the end of one run's chain; NaN where there is none."""
+    quantities = ("oscillation_rate", "flips", "in_boundary_range")
+    mine = metrics
+    for key, value in keys.items():
+        mine = mine[mine[key] == value]
+    if mine.empty:
+        return {f"{q}_{moment}": float("nan") for q in quantities for moment in ("mid", "end")}
+    rows = {"mid": mine[mine["epoch"] == mid_epoch(mine)], "end": mine.tail(1)}
+    return {
+        f"{q}_{moment}": float(row[q].iloc[0]) if q in row and len(row) else float("nan")
+        for q in quantities
+        for moment, row in rows.items()
+    }

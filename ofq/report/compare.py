@@ -1,0 +1,94 @@
+"""A study's cells summarized over seeds, and its methods compared pair by pair."""
+
+from dataclasses import asdict
+from itertools import pairwise
+
+import pandas as pd
+
+from ofq.report.collect import Records
+from ofq.report.measures import Measure, measures
+from ofq.report.statistics import Summary, detectable, holm, summarize, verdict
+
+
+def summarize_cells(records: Records) -> pd.DataFrame:
+    """One row per cell.
+
+    Returns:
+        The cell's names; ``n`` seeds; for each measure ``_mean``, ``_std``, ``_low``, ``_high``
+        (95 % t interval); ``best``: whether the primary number is the best at these bits and
+        differs from every other method's by an interval that excludes 0.
+    """
+    rows = []
+    for cell in records.cells:
+        names = {"model": cell.model, "bits": cell.bits, "method": cell.method}
+        runs = records.of(records.runs, **names)
+        row = {"dataset": cell.dataset, **names, "label": cell.label, "n": len(runs)}
+        for measure in measures(records.primary):
+            values = runs[measure.key].dropna()
+            for key in ("mean", "std", "low", "high"):
+                row[f"{measure.key}_{key}"] = (
+                    getattr(summarize(values), key) if len(values) else float("nan")
+                )
+        rows.append({**row, "best": _is_best(records, **names)})
+    return pd.DataFrame(rows)
+
+
+def compare(records: Records) -> pd.DataFrame:
+    """Every method against the one before it and against the first, on the same seeds.
+
+    Returns:
+        One row per measure, model, bits and pair: ``mean`` of method − against, ``std``,
+        ``low``, ``high``, ``p``, ``p_holm`` (the family is all pairs of one measure),
+        ``verdict``, and ``detectable``, the smallest difference that as many seeds with this
+        spread would show with 80 % power.
+    """
+    frames = [_compare_one(records, measure) for measure in measures(records.primary)]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _compare_one(records: Records, measure: Measure) -> pd.DataFrame:
+    rows, summaries = [], []
+    for model in records.study.models:
+        for bits in records.study.bits:
+            for method, against in _pairs(records.study.methods):
+                summary = difference(records, measure, model, bits, method, against)
+                if summary is not None:
+                    names = (measure.key, model, bits, method, against)
+                    rows.append(names)
+                    summaries.append(summary)
+    frame = pd.DataFrame(rows, columns=["measure", "model", "bits", "method", "against"])
+    facts = pd.DataFrame([asdict(s) for s in summaries], columns=list(Summary.__annotations__))
+    adjusted = holm([s.p for s in summaries])
+    return frame.join(facts).assign(
+        p=[s.p for s in summaries],
+        p_holm=adjusted,
+        verdict=[verdict(s, p) for s, p in zip(summaries, adjusted, strict=True)],
+        detectable=[detectable(s.std, s.n) for s in summaries],
+    )
+
+
+def _pairs(methods: list[str]) -> list[tuple[str, str]]:
+    """(method, against): each technique added, then each method against the first."""
+    added = [(after, before) for before, after in pairwise(methods)]
+    return [*added, *((method, methods[0]) for method in methods[2:])]
+
+
+def difference(
+    records: Records, measure: Measure, model: str, bits: str, method: str, against: str
+) -> Summary | None:
+    """Paired differences of two methods, summarized; None if no seed has both numbers."""
+    runs = records.of(records.runs, model=model, bits=bits)
+    one, other = (
+        records.of(runs, method=name).set_index("seed")[measure.key] for name in (method, against)
+    )
+    values = (one - other).dropna()
+    return summarize(values) if len(values) else None
+
+
+def _is_best(records: Records, model: str, bits: str, method: str) -> bool:
+    measure = measures(records.primary)[0]
+    others = [name for name in records.study.methods if name != method]
+    if method == "fp" or not others:
+        return False
+    gaps = [difference(records, measure, model, bits, method, other) for other in others]
+    return all(gap is not None and gap.excludes_zero and gap.mean * measure.best > 0 for gap in gaps)

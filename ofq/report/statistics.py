@@ -1,0 +1,125 @@
+"""Means, paired differences, Holm's correction and power, on plain arrays.
+
+All intervals and tests are Student's t at 95 %: seeds are few, and their number is what limits
+what can be shown.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import optimize, stats
+
+ALPHA = 0.05
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean of n values with its spread.
+
+    Attributes:
+        n: Number of values (seeds).
+        mean: Their mean.
+        std: Sample standard deviation (n − 1); NaN for one value.
+        low, high: 95 % t interval of the mean; NaN where the values have no spread.
+    """
+
+    n: int
+    mean: float
+    std: float
+    low: float
+    high: float
+
+    @property
+    def p(self) -> float:
+        """Two-sided p-value of the mean being 0; NaN without an interval."""
+        if math.isnan(self.low):
+            return math.nan
+        t = self.mean / (self.std / math.sqrt(self.n))
+        return float(2 * stats.t.sf(abs(t), self.n - 1))
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies wholly above or below 0."""
+        return self.low > 0 or self.high < 0
+
+
+def summarize(values: ArrayLike) -> Summary:
+    """Mean, sample standard deviation and 95 % t interval.
+
+    Values without any spread get no interval: with few seeds and countable images, equal values
+    are a coincidence and no measure of certainty.
+
+    Args:
+        values: (n,) numbers, n ≥ 1.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    n, mean = len(x), float(x.mean())
+    std = float(x.std(ddof=1)) if n > 1 else math.nan
+    # Rounding leaves equal differences a spread of some 1e-16, which must not count as one.
+    if n < 2 or std <= 1e-12 * max(1.0, float(np.abs(x).max())):
+        return Summary(n, mean, std, math.nan, math.nan)
+    half = float(stats.t.ppf(1 - ALPHA / 2, n - 1)) * std / math.sqrt(n)
+    return Summary(n, mean, std, mean - half, mean + half)
+
+
+def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
+    """Holm's step-down correction.
+
+    Args:
+        p_values: (m,) p-values of one family; NaN marks what was not tested and isn't counted.
+
+    Returns:
+        (m,) adjusted p-values: rejecting those below 5 % keeps the chance of any false rejection
+        in the family below 5 %.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    adjusted = np.full_like(p, np.nan)
+    order = [i for i in np.argsort(p, kind="stable") if not np.isnan(p[i])]
+    highest = 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, float(p[i]) * (len(order) - rank)))
+        adjusted[i] = highest
+    return adjusted
+
+
+def detectable(std: float, n: int) -> float:
+    """The smallest true difference that one paired t test would show with 80 % power.
+
+    Args:
+        std: Standard deviation of the differences.
+        n: Number of pairs.
+
+    Returns:
+        The difference, in the unit of ``std``; NaN for fewer than two pairs or no spread.
+    """
+    return _noncentrality(n) * std / math.sqrt(n) if n > 1 and std > 0 else math.nan
+
+
+@lru_cache
+def _noncentrality(n: int) -> float:
+    critical = stats.t.ppf(1 - ALPHA / 2, n - 1)
+
+    def missing_power(delta: float) -> float:
+        return float(stats.nct.sf(critical, n - 1, delta)) - POWER
+
+    return float(optimize.brentq(missing_power, 0.0, 50.0))
+
+
+def verdict(summary: Summary, p_holm: float) -> str:
+    """Put a paired difference into words.
+
+    Returns:
+        ``holds``: the interval excludes 0, after correction too. ``suggestive``: it excludes 0,
+        but not after correction. ``not shown``: it includes 0. ``identical``: 0 for every seed.
+        ``no interval``: one seed, or no spread.
+    """
+    if math.isnan(summary.low):
+        return "identical" if summary.n > 1 and abs(summary.mean) < 1e-12 else "no interval"
+    if not summary.excludes_zero:
+        return "not shown"
+    return "holds" if p_holm < ALPHA else "suggestive"

@@ -1,0 +1,176 @@
+"""The study's table: methods by bits, as Markdown and LaTeX."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from ofq.report.collect import Records
+from ofq.report.measures import Measure, measures
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "–": "--",
+    "·": r"$\cdot$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number of the table, as printed; ``best`` ones are set bold."""
+
+    text: str
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's row: its model and label, and one entry per bits and measure."""
+
+    model: str
+    label: str
+    entries: list[Entry]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The table as printed, before any markup.
+
+    Attributes:
+        title: The study's title.
+        groups: The bits, each over ``headings``.
+        headings: The measures' headings.
+        rows: Full precision first, then the methods, for one model after the other.
+        seeds: Number of seeds.
+        name: Name of the measure that ``best`` is about.
+    """
+
+    title: str
+    groups: list[str]
+    headings: list[str]
+    rows: list[Row]
+    seeds: int
+    name: str
+
+    @classmethod
+    def of(cls, records: Records, cells: pd.DataFrame) -> "Table":
+        """Lay out the cells of :func:`ofq.report.compare.summarize_cells`."""
+        study = records.study
+        shown = [m for m in measures(records.primary) if cells[f"{m.key}_mean"].notna().any()]
+        labels = {c.method: c.label for c in records.cells}
+        rows = []
+        for model in study.models:
+            for method, label in labels.items():
+                mine = records.of(cells, model=model, method=method).set_index("bits")
+                entries = [
+                    # The baseline has one number, which every column of its kind repeats.
+                    _entry(mine.loc["FP" if method == "fp" else bits], measure)
+                    for bits in study.bits
+                    for measure in shown
+                ]
+                rows.append(Row(model, label, entries))
+        headings = [m.heading for m in shown]
+        return cls(study.title, study.bits, headings, rows, len(study.seeds), shown[0].name)
+
+    @property
+    def many_models(self) -> bool:
+        """Whether the rows are of more than one model, so that each must say which."""
+        return len({row.model for row in self.rows}) > 1
+
+    @property
+    def has_best(self) -> bool:
+        """Whether any number is marked."""
+        return any(entry.best for row in self.rows for entry in row.entries)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know to read the table."""
+        spread = (
+            f"Mean ± sample standard deviation over {self.seeds} seeds."
+            if self.seeds > 1
+            else "One seed: no spread and no interval can be given."
+        )
+        best = (
+            f"Bold: best {self.name} at these bits; its paired difference to every other method "
+            "has a 95 % interval that excludes 0."
+            if self.has_best
+            else f"No {self.name} is set bold: at no bits does one method differ from every other "
+            "by an interval that excludes 0."
+        )
+        return [spread, best]
+
+
+def _entry(cell: pd.Series, measure: Measure) -> Entry:
+    mean, std = float(cell[f"{measure.key}_mean"]), float(cell[f"{measure.key}_std"])
+    text = measure.text(mean)
+    if pd.notna(std):
+        text += f" ± {measure.text(std)}"
+    return Entry(text, measure.best != 0 and bool(cell["best"]))
+
+
+def to_markdown(table: Table) -> str:
+    """A GitHub-flavoured Markdown table with its notes."""
+    names = ["model", "method"] if table.many_models else ["method"]
+    columns = [f"{bits} {heading}" for bits in table.groups for heading in table.headings]
+    lines = [[*names, *columns], ["---"] * len(names) + ["---:"] * len(columns)]
+    for row in table.rows:
+        heads = [row.model, row.label] if table.many_models else [row.label]
+        texts = [f"**{entry.text}**" if entry.best else entry.text for entry in row.entries]
+        lines.append([*heads, *texts])
+    body = "\n".join("| " + " | ".join(_pipe(c) for c in line) + " |" for line in lines)
+    return f"# {table.title}\n\n{body}\n\n{' '.join(table.notes)}\n"
+
+
+def to_latex(table: Table) -> str:
+    """A LaTeX ``tabular`` for the booktabs package, with its notes as comments."""
+    width, heads = len(table.headings), 2 if table.many_models else 1
+    spans = " & ".join(rf"\multicolumn{{{width}}}{{c}}{{{escape_latex(b)}}}" for b in table.groups)
+    rules = " ".join(
+        rf"\cmidrule(lr){{{heads + 1 + i * width}-{heads + (i + 1) * width}}}"
+        for i in range(len(table.groups))
+    )
+    names = ["Model", "Method"][-heads:]
+    headings = [*names, *(escape_latex(h) for _ in table.groups for h in table.headings)]
+    lines = [
+        *(f"% {note}" for note in [table.title, *table.notes]),
+        rf"\begin{{tabular}}{{{'l' * heads}{'r' * width * len(table.groups)}}}",
+        r"\toprule",
+        f"{'& ' * heads}{spans} \\\\",
+        rules,
+        " & ".join(headings) + r" \\",
+        r"\midrule",
+        *(_latex_row(row, table.many_models) for row in table.rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_row(row: Row, with_model: bool) -> str:
+    heads = [row.model, row.label] if with_model else [row.label]
+    texts = [
+        rf"\textbf{{{escape_latex(entry.text)}}}" if entry.best else escape_latex(entry.text)
+        for entry in row.entries
+    ]
+    return " & ".join([*(escape_latex(head) for head in heads), *texts]) + r" \\"
+
+
+def escape_latex(text: str) -> str:
+    """Plain text as LaTeX source."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _pipe(text: str) -> str:
+    return text.replace("|", r"\|")
