@@ -28,6 +28,6 @@ def build(workspace: Workspace, study: str, out: Path) -> Path:
         UserError: The study is wrong, names an unknown figure, or misses a run; or ``out`` holds
             something else than a report.
     """
-    from ofq.report.build import write_report
+    from ofq.report.write import write_report
 
     return write_report(workspace, study, out)

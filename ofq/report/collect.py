@@ -81,7 +81,9 @@ def _folders(root: Path, grid: Grid) -> dict[str, RunFolder]:
     folders = {name: RunFolder(root / name) for name in grid.runs()}
     missing = [name for name, folder in folders.items() if folder.result() is None]
     if missing:
-        lines = [f"study '{grid.study}' lacks {len(missing)} of its {len(folders)} runs; train them:"]
+        lines = [
+            f"study '{grid.study}' lacks {len(missing)} of its {len(folders)} runs; train them:"
+        ]
         lines += [f"  ofq train {name}" for name in missing[:_SHOWN]]
         lines += [f"  … and {len(missing) - _SHOWN} more"] if len(missing) > _SHOWN else []
         raise UserError("\n".join([*lines, f"or all of them: snakemake --cores 2 {grid.study}"]))

@@ -91,4 +91,6 @@ def _is_best(records: Records, model: str, bits: str, method: str) -> bool:
     if method == "fp" or not others:
         return False
     gaps = [difference(records, measure, model, bits, method, other) for other in others]
-    return all(gap is not None and gap.excludes_zero and gap.mean * measure.best > 0 for gap in gaps)
+    return all(
+        gap is not None and gap.excludes_zero and gap.mean * measure.best > 0 for gap in gaps
+    )

@@ -73,10 +73,11 @@ class Table:
         rows = []
         for model in study.models:
             for method, label in labels.items():
-                mine = records.of(cells, model=model, method=method).set_index("bits")
+                mine = records.of(cells, model=model, method=method)
+                by_bits = {str(cell["bits"]): cell for _, cell in mine.iterrows()}
                 entries = [
                     # The baseline has one number, which every column of its kind repeats.
-                    _entry(mine.loc["FP" if method == "fp" else bits], measure)
+                    _entry(by_bits["FP" if method == "fp" else bits], measure)
                     for bits in study.bits
                     for measure in shown
                 ]

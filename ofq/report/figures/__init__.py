@@ -1,0 +1,55 @@
+"""The named figures that a study may ask for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ofq.errors import UserError
+from ofq.report.collect import Records
+from ofq.report.figures import accuracy, oscillation, toy
+from ofq.report.figures.registry import FIGURES
+from ofq.report.figures.style import save, styled
+from ofq.study.files import suggest
+
+__all__ = ["FIGURES", "Saved", "accuracy", "check_figures", "oscillation", "toy", "write_figures"]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A figure on disk.
+
+    Attributes:
+        name: Its name in the study's config.
+        caption: What it shows.
+        svg: Its vector file; the 200 dpi PNG lies beside it.
+        width: Its width in inches.
+    """
+
+    name: str
+    caption: str
+    svg: Path
+    width: float
+
+
+def check_figures(names: list[str], source: str) -> None:
+    """Refuse unknown figures before anything is read.
+
+    Raises:
+        UserError: A name isn't registered; says which are.
+    """
+    for name in names:
+        if name not in FIGURES:
+            hint = suggest(name, sorted(FIGURES))
+            raise UserError(f"{source}: key 'figures': unknown figure '{name}' ({hint})")
+
+
+def write_figures(folder: Path, records: Records) -> list[Saved]:
+    """Draw a study's figures into a folder that doesn't exist yet."""
+    folder.mkdir()
+    saved = []
+    for name in records.study.figures:
+        with styled():
+            drawn = FIGURES[name](records)
+            save(drawn.figure, folder / name)
+        width = float(drawn.figure.get_figwidth())
+        saved.append(Saved(name, drawn.caption, folder / f"{name}.svg", width))
+    return saved

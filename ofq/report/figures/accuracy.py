@@ -1,0 +1,71 @@
+"""The primary number by bits and method."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from ofq.report.collect import Records
+from ofq.report.figures.registry import Drawn, figure
+from ofq.report.figures.style import COLUMN, GREY, PAGE, add_legend, looks, new_figure, panels
+from ofq.report.measures import Measure, measures
+from ofq.report.statistics import summarize
+
+
+@figure("accuracy")
+def draw(records: Records) -> Drawn:
+    """Each seed as a dot, mean and interval beside them, one panel per model."""
+    study, measure = records.study, measures(records.primary)[0]
+    crowd = len(study.bits) * len(study.methods)
+    width = COLUMN if crowd <= 8 and len(study.models) == 1 else PAGE
+    rows = (len(study.methods) + 2) // 2
+    picture = new_figure(width, 2.4 + 0.17 * rows)
+    axes = panels(picture, 1, len(study.models), sharey=True)[0]
+    for ax, model in zip(axes, study.models, strict=True):
+        _panel(ax, records, measure, model)
+        if len(study.models) > 1:
+            ax.set_title(model)
+    axes[0].set_ylabel(measure.heading)
+    add_legend(picture, axes[0], 2 if width == COLUMN else 4)
+    seeds = len(study.seeds)
+    interval = "mean and 95 % t interval" if seeds > 1 else "no interval, as there is one seed"
+    caption = f"{measure.name} by bits and method: a faint dot per seed ({seeds}); {interval}."
+    if "fp" in records.runs["method"].values:
+        caption += " Dashed line: mean of the full-precision baseline."
+    return Drawn(picture, caption[0].upper() + caption[1:])
+
+
+def _panel(ax: Axes, records: Records, measure: Measure, model: str) -> None:
+    study, style = records.study, looks(records.study.methods)
+    step = 0.8 / len(study.methods)
+    for i, method in enumerate(study.methods):
+        for x, bits in enumerate(study.bits):
+            runs = records.of(records.runs, model=model, bits=bits, method=method)
+            centre = x + (i - (len(study.methods) - 1) / 2) * step
+            name = records.labels[method] if x == 0 else None
+            _cell(
+                ax, runs[measure.key], centre, step, name, style[method].color, style[method].marker
+            )
+    baseline = records.of(records.runs, model=model, method="fp")[measure.key]
+    if not baseline.empty:
+        ax.axhline(baseline.mean(), color=GREY, linestyle="--", linewidth=1, label="Full precision")
+    ax.set_xticks(range(len(study.bits)), study.bits)
+    ax.tick_params(axis="x", length=0)
+    ax.set_xlim(-0.5, len(study.bits) - 0.5)
+
+
+def _cell(
+    ax: Axes, values: pd.Series, x: float, step: float, name: str | None, color: str, marker: str
+) -> None:
+    summary = summarize(values)
+    ax.plot([x - step / 5] * len(values), values, ".", color=color, alpha=0.45, markersize=4)
+    spread = None if pd.isna(summary.low) else summary.high - summary.mean
+    ax.errorbar(
+        x + step / 8,
+        summary.mean,
+        spread,
+        color=color,
+        marker=marker,
+        linestyle="none",
+        capsize=2,
+        elinewidth=1,
+        label=name,
+    )

@@ -1,0 +1,37 @@
+"""Figures by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from ofq.report.collect import Records
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure with its caption."""
+
+    figure: Figure
+    caption: str
+
+
+Draw = Callable[[Records], Drawn]
+
+FIGURES: dict[str, Draw] = {}
+"""Every figure by the name that a study's config gives it."""
+
+
+def figure(name: str) -> Callable[[Draw], Draw]:
+    """Register a function that draws a figure.
+
+    Example:
+        >>> @figure("mine")
+        ... def mine(records: Records) -> Drawn: ...
+    """
+
+    def register(draw: Draw) -> Draw:
+        FIGURES[name] = draw
+        return draw
+
+    return register

@@ -1,0 +1,108 @@
+"""One look for all figures: sizes, fonts, colours, markers and files."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLUMN = 3.4
+"""Width in inches of a figure in one column of a paper."""
+
+PAGE = 7.0
+"""Width in inches of a figure over both columns."""
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
+
+GREY = "#666666"
+
+_SETTINGS: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4,
+    "figure.facecolor": "white",
+    "svg.fonttype": "path",
+    "svg.hashsalt": "ofq",
+    "path.simplify_threshold": 0.2,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one method is drawn, in every figure of a study."""
+
+    color: str
+    marker: str
+    linestyle: Any
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """Keywords for a line."""
+        return {"color": self.color, "linestyle": self.linestyle}
+
+
+def looks(methods: list[str]) -> dict[str, Look]:
+    """A look for each method: colour-blind-safe colours (Okabe and Ito), distinct marks as well."""
+    return {
+        method: Look(
+            _COLOURS[i % len(_COLOURS)],
+            _MARKERS[i % len(_MARKERS)],
+            _DASHES[(i + i // len(_COLOURS)) % len(_DASHES)],
+        )
+        for i, method in enumerate(methods)
+    }
+
+
+def styled() -> AbstractContextManager[None]:
+    """The context in which all figures are drawn and saved."""
+    return mpl.rc_context(_SETTINGS)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, its size in inches, whose parts make room for each other."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def panels(figure: Figure, rows: int, columns: int, **sharing: Any) -> list[list[Axes]]:
+    """A grid of axes."""
+    return figure.subplots(rows, columns, squeeze=False, **sharing).tolist()
+
+
+def add_legend(figure: Figure, axes: Axes, columns: int) -> None:
+    """The handles of one panel, below all of them."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def broken(label: str) -> str:
+    """A method's label over several lines, for narrow panels."""
+    return label.replace(" + ", "\n+ ").replace(" (", "\n(")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write ``path`` with ``.svg`` and ``.png`` (200 dpi), the same bytes each time."""
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+    figure.savefig(path.with_suffix(".png"), dpi=200, metadata={"Software": None})

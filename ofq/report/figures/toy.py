@@ -1,0 +1,128 @@
+"""The toy regression: loss, and the paths of single weights and their scale."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ofq.errors import UserError
+from ofq.report.collect import Records
+from ofq.report.figures.registry import Drawn, figure
+from ofq.report.figures.style import (
+    COLUMN,
+    PAGE,
+    Look,
+    add_legend,
+    broken,
+    looks,
+    new_figure,
+    panels,
+)
+
+ZOOM = 60
+"""Number of last steps that the lowest panels show."""
+
+
+@figure("loss")
+def loss(records: Records) -> Drawn:
+    """Loss over steps by method, a column per model and bits."""
+    study, style = records.study, looks(records.study.methods)
+    settings = [(model, bits) for model in study.models for bits in study.bits]
+    width = COLUMN if len(settings) == 1 else PAGE
+    picture = new_figure(width, 2.6)
+    axes = panels(picture, 1, len(settings), sharey=True)[0]
+    for ax, (model, bits) in zip(axes, settings, strict=True):
+        for method in study.methods:
+            rows = records.of(records.metrics, model=model, bits=bits, method=method)
+            _band(ax, rows, records.labels[method], style[method])
+        ax.set_title(f"{model}, {bits}" if len(study.models) > 1 else bits)
+        ax.set_xlabel("step")
+        ax.set_yscale("log")
+    axes[0].set_ylabel("loss")
+    add_legend(picture, axes[0], 2 if width == COLUMN else 4)
+    spread = " Shaded from the lowest to the highest seed." if len(study.seeds) > 1 else ""
+    return Drawn(picture, f"Evaluated loss over training, mean over seeds.{spread}")
+
+
+def _band(ax: Axes, rows: pd.DataFrame, label: str, look: Look) -> None:
+    seeds = rows.groupby("step")["loss"]
+    mean = seeds.mean()
+    every = max(1, len(mean) // 6)
+    ax.plot(mean.index, mean, label=label, marker=look.marker, markevery=every, **look.line)
+    ax.fill_between(mean.index, seeds.min(), seeds.max(), color=look.color, alpha=0.18, linewidth=0)
+
+
+@figure("trajectories")
+def trajectories(records: Records) -> Drawn:
+    """One weight, its quantized value and its scale over steps: a column per method."""
+    study, rows = records.study, records.trajectories
+    if rows.empty:
+        raise UserError(
+            f"study '{records.name}': figure 'trajectories' needs recorded weights; set "
+            "'trajectories' in the recipe to their number, or take it out of the study's 'figures'"
+        )
+    model, bits, seed = study.models[0], study.bits[0], study.seeds[0]
+    rows = records.of(rows, model=model, bits=bits, seed=seed)
+    weight = _busiest(rows)
+    columns = len(study.methods)
+    width = COLUMN if columns == 1 else PAGE
+    picture = new_figure(width, 5.2)
+    grid = panels(picture, 3, columns, sharey="row")
+    for j, method in enumerate(study.methods):
+        path = records.of(rows, method=method, weight=weight).sort_values("step")
+        _weight(grid[0][j], path)
+        grid[1][j].plot(path["step"], path["scale"], color="#009E73", linewidth=0.9)
+        _together(grid[2][j], path.tail(ZOOM))
+        grid[0][j].set_title(broken(records.labels[method]))
+        grid[2][j].set_xlabel("step")
+    for ax, name in zip(
+        (row[0] for row in grid), ("weight", "scale", "change (% of scale)"), strict=True
+    ):
+        ax.set_ylabel(name)
+    _legend(picture, grid)
+    return Drawn(
+        picture,
+        f"Weight {weight} of {model} at {bits}, seed {seed}: the recorded weight whose code "
+        "changes most often over all methods. Above: latent weight and quantized value. Middle: "
+        f"its scale. Below: latent weight and scale over the last {ZOOM} steps, each as its "
+        "distance from its mean there, in percent of the mean scale; where both swing, weight "
+        "and scale oscillate together.",
+    )
+
+
+def _busiest(rows: pd.DataFrame) -> int:
+    """The weight whose code changes most often, over all methods."""
+    ordered = rows.sort_values("step")
+    changes = ordered.groupby(["method", "weight"])["code"].apply(lambda c: (c.diff() != 0).sum())
+    totals = changes.groupby("weight").sum()
+    return int(totals.sort_values(ascending=False, kind="stable").index[0])
+
+
+def _weight(ax: Axes, path: pd.DataFrame) -> None:
+    ax.step(
+        path["step"],
+        path["quantized"],
+        where="post",
+        color="#E69F00",
+        linewidth=0.8,
+        label="quantized value",
+    )
+    ax.plot(path["step"], path["latent"], color="#0072B2", linewidth=1.1, label="latent weight")
+
+
+def _together(ax: Axes, path: pd.DataFrame) -> None:
+    unit = path["scale"].mean() / 100
+    styles = {"latent": ("#0072B2", "-"), "scale": ("#009E73", (0, (4, 1.2)))}
+    for name, (color, dashes) in styles.items():
+        moved = (path[name] - path[name].mean()) / unit
+        ax.plot(path["step"], moved, color=color, linestyle=dashes, linewidth=1.1, label=name)
+
+
+def _legend(picture: Figure, grid: list[list[Axes]]) -> None:
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    scale, _ = grid[2][0].get_legend_handles_labels()
+    picture.legend(
+        [*handles, scale[-1]],
+        [*labels, "scale"],
+        loc="outside lower center",
+        ncols=3,
+    )

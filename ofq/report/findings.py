@@ -1,0 +1,119 @@
+"""What was found, in sentences made of the statistics alone."""
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import pandas as pd
+
+from ofq.report.collect import Records
+from ofq.report.measures import Measure, measures
+
+Fact = dict[Hashable, Any]
+"""One row of the differences."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison in words.
+
+    Attributes:
+        verdict: One of :func:`ofq.report.statistics.verdict`.
+        text: The sentence.
+    """
+
+    verdict: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found about one measure.
+
+    Attributes:
+        name: The measure's name.
+        summary: How many comparisons hold.
+        items: Each technique added, and all together against the first method.
+    """
+
+    name: str
+    summary: str
+    items: list[Finding]
+
+
+def describe(records: Records, differences: pd.DataFrame) -> list[Findings]:
+    """Put the differences of :func:`ofq.report.compare.compare` into words.
+
+    Returns:
+        One entry for each measure that the study has numbers of, in order.
+    """
+    found = []
+    for measure in measures(records.primary):
+        rows = differences[differences["measure"] == measure.key]
+        if not rows.empty:
+            told = [fact for fact in rows.to_dict("records") if _is_told(records, fact)]
+            items = [_finding(records, measure, fact, len(rows)) for fact in told]
+            found.append(Findings(measure.name, _summary(rows["verdict"]), items))
+    return found
+
+
+def _is_told(records: Records, fact: Fact) -> bool:
+    """Whether a pair is one technique added, or the last method against the first."""
+    methods = records.study.methods
+    return (fact["against"], fact["method"]) in [*pairwise(methods), (methods[0], methods[-1])]
+
+
+def _summary(verdicts: Iterable[str]) -> str:
+    counts = pd.Series(list(verdicts)).value_counts()
+    words = {
+        "holds": "hold",
+        "suggestive": "suggestive only",
+        "not shown": "not shown",
+        "identical": "identical in every seed",
+        "no interval": "without an interval",
+    }
+    parts = [f"{word}: {counts[key]}" for key, word in words.items() if key in counts]
+    return f"Differences: {sum(counts)} ({', '.join(parts)})."
+
+
+def _finding(records: Records, measure: Measure, fact: Fact, family: int) -> Finding:
+    place = f"At {fact['bits']}"
+    if len(records.study.models) > 1:
+        place = f"{fact['model']}, {fact['bits']}"
+    one, other = (records.labels[fact[key]] for key in ("method", "against"))
+    gap = f"{measure.signed(fact['mean'])}{measure.unit}"
+    interval = measure.interval(fact["low"], fact["high"])
+    return Finding(
+        fact["verdict"],
+        f"{place}, {_sentence(fact, one, other, gap, interval)}{_caveat(measure, fact, family)}",
+    )
+
+
+def _sentence(fact: Fact, one: str, other: str, gap: str, interval: str) -> str:
+    kind, side = fact["verdict"], "above" if fact["mean"] > 0 else "below"
+    if kind == "identical":
+        return f"{one} and {other} are equal in all {fact['n']} seeds."
+    if kind == "not shown":
+        return f"{one} and {other} can't be told apart: {gap} {interval}."
+    if kind == "no interval":
+        return f"{one} against {other}: {gap}."
+    return f"{one} is {side} {other}: {gap} {interval}."
+
+
+def _caveat(measure: Measure, fact: Fact, family: int) -> str:
+    kind, seeds = fact["verdict"], int(fact["n"])
+    if kind == "suggestive":
+        return (
+            f" The interval excludes 0, but among {family} comparisons this is not enough "
+            f"(Holm-adjusted p = {fact['p_holm']:.2g})."
+        )
+    if kind == "not shown":
+        return (
+            f" Underpowered: {seeds} seeds with this spread could only have shown differences "
+            f"above {measure.text(fact['detectable'])}{measure.unit}."
+        )
+    if kind == "no interval":
+        why = "one seed" if seeds == 1 else f"{seeds} seeds without any spread"
+        return f" From {why}, no interval can be given and nothing is shown."
+    return ""

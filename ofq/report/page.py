@@ -1,0 +1,126 @@
+"""The page: one HTML file that needs nothing beside it."""
+
+import base64
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+
+from ofq.report.collect import Records
+from ofq.report.figures import Saved
+from ofq.report.findings import describe
+from ofq.report.measures import measures
+from ofq.report.tables import Table
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as the page embeds it."""
+
+    name: str
+    caption: str
+    uri: str
+    width: float
+
+
+def write_page(
+    path: Path,
+    records: Records,
+    table: Table,
+    differences: pd.DataFrame,
+    figures: list[Saved],
+    runs_path: str,
+) -> None:
+    """Write ``index.html``.
+
+    Args:
+        path: The page.
+        records: What the run folders hold.
+        table: The study's table.
+        differences: What :func:`ofq.report.compare.compare` found.
+        figures: The figures, to be embedded.
+        runs_path: Where the run folders lie, seen from the page's folder.
+    """
+    source = resources.files("ofq.report").joinpath("template.html.j2").read_text(encoding="utf-8")
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    path.write_text(
+        environment.from_string(source).render(
+            records=records,
+            study=records.study,
+            table=table,
+            findings=describe(records, differences),
+            seeds=", ".join(str(seed) for seed in records.study.seeds),
+            commits=_commits(records.runs),
+            pictures=[_picture(figure) for figure in figures],
+            differences=_difference_rows(records, differences),
+            runs=_run_rows(records),
+            primary=measures(records.primary)[0],
+            runs_path=Path(runs_path).as_posix(),
+        ),
+        encoding="utf-8",
+    )
+
+
+def _picture(figure: Saved) -> Picture:
+    data = base64.b64encode(figure.svg.read_bytes()).decode()
+    return Picture(
+        figure.name, figure.caption, f"data:image/svg+xml;base64,{data}", 96 * figure.width
+    )
+
+
+def _commit(run: pd.Series) -> str:
+    name = str(run["commit"])[:10] if isinstance(run["commit"], str) else "no commit"
+    return f"{name} + changes" if run["modified"] else name
+
+
+def _commits(runs: pd.DataFrame) -> list[str]:
+    return list(dict.fromkeys(_commit(run) for _, run in runs.iterrows()))
+
+
+def _difference_rows(records: Records, differences: pd.DataFrame) -> list[dict[str, Any]]:
+    by_key = {m.key: m for m in measures(records.primary)}
+    rows = []
+    for _, row in differences.iterrows():
+        measure = by_key[row["measure"]]
+        rows.append(
+            {
+                "measure": measure.name,
+                "model": row["model"],
+                "bits": row["bits"],
+                "pair": f"{records.labels[row['method']]} − {records.labels[row['against']]}",
+                "n": row["n"],
+                "mean": measure.signed(row["mean"]),
+                "interval": measure.interval(row["low"], row["high"]) or "–",
+                "p": _p(row["p"]),
+                "p_holm": _p(row["p_holm"]),
+                "detectable": measure.text(row["detectable"]),
+                "verdict": row["verdict"],
+            }
+        )
+    return rows
+
+
+def _p(value: float) -> str:
+    if pd.isna(value):
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _run_rows(records: Records) -> list[dict[str, Any]]:
+    shown = measures(records.primary)
+    return [
+        {
+            "id": run["run"],
+            "label": run["label"],
+            "bits": run["bits"],
+            "seed": run["seed"],
+            "values": [measure.text(run[measure.key]) for measure in shown],
+            "commit": _commit(run),
+        }
+        for _, run in records.runs.iterrows()
+    ]

@@ -1,0 +1,173 @@
+"""Small workspaces whose run folders hold made-up numbers, written through RunFolder itself."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ofq.study import Run, Workspace
+from ofq.tracking import RunFolder
+
+STUDY = {
+    "title": "Made-up & tested",
+    "description": "What the report makes of known numbers.",
+    "recipe": "small",
+    "models": ["micro"],
+    "bits": ["W2A2", "W4A4"],
+    "methods": ["lsq", "statsq", "statsq+qkr", "statsq+qkr+cga"],
+    "seeds": [0, 1, 2],
+    "figures": ["accuracy", "oscillation_over_training", "oscillation_by_role"],
+    "expectations": ["StatsQ is better than LSQ by <3.5> points."],
+}
+
+METHODS = {
+    "lsq": {"label": "LSQ", "weight_quantizer": "lsq"},
+    "statsq": {"label": "StatsQ", "weight_quantizer": "statsq"},
+    "statsq+qkr": {"label": "StatsQ + QKR", "weight_quantizer": "statsq", "qkr": True},
+    "statsq+qkr+cga": {
+        "label": "StatsQ + QKR + CGA (OFQ)",
+        "weight_quantizer": "statsq",
+        "qkr": True,
+        "cga": {"boundary_range": 0.005},
+    },
+}
+
+EPOCHS = 4
+STEPS = 28
+DEPTH = 4
+
+Top1 = Callable[[Run], float]
+
+
+def make_workspace(root: Path, dataset: str = "digits", **study: object) -> Workspace:
+    """A workspace with one study, ``small``; keywords replace parts of its config."""
+    stage = {"epochs": EPOCHS, "batch_size": 32, "lr": 1e-3}
+    stages = {"fp": stage, "qat": stage, "cga": {**stage, "epochs": 2}}
+    if dataset == "toy_regression":
+        stages = {"qat": {**stage, "trajectories": 2}, "cga": stages["cga"]}
+    config = {**STUDY, **study}
+    recipe = {"dataset": dataset, "models": config["models"], "stages": stages}
+    files = {
+        "config": {"studies": ["small"]},
+        "methods/ofq": METHODS,
+        "recipes/small": recipe,
+        "studies/small": config,
+    }
+    for name, data in files.items():
+        path = root / "config" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(data))
+    return Workspace(root)
+
+
+def default_top1(run: Run) -> float:
+    """Better with more bits and techniques, and a little noise that seeds share."""
+    config = run.config
+    if config.bits is None:
+        return 97.0 + 0.1 * config.seed
+    traits = [len(str(config.weight_quantizer)), config.qkr, config.stage == "cga"]
+    rng = np.random.default_rng([config.seed, int(config.bits[1]), *traits])
+    shared = np.random.default_rng(config.seed).normal(0, 0.6)
+    value = 84.8 if config.bits == "W2A2" else 94.0
+    value += 3.5 if config.weight_quantizer == "statsq" else 0.0
+    value += 1.2 if config.qkr else 0.0
+    return float(value + shared + rng.normal(0, 0.3))
+
+
+def fill(workspace: Workspace, top1: Top1 = default_top1) -> None:
+    """Write every run folder of the study."""
+    for run in workspace.grid("small").runs().values():
+        write_run(workspace, run, top1(run))
+
+
+def write_run(workspace: Workspace, run: Run, top1: float) -> RunFolder:
+    """Write one finished run folder."""
+    folder = RunFolder(workspace.results / "runs" / run.id)
+    folder.open({"id": run.id, "config": run.config.payload(), "parent": None, "teacher": None})
+    (folder.path / "provenance.json").write_text('{"commit": "0123456789abcdef", "diff": ""}')
+    rng = np.random.default_rng([run.config.seed, len(run.id), len(str(run.config.bits))])
+    epochs = run.config.training.epochs
+    folder.append("metrics", [_metrics(run, e, top1, rng) for e in range(epochs + 1)])
+    if run.config.stage != "fp":
+        folder.append("layers", [row for e in range(epochs + 1) for row in _layers(run, e, rng)])
+    if run.config.training.trajectories:
+        folder.append("trajectories", _trajectories(run, rng))
+    result = {"id": run.id, "primary": "top1", "top1": top1, "loss": 0.5, "correct": 870}
+    if run.config.dataset == "toy_regression":
+        result = {"id": run.id, "primary": "loss", "loss": 1 / top1}
+    folder.finish(
+        {**result, "images": 900, "epochs": epochs, "steps": epochs * STEPS, "seconds": 9}
+    )
+    return folder
+
+
+def rate(run: Run, epoch: int) -> float:
+    """The oscillation rate that a run is given, without noise."""
+    if run.config.stage == "cga":
+        return 0.1
+    share = epoch / run.config.training.epochs
+    level = 2.0 if run.config.weight_quantizer == "lsq" else 3.0
+    return float(level * np.sin(0.9 * np.pi * share))
+
+
+def _metrics(run: Run, epoch: int, top1: float, rng: np.random.Generator) -> dict[str, object]:
+    row: dict[str, object] = {
+        "epoch": epoch,
+        "step": epoch * STEPS,
+        "time": 0.0,
+        "lr": 1e-3,
+        "train_loss": None if epoch == 0 else 2.0 / epoch,
+        "loss": (2.0 + rng.uniform()) / (epoch + 1),
+        "top1": top1 - 20.0 / (epoch + 1),
+    }
+    if run.config.stage == "fp":
+        return row
+    noisy = rate(run, epoch) + 0.05 * rng.uniform()
+    row |= {"oscillation_rate": noisy, "flips": noisy / 3, "in_boundary_range": 0.8}
+    row |= {f"oscillation_rate/{role}": noisy for role in roles(run)}
+    return row | ({"frozen": 99.0} if run.config.stage == "cga" else {})
+
+
+def roles(run: Run) -> list[str]:
+    """The roles of a run's weight matrices."""
+    return [*(["qk"] if run.config.qkr else ["q", "k"]), "v", "proj", "fc1", "fc2"]
+
+
+def _layers(run: Run, epoch: int, rng: np.random.Generator) -> list[dict[str, object]]:
+    return [
+        {
+            "epoch": epoch,
+            "step": epoch * STEPS,
+            "layer": f"blocks.{depth}.{'mlp' if role.startswith('fc') else 'attn'}",
+            "role": role,
+            "weights": 2304,
+            "oscillation_rate": rate(run, epoch) * (0.5 + depth / DEPTH) + 0.3 * rng.uniform(),
+            "flips": 0.5,
+            "in_boundary_range": 0.8,
+        }
+        for depth in range(DEPTH)
+        for role in roles(run)
+    ]
+
+
+def _trajectories(run: Run, rng: np.random.Generator) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    learned = run.config.weight_quantizer == "lsq"
+    for step in range(run.config.training.epochs * STEPS):
+        swing = 0.06 * (-1) ** step if learned else 0.01 * rng.normal()
+        for weight in range(2):
+            latent = 0.5 + 0.3 * weight + swing - 0.3 * np.exp(-step / 20)
+            scale = 1.0 + (swing / 2 if learned else 0.0)
+            code = int(latent > 0.5)
+            rows.append(
+                {
+                    "step": step,
+                    "weight": weight,
+                    "latent": latent,
+                    "scale": scale,
+                    "quantized": scale * (0.25 + 0.5 * code),
+                    "code": code,
+                }
+            )
+    return rows
