@@ -98,11 +98,13 @@ def _keys(cell: Cell, run: Run) -> dict[str, Any]:
 def _read(folder: RunFolder, table: str) -> pd.DataFrame:
     path = folder.path / f"{table}.parquet"
     try:
-        return pd.read_parquet(path)
+        frame = pd.read_parquet(path)
     except FileNotFoundError:
         return pd.DataFrame()
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error}); move its folder away and train anew") from None
+    # A column of nothing but None has no type of its own.
+    return frame.astype({c: float for c in frame.columns if frame[c].isna().all()})
 
 
 def _curve(

@@ -19,10 +19,12 @@ class Finding:
     """One comparison in words.
 
     Attributes:
+        place: The bits, and the model where there are several.
         verdict: One of :func:`ofq.report.statistics.verdict`.
         text: The sentence.
     """
 
+    place: str
     verdict: str
     text: str
 
@@ -40,6 +42,13 @@ class Findings:
     name: str
     summary: str
     items: list[Finding]
+
+    def by_place(self) -> dict[str, list[Finding]]:
+        """The items under the place that each is about, in order."""
+        return {
+            place: [item for item in self.items if item.place == place]
+            for place in dict.fromkeys(item.place for item in self.items)
+        }
 
 
 def describe(records: Records, differences: pd.DataFrame) -> list[Findings]:
@@ -78,16 +87,13 @@ def _summary(verdicts: Iterable[str]) -> str:
 
 
 def _finding(records: Records, measure: Measure, fact: Fact, family: int) -> Finding:
-    place = f"At {fact['bits']}"
-    if len(records.study.models) > 1:
-        place = f"{fact['model']}, {fact['bits']}"
+    many = len(records.study.models) > 1
+    place = f"{fact['model']}, {fact['bits']}" if many else fact["bits"]
     one, other = (records.labels[fact[key]] for key in ("method", "against"))
     gap = f"{measure.signed(fact['mean'])}{measure.unit}"
     interval = measure.interval(fact["low"], fact["high"])
-    return Finding(
-        fact["verdict"],
-        f"{place}, {_sentence(fact, one, other, gap, interval)}{_caveat(measure, fact, family)}",
-    )
+    text = _sentence(fact, one, other, gap, interval) + _caveat(measure, fact, family)
+    return Finding(place, fact["verdict"], text)
 
 
 def _sentence(fact: Fact, one: str, other: str, gap: str, interval: str) -> str:
@@ -113,7 +119,6 @@ def _caveat(measure: Measure, fact: Fact, family: int) -> str:
             f" Underpowered: {seeds} seeds with this spread could only have shown differences "
             f"above {measure.text(fact['detectable'])}{measure.unit}."
         )
-    if kind == "no interval":
-        why = "one seed" if seeds == 1 else f"{seeds} seeds without any spread"
-        return f" From {why}, no interval can be given and nothing is shown."
+    if kind == "no interval" and seeds > 1:
+        return f" Equal in all {seeds} seeds, so that no interval can be given."
     return ""

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 
 MINUS = "−"
+SPACE = "\N{NO-BREAK SPACE}"
+POINTS = f"{SPACE}points"
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,7 @@ class Measure:
         key: The column.
         name: What the page calls it.
         heading: Its column heading in the table.
-        unit: Unit of a difference, with a leading space.
+        unit: Unit of a difference, after a space that keeps it on the line.
         spec: Format of a value.
         best: 1 if more is better, −1 if less is, 0 if neither is best by itself.
     """
@@ -27,7 +29,7 @@ class Measure:
     best: int
 
     def text(self, value: float) -> str:
-        """A value without its sign's ASCII look; an en dash where there is none."""
+        """A value as printed; an en dash where there is none."""
         return "–" if math.isnan(value) else format(value, self.spec).replace("-", MINUS)
 
     def signed(self, value: float) -> str:
@@ -36,16 +38,26 @@ class Measure:
 
     def interval(self, low: float, high: float) -> str:
         """An interval in brackets; empty where there is none."""
-        return "" if math.isnan(low) else f"[{self.signed(low)}, {self.signed(high)}]"
+        return "" if math.isnan(low) else f"[{self.signed(low)},{SPACE}{self.signed(high)}]"
 
 
-TOP1 = Measure("top1", "top-1", "top-1 (%)", " points", ".2f", 1)
+TOP1 = Measure("top1", "top-1", "top-1 (%)", POINTS, ".2f", 1)
 LOSS = Measure("loss", "loss", "loss", "", ".3g", -1)
 OSCILLATION_MID = Measure(
-    "oscillation_rate_mid", "oscillation rate mid-run", "osc. mid-run (%)", " points", ".2f", 0
+    "oscillation_rate_mid",
+    "oscillation rate mid-run",
+    "osc. mid-run (%)",
+    f"{SPACE}points",
+    ".2f",
+    0,
 )
 OSCILLATION_END = Measure(
-    "oscillation_rate_end", "oscillation rate at the end", "osc. end (%)", " points", ".2f", 0
+    "oscillation_rate_end",
+    "oscillation rate at the end",
+    "osc. end (%)",
+    f"{SPACE}points",
+    ".2f",
+    0,
 )
 
 

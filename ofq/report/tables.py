@@ -91,26 +91,22 @@ class Table:
         return len({row.model for row in self.rows}) > 1
 
     @property
-    def has_best(self) -> bool:
-        """Whether any number is marked."""
-        return any(entry.best for row in self.rows for entry in row.entries)
-
-    @property
     def notes(self) -> list[str]:
         """What a reader must know to read the table."""
-        spread = (
-            f"Mean ± sample standard deviation over {self.seeds} seeds."
-            if self.seeds > 1
-            else "One seed: no spread and no interval can be given."
-        )
-        best = (
-            f"Bold: best {self.name} at these bits; its paired difference to every other method "
-            "has a 95 % interval that excludes 0."
-            if self.has_best
-            else f"No {self.name} is set bold: at no bits does one method differ from every other "
-            "by an interval that excludes 0."
-        )
-        return [spread, best]
+        if self.seeds == 1:
+            return ["One seed: no spread and no interval can be given, and nothing is set bold."]
+        spread = f"Mean ± sample standard deviation over {self.seeds} seeds."
+        if any(entry.best for row in self.rows for entry in row.entries):
+            return [
+                spread,
+                f"Bold: best {self.name} at these bits; its paired difference to every other "
+                "method has a 95 % interval that excludes 0.",
+            ]
+        return [
+            spread,
+            f"No {self.name} is set bold: at no bits does one method differ from every other by "
+            "an interval that excludes 0.",
+        ]
 
 
 def _entry(cell: pd.Series, measure: Measure) -> Entry:

@@ -89,7 +89,7 @@ def write_run(workspace: Workspace, run: Run, top1: float) -> RunFolder:
     rng = np.random.default_rng([run.config.seed, len(run.id), len(str(run.config.bits))])
     epochs = run.config.training.epochs
     folder.append("metrics", [_metrics(run, e, top1, rng) for e in range(epochs + 1)])
-    if run.config.stage != "fp":
+    if has_codes(run):
         folder.append("layers", [row for e in range(epochs + 1) for row in _layers(run, e, rng)])
     if run.config.training.trajectories:
         folder.append("trajectories", _trajectories(run, rng))
@@ -121,12 +121,17 @@ def _metrics(run: Run, epoch: int, top1: float, rng: np.random.Generator) -> dic
         "loss": (2.0 + rng.uniform()) / (epoch + 1),
         "top1": top1 - 20.0 / (epoch + 1),
     }
-    if run.config.stage == "fp":
-        return row
+    if not has_codes(run):
+        return row | {"oscillation_rate": None}
     noisy = rate(run, epoch) + 0.05 * rng.uniform()
     row |= {"oscillation_rate": noisy, "flips": noisy / 3, "in_boundary_range": 0.8}
     row |= {f"oscillation_rate/{role}": noisy for role in roles(run)}
     return row | ({"frozen": 99.0} if run.config.stage == "cga" else {})
+
+
+def has_codes(run: Run) -> bool:
+    """Whether a run quantizes weights, so that they can oscillate."""
+    return not str(run.config.bits).startswith(("None", "W32"))
 
 
 def roles(run: Run) -> list[str]:

@@ -128,7 +128,8 @@ def by_role(records: Records) -> Drawn:
     image = None
     for i, (model, bits, when) in enumerate(lines):
         for j, method in enumerate(study.methods):
-            frame = maps[model, bits, when, method].reindex(index=depths, columns=roles)
+            known = maps.get((model, bits, when, method), pd.DataFrame())
+            frame = known.reindex(index=depths, columns=roles)
             image = _heat(grid[i][j], frame, float(top))
             if i == 0:
                 grid[i][j].set_title(broken(records.labels[method]))
@@ -138,7 +139,7 @@ def by_role(records: Records) -> Drawn:
     return Drawn(
         picture,
         "Oscillation rate by block and role of the weight matrix, mean over seeds: at the median "
-        "epoch of QAT and at the end of the method's last stage. Empty: the method has no such "
+        "epoch of QAT and at the end of the method's last stage. Grey: the method has no such "
         "matrix (with QKR, query and key are one, qk).",
     )
 
@@ -150,6 +151,8 @@ def _maps(records: Records) -> dict[tuple[str, str, str, str], pd.DataFrame]:
         for bits in study.bits:
             for method in study.methods:
                 rows = records.of(records.layers, model=model, bits=bits, method=method)
+                if rows.empty:
+                    continue
                 moments = {"mid-run": mid_epoch(rows), "end": rows["epoch"].max()}
                 for when, epoch in moments.items():
                     now = rows[rows["epoch"] == epoch]
@@ -172,6 +175,7 @@ def _depth_order(depth: str) -> list[Any]:
 def _heat(ax: Axes, frame: pd.DataFrame, top: float) -> AxesImage:
     values: NDArray[np.float64] = frame.to_numpy(float)
     ax.grid(False)
+    ax.set_facecolor("#ececec")
     ax.spines[:].set_visible(False)
     image = ax.imshow(values, cmap="cividis", vmin=0, vmax=top, aspect="auto", interpolation="none")
     ax.set_xticks(range(len(frame.columns)), frame.columns, rotation=90)

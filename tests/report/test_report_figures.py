@@ -1,0 +1,95 @@
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from ofq.errors import UserError
+from ofq.report import build
+from ofq.report.collect import collect
+from ofq.report.figures import FIGURES, check_figures, write_figures
+from ofq.report.figures.style import styled
+from ofq.study import Workspace
+
+DIGITS = ["accuracy", "oscillation_over_training", "oscillation_by_role"]
+TOY = ["loss", "trajectories"]
+
+
+def boxes(figure: Figure) -> list[tuple[str, Bbox]]:
+    """Where each visible, non-empty text stands, in pixels."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
+    found = [(t.get_text(), t.get_window_extent(renderer)) for t in texts]
+    # Ticks outside an axis' limits keep texts that are never drawn.
+    return [(text, box) for text, box in found if box.width > 1 and _is_drawn(figure, text, box)]
+
+
+def _is_drawn(figure: Figure, text: str, box: Bbox) -> bool:
+    for ax in figure.axes:
+        for axis, low, high, centre in (
+            (ax.xaxis, ax.bbox.x0, ax.bbox.x1, (box.x0 + box.x1) / 2),
+            (ax.yaxis, ax.bbox.y0, ax.bbox.y1, (box.y0 + box.y1) / 2),
+        ):
+            for tick in axis.get_major_ticks() + axis.get_minor_ticks():
+                label = tick.label1
+                if label.get_text() == text and label.get_window_extent().bounds == box.bounds:
+                    return low - 1 <= centre <= high + 1
+    return True
+
+
+@pytest.mark.parametrize("name", DIGITS + TOY)
+def test_no_text_is_clipped_or_overlaps_another(
+    name: str, workspace: Workspace, toy: Workspace
+) -> None:
+    records = collect(workspace if name in DIGITS else toy, "small")
+    with styled():
+        figure = FIGURES[name](records).figure
+        found = boxes(figure)
+    assert len(found) > 8
+    for text, box in found:
+        assert box.x0 >= 0, text
+        assert box.y0 >= 0, text
+        assert box.x1 <= figure.bbox.x1, text
+        assert box.y1 <= figure.bbox.y1, text
+    for (one, box), (other, another) in combinations(found, 2):
+        overlap = Bbox.intersection(box, another)
+        assert overlap is None or min(overlap.width, overlap.height) < 1, (one, other)
+
+
+def test_every_figure_has_ink(report: Path, toy: Workspace, tmp_path: Path) -> None:
+    write_figures(tmp_path / "figures", collect(toy, "small"))
+    files = [*(report / "figures").glob("*.png"), *(tmp_path / "figures").glob("*.png")]
+    assert len(files) == 7
+    for path in files:
+        ink = np.mean(imread(path)[..., :3].min(axis=-1) < 0.9)
+        assert 0.01 < ink < 0.9, path.name
+        assert path.with_suffix(".svg").read_text().count("<path") > 20
+
+
+def test_many_methods_and_models_still_fit(tmp_path: Path) -> None:
+    workspace = synthetic.make_workspace(tmp_path, models=["micro", "macro"], seeds=[0])
+    synthetic.fill(workspace)
+    saved = write_figures(tmp_path / "figures", collect(workspace, "small"))
+    assert [figure.name for figure in saved] == DIGITS
+    assert {figure.width for figure in saved} == {7.0}
+
+
+def test_unknown_figure_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"did you mean 'accuracy'\? allowed: accuracy, loss"):
+        check_figures(["acuracy"], "config/studies/small.yaml")
+
+
+def test_figure_without_its_data_says_what_to_change(tmp_path: Path) -> None:
+    workspace = synthetic.make_workspace(tmp_path, figures=["trajectories"])
+    synthetic.fill(workspace)
+    with pytest.raises(UserError, match="set 'trajectories' in the recipe"):
+        build(workspace, "small", tmp_path / "reports" / "small")
+    assert list((tmp_path / "reports").iterdir()) == []

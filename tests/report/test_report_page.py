@@ -1,0 +1,173 @@
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import synthetic
+
+from ofq.errors import UserError
+from ofq.report import build
+from ofq.study import Workspace
+
+FILES = {"index.html", "table.md", "table.csv", "table.tex", "runs.csv", "differences.csv"}
+
+
+class Links(HTMLParser):
+    """Collects what a page refers to, and checks that its tags are closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value or "" for name, value in attrs if name in ("href", "src")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def page(report: Path) -> str:
+    return (report / "index.html").read_text()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_report_has_every_file(report: Path) -> None:
+    names = ["accuracy", "oscillation_over_training", "oscillation_by_role"]
+    figures = {f"figures/{name}.{kind}" for name in names for kind in ("svg", "png")}
+    assert set(contents(report)) == FILES | figures
+
+
+def test_building_twice_gives_the_same_bytes(workspace: Workspace, report: Path) -> None:
+    before = contents(report)
+    build(Workspace(workspace.root), "small", report)
+    assert contents(report) == before
+
+
+def test_page_refers_to_nothing_outside(page: str, report: Path, workspace: Workspace) -> None:
+    links = Links()
+    links.feed(page)
+    assert links.open == []
+    own = [
+        link for link in links.found if not link.startswith(("data:image/svg+xml;base64,", "../"))
+    ]
+    assert own
+    assert all((report / link).is_file() for link in own)
+    runs = [link for link in links.found if link.startswith("../")]
+    assert len(runs) == 27
+    assert all((report / link / "result.json").is_file() for link in runs)
+    assert "://" not in re.sub(r"data:[^\"]*", "", page)
+
+
+def test_no_file_holds_a_machines_path(report: Path, workspace: Workspace) -> None:
+    for name, data in contents(report).items():
+        assert str(workspace.root).encode() not in data, name
+
+
+def test_page_sets_known_beside_found_and_escapes_both(page: str) -> None:
+    assert "Made-up &amp; tested" in page
+    assert "StatsQ is better than LSQ by &lt;3.5&gt; points." in page
+    assert "Known from ten seeds in this setting" in page
+    assert "StatsQ is above LSQ: +3." in page
+    assert "snakemake --cores 2 small" in page
+
+
+def test_page_warns_of_what_misleads(page: str) -> None:
+    assert "hides oscillation at the very end" in page
+    assert "not comparable across quantizers" in page
+
+
+def test_every_run_is_named_with_its_commit(page: str, workspace: Workspace) -> None:
+    for cell in workspace.grid("small").cells:
+        for run in cell.runs:
+            assert f"<code>{run.id}</code>" in page
+    assert "<code>0123456789</code>" in page
+
+
+def test_missing_run_is_named_with_its_command_and_leaves_the_old_report(tmp_path: Path) -> None:
+    workspace = synthetic.make_workspace(tmp_path)
+    synthetic.fill(workspace)
+    out = workspace.reports / "small"
+    build(workspace, "small", out)
+    before = contents(tmp_path / "reports")
+    missing = workspace.grid("small").cells[-1].runs[0]
+    (workspace.results / "runs" / missing.id / "result.json").unlink()
+    with pytest.raises(UserError, match=f"ofq train {re.escape(missing.id)}\n"):
+        build(workspace, "small", out)
+    assert contents(tmp_path / "reports") == before
+
+
+def test_message_about_many_missing_runs_fits_a_screen(tmp_path: Path) -> None:
+    workspace = synthetic.make_workspace(tmp_path, seeds=list(range(30)))
+    with pytest.raises(UserError) as caught:
+        build(workspace, "small", tmp_path / "reports" / "small")
+    assert len(str(caught.value).splitlines()) <= 24
+    assert not (tmp_path / "reports").exists()
+
+
+def test_failure_while_writing_leaves_nothing_behind(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ofq.report.write.write_page", fail)
+    with pytest.raises(UserError, match="No space left on device"):
+        build(workspace, "small", tmp_path / "small")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_with_other_things_is_not_replaced(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("all of it")
+    with pytest.raises(UserError, match=r"holds 'thesis\.txt', which is no part of a report"):
+        build(workspace, "small", tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "all of it"
+
+
+def test_damaged_table_is_named(tmp_path: Path) -> None:
+    workspace = synthetic.make_workspace(tmp_path, methods=["lsq"])
+    synthetic.fill(workspace)
+    run = workspace.grid("small").cells[-1].runs[0]
+    (workspace.results / "runs" / run.id / "metrics.parquet").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"metrics\.parquet: damaged"):
+        build(workspace, "small", tmp_path / "reports" / "small")
+
+
+def test_report_needs_neither_torch_nor_mlflow(workspace: Workspace, tmp_path: Path) -> None:
+    code = f"""
+import sys
+import ofq.report
+assert not {{"pandas", "matplotlib", "scipy"}} & set(sys.modules), "import isn't cheap"
+from ofq.study import Workspace
+from pathlib import Path
+ofq.report.build(Workspace(Path({str(workspace.root)!r})), "small", Path({str(tmp_path / "r")!r}))
+assert not {{"torch", "timm", "mlflow", "sklearn"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_bits_without_quantized_weights_have_no_oscillation(tmp_path: Path) -> None:
+    methods = ["lsq", "statsq"]
+    workspace = synthetic.make_workspace(tmp_path, bits=["W32A4", "W2A2"], methods=methods)
+    synthetic.fill(workspace)
+    page = build(workspace, "small", workspace.reports / "small")
+    rows = [line.split(" | ") for line in page.with_name("table.md").read_text().splitlines()]
+    lsq = next(row for row in rows if row[0] == "| LSQ")
+    assert lsq[2:4] == ["–", "–"]
+    assert "–" not in lsq[5:]
+
+
+def test_toy_report_is_about_loss(toy: Workspace) -> None:
+    page = build(toy, "small", toy.reports / "small").read_text()
+    assert "<h3>Loss</h3>" in page
+    assert "top-1 (%)" not in page
+    shutil.rmtree(toy.reports)

@@ -1,0 +1,100 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from ofq.report.statistics import detectable, holm, summarize, verdict
+
+numbers = st.floats(-100, 100, allow_nan=False)
+
+
+@given(st.lists(st.tuples(numbers, numbers), min_size=3, max_size=12))
+def test_paired_difference_agrees_with_scipys_paired_t_test(
+    pairs: list[tuple[float, float]],
+) -> None:
+    a, b = np.array(pairs).T
+    found = summarize(a - b)
+    assert found.mean == pytest.approx(np.sum(a - b) / len(a), abs=1e-9)
+    if math.isnan(found.low):
+        assert np.ptp(a - b) < 1e-6
+        return
+    known = stats.ttest_rel(a, b)
+    interval = known.confidence_interval(0.95)
+    assert found.p == pytest.approx(known.pvalue, rel=1e-6, abs=1e-12)
+    assert (found.low, found.high) == pytest.approx(
+        (interval.low, interval.high), rel=1e-6, abs=1e-9
+    )
+
+
+def test_summary_agrees_with_hand_computed_numbers() -> None:
+    found = summarize([1.0, 2.0, 6.0])
+    assert (found.mean, found.std) == (3.0, pytest.approx(math.sqrt(7)))
+    half = 4.302652729911275 * math.sqrt(7) / math.sqrt(3)
+    assert found.high - found.mean == pytest.approx(half)
+
+
+def test_one_seed_has_no_interval() -> None:
+    found = summarize([88.0])
+    assert found.n == 1
+    assert found.mean == 88.0
+    assert math.isnan(found.std)
+    assert math.isnan(found.low)
+    assert verdict(found, math.nan) == "no interval"
+    assert math.isnan(detectable(found.std, 1))
+
+
+def test_equal_differences_are_a_coincidence_and_show_nothing() -> None:
+    assert verdict(summarize([0.1 + 0.2, 0.3, 0.3]), math.nan) == "no interval"
+    assert verdict(summarize([0.0, 0.0, 0.0]), math.nan) == "identical"
+
+
+def test_holm_agrees_with_a_hand_computed_family() -> None:
+    adjusted = holm([0.01, 0.04, 0.03, math.nan, 0.005])
+    assert adjusted[[0, 1, 2, 4]] == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert math.isnan(adjusted[3])
+
+
+def test_holm_of_nothing_is_nothing() -> None:
+    assert len(holm([])) == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "p_holm", "word"),
+    [
+        ([1.0, 1.1, 1.2], 0.01, "holds"),
+        ([-1.0, -1.1, -1.2], 0.2, "suggestive"),
+        ([-1.0, 1.1, 0.2], 1.0, "not shown"),
+    ],
+)
+def test_verdict_follows_interval_and_correction(
+    values: list[float], p_holm: float, word: str
+) -> None:
+    assert verdict(summarize(values), p_holm) == word
+
+
+def test_true_mean_is_covered_by_95_of_100_intervals() -> None:
+    rng = np.random.default_rng(1)
+    found = [summarize(x) for x in rng.normal(2.0, 1.0, (2000, 3))]
+    covered = np.mean([f.low < 2.0 < f.high for f in found])
+    assert covered == pytest.approx(0.95, abs=0.015)
+
+
+@pytest.mark.parametrize("seeds", [3, 10])
+def test_a_family_without_any_effect_rarely_has_one_that_holds(seeds: int) -> None:
+    rng = np.random.default_rng(2)
+    false = 0
+    for family in rng.normal(0.0, 1.0, (400, 10, seeds)):
+        found = [summarize(x) for x in family]
+        false += "holds" in map(verdict, found, holm([f.p for f in found]))
+    assert false / 400 <= 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / 400)
+
+
+@pytest.mark.parametrize("seeds", [3, 10])
+def test_the_detectable_difference_is_shown_four_times_in_five(seeds: int) -> None:
+    rng = np.random.default_rng(3)
+    true = detectable(1.5, seeds)
+    shown = np.mean([summarize(x).low > 0 for x in rng.normal(true, 1.5, (2000, seeds))])
+    assert shown == pytest.approx(0.8, abs=0.03)

@@ -1,0 +1,166 @@
+import csv
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+
+from ofq.report.collect import Records, collect
+from ofq.report.compare import compare, summarize_cells
+from ofq.report.findings import describe
+from ofq.report.tables import Entry, Row, Table, escape_latex, to_latex, to_markdown
+from ofq.study import Run, Workspace
+
+PEAK = {0: 80.0, 1: 82.0, 2: 84.0}
+
+
+def known_top1(run: Run) -> float:
+    """At W2A2 every technique adds 5 ± 0.1 points to LSQ's 80, 82, 84."""
+    config = run.config
+    added = 5 * ((config.weight_quantizer == "statsq") + config.qkr + (config.stage == "cga"))
+    return PEAK[config.seed] + added + 0.1 * config.seed * (added > 0)
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Records:
+    workspace = synthetic.make_workspace(
+        tmp_path_factory.mktemp("known"), methods=["lsq", "statsq"]
+    )
+    synthetic.fill(workspace, known_top1)
+    return collect(workspace, "small")
+
+
+def test_table_prints_hand_computed_means_and_deviations(known: Records) -> None:
+    text = to_markdown(Table.of(known, summarize_cells(known)))
+    rows = {line.split(" | ")[0]: line.split(" | ") for line in text.splitlines()}
+    assert rows["| Full precision"][1] == "82.00 ± 2.00"
+    assert rows["| LSQ"][1] == "82.00 ± 2.00"
+    assert rows["| StatsQ"][1] == "**87.10 ± 2.10**"
+
+
+def test_differences_are_taken_seed_by_seed(known: Records) -> None:
+    found = compare(known)
+    row = found[(found["measure"] == "top1") & (found["bits"] == "W2A2")].iloc[0]
+    assert (row["method"], row["against"], row["n"]) == ("statsq", "lsq", 3)
+    assert row["mean"] == pytest.approx(5.1)
+    assert row["std"] == pytest.approx(0.1)
+    assert row["high"] - row["mean"] == pytest.approx(4.302652729911275 * 0.1 / math.sqrt(3))
+    assert row["verdict"] == "holds"
+
+
+def test_every_method_meets_its_predecessor_and_the_first(records: Records) -> None:
+    found = compare(records)
+    mine = found[(found["measure"] == "top1") & (found["bits"] == "W4A4")]
+    assert list(zip(mine["method"], mine["against"], strict=True)) == [
+        ("statsq", "lsq"),
+        ("statsq+qkr", "statsq"),
+        ("statsq+qkr+cga", "statsq+qkr"),
+        ("statsq+qkr", "lsq"),
+        ("statsq+qkr+cga", "lsq"),
+    ]
+
+
+def test_oscillation_is_read_at_qats_median_epoch_and_at_the_last_stages_end(
+    workspace: Workspace, records: Records
+) -> None:
+    runs = records.of(records.runs, bits="W2A2", seed=1).set_index("method")
+    parent = runs.loc["statsq+qkr"]
+    annealed = runs.loc["statsq+qkr+cga"]
+    rows = pd.read_parquet(workspace.results / "runs" / parent["run"] / "metrics.parquet")
+    rates = rows.set_index("epoch")["oscillation_rate"]
+    assert parent["oscillation_rate_mid"] == annealed["oscillation_rate_mid"] == rates[2]
+    assert parent["oscillation_rate_end"] == rates[synthetic.EPOCHS]
+    assert annealed["oscillation_rate_end"] < 0.2
+
+
+def test_annealing_goes_on_where_qat_ended(records: Records) -> None:
+    mine = records.of(records.metrics, bits="W2A2", seed=0, method="statsq+qkr+cga")
+    assert list(mine["epoch"]) == [0, 1, 2, 3, 4, 5, 6]
+    assert list(mine["step"]) == [synthetic.STEPS * epoch for epoch in range(7)]
+    assert list(mine["stage"]) == ["qat"] * 5 + ["cga"] * 2
+
+
+def test_shared_qat_runs_are_identical_mid_run_and_not_tested(records: Records) -> None:
+    found = compare(records).set_index(["measure", "bits", "method", "against"])
+    row = found.loc[("oscillation_rate_mid", "W2A2", "statsq+qkr+cga", "statsq+qkr")]
+    assert row["verdict"] == "identical"
+    assert math.isnan(row["p_holm"])
+
+
+def test_best_needs_an_interval_without_zero_against_every_other_method(records: Records) -> None:
+    cells = summarize_cells(records)
+    assert not cells["best"].any()
+    assert cells[cells["method"] == "statsq+qkr"]["top1_mean"].notna().all()
+
+
+def test_csv_keeps_full_precision(report: Path) -> None:
+    with (report / "runs.csv").open() as file:
+        runs = [r for r in csv.DictReader(file) if (r["bits"], r["method"]) == ("W4A4", "statsq")]
+    with (report / "table.csv").open() as file:
+        cells = [r for r in csv.DictReader(file) if (r["bits"], r["method"]) == ("W4A4", "statsq")]
+    values = [float(run["top1"]) for run in runs]
+    assert float(cells[0]["top1_mean"]) == np.mean(values)
+    assert float(cells[0]["top1_std"]) == np.std(values, ddof=1)
+    assert [run["chain"].count(" > ") for run in runs] == [1, 1, 1]
+
+
+def test_latex_escapes_what_latex_would_read() -> None:
+    assert escape_latex("50 % of A&B_c #1 {x} ~^ \\") == (
+        r"50 \% of A\&B\_c \#1 \{x\} \textasciitilde{}\textasciicircum{} \textbackslash{}"
+    )
+    table = Table("100 %", ["W2A2"], ["top-1 (%)"], [], 3, "top-1")
+    row = Row("m_1", "A & B", [Entry("−1.0 ± 0.1", best=True)])
+    text = to_latex(replace(table, rows=[row, replace(row, model="m_2")]))
+    assert r"m\_1 & A \& B & \textbf{$-$1.0 $\pm$ 0.1} \\" in text
+    assert r"\cmidrule(lr){3-3}" in text
+
+
+def test_markdown_escapes_bars_and_names_models_where_there_are_several() -> None:
+    table = Table("T", ["W2A2"], ["top-1 (%)"], [Row("a", "x|y", [Entry("1")])], 1, "top-1")
+    assert r"| x\|y | 1 |" in to_markdown(table)
+    both = replace(table, rows=[*table.rows, Row("b", "z", [Entry("2")])])
+    assert "| b | z | 2 |" in to_markdown(both)
+
+
+def test_loss_studies_show_loss_and_less_is_better(toy: Workspace) -> None:
+    found = collect(toy, "small")
+    cells = summarize_cells(found)
+    assert "loss_mean" in cells
+    assert "top1_mean" not in cells
+    assert list(cells[cells["best"]]["method"]) == ["statsq"]
+    assert "loss" in to_markdown(Table.of(found, cells))
+
+
+def test_findings_say_what_holds_and_what_was_underpowered(records: Records) -> None:
+    differences = compare(records)
+    groups = {group.name: group for group in describe(records, differences)}
+    assert list(groups) == ["top-1", "oscillation rate mid-run", "oscillation rate at the end"]
+    items = groups["top-1"].items
+    assert [item.place for item in items] == ["W2A2"] * 4 + ["W4A4"] * 4
+    assert items[0].verdict == "holds"
+    assert items[0].text.startswith("StatsQ is above LSQ: +3.")
+    hidden = next(item for item in items if item.verdict == "not shown")
+    assert "can't be told apart" in hidden.text
+    assert "Underpowered: 3 seeds with this spread could only have shown" in hidden.text
+
+
+def test_one_seed_is_reported_without_any_interval(tmp_path: Path) -> None:
+    workspace = synthetic.make_workspace(tmp_path, seeds=[7], methods=["lsq", "statsq"])
+    synthetic.fill(workspace)
+    found = collect(workspace, "small")
+    table = Table.of(found, summarize_cells(found))
+    assert table.notes[0].startswith("One seed")
+    assert "±" not in to_markdown(table)
+    assert set(compare(found)["verdict"]) == {"no interval"}
+
+
+def test_one_method_has_nothing_to_compare(tmp_path: Path) -> None:
+    workspace = synthetic.make_workspace(tmp_path, methods=["lsq"])
+    synthetic.fill(workspace)
+    found = collect(workspace, "small")
+    assert compare(found).empty
+    assert describe(found, compare(found)) == []
+    assert not summarize_cells(found)["best"].any()
