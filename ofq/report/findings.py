@@ -35,8 +35,8 @@ class Findings:
 
     Attributes:
         name: The measure's name.
-        summary: How many comparisons hold.
-        items: Each technique added, and all together against the first method.
+        summary: How many differences there are, by verdict.
+        items: Each method against the one before it, and the last against the first.
     """
 
     name: str
@@ -68,9 +68,12 @@ def describe(records: Records, differences: pd.DataFrame) -> list[Findings]:
 
 
 def _is_told(records: Records, fact: Fact) -> bool:
-    """Whether a pair is one technique added, or the last method against the first."""
+    """Whether a pair is of neighbours or of last and first; identical ones need no words."""
     methods = records.study.methods
-    return (fact["against"], fact["method"]) in [*pairwise(methods), (methods[0], methods[-1])]
+    return fact["verdict"] != "identical" and (fact["against"], fact["method"]) in [
+        *pairwise(methods),
+        (methods[0], methods[-1]),
+    ]
 
 
 def _summary(verdicts: Iterable[str]) -> str:
@@ -98,8 +101,6 @@ def _finding(records: Records, measure: Measure, fact: Fact, family: int) -> Fin
 
 def _sentence(fact: Fact, one: str, other: str, gap: str, interval: str) -> str:
     kind, side = fact["verdict"], "above" if fact["mean"] > 0 else "below"
-    if kind == "identical":
-        return f"{one} and {other} are equal in all {fact['n']} seeds."
     if kind == "not shown":
         return f"{one} and {other} can't be told apart: {gap} {interval}."
     if kind == "no interval":

@@ -92,7 +92,7 @@ def _difference_rows(records: Records, differences: pd.DataFrame) -> list[dict[s
                 "measure": measure.name,
                 "model": row["model"],
                 "bits": row["bits"],
-                "pair": f"{records.labels[row['method']]} − {records.labels[row['against']]}",
+                "pair": f"{records.labels[row['method']]} against {records.labels[row['against']]}",
                 "n": row["n"],
                 "mean": measure.signed(row["mean"]),
                 "interval": measure.interval(row["low"], row["high"]) or "–",

@@ -142,6 +142,8 @@ def test_findings_say_what_holds_and_what_was_underpowered(records: Records) -> 
     assert [item.place for item in items] == ["W2A2"] * 4 + ["W4A4"] * 4
     assert items[0].verdict == "holds"
     assert items[0].text.startswith("StatsQ is above LSQ: +3.")
+    assert len(groups["oscillation rate mid-run"].items) == 6
+    assert "identical in every seed: 2" in groups["oscillation rate mid-run"].summary
     hidden = next(item for item in items if item.verdict == "not shown")
     assert "can't be told apart" in hidden.text
     assert "Underpowered: 3 seeds with this spread could only have shown" in hidden.text

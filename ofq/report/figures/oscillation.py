@@ -182,6 +182,7 @@ def _heat(ax: Axes, frame: pd.DataFrame, top: float) -> AxesImage:
     every = 1 if len(frame.index) <= 6 else 2
     ax.set_yticks(range(0, len(frame.index), every), frame.index[::every])
     ax.tick_params(length=0)
+    ax.tick_params(axis="x", labelsize=6.5)
     return image
 
 
