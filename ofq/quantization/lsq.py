@@ -178,10 +178,13 @@ class LSQWeight(WeightQuantizer):
         """Set the scales from the weight."""
         self.lsq.initialize(weight)
 
+    def scale(self, weight: Tensor) -> Tensor:
+        """The learned step size of each row."""
+        return self.lsq.effective_scale(weight).detach()
+
     def position(self, weight: Tensor) -> Tensor:
         """See :meth:`WeightQuantizer.position`."""
-        ratio = weight.detach().float() / self.lsq.effective_scale(weight).detach()
-        return ratio.clamp_(self.lowest, self.highest)
+        return (weight.detach().float() / self.scale(weight)).clamp_(self.lowest, self.highest)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize a weight of shape (rows, ...)."""

@@ -16,9 +16,9 @@ OFF = 32
 class WeightQuantizer(nn.Module, ABC):
     """Fake-quantizes a weight whose rows run over its first dimension.
 
-    A subclass says where each weight lies on the quantization grid (:meth:`position`) and what its
-    quantized value and gradient are (:meth:`forward`). Codes, confidence-guided annealing and the
-    oscillation tracker all follow from the position.
+    A subclass says what the quantization scale is (:meth:`scale`), where each weight lies on the
+    grid (:meth:`position`), and what its quantized value and gradient are (:meth:`forward`). Codes,
+    confidence-guided annealing and the oscillation tracker all follow from the position.
 
     Args:
         bits: Bit-width, 2 to 8; codes run from ``-2**(bits-1)`` to ``2**(bits-1) - 1``.
@@ -32,6 +32,10 @@ class WeightQuantizer(nn.Module, ABC):
         self.bits = check_bits(bits)
         self.lowest = -(2 ** (bits - 1))
         self.highest = 2 ** (bits - 1) - 1
+
+    @abstractmethod
+    def scale(self, weight: Tensor) -> Tensor:
+        """The quantization scale, float32, in a shape that broadcasts over the weight."""
 
     @abstractmethod
     def position(self, weight: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ class Training(Strict):
     """Hyperparameters of one stage.
 
     The learning rate rises linearly from ``warmup_lr`` over ``warmup_epochs``, then falls from
-    ``lr`` to ``min_lr`` along a cosine, step by step; with ``min_lr`` equal to ``lr`` it is
+    ``lr`` to ``min_lr`` along a cosine, epoch by epoch; with ``min_lr`` equal to ``lr`` it is
     constant.
 
     Attributes:

@@ -83,12 +83,12 @@ class RunFolder:
         """A table's rows so far, in order; a torn last line is left out."""
         return self._rows(f"{table}.jsonl")
 
-    def rewind(self, step: int) -> None:
-        """Drop what was recorded after a step, so that resumed training records it once."""
+    def rewind(self, step: int | None) -> None:
+        """Drop what was recorded after a step, or everything, so that each step is recorded once."""
         for table in TABLES:
             path = self.path / f"{table}.jsonl"
             if path.exists():
-                kept = [row for row in self.rows(table) if row["step"] <= step]
+                kept = [r for r in self.rows(table) if step is not None and r["step"] <= step]
                 text = "".join(json.dumps(row) + "\n" for row in kept)
                 write_file(path, lambda temporary, text=text: temporary.write_text(text))  # type: ignore[misc]
 

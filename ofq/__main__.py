@@ -1,0 +1,5 @@
+"""``python -m ofq``."""
+
+from ofq.cli import main
+
+main()

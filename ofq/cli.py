@@ -1,0 +1,221 @@
+"""The ``ofq`` command; each subcommand is a few lines over the package."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ofq import __version__
+from ofq.errors import UserError
+from ofq.study import Run, Workspace
+
+_MIRROR_WAIT = 30  # seconds that a finished run waits for its mirror
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Reproduce, ablate and extend [bold]Oscillation-free Quantization[/bold] for low-bit "
+    "vision transformers.\n\nRun it in a checkout, where [cyan]config/[/cyan] defines studies. "
+    "[cyan]snakemake --cores 2 STUDY[/cyan] runs a whole study; the commands here are its steps.",
+    epilog="Examples:  [cyan]ofq runs digits[/cyan]   [cyan]ofq train RUN[/cyan]   "
+    "[cyan]ofq report digits[/cyan]",
+)
+track = typer.Typer(no_args_is_help=True, help="Mirror run folders in MLflow.")
+app.add_typer(track, name="track")
+
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, as `ofq runs` lists it.")]
+StudyName = Annotated[
+    str, typer.Argument(metavar="STUDY", help="A study: a file in config/studies, without .yaml.")
+]
+
+
+@app.command()
+def studies() -> None:
+    """List the studies under config/, with the size of their grids."""
+    workspace = Workspace()
+    table = Table("study", "cells", "runs", "title", box=None)
+    for name in workspace.study_names:
+        grid = workspace.grid(name)
+        counts = (str(len(grid.cells)), str(len(grid.runs())))
+        table.add_row(name, *counts, workspace.study(name).title)
+    Console().print(table)
+
+
+@app.command()
+def runs(study: StudyName) -> None:
+    """List a study's runs, parents first: what is done, and what isn't.
+
+    Prints one id per line when the output isn't a terminal.
+    """
+    from ofq.jobs import run_folder
+
+    workspace = Workspace()
+    found = workspace.grid(study).runs()
+    console = Console()
+    if not console.is_terminal:
+        print("\n".join(found))
+        return
+    table = Table("run", "done", box=None)
+    for run in found.values():
+        done = run_folder(workspace, run).result() is not None
+        table.add_row(run.id, "yes" if done else "no")
+    console.print(table)
+
+
+@app.command()
+def train(
+    run_id: RunId,
+    tracked: Annotated[
+        bool, typer.Option("--track/--no-track", help="Mirror the run in MLflow while it trains.")
+    ] = True,
+) -> None:
+    """Train one run, or resume it where it was interrupted.
+
+    The runs that it builds on must be complete. Exits with 75 when a signal asked it to stop: its
+    state is saved, and the same command goes on from there.
+    """
+    from ofq.jobs import open_folder
+    from ofq.jobs import train as train_run
+
+    console = Console()
+    workspace = Workspace()
+    run, homes = workspace.find(run_id)
+    folder = open_folder(workspace, run, homes)
+    if folder.result() is not None:
+        console.print(f"{run.id} is already complete", highlight=False)
+        return
+    mirror = _start_mirror(workspace, run) if tracked else None
+    try:
+        with _interruptions(console, run):
+            train_run(workspace, run, folder, console)
+    finally:
+        if mirror is not None:
+            _await_mirror(mirror, workspace, run, console)
+
+
+@app.command()
+def report(study: StudyName) -> None:
+    """Build a study's report from its run folders; trains nothing."""
+    from ofq.report import build
+
+    workspace = Workspace()
+    page = build(workspace, study, workspace.reports / study)
+    Console().print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+@track.command()
+def sync(
+    study: StudyName,
+    uri: Annotated[str | None, typer.Option(help="Another tracking URI than the site's.")] = None,
+) -> None:
+    """Mirror all of a study's runs, and its report, to a tracking URI.
+
+    Doing it twice changes nothing; so this also moves a study to another server.
+    """
+    from ofq.jobs import run_folder
+    from ofq.tracking.mirror import Mirror
+
+    workspace = Workspace()
+    grid = workspace.grid(study)
+    mirror = Mirror(uri or workspace.tracking_uri, workspace.results / "mlflow-artifacts")
+    folders = [run_folder(workspace, run) for run in grid.runs().values()]
+    started = [folder for folder in folders if (folder.path / "provenance.json").exists()]
+    for folder in started:
+        mirror.sync(folder)
+    page = workspace.reports / study
+    if (page / "index.html").exists():
+        mirror.sync_report(study, grid.cells[0].dataset, page)
+    Console().print(f"mirrored {len(started)} of {len(folders)} runs", highlight=False)
+
+
+@track.command()
+def follow(
+    run_id: RunId,
+    trainer: Annotated[int, typer.Option(help="Process id of the trainer.")],
+) -> None:
+    """Mirror one run while another process trains it (`ofq train` starts this by itself)."""
+    from ofq.jobs import run_folder
+    from ofq.tracking.mirror import Mirror
+    from ofq.tracking.mirror import follow as follow_run
+
+    workspace = Workspace()
+    run, _ = workspace.find(run_id)
+    mirror = Mirror(workspace.tracking_uri, workspace.results / "mlflow-artifacts")
+    follow_run(mirror, run_folder(workspace, run), trainer)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"ofq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _start_mirror(workspace: Workspace, run: Run) -> subprocess.Popen[bytes]:
+    """A mirror in a process and session of its own, which no signal to the trainer reaches."""
+    log = workspace.results / "runs" / run.id / "mirror.log"
+    command = ["track", "follow", run.id, "--trainer", str(os.getpid())]
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "ofq", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def _await_mirror(
+    mirror: subprocess.Popen[bytes], workspace: Workspace, run: Run, console: Console
+) -> None:
+    try:
+        failed = mirror.wait(timeout=_MIRROR_WAIT) != 0
+    except subprocess.TimeoutExpired:
+        failed = True
+    if failed:
+        log = workspace.results / "runs" / run.id / "mirror.log"
+        console.print(
+            f"MLflow doesn't show all of {run.id} yet (see {log}); nothing is lost: "
+            "`ofq track sync STUDY` completes it",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@contextmanager
+def _interruptions(console: Console, run: Run) -> Iterator[None]:
+    from ofq.training.interruption import EXIT_CODE, Interrupted
+
+    try:
+        yield
+    except Interrupted as request:
+        console.print(f"stopped by {request}; `ofq train {run.id}` goes on from here")
+        raise typer.Exit(EXIT_CODE) from None
+
+
+def main() -> None:
+    """Run the command line; a user's mistake gives one message and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None

@@ -1,0 +1,92 @@
+"""What a person sees while a run trains: a bar in a terminal, plain lines elsewhere."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_MEASURES = {
+    "top1": "top-1 {:.2f} %",
+    "loss": "loss {:.4f}",
+    "oscillation_rate": "oscillation rate {:.2f} %",
+    "frozen": "frozen {:.2f} %",
+}
+
+
+def summary(metrics: dict[str, Any]) -> str:
+    """One line of an epoch's main measures."""
+    parts = [form.format(metrics[key]) for key, form in _MEASURES.items() if key in metrics]
+    return "  ".join(parts)
+
+
+class Lines:
+    """A line per epoch, for logs and pipes.
+
+    Args:
+        console: Where to print.
+        epochs: Number of epochs.
+    """
+
+    def __init__(self, console: Console, epochs: int) -> None:
+        self.console = console
+        self.epochs = epochs
+
+    def begin(self, done: int | None, total: int) -> None:
+        """Say where training starts."""
+        text = f"training {total} steps" if done is None else f"resuming after step {done}/{total}"
+        self.console.print(text, highlight=False)
+
+    def step(self, step: int) -> None:
+        """Say nothing."""
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        """Print the epoch's line."""
+        where = f"epoch {metrics['epoch']}/{self.epochs}"
+        self.console.print(f"{where}  {summary(metrics)}", highlight=False, soft_wrap=True)
+
+    def end(self) -> None:
+        """Say nothing."""
+
+
+class Bar:
+    """A progress bar over steps, with the last epoch's measures under it.
+
+    Args:
+        console: A terminal.
+        epochs: Number of epochs.
+    """
+
+    def __init__(self, console: Console, epochs: int) -> None:
+        self.epochs = epochs
+        self.bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[measures]}"),
+            console=console,
+        )
+        self.task = self.bar.add_task("", epoch=f"0/{epochs}", measures="")
+
+    def begin(self, done: int | None, total: int) -> None:
+        """Show the bar."""
+        self.bar.update(self.task, total=total, completed=done or 0)
+        self.bar.start()
+
+    def step(self, step: int) -> None:
+        """Move it on."""
+        self.bar.update(self.task, completed=step)
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        """Show the epoch's measures."""
+        epoch = f"{metrics['epoch']}/{self.epochs}"
+        self.bar.update(self.task, epoch=epoch, measures=summary(metrics))
+
+    def end(self) -> None:
+        """Leave the bar as it is."""
+        self.bar.stop()
+
+
+def display(console: Console, epochs: int) -> Bar | Lines:
+    """A bar if the console is a terminal, else lines."""
+    return Bar(console, epochs) if console.is_terminal else Lines(console, epochs)

@@ -1,0 +1,205 @@
+"""Run folders as runs in MLflow, for browsing.
+
+A mirror only reads run folders, from a process of its own, so a slow or dead tracking server can
+never hold up training. Every point is sent with the time at which it was recorded; MLflow stores
+equal points once, so mirroring twice changes nothing.
+"""
+
+import logging
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run
+
+from ofq.tracking.folder import RunFolder
+
+_ID = "ofq.run"  # the tag by which a run is found again
+_SQLITE = "sqlite:///"
+_POINTS_PER_CALL = 1000  # MLflow's limit of one batch
+_STATES = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+_NOT_METRICS = {"epoch", "step", "time"}
+_ARTIFACTS = ("run.json", "provenance.json", "metrics.parquet", "layers.parquet", "result.json")
+
+
+def prepare_store(uri: str) -> None:
+    """Create an SQLite store with its tables, if there is none yet.
+
+    Several processes that open a fresh store at once would all fail in its migration; so each
+    migrates a file of its own, and the first to finish puts it in place.
+    """
+    if not uri.startswith(_SQLITE) or Path(uri.removeprefix(_SQLITE)).exists():
+        return
+    store = Path(uri.removeprefix(_SQLITE))
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=store.parent) as folder:
+        fresh = Path(folder) / "mlflow.db"
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        MlflowClient(f"{_SQLITE}{fresh}").search_experiments(max_results=1)
+        try:
+            os.link(fresh, store)
+        except FileExistsError:
+            return
+
+
+class Mirror:
+    """Mirrors run folders into one MLflow store.
+
+    Args:
+        uri: MLflow's tracking URI.
+        artifacts: Folder for artifacts of an SQLite store; a server keeps its own.
+    """
+
+    def __init__(self, uri: str, artifacts: Path) -> None:
+        prepare_store(uri)
+        self.client = MlflowClient(uri)
+        self.artifacts = artifacts.resolve().as_uri() if uri.startswith(_SQLITE) else None
+        self._sent: dict[str, int] = {}
+
+    def sync(self, folder: RunFolder) -> None:
+        """Bring a run's mirror up to date with its folder, creating it if need be."""
+        description, provenance = folder.description(), folder.provenance()
+        run = self._find(description["id"], description["config"]["dataset"])
+        if run is None:
+            run = self._create(description, provenance)
+        run_id = run.info.run_id
+        self._send_rows(run_id, folder)
+        state = _state(folder)
+        if state == "RUNNING":
+            self.client.update_run(run_id, status=state)
+            return
+        for name in _ARTIFACTS:
+            if (folder.path / name).exists():
+                self.client.log_artifact(run_id, str(folder.path / name))
+        ended = int(1000 * folder.events()[-1]["time"])
+        self.client.set_terminated(run_id, status=state, end_time=ended)
+
+    def sync_report(self, study: str, dataset: str, report: Path) -> None:
+        """Mirror a study's report (tables, figures, page) as the artifacts of one run."""
+        key = f"report/{study}"
+        run = self._find(key, dataset)
+        if run is None:
+            tags = {_ID: key, "mlflow.runName": key, "study": study, "stage": "report"}
+            run = self.client.create_run(self._experiment(dataset), tags=tags)
+        self.client.log_artifacts(run.info.run_id, str(report))
+        self.client.set_terminated(run.info.run_id)
+
+    def _find(self, key: str, dataset: str) -> Run | None:
+        found = self.client.search_runs(
+            [self._experiment(dataset)], filter_string=f"tags.`{_ID}` = '{key}'", max_results=1
+        )
+        return found[0] if found else None
+
+    def _experiment(self, name: str) -> str:
+        known = self.client.get_experiment_by_name(name)
+        if known is not None:
+            return known.experiment_id
+        location = f"{self.artifacts}/{name}" if self.artifacts else None
+        return self.client.create_experiment(name, artifact_location=location)
+
+    def _create(self, description: dict[str, Any], provenance: dict[str, Any]) -> Run:
+        config = description["config"]
+        run = self.client.create_run(
+            self._experiment(config["dataset"]), tags=_tags(description, provenance)
+        )
+        params = [Param(k, str(v)) for k, v in _flat(config).items() if v is not None]
+        self.client.log_batch(run.info.run_id, params=params)
+        data = Dataset(config["dataset"], f"seed-{config['seed']}", "ofq", config["dataset"])
+        self.client.log_inputs(run.info.run_id, datasets=[DatasetInput(data)])
+        return run
+
+    def _send_rows(self, run_id: str, folder: RunFolder) -> None:
+        rows = folder.rows("metrics")
+        points = [
+            Metric(key, value, int(1000 * row["time"]), row["epoch"])
+            for row in rows[self._sent.get(run_id, 0) :]
+            for key, value in row.items()
+            if key not in _NOT_METRICS and value is not None
+        ]
+        for first in range(0, len(points), _POINTS_PER_CALL):
+            self.client.log_batch(run_id, metrics=points[first : first + _POINTS_PER_CALL])
+        self._sent[run_id] = len(rows)
+
+
+def follow(mirror: Mirror, folder: RunFolder, trainer: int, interval: float = 0.5) -> None:
+    """Mirror a run while it trains, until it has ended or its trainer is gone.
+
+    Args:
+        mirror: Where to.
+        folder: The run's folder.
+        trainer: Process id of the trainer.
+        interval: Seconds between looks at the folder.
+    """
+    seen = -1.0
+    while True:
+        alive = _alive(trainer)
+        changed = _changed(folder)
+        if changed != seen:
+            mirror.sync(folder)
+            seen = changed
+        if _state(folder) != "RUNNING" or not alive:
+            return
+        time.sleep(interval)
+
+
+def _state(folder: RunFolder) -> str:
+    if folder.result() is not None:
+        return "FINISHED"
+    events = folder.events()
+    last = events[-1]["event"] if events else "started"
+    return _STATES.get(last, "RUNNING") if last != "finished" else "RUNNING"
+
+
+def _changed(folder: RunFolder) -> float:
+    names = ("metrics.jsonl", "events.jsonl", "result.json")
+    paths = [folder.path / name for name in names]
+    return max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _tags(description: dict[str, Any], provenance: dict[str, Any]) -> dict[str, str]:
+    config = description["config"]
+    tags = {
+        _ID: description["id"],
+        "mlflow.runName": description["id"].rpartition("/")[2],
+        "mlflow.source.git.commit": provenance["commit"],
+        "study": ",".join(provenance["studies"]),
+        "method": _method(config),
+        "bits": config["bits"] or "FP",
+        "model": config["model"],
+        "seed": config["seed"],
+        "stage": config["stage"],
+        "parent": description["parent"],
+        "commit": provenance["commit"],
+    }
+    return {key: str(value) for key, value in tags.items() if value is not None}
+
+
+def _method(config: dict[str, Any]) -> str:
+    parts = [config["weight_quantizer"] or "fp"]
+    parts += ["qkr"] if config["qkr"] else []
+    parts += ["cga"] if config["boundary_range"] is not None else []
+    return "+".join(parts)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat

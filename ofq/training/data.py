@@ -1,0 +1,111 @@
+"""Data sets as batches whose order is a function of seed and epoch."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ofq.errors import UserError
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set that fits in memory, split in two.
+
+    Attributes:
+        train_inputs, train_targets: What is trained on.
+        test_inputs, test_targets: What is evaluated on, each example once.
+        classes: Number of classes; 0 for regression.
+        seed: With the epoch, decides the order of the training set.
+    """
+
+    train_inputs: Tensor
+    train_targets: Tensor
+    test_inputs: Tensor
+    test_targets: Tensor
+    classes: int
+    seed: int
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Full batches in an epoch; the incomplete last one is left out, as in the paper.
+
+        Raises:
+            UserError: The training set is smaller than one batch.
+        """
+        steps = len(self.train_inputs) // batch_size
+        if steps == 0:
+            raise UserError(
+                f"batch_size {batch_size} exceeds the training set's {len(self.train_inputs)}"
+            )
+        return steps
+
+    def train_batches(self, epoch: int, batch_size: int, first: int = 0) -> Iterator[Batch]:
+        """The shuffled training batches of an epoch, from batch number ``first`` on."""
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
+        order = torch.randperm(len(self.train_inputs), generator=generator)
+        for step in range(first, self.steps_per_epoch(batch_size)):
+            chosen = order[step * batch_size : (step + 1) * batch_size]
+            yield self.train_inputs[chosen], self.train_targets[chosen]
+
+    def test_batches(self, batch_size: int = 300) -> Iterator[Batch]:
+        """The test set, in order."""
+        yield from zip(
+            self.test_inputs.split(batch_size), self.test_targets.split(batch_size), strict=True
+        )
+
+
+def load(dataset: str, model: str, seed: int) -> Data:
+    """Load a data set by name.
+
+    Args:
+        dataset: One of :data:`ofq.study.config.DATASETS`.
+        model: The model's name; the toy regression has as many inputs as the model has weights.
+        seed: Decides split and order.
+
+    Raises:
+        UserError: Unknown, or its files are missing.
+    """
+    if dataset not in _LOADERS:
+        raise UserError(f"unknown dataset '{dataset}'; allowed: {', '.join(_LOADERS)}")
+    return _LOADERS[dataset](model, seed)
+
+
+def _digits(model: str, seed: int) -> Data:
+    """scikit-learn's digits: 1,797 8 × 8 images in [0, 1], split 897 / 900 by class for each seed."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    try:
+        digits = load_digits()
+    except OSError as error:
+        raise UserError(
+            f"the digits data set is missing from scikit-learn ({error}); reinstall scikit-learn"
+        ) from None
+    images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
+    labels = torch.from_numpy(digits.target).long()
+    train, test = train_test_split(
+        torch.arange(len(labels)).numpy(), test_size=900, stratify=labels.numpy(), random_state=seed
+    )
+    return Data(images[train], labels[train], images[test], labels[test], classes=10, seed=seed)
+
+
+def _toy_regression(model: str, seed: int) -> Data:
+    """y = w*·x + noise (σ = 0.5) for a random w*, 960 training and 960 noise-free test examples."""
+    from ofq.training.models import toy_weights
+
+    generator = torch.Generator().manual_seed(seed)
+    count = toy_weights(model)
+    target = torch.randn(count, 1, generator=generator)
+    inputs = torch.randn(1920, count, generator=generator)
+    clean = inputs @ target
+    noisy = clean + 0.5 * torch.randn(1920, 1, generator=generator)
+    return Data(inputs[:960], noisy[:960], inputs[960:], clean[960:], classes=0, seed=seed)
+
+
+_LOADERS: dict[str, Callable[[str, int], Data]] = {
+    "digits": _digits,
+    "toy_regression": _toy_regression,
+}

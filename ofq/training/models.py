@@ -1,0 +1,123 @@
+"""Building models by name: timm's, and this package's small ones."""
+
+import importlib
+
+import timm
+from timm.models import VisionTransformer, register_model
+from torch import Tensor, nn
+
+from ofq.errors import UserError
+from ofq.quantization import quantize
+from ofq.quantization.layers import QuantizedLinear
+from ofq.quantization.quantizer import OFF, make_weight_quantizer
+from ofq.study import RunConfig, parse_bits
+
+_TOY = "toy_regression_"
+
+
+@register_model
+def micro_deit_patch2_8(pretrained: bool = False, **options: object) -> VisionTransformer:
+    """A DeiT for 8 × 8 grey images: patch 2, width 48, depth 4, 3 heads.
+
+    Xavier linears and a position embedding of standard deviation 0.2, since timm's initial weights
+    train too slowly at this size.
+
+    Raises:
+        UserError: Pretrained weights are asked for; there are none.
+    """
+    if pretrained:
+        raise UserError("micro_deit_patch2_8 has no pretrained weights")
+    model = VisionTransformer(
+        img_size=8,
+        patch_size=2,
+        in_chans=1,
+        embed_dim=48,
+        depth=4,
+        num_heads=3,
+        num_classes=int(str(options.get("num_classes", 10))),
+    )
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+    nn.init.normal_(model.pos_embed, std=0.2)
+    return model
+
+
+class ToyRegression(nn.Module):
+    """One row of weights, y = w·x: the least in which quantized training oscillates.
+
+    Args:
+        weights: Number of weights.
+    """
+
+    def __init__(self, weights: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(weights, 1, bias=False)
+        nn.init.normal_(self.linear.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, weights) to (B, 1)."""
+        return self.linear(x)
+
+
+def toy_weights(model: str) -> int:
+    """The number of weights of ``toy_regression_N``.
+
+    Raises:
+        UserError: The name has another form.
+    """
+    count = model.removeprefix(_TOY)
+    if not model.startswith(_TOY) or not count.isdigit() or int(count) == 0:
+        raise UserError(f"unknown model '{model}'; allowed for this data set: {_TOY}N, N weights")
+    return int(count)
+
+
+def build(name: str, classes: int) -> nn.Module:
+    """A full-precision model with fresh weights.
+
+    Raises:
+        UserError: Neither timm nor this package has a model of this name.
+    """
+    if name.startswith(_TOY):
+        return ToyRegression(toy_weights(name))
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8]) or "see timm.list_models()"
+        raise UserError(f"unknown model '{name}'; timm has: {near}")
+    return timm.create_model(name, num_classes=classes)
+
+
+def quantized(model: nn.Module, config: RunConfig) -> nn.Module:
+    """A quantized copy of a model, as a run's config says.
+
+    Raises:
+        UserError: The module that registers the method's weight quantizer can't be imported, or
+            the model can't be quantized.
+    """
+    assert config.bits is not None
+    assert config.weight_quantizer is not None
+    if config.module is not None:
+        _import(config.module)
+    weight_bits, activation_bits = parse_bits(config.bits)
+    if isinstance(model, ToyRegression):
+        return _quantized_toy(model, config.weight_quantizer, weight_bits, activation_bits)
+    return quantize(model, weight_bits, activation_bits, config.weight_quantizer, config.qkr)
+
+
+def _quantized_toy(model: ToyRegression, name: str, weight_bits: int, act_bits: int) -> nn.Module:
+    if act_bits != OFF:
+        raise UserError(f"the toy regression quantizes weights only; give W{weight_bits}A{OFF}")
+    linear = model.linear
+    quantizer = make_weight_quantizer(name, weight_bits, linear.weight)
+    toy = ToyRegression(linear.in_features)
+    toy.linear = QuantizedLinear(linear, quantizer, nn.Identity(), {"row": slice(0, 1)})
+    return toy
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"can't import '{module}', the method's module: {error}; "
+            "install it in this environment, or put its folder on PYTHONPATH"
+        ) from None

@@ -1,0 +1,137 @@
+"""What is minimized, and what is measured on the test set."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ofq.training.data import Batch, Data
+
+Outputs = Tensor | tuple[Tensor, Tensor]
+
+
+class Objective(Protocol):
+    """A loss, and the measures that go with it.
+
+    Attributes:
+        primary: The measure that tables show: ``top1`` or ``loss``.
+    """
+
+    primary: str
+
+    def loss(self, outputs: Outputs, targets: Tensor, inputs: Tensor) -> Tensor:
+        """The training loss of one batch, a scalar."""
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """Measures over all batches, each example counted once."""
+
+
+class Classification:
+    """Cross-entropy with the labels; evaluation gives top-1 in percent."""
+
+    primary = "top1"
+
+    def loss(self, outputs: Outputs, targets: Tensor, inputs: Tensor) -> Tensor:
+        """Mean cross-entropy; of a distilled model, with the class head."""
+        return F.cross_entropy(_class_logits(outputs), targets)
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """``top1`` (percent), ``loss``, and the counts ``correct`` and ``images``."""
+        correct = images = 0
+        loss = 0.0
+        with _evaluating(model):
+            for inputs, targets in batches:
+                logits = model(inputs)
+                correct += int((logits.argmax(-1) == targets).sum())
+                loss += float(F.cross_entropy(logits, targets, reduction="sum"))
+                images += len(targets)
+        return {
+            "top1": 100 * correct / images,
+            "loss": loss / images,
+            "correct": correct,
+            "images": images,
+        }
+
+
+class Distillation(Classification):
+    """Hard labels and a teacher, equally weighted (released code, ``KDLossSoftandHard``).
+
+    CE(distillation logits, softmax(teacher)) + CE(class logits, label) at temperature 1, without
+    smoothing; with one head both terms use it. The teacher is in eval mode and gets no gradient; a
+    distilled one answers with the mean of its heads, as it does in evaluation.
+
+    Args:
+        teacher: The full-precision model.
+    """
+
+    def __init__(self, teacher: nn.Module) -> None:
+        self.teacher = teacher.eval().requires_grad_(False)
+
+    def loss(self, outputs: Outputs, targets: Tensor, inputs: Tensor) -> Tensor:
+        """The sum of the two cross-entropies, each a mean over the batch."""
+        with torch.no_grad():
+            soft = self.teacher(inputs)
+        return distillation_loss(outputs, targets, soft)
+
+
+class Regression:
+    """Mean squared error."""
+
+    primary = "loss"
+
+    def loss(self, outputs: Outputs, targets: Tensor, inputs: Tensor) -> Tensor:
+        """Mean squared error of the batch."""
+        assert isinstance(outputs, Tensor)
+        return F.mse_loss(outputs, targets)
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """``loss``, the mean squared error, and the number of examples ``images``."""
+        total, examples = 0.0, 0
+        with _evaluating(model):
+            for inputs, targets in batches:
+                total += float(F.mse_loss(model(inputs), targets, reduction="sum"))
+                examples += len(targets)
+        return {"loss": total / examples, "images": examples}
+
+
+def distillation_loss(outputs: Outputs, targets: Tensor, teacher_logits: Tensor) -> Tensor:
+    """See :class:`Distillation`.
+
+    Args:
+        outputs: Logits (B, classes), or class and distillation logits.
+        targets: Labels (B,).
+        teacher_logits: (B, classes).
+    """
+    class_logits, distillation_logits = outputs if isinstance(outputs, tuple) else (outputs,) * 2
+    soft = F.cross_entropy(distillation_logits, teacher_logits.softmax(-1))
+    return soft + F.cross_entropy(class_logits, targets)
+
+
+def objective(data: Data, teacher: nn.Module | None) -> Objective:
+    """The objective that fits a data set, with or without a teacher."""
+    if data.classes == 0:
+        return Regression()
+    return Classification() if teacher is None else Distillation(teacher)
+
+
+class _evaluating:  # noqa: N801 - a context manager, used like a function
+    """Eval mode without gradients, then back to the mode before."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.inference = torch.inference_mode()
+
+    def __enter__(self) -> None:
+        self.was_training = self.model.training
+        self.model.eval()
+        self.inference.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self.inference.__exit__(*error)
+        self.model.train(self.was_training)
+
+
+def _class_logits(outputs: Outputs) -> Tensor:
+    return outputs[0] if isinstance(outputs, tuple) else outputs
