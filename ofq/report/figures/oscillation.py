@@ -62,8 +62,8 @@ def _caption(records: Records) -> str:
     text += ", shaded from the lowest to the highest seed." if len(records.study.seeds) > 1 else "."
     if (records.metrics["stage"] == "cga").any():
         text += (
-            " Dotted line: QAT ends and CGA begins, at a constant low learning rate. A method with "
-            "CGA whose QAT runs another method shares is drawn from there on."
+            " Dotted line: QAT ends and CGA begins. A method with CGA whose QAT runs another "
+            "method shares is drawn from there on."
         )
     return text
 
