@@ -24,6 +24,8 @@ class Workspace:
     def site(self) -> Site:
         """``config/config.yaml``."""
         path = self.root / "config" / "config.yaml"
+        if not path.exists():
+            raise UserError(f"{path}: no such file; run this in a checkout, where config/ is")
         site = parse(Site, read_yaml(path), str(path))
         for name in site.studies:
             if name not in self.study_names:
@@ -103,7 +105,9 @@ class Workspace:
         Raises:
             UserError: No study has this run.
         """
-        found, homes, broken = None, [], []
+        found: Run | None = None
+        homes: list[str] = []
+        broken: list[str] = []
         for name in self.study_names:
             try:
                 run = self.grid(name).runs().get(run_id)

@@ -82,6 +82,13 @@ class Mirror:
         ended = int(1000 * folder.events()[-1]["time"])
         self.client.set_terminated(run_id, status=state, end_time=ended)
 
+    def mark_killed(self, folder: RunFolder) -> None:
+        """Show a run as killed whose trainer died without a word."""
+        description = folder.description()
+        run = self._find(description["id"], description["config"]["dataset"])
+        if run is not None:
+            self.client.set_terminated(run.info.run_id, status="KILLED")
+
     def sync_report(self, study: str, dataset: str, report: Path) -> None:
         """Mirror a study's report (tables, figures, page) as the artifacts of one run."""
         key = f"report/{study}"
@@ -130,7 +137,7 @@ class Mirror:
 
 
 def follow(mirror: Mirror, folder: RunFolder, trainer: int, interval: float = 0.5) -> None:
-    """Mirror a run while it trains, until it has ended or its trainer is gone.
+    """Mirror a run while it trains, until it has ended or its trainer is gone (then as killed).
 
     Args:
         mirror: Where to.
@@ -145,7 +152,10 @@ def follow(mirror: Mirror, folder: RunFolder, trainer: int, interval: float = 0.
         if changed != seen:
             mirror.sync(folder)
             seen = changed
-        if _state(folder) != "RUNNING" or not alive:
+        if _state(folder) != "RUNNING":
+            return
+        if not alive:
+            mirror.mark_killed(folder)
             return
         time.sleep(interval)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -80,11 +81,21 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
         UserError: The file is missing, damaged, or of another model.
     """
     try:
-        model.load_state_dict(load_file(path))
+        weights = load_file(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; train the run that makes it first") from None
-    except Exception as error:
-        raise UserError(f"{path}: can't be loaded as weights of this model: {error}") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not a readable safetensors file: {error}") from None
+    expected = model.state_dict().keys()
+    odd = sorted(expected ^ weights.keys())
+    if odd:
+        where = "the file lacks" if odd[0] in expected else "the model has no"
+        raise UserError(f"{path}: weights of another model: {where} {odd[0]}, and {len(odd)} in all")
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise UserError(f"{path}: weights of another model: {first}") from None
     return model
 
 

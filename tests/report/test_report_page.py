@@ -76,7 +76,7 @@ def test_no_file_holds_a_machines_path(report: Path, workspace: Workspace) -> No
 def test_page_sets_known_beside_found_and_escapes_both(page: str) -> None:
     assert "Made-up &amp; tested" in page
     assert "StatsQ is better than LSQ by &lt;3.5&gt; points." in page
-    assert "Known from ten seeds in this setting" in page
+    assert "What to expect" in page
     assert "StatsQ is above LSQ: +3." in page
     assert "snakemake --cores 2 small" in page
 

@@ -1,0 +1,84 @@
+"""What the workflow asks of the studies: files, and what each job needs."""
+
+from functools import cached_property
+from pathlib import Path
+
+from ofq.errors import UserError
+from ofq.study.grid import Run
+from ofq.study.workspace import Workspace
+
+RESULT = "result.json"
+WEIGHTS = "model.safetensors"
+_RULES = {"all", "report", "train"}
+
+
+class Targets:
+    """Studies as files, relative to the checkout; each look-up takes constant time.
+
+    Args:
+        root: The checkout.
+
+    Raises:
+        UserError: ``config/config.yaml`` is wrong.
+    """
+
+    def __init__(self, root: Path = Path()) -> None:
+        self.workspace = Workspace(root)
+        self.runs_folder = str(self.workspace.results / "runs")
+        self.reports_folder = str(self.workspace.reports)
+        self._runs: dict[str, Run] = {}
+
+    @cached_property
+    def studies(self) -> list[str]:
+        """All studies; each one's name is a target.
+
+        Raises:
+            UserError: A study has the name of one of the workflow's rules.
+        """
+        names = self.workspace.study_names
+        for name in _RULES.intersection(names):
+            path = self.workspace.study_path(name)
+            raise UserError(f"{path}: '{name}' is the name of a rule; rename the study")
+        return names
+
+    def site_studies(self) -> list[str]:
+        """The files of the studies that are built by default."""
+        names = self.workspace.site.studies
+        return [path for name in names for path in self.study(name)]
+
+    def study(self, name: str) -> list[str]:
+        """The files that make a study complete: its page, and the results of its cells."""
+        return [f"{self.reports_folder}/{name}/index.html", *self.results(name)]
+
+    def results(self, name: str) -> list[str]:
+        """The results of a study's cells."""
+        runs = self._expand(name)
+        cells = self.workspace.grid(name).cells
+        wanted = dict.fromkeys(run.id for cell in cells for run in cell.runs)
+        return [self._file(runs[run], RESULT) for run in wanted]
+
+    def configs(self, name: str) -> list[str]:
+        """The files that a report depends on beside results."""
+        return [str(self.workspace.study_path(name))]
+
+    def needs(self, run: str) -> list[str]:
+        """The weights that a run starts from and is taught by."""
+        return [self._file(needed, WEIGHTS) for needed in self.run(run).needs()]
+
+    def run(self, run_id: str) -> Run:
+        """A run by its id; all studies are expanded if no requested one has it.
+
+        Raises:
+            UserError: No study has this run.
+        """
+        if run_id not in self._runs:
+            self._runs[run_id] = self.workspace.find(run_id)[0]
+        return self._runs[run_id]
+
+    def _expand(self, name: str) -> dict[str, Run]:
+        found = self.workspace.grid(name).runs()
+        self._runs |= found
+        return found
+
+    def _file(self, run: Run, name: str) -> str:
+        return f"{self.runs_folder}/{run.id}/{name}"

@@ -1,0 +1,113 @@
+"""What checks of layers, attention and models share: states, gradients and activations by name."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from golden.case import FORWARD, GRADIENT, Case
+from ofq.quantization import LSQ
+from ofq.quantization.released import convert_released_state, released_names
+
+
+def load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a released state; every tensor must find its place, and every place its tensor."""
+    module.load_state_dict(convert_released_state(state, module).state)
+
+
+def by_released_name(names: list[str], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors under released names, those kept in parts put together, dropped ones left out."""
+    kept = {n: parts for n, parts in released_names(names).items() if parts}
+    return {n: torch.cat([ours[p] for p in parts]) if parts[1:] else ours[parts[0]]
+            for n, parts in kept.items()}
+
+
+def check_initial_scales(
+    case: Case,
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    call: Callable[[Tensor], Tensor] | None = None,
+) -> None:
+    """Assert that calibration on ``x_init`` gives the state's scales, then load the state.
+
+    The state is loaded first, for the weights and shifts that the scales depend on. The state's
+    tensors are the case's under ``state``; ``call`` runs the module where that takes more than
+    its own call.
+    """
+    load(module, state)
+    forget_scales(module)
+    with torch.no_grad():
+        (call or module)(case["x_init"])
+    scales = [n for n in state if n.endswith("_fn.s") or n.endswith("signed")]
+    ours = by_released_name(scales, module.state_dict())
+    for name, scale in ours.items():
+        case.compare(f"state.{name}", scale.float().reshape(-1), FORWARD)
+    load(module, state)
+
+
+def forget_scales(module: nn.Module) -> None:
+    """Make every LSQ, of activations and weights, take its scales from what it sees next."""
+    for submodule in module.modules():
+        if isinstance(submodule, LSQ):
+            submodule.reset()
+
+
+def check_gradients(case: Case, module: nn.Module, prefix: str = "grad") -> None:
+    """Assert that the gradients of all parameters are the case's."""
+    case.ignore(rf"{prefix}\..*(move_k_aft|move_qkx_aft)\.bias", "shifts that softmax cancels")
+    theirs = case.under(prefix)
+    gradients = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+    ours = by_released_name(list(theirs), gradients)
+    case.compare_gradients({n: theirs[n] for n in ours}, ours)
+
+
+def check_forward_and_backward(
+    case: Case, module: nn.Module, call: Callable[[Tensor], Tensor] | None = None
+) -> None:
+    """Assert that output and gradients for ``x`` and ``grad_out`` are the case's."""
+    x = case["x"].clone().requires_grad_()
+    module.zero_grad()
+    output = (call or module)(x)
+    case.compare("out", output, FORWARD)
+    output.backward(case["grad_out"])
+    assert x.grad is not None
+    case.compare("grad_x", x.grad, GRADIENT)
+    check_gradients(case, module)
+
+
+class Recorder:
+    """Keeps inputs and outputs of the submodules that a case has captured activations of.
+
+    Args:
+        module: Our module.
+        names: Released names of submodules.
+    """
+
+    def __init__(self, module: nn.Module, names: list[str]) -> None:
+        self.seen: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, places in released_names(names).items():
+            module.get_submodule(places[0]).register_forward_hook(self._keep(name))
+
+    def _keep(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            self.seen[name] = inputs[0], output
+
+        return hook
+
+
+def check_activations(case: Case, recorder: Recorder) -> None:
+    """Assert that what the recorder has seen is what the case captured, heads apart or together."""
+    for name, (given, output) in recorder.seen.items():
+        for end, ours in ((".in", given), (".out", output), ("", output)):
+            if f"act.{name}{end}" in case:
+                theirs = case[f"act.{name}{end}"]
+                case.compare(f"act.{name}{end}", _like(ours, theirs.shape), FORWARD)
+
+
+def _like(x: Tensor, shape: torch.Size) -> Tensor:
+    """Ours keeps heads in the last dimension or apart, where the released code does otherwise."""
+    if x.ndim == len(shape):
+        return x
+    if len(shape) == 4:  # (B, N, C) to (B, H, N, d)
+        return x.unflatten(-1, (shape[1], -1)).transpose(1, 2)
+    return x.flatten(1, 2)  # (B, N, H, C) to (B, N·H, C)

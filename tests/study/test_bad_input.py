@@ -1,0 +1,118 @@
+"""Every mistake gives one message that names file, key, value and what is allowed."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+STUDY = "config/studies/tiny.yaml"
+RECIPE = "config/recipes/small.yaml"
+METHODS = "config/methods/known.yaml"
+
+MISTAKES = {
+    "unknown method": (STUDY, "[lsq,", "[lsqq,", ["methods", "'lsqq'", "did you mean 'lsq'", "statsq"]),
+    "unknown model": (STUDY, "models: [micro", "models: [macro", ["models", "'macro_deit", "micro_deit"]),
+    "unknown recipe": (STUDY, "recipe: small", "recipe: smal", ["recipe", "'smal'", "small"]),
+    "bits below 2": (STUDY, "W2A2", "W1A2", ["bits", "W1A2", "1 bits", "2 to 8"]),
+    "bits above 8": (STUDY, "W2A2", "W2A9", ["bits", "W2A9", "9 bits", "32"]),
+    "bits of another form": (STUDY, "W2A2", "2/2", ["bits", "2/2", "W2A2"]),
+    "misspelled key": (STUDY, "seeds:", "seed:", ["'seed'", "did you mean 'seeds'", "methods"]),
+    "seed given twice": (STUDY, "seeds: [0, 1]", "seeds: [0, 1, 0]", ["seeds", "0 given twice"]),
+    "no seeds": (STUDY, "seeds: [0, 1]", "seeds: []", ["seeds", "empty"]),
+    "syntax error": (STUDY, "seeds: [0, 1]", "seeds: [0, 1", ["tiny.yaml:", "not valid YAML"]),
+    "key given twice": (STUDY, "seeds: [0, 1]", "seeds: [0]\nseeds: [1]", ["tiny.yaml:", '"seeds"']),
+    "misspelled hyperparameter": (RECIPE, "batch_size", "batchsize", ["stages.fp.batchsize", "batch_size"]),
+    "negative rate": (RECIPE, "lr: 2.0e-3", "lr: -1", ["stages.fp.lr", "-1", "greater than 0"]),
+    "rate below its floor": (RECIPE, "lr: 1.0e-3,", "lr: 1.0e-5,", ["stages.qat", "min_lr", "above lr"]),
+    "unknown stage": (RECIPE, "cga: {", "cgaa: {", ["stages", "cgaa", "'fp', 'qat' or 'cga'"]),
+    "unknown data set": (RECIPE, "dataset: digits", "dataset: digit", ["'digit'", "did you mean 'digits'"]),
+    "distillation without a teacher": (RECIPE, "  fp: {", "  #fp: {", ["'qat' distils", "no 'fp' stage"]),
+    "annealing without its stage": (RECIPE, "  cga: {", "  #cga: {", ["'statsq+qkr+cga'", "'cga'"]),
+    "annealing of unquantized weights": (STUDY, "W2A2", "W32A2", ["W32A2", "'statsq+qkr+cga'", "anneal"]),
+    "boundary range of half a step": (METHODS, "0.005", "0.5", ["boundary_range", "0.5", "less than 0.5"]),
+    "unknown quantizer": (METHODS, "weight_quantizer: lsq", "weight_quantizer: lsk", ["'lsk'", "lsq", "module"]),
+    "unknown study listed": ("config/config.yaml", "[tiny]", "[tinny]", ["'tinny'", "tiny"]),
+    "not a mapping": (METHODS, None, "- lsq\n", ["known.yaml", "mapping", "list"]),
+}  # fmt: skip
+
+
+def ofq(checkout, *arguments):
+    environment = os.environ | {"COLUMNS": "200"}
+    return subprocess.run(
+        [sys.executable, "-m", "ofq", *arguments],
+        cwd=checkout,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def is_one_clear_error(done, words):
+    assert done.returncode == 2, done
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 10
+    for word in words:
+        assert word in done.stderr
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_in_a_file_is_explained(checkout, name):
+    from ofq.errors import UserError
+    from ofq.study import Workspace
+
+    path, old, new, words = MISTAKES[name]
+    text = (checkout / path).read_text()
+    assert old is None or old in text
+    (checkout / path).write_text(new if old is None else text.replace(old, new, 1))
+    with pytest.raises(UserError) as caught:
+        workspace = Workspace(checkout)
+        workspace.grid(workspace.site.studies[0])
+    message = str(caught.value)
+    assert path.rpartition("/")[2] in message or "tiny.yaml" in message
+    for word in words:
+        assert word in message
+    assert len(message.splitlines()) <= 3
+
+
+def test_two_files_with_a_method_of_one_name_are_both_named(checkout):
+    (checkout / "config/methods/mine.yaml").write_text("lsq: {label: Mine, weight_quantizer: lsq}")
+    done = ofq(checkout, "runs", "tiny")
+    is_one_clear_error(done, ["mine.yaml", "'lsq'", "known.yaml"])
+
+
+def test_unknown_study_lists_the_known_ones(checkout):
+    is_one_clear_error(ofq(checkout, "runs", "tinny"), ["'tinny'", "tiny"])
+
+
+def test_unknown_run_is_an_error(checkout):
+    is_one_clear_error(ofq(checkout, "train", "digits/none"), ["digits/none"])
+    assert not (checkout / "results").exists()
+
+
+def test_folder_without_config_is_explained(tmp_path):
+    is_one_clear_error(ofq(tmp_path, "report", "tiny"), ["config/config.yaml", "checkout"])
+
+
+def test_run_whose_parent_is_not_trained_names_the_command(checkout):
+    runs = ofq(checkout, "runs", "tiny").stdout.split()
+    qat, fp = (next(run for run in runs if part in run) for part in ("w2a2-lsq-s0", "fp-s0"))
+    is_one_clear_error(ofq(checkout, "train", qat), [f"ofq train {fp}"])
+    assert not (checkout / "results").exists()
+
+
+def test_results_folder_that_cannot_be_made_is_explained(checkout):
+    # a file where the folder should be fails for root too, unlike a folder without write permission
+    (checkout / "results").write_text("")
+    run = ofq(checkout, "runs", "tiny").stdout.split()[0]
+    is_one_clear_error(ofq(checkout, "train", run), ["results", "config/config.yaml"])
+
+
+def test_broken_study_does_not_stop_the_runs_of_another(checkout):
+    from ofq.study import Workspace
+
+    (checkout / "config/studies/broken.yaml").write_text("title: [")
+    workspace = Workspace(checkout)
+    run = next(iter(workspace.grid("tiny").runs()))
+    assert workspace.find(run)[1] == ["tiny"]

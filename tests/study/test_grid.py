@@ -1,0 +1,111 @@
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ofq.study import Training, Workspace
+from ofq.study.grid import RunConfig
+
+
+def test_all_methods_of_a_seed_share_its_full_precision_run(checkout):
+    runs = Workspace(checkout).grid("tiny").runs().values()
+    qat = [run for run in runs if run.config.stage == "qat"]
+    assert len(qat) == 4
+    assert {run.parent.id for run in qat if run.config.seed == 0} == {
+        run.id for run in runs if run.config.stage == "fp" and run.config.seed == 0
+    }
+
+
+def test_annealed_cell_starts_from_the_qat_run_that_the_plain_cell_ends_with(checkout):
+    path = checkout / "config/studies/tiny.yaml"
+    path.write_text(path.read_text().replace("[lsq,", "[statsq+qkr,"))
+    plain, annealed = Workspace(checkout).grid("tiny").cells[1:]
+    assert [run.parent for run in annealed.runs] == list(plain.runs)
+
+
+def test_studies_share_equal_runs(checkout):
+    study = (checkout / "config/studies/tiny.yaml").read_text()
+    (checkout / "config/studies/other.yaml").write_text(study.replace("seeds: [0, 1]", "seeds: [1, 2]"))
+    workspace = Workspace(checkout)
+    one, other = (set(workspace.grid(name).runs()) for name in ("tiny", "other"))
+    assert {run for run in one if "-s1-" in run} == one & other
+    assert workspace.find(next(iter(one & other)))[1] == ["other", "tiny"]
+
+
+def test_changed_hyperparameter_changes_only_the_runs_that_depend_on_it(checkout):
+    before = Workspace(checkout).grid("tiny").runs()
+    path = checkout / "config/methods/known.yaml"
+    path.write_text(path.read_text().replace("0.005", "0.01"))
+    after = Workspace(checkout).grid("tiny").runs()
+    assert {run.config.stage for name, run in before.items() if name not in after} == {"cga"}
+    assert len(before) == len(after)
+
+
+def test_changed_first_stage_changes_everything_built_on_it(checkout):
+    before = Workspace(checkout).grid("tiny").runs()
+    path = checkout / "config/recipes/small.yaml"
+    path.write_text(path.read_text().replace("lr: 2.0e-3", "lr: 2.5e-3"))
+    assert not set(before) & set(Workspace(checkout).grid("tiny").runs())
+
+
+def test_cosmetic_edit_changes_no_run(checkout):
+    before = Workspace(checkout).grid("tiny").runs()
+    for name in ("recipes/small.yaml", "studies/tiny.yaml", "methods/known.yaml"):
+        path = checkout / "config" / name
+        text = path.read_text().replace("2.0e-3", "0.002").replace("label: OFQ", "label: Ours")
+        path.write_text("# a remark\n" + text.replace("A tiny study", "Another title"))
+    path = checkout / "config/recipes/small.yaml"
+    path.write_text(path.read_text() + "resources:\n  qat: {threads: 2}\n")
+    assert list(before) == list(Workspace(checkout).grid("tiny").runs())
+
+
+def test_override_applies_to_what_it_matches_only(checkout):
+    path = checkout / "config/recipes/small.yaml"
+    path.write_text(
+        path.read_text() + "overrides:\n- match: {stage: qat, bits: W4A4}\n  set: {lr: 5.0e-4}\n"
+    )
+    study = checkout / "config/studies/tiny.yaml"
+    study.write_text(study.read_text().replace("[W2A2]", "[W2A2, W4A4]"))
+    rates = {
+        (run.config.stage, run.config.bits): run.config.training.lr
+        for run in Workspace(checkout).grid("tiny").runs().values()
+    }
+    assert rates[("qat", "W4A4")] == 5e-4
+    assert rates[("qat", "W2A2")] == 1e-3
+    assert rates[("cga", "W4A4")] == 1e-4
+
+
+def test_run_ids_are_those_of_earlier_versions(checkout):
+    """Ids are an interface: a change here orphans every result that users have."""
+    assert list(Workspace(checkout).grid("tiny").runs())[:2] == [
+        "digits/micro_deit_patch2_8/fp-s0-938f1e86",
+        "digits/micro_deit_patch2_8/fp-s1-5f35459a",
+    ]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.sampled_from(["lsq", "statsq"]), st.booleans()),
+        min_size=2,
+        max_size=8,
+    )
+)
+def test_two_configs_have_one_digest_only_if_they_are_equal(settings):
+    training = Training(epochs=1, batch_size=1, lr=1.0)
+    configs = [
+        RunConfig("digits", "m", "qat", seed, training, "W2A2", quantizer, qkr)
+        for seed, quantizer, qkr in settings
+    ]
+    for one in configs:
+        for other in configs:
+            assert (one.digest() == other.digest()) == (one == other)
+
+
+@pytest.mark.parametrize("module", ["ofq", "ofq.study", "ofq.study.targets", "ofq.cli"])
+def test_parsing_imports_neither_torch_nor_mlflow(module):
+    heavy = "{'torch', 'timm', 'mlflow', 'pandas', 'matplotlib'}"
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

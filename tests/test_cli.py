@@ -1,0 +1,103 @@
+import os
+import pty
+import subprocess
+import sys
+import time
+
+import pytest
+
+TRAIN = [sys.executable, "-m", "ofq", "train", "--no-track"]
+
+
+def ofq(checkout, *arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "ofq", *arguments],
+        cwd=checkout, capture_output=True, text=True, **options,
+    )  # fmt: skip
+
+
+def first_run(checkout):
+    return ofq(checkout, "runs", "tiny").stdout.split()[0]
+
+
+def test_help_names_every_command_and_says_what_comes_next(tmp_path):
+    done = ofq(tmp_path, "--help", env=os.environ | {"COLUMNS": "120"})
+    assert done.returncode == 0
+    for word in ("studies", "runs", "train", "report", "track", "snakemake --cores 2"):
+        assert word in done.stdout
+
+
+def test_help_and_expansion_take_less_than_a_second(checkout):
+    for arguments in (["--help"], ["runs", "tiny"]):
+        times = []
+        for _ in range(3):
+            began = time.monotonic()
+            ofq(checkout, *arguments)
+            times.append(time.monotonic() - began)
+        assert min(times) < 1
+
+
+def test_studies_are_listed_with_the_size_of_their_grids(checkout):
+    line = next(line for line in ofq(checkout, "studies").stdout.splitlines() if "tiny" in line)
+    assert line.split()[:3] == ["tiny", "3", "8"]
+
+
+@pytest.mark.slow
+def test_output_without_a_terminal_is_plain_lines(checkout):
+    run = first_run(checkout)
+    done = ofq(checkout, "train", "--no-track", run)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "training 28 steps"
+    assert [line.split()[1] for line in lines[1:4]] == ["0/2", "1/2", "2/2"]
+    assert lines[4].startswith(f"finished {run}: top-1 ")
+    assert "\x1b" not in done.stdout
+    again = ofq(checkout, "train", run)
+    assert again.stdout == f"{run} is already complete\n"
+
+
+@pytest.mark.slow
+def test_terminal_gets_a_progress_bar(checkout):
+    main, terminal = pty.openpty()
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "120"}
+    process = subprocess.Popen(
+        [*TRAIN, first_run(checkout)], cwd=checkout, stdout=terminal, stderr=terminal, env=environment
+    )
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(main, 4096)
+        except OSError:  # the terminal's other end is closed
+            break
+    assert process.wait() == 0
+    assert "━" in shown.decode()
+    assert "28/28" in shown.decode()
+
+
+@pytest.mark.slow
+def test_stopped_run_goes_on_where_it_was(checkout):
+    recipe = checkout / "config/recipes/small.yaml"
+    recipe.write_text(recipe.read_text().replace("fp: {epochs: 2", "fp: {epochs: 60"))
+    run = first_run(checkout)
+    folder = checkout / "results/runs" / run
+    process = subprocess.Popen(
+        [*TRAIN, run], cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    metrics = folder / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < 5:
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert f"stopped by SIGTERM; `ofq train {run}` goes on from here" in output.replace("\n", " ")
+    assert not (folder / "result.json").exists()
+    done = ofq(checkout, "train", "--no-track", run)
+    assert "resuming after step" in done.stdout
+    rows = [line for line in metrics.read_text().splitlines()]
+    assert len(rows) == 61
+    assert (folder / "result.json").exists()
+    assert not (folder / "checkpoint").exists()
+    events = (folder / "events.jsonl").read_text()
+    assert [e in events for e in ("started", "interrupted", "resumed", "finished")] == [True] * 4

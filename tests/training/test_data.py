@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+import torch
+
+from ofq.errors import UserError
+from ofq.training.data import load
+from ofq.training.models import build
+
+MODEL = "micro_deit_patch2_8"
+
+
+def test_digits_split_is_stratified_disjoint_and_complete():
+    data = load("digits", MODEL, seed=3)
+    assert (len(data.train_inputs), len(data.test_inputs)) == (897, 900)
+    everything = torch.cat([data.train_inputs, data.test_inputs])
+    assert len(everything) == 1797
+    assert everything.mean().abs() < 1e-3
+    assert everything.std().item() == pytest.approx(1, abs=1e-3)
+    train, test = (np.bincount(t) for t in (data.train_targets, data.test_targets))
+    assert np.abs(train - test).max() <= 2
+
+
+def test_each_seed_has_a_split_of_its_own_and_the_same_one_each_time():
+    one, again, other = (load("digits", MODEL, seed=s) for s in (1, 1, 2))
+    assert torch.equal(one.test_inputs, again.test_inputs)
+    assert not torch.equal(one.test_targets, other.test_targets)
+
+
+def test_order_is_a_function_of_seed_and_epoch_and_can_start_midway():
+    data = load("digits", MODEL, seed=0)
+    first, again, later = (
+        [y.tolist() for _, y in data.train_batches(epoch, 64)] for epoch in (0, 0, 1)
+    )
+    assert first == again != later
+    rest = [y.tolist() for _, y in data.train_batches(0, 64, first=5)]
+    assert rest == first[5:]
+    assert len(first) == data.steps_per_epoch(64) == 14
+
+
+def test_batch_larger_than_the_training_set_is_explained():
+    with pytest.raises(UserError, match=r"batch_size 1000 .* 897"):
+        load("digits", MODEL, 0).steps_per_epoch(1000)
+
+
+def test_missing_data_set_is_explained(monkeypatch):
+    def missing():
+        raise FileNotFoundError("digits.csv.gz")
+
+    monkeypatch.setattr("sklearn.datasets.load_digits", missing)
+    with pytest.raises(UserError, match="digits data set is missing.*reinstall"):
+        load("digits", MODEL, 0)
+    with pytest.raises(UserError, match="unknown dataset 'cifar'; allowed: digits"):
+        load("cifar", MODEL, 0)
+
+
+def test_known_data_sets_are_those_that_recipes_allow():
+    from ofq.study.config import DATASETS
+    from ofq.training.data import _LOADERS
+
+    assert set(DATASETS) == set(_LOADERS)
+
+
+@pytest.mark.parametrize("name", ["deit_tinny", "toy_regression_x", "toy_regression_0"])
+def test_unknown_model_is_explained(name):
+    with pytest.raises(UserError, match=f"unknown model '{name}'"):
+        build(name, 10)

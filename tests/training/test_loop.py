@@ -1,0 +1,181 @@
+"""Training is deterministic, and an interruption anywhere leaves no trace in its result."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ofq.study import Workspace
+from ofq.training.checkpoint import CheckpointStore
+from ofq.training.interruption import Interrupted, StopRequest
+from ofq.training.optimization import make_optimizer, make_schedule
+from ofq.training.stage import prepare, save_weights
+
+
+class Recorder:
+    """Keeps what training reports; asks it to stop after some step."""
+
+    def __init__(self, stop: StopRequest, stop_after: int | None = None):
+        self.rows, self.layers, self.began = [], [], []
+        self.stop, self.stop_after = stop, stop_after
+
+    def begin(self, done, total):
+        self.began.append(done)
+        kept = -1 if done is None else done
+        self.rows = [row for row in self.rows if row["step"] <= kept]
+        self.layers = [row for row in self.layers if row["step"] <= kept]
+
+    def step(self, step):
+        if step == self.stop_after:
+            self.stop.cause = "SIGTERM"
+
+    def epoch(self, metrics, layers):
+        self.rows.append(metrics)
+        self.layers += layers
+
+    def trajectory(self, rows):
+        pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def train(checkout, tmp_path):
+    """Trains a stage of the tiny study with all that it builds on; optionally in pieces."""
+    grid = Workspace(checkout).grid("tiny")
+    weights = {}
+    number = itertools.count()
+
+    def run(part, stops=(), folder="whole"):
+        found = next(run for name, run in grid.runs().items() if part in name)
+        for needed in found.needs():
+            if needed.id not in weights:
+                weights[needed.id] = run(needed.id, folder=f"parent{next(number)}")[1]
+        paths = [None if r is None else weights[r.id] for r in (found.parent, found.teacher)]
+        recorder = Recorder(StopRequest())
+        checkpoints = CheckpointStore(tmp_path / folder)
+        for stop_after in [*stops, None]:
+            recorder.stop.cause, recorder.stop_after = None, stop_after
+            trainer = prepare(found.config, *paths, recorder, checkpoints, recorder.stop)
+            try:
+                trainer.run()
+            except Interrupted:
+                assert trainer.step == stop_after
+        path = tmp_path / f"{folder}.safetensors"
+        save_weights(trainer.model, path)
+        return recorder, path
+
+    return run
+
+
+def without_times(rows):
+    return [{key: value for key, value in row.items() if key != "time"} for row in rows]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = load_file(one), load_file(other)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("part", ["w2a2-lsq-s0", "cga0.005-s0"])
+def test_interrupted_training_ends_bit_identical(train, part):
+    whole, weights = train(part)
+    # inside an epoch, twice in a row, and at an epoch's end
+    pieces, again = train(part, stops=[3, 4, 9] if "cga" in part else [5, 14, 20], folder="pieces")
+    assert same_weights(weights, again)
+    assert without_times(whole.rows) == without_times(pieces.rows)
+    assert without_times(whole.layers) == without_times(pieces.layers)
+    assert pieces.began[0] is None
+    assert all(done is not None for done in pieces.began[1:])
+
+
+def test_equal_seeds_give_equal_weights_and_others_do_not(train):
+    _, one = train("fp-s0", folder="one")
+    _, again = train("fp-s0", folder="again")
+    _, other = train("fp-s1", folder="other")
+    assert same_weights(one, again)
+    assert not same_weights(one, other)
+
+
+def test_rows_hold_every_measure_once_per_epoch(train):
+    recorder, _ = train("cga0.005-s0")
+    assert [row["epoch"] for row in recorder.rows] == [0, 1]
+    assert [row["step"] for row in recorder.rows] == [0, 14]
+    last = recorder.rows[-1]
+    roles = {key for key in last if key.startswith("oscillation_rate/")}
+    assert roles == {f"oscillation_rate/{role}" for role in ("qk", "v", "proj", "fc1", "fc2")}
+    assert 90 < last["frozen"] < 100
+    assert {"top1", "loss", "train_loss", "lr", "flips", "in_boundary_range"} <= set(last)
+    assert recorder.rows[0]["train_loss"] is None
+    blocks = {(row["layer"], row["role"]) for row in recorder.layers if row["epoch"] == 1}
+    assert len(blocks) == 4 * 5
+
+
+def test_annealing_starts_from_the_weights_that_qat_ended_with(train):
+    qat, _ = train("w2a2-statsq-qkr-s0", folder="qat")
+    cga, _ = train("cga0.005-s0", folder="cga")
+    assert cga.rows[0]["top1"] == qat.rows[-1]["top1"]
+    assert cga.rows[0]["loss"] == pytest.approx(qat.rows[-1]["loss"], rel=1e-6)
+
+
+def test_one_dimensional_parameters_and_embeddings_do_not_decay(checkout):
+    from ofq import quantize
+    from ofq.study import Training
+    from ofq.training.models import build
+
+    model = quantize(build("micro_deit_patch2_8", 10), qkr=True)
+    training = Training(epochs=1, batch_size=1, lr=1.0, weight_decay=0.05)
+    optimizer = make_optimizer(model, training)
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed = {
+        names[id(p)] for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]
+    }
+    assert decayed == {
+        name for name, p in model.named_parameters()
+        if name.endswith("weight") and p.ndim > 1
+    }  # fmt: skip
+
+
+def test_rate_follows_a_warm_up_then_a_cosine_to_the_floor():
+    import math
+
+    from ofq.study import Training
+
+    training = Training(
+        epochs=10, batch_size=1, lr=1.0, min_lr=0.1, warmup_epochs=2, warmup_lr=0.01
+    )
+    model = torch.nn.Linear(2, 2)
+    optimizer = make_optimizer(model, training)
+    schedule = make_schedule(optimizer, training)
+    rates = []
+    for epoch in range(10):
+        schedule.step(epoch)
+        rates.append(optimizer.param_groups[0]["lr"])
+    cosine = [0.1 + 0.45 * (1 + math.cos(math.pi * e / 10)) for e in range(2, 10)]
+    assert rates == pytest.approx([0.01, 0.01 + 0.99 / 2, *cosine])
+
+
+def test_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoint")
+    for step in (1, 2, 3):
+        store.save(step, {"step": step})
+    assert sorted(p.name for p in store.folder.glob("*.pt")) == [
+        "step-000000002.pt",
+        "step-000000003.pt",
+    ]
+    assert store.load() == {"step": 3}
+    newest = store.folder / "step-000000003.pt"
+    newest.write_bytes(newest.read_bytes()[:-7])
+    with pytest.warns(UserWarning, match="step-000000003.pt is damaged"):
+        assert store.load() == {"step": 2}
+    store.clear()
+    assert not store.folder.exists()
+    assert store.load() is None

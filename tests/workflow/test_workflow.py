@@ -1,0 +1,161 @@
+"""The real workflow on a small study: Snakemake, training, MLflow and the report."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+
+def snakemake(checkout, *arguments):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
+        cwd=checkout, env=os.environ | {"PATH": path}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A checkout in which the tiny study was built once."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from conftest import CONFIG
+
+    checkout = tmp_path_factory.mktemp("checkout")
+    for name, text in CONFIG.items():
+        path = checkout / "config" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    for name in ("Snakefile", "workflow"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, checkout / name)
+    done = snakemake(checkout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return checkout
+
+
+@pytest.fixture
+def copy(built, tmp_path):
+    """A copy of it, whose files keep their times."""
+    return shutil.copytree(built, tmp_path / "copy")
+
+
+def jobs(checkout, *arguments):
+    """How many jobs of each rule a dry run would start."""
+    done = snakemake(checkout, "--dry-run", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = (done.stdout + done.stderr).split("Job stats:")
+    if len(lines) == 1:
+        return {}
+    rows = [line.split() for line in lines[1].splitlines()[3:]]
+    return {row[0]: int(row[1]) for row in rows[: rows.index([])] if row[0] != "total"}
+
+
+def runs(checkout):
+    return {path.parent.name: path for path in checkout.glob("results/runs/*/*/*/result.json")}
+
+
+def test_one_command_makes_runs_report_and_mirror(built):
+    assert len(runs(built)) == 8
+    page = built / "reports/tiny"
+    assert {"index.html", "table.md", "table.csv", "table.tex", "figures"} <= {
+        p.name for p in page.iterdir()
+    }
+    from ofq.tracking.mirror import Mirror
+
+    client = Mirror(f"sqlite:///{built / 'results/mlflow.db'}", built).client
+    experiment = client.get_experiment_by_name("digits").experiment_id
+    found = client.search_runs([experiment], "tags.stage != 'report'")
+    assert {run.data.tags["mlflow.runName"] for run in found} == set(runs(built))
+    assert {run.info.status for run in found} == {"FINISHED"}
+    for run in found:
+        result = json.loads(runs(built)[run.data.tags["mlflow.runName"]].read_text())
+        assert run.data.metrics["top1"] == result["top1"]
+
+
+def test_every_number_of_the_table_comes_from_a_run_folder(built):
+    import csv
+
+    rows = list(csv.DictReader((built / "reports/tiny/runs.csv").open()))
+    results = [json.loads(path.read_text()) for path in runs(built).values()]
+    cells = {r["id"]: r["top1"] for r in results}
+    assert {row["run"]: float(row["top1"]) for row in rows} == {
+        row["run"]: cells[row["run"]] for row in rows
+    }
+
+
+def test_building_again_does_nothing_and_says_so(built):
+    began = time.monotonic()
+    done = snakemake(built)
+    assert "Nothing to be done" in done.stdout + done.stderr
+    assert time.monotonic() - began < 15
+    assert jobs(built, "tiny") == {}
+
+
+def test_deleted_report_is_regenerated_without_training(copy):
+    before = (copy / "reports/tiny/index.html").read_bytes()
+    shutil.rmtree(copy / "reports")
+    assert jobs(copy) == {"all": 1, "report": 1}
+    assert snakemake(copy).returncode == 0
+    assert (copy / "reports/tiny/index.html").read_bytes() == before
+
+
+def test_changed_method_trains_what_depends_on_it_and_keeps_the_old_results(copy):
+    old = runs(copy)
+    path = copy / "config/methods/known.yaml"
+    path.write_text(path.read_text().replace("0.005", "0.01"))
+    assert jobs(copy) == {"all": 1, "report": 1, "train": 2}
+    assert snakemake(copy).returncode == 0
+    assert len(runs(copy)) == len(old) + 2
+    assert set(old) < set(runs(copy))
+
+
+def test_new_seed_trains_only_itself(copy):
+    path = copy / "config/studies/tiny.yaml"
+    path.write_text(path.read_text().replace("seeds: [0, 1]", "seeds: [0, 1, 2]"))
+    assert jobs(copy) == {"all": 1, "report": 1, "train": 4}
+
+
+def test_cosmetic_edits_train_nothing(copy):
+    for name in ("recipes/small.yaml", "studies/tiny.yaml", "methods/known.yaml"):
+        path = copy / "config" / name
+        path.write_text("# a remark\n" + path.read_text())
+    (copy / "workflow/rules/train.smk").touch()
+    assert jobs(copy) == {"all": 1, "report": 1}
+
+
+def test_committed_report_does_not_pass_for_results(copy):
+    """A fresh clone has the sample report, but no results: the study must still be trained."""
+    shutil.rmtree(copy / "results")
+    assert jobs(copy)["train"] == 8
+
+
+def test_mistake_in_the_config_is_one_message(copy):
+    path = copy / "config/studies/tiny.yaml"
+    path.write_text(path.read_text().replace("[lsq,", "[lsqq,"))
+    done = snakemake(copy)
+    assert done.returncode != 0
+    shown = done.stdout + done.stderr
+    assert "unknown method 'lsqq' (did you mean 'lsq'?" in shown
+    assert "tiny.yaml" in shown
+    assert "Traceback" not in shown
+
+
+def test_failing_run_shows_its_log_and_spares_the_others(copy):
+    shutil.rmtree(copy / "results/runs")
+    recipe = copy / "config/recipes/small.yaml"
+    recipe.write_text(recipe.read_text().replace("[micro_deit_patch2_8]", "[micro_deit_patch2_8, deit_typo]"))
+    study = copy / "config/studies/tiny.yaml"
+    study.write_text(study.read_text().replace("[micro_deit_patch2_8]", "[deit_typo]").replace("[0, 1]", "[0]"))
+    done = snakemake(copy)
+    assert done.returncode != 0
+    assert "unknown model 'deit_typo'" in done.stdout + done.stderr
+    assert "logs/train/digits/deit_typo/" in done.stdout + done.stderr
+    assert not runs(copy)

@@ -1,0 +1,22 @@
+# One rule for every stage: what a run computes is in its id, what it needs in its recipe.
+# Only final files are declared, since Snakemake deletes the declared files of a failed job;
+# resumable state lies beside them, and `ofq train` goes on from it by itself.
+
+
+rule train:
+    input:
+        # a run's id holds its parents' hashes, so only their absence matters, never their age
+        lambda wildcards: ancient(targets.needs(wildcards.run)),
+    output:
+        f"{targets.runs_folder}/{{run}}/result.json",
+        f"{targets.runs_folder}/{{run}}/model.safetensors",
+        f"{targets.runs_folder}/{{run}}/metrics.parquet",
+    log:
+        "logs/train/{run}.log",
+    threads: lambda wildcards: targets.run(wildcards.run).resources.threads
+    resources:
+        mem_mb=lambda wildcards: targets.run(wildcards.run).resources.mem_mb,
+        runtime=lambda wildcards: targets.run(wildcards.run).resources.runtime,
+        gpu=lambda wildcards: targets.run(wildcards.run).resources.gpu,
+    shell:
+        "ofq train {wildcards.run} > {log} 2>&1"
