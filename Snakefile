@@ -4,6 +4,8 @@
 #   snakemake --cores 2 digits     builds one study; any file in config/studies is a target
 #   snakemake --profile slurm      does it on a cluster (slurm/config.yaml)
 
+import sys
+
 from snakemake.exceptions import WorkflowError
 
 from ofq.errors import UserError
@@ -12,6 +14,9 @@ from ofq.study.targets import Targets
 try:
     targets = Targets()
     studies = targets.studies
+    # a job on a cluster has one run to find, and must not fail over another study's file
+    if workflow.is_main_process:
+        targets.check(sys.argv[1:])
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -26,9 +31,9 @@ localrules:
 
 
 rule all:
+    default_target: True
     input:
         lambda _: targets.site_studies(),
-    default_target: True
 
 
 include: "workflow/rules/train.smk"

@@ -205,7 +205,8 @@ def _interruptions(console: Console, run: Run) -> Iterator[None]:
     try:
         yield
     except Interrupted as request:
-        console.print(f"stopped by {request}; `ofq train {run.id}` goes on from here")
+        message = f"stopped by {request}; `ofq train {run.id}` goes on from here"
+        console.print(message, highlight=False, soft_wrap=True)
         raise typer.Exit(EXIT_CODE) from None
 
 

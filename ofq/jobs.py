@@ -79,8 +79,14 @@ def train(workspace: Workspace, run: Run, folder: RunFolder, console: Console) -
     shown = display(console, run.config.training.epochs)
     began = time.time()
     try:
-        weights = [_weights(workspace, needed) for needed in (run.parent, run.teacher)]
-        trainer = prepare(run.config, *weights, _Recorder(folder, shown), checkpoints, stop)
+        trainer = prepare(
+            run.config,
+            _weights(workspace, run.parent),
+            _weights(workspace, run.teacher),
+            _Recorder(folder, shown),
+            checkpoints,
+            stop,
+        )
         metrics = trainer.run()
         write_file(folder.path / _WEIGHTS, lambda path: save_weights(trainer.model, path))
     except Interrupted as request:

@@ -61,7 +61,11 @@ def test_terminal_gets_a_progress_bar(checkout):
     main, terminal = pty.openpty()
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "120"}
     process = subprocess.Popen(
-        [*TRAIN, first_run(checkout)], cwd=checkout, stdout=terminal, stderr=terminal, env=environment
+        [*TRAIN, first_run(checkout)],
+        cwd=checkout,
+        stdout=terminal,
+        stderr=terminal,
+        env=environment,
     )
     os.close(terminal)
     shown = b""
@@ -95,7 +99,7 @@ def test_stopped_run_goes_on_where_it_was(checkout):
     assert not (folder / "result.json").exists()
     done = ofq(checkout, "train", "--no-track", run)
     assert "resuming after step" in done.stdout
-    rows = [line for line in metrics.read_text().splitlines()]
+    rows = metrics.read_text().splitlines()
     assert len(rows) == 61
     assert (folder / "result.json").exists()
     assert not (folder / "checkpoint").exists()

@@ -1,4 +1,4 @@
-"""StatsQ, LSQ, QKR, CGA and the oscillation tracker, on timm's models; knows nothing of training."""
+"""StatsQ, LSQ, QKR, CGA and the oscillation tracker on timm's models, without training."""
 
 from ofq import torchvision_shim
 

@@ -7,17 +7,20 @@ from torch import Tensor, nn
 
 from ofq.errors import UserError
 from ofq.quantization.attention import MergedQueryKey
-from ofq.quantization.layers import low_bit_weights
+from ofq.quantization.layers import QuantizedWeight, low_bit_weights
 from ofq.quantization.quantizer import WeightQuantizer
 
 
-def near_threshold(position: Tensor, boundary_range: float, lowest: int, highest: int) -> Tensor:
+def near_threshold(
+    position: Tensor, boundary_range: float, lowest: int | Tensor, highest: int | Tensor
+) -> Tensor:
     """Which weights lie inside the boundary range of a rounding threshold.
 
     Args:
         position: Positions on the quantization grid (:meth:`WeightQuantizer.position`).
         boundary_range: BR, half the band's width, in quantization steps.
-        lowest, highest: The code range; thresholds lie half-way between adjacent codes of it.
+        lowest: The lowest code; thresholds lie half-way between adjacent codes from here
+        highest: to here.
 
     Returns:
         Mask of the position's shape; true where |position − (i + ½)| ≤ BR for some i in
@@ -27,6 +30,23 @@ def near_threshold(position: Tensor, boundary_range: float, lowest: int, highest
     part = position - below
     inside = (part >= 0.5 - boundary_range) & (part <= 0.5 + boundary_range)
     return inside & (below >= lowest) & (below < highest)
+
+
+class AsPaper:
+    """Which weights are annealed, and which entries of them are trainable: as the paper has it.
+
+    All low-bit weights are annealed, QKR's merged weight too.
+    """
+
+    def anneals(self, weight: QuantizedWeight) -> bool:
+        """Whether a low-bit weight is annealed; otherwise it trains as before."""
+        return True
+
+    def trainable(
+        self, position: Tensor, boundary_range: float, quantizer: WeightQuantizer
+    ) -> Tensor:
+        """Mask of the entries at these positions that may train in this step."""
+        return near_threshold(position, boundary_range, quantizer.lowest, quantizer.highest)
 
 
 class ConfidenceGuidedAnnealing:
@@ -41,25 +61,30 @@ class ConfidenceGuidedAnnealing:
     Args:
         model: A quantized model.
         boundary_range: BR, in quantization steps, in (0, 0.5).
+        rule: Which weights and entries; :class:`ofq.quantization.released.AsReleased` follows the
+            released code where it differs.
 
     Raises:
-        UserError: The boundary range isn't allowed, or the model has no low-bit weights.
+        UserError: The boundary range isn't allowed, or there is nothing to anneal.
     """
 
-    def __init__(self, model: nn.Module, boundary_range: float = 0.005) -> None:
+    def __init__(
+        self, model: nn.Module, boundary_range: float = 0.005, rule: AsPaper | None = None
+    ) -> None:
         if not 0 < boundary_range < 0.5:
             raise UserError(f"boundary_range {boundary_range}; allowed: above 0, below 0.5")
         self.boundary_range = boundary_range
+        self._rule = rule or AsPaper()
         self._weights: list[tuple[nn.Parameter, WeightQuantizer]] = []
-        for weight in low_bit_weights(model):
+        for weight in filter(self._rule.anneals, low_bit_weights(model)):
             if isinstance(weight.owner, MergedQueryKey):
-                weight.owner.trainable = partial(self._near, weight.quantizer)
+                weight.owner.trainable = partial(self._trainable, weight.quantizer)
             else:
                 parameter = weight.latent()
                 assert isinstance(parameter, nn.Parameter)
                 self._weights.append((parameter, weight.quantizer))
         if not self._weights:
-            raise UserError("nothing to anneal: the model has no low-bit weights")
+            raise UserError("nothing to anneal: the rule matches no low-bit weight of the model")
 
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -78,8 +103,8 @@ class ConfidenceGuidedAnnealing:
         masks = [self._frozen(p, quantizer) for p, quantizer in self._weights]
         return 100 * float(sum(m.sum() for m in masks)) / sum(m.numel() for m in masks)
 
-    def _near(self, quantizer: WeightQuantizer, position: Tensor) -> Tensor:
-        return near_threshold(position, self.boundary_range, quantizer.lowest, quantizer.highest)
+    def _trainable(self, quantizer: WeightQuantizer, position: Tensor) -> Tensor:
+        return self._rule.trainable(position, self.boundary_range, quantizer)
 
     def _frozen(self, parameter: Tensor, quantizer: WeightQuantizer) -> Tensor:
-        return ~self._near(quantizer, quantizer.position(parameter))
+        return ~self._trainable(quantizer, quantizer.position(parameter))

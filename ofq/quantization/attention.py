@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofq.quantization.layers import LowBit, QuantizedLinear
+from ofq.quantization.quantizer import WeightQuantizer
+from ofq.quantization.quantizer import WeightQuantizer
 
 
 class SeparateScores(nn.Module):
@@ -88,6 +90,7 @@ class MergedQueryKey(nn.Module, LowBit):
         """Map tokens (B, N, C) to W_qk[h] x of every head, (B, N, H, C)."""
         weight = self.latent_weight()
         if self.trainable is not None:
+            assert isinstance(self.weight_quantizer, WeightQuantizer)
             mask = self.trainable(self.weight_quantizer.position(weight))
             weight = torch.where(mask, weight, weight.detach())
         return F.linear(x, self.weight_quantizer(weight)).unflatten(-1, (self.heads, -1))
@@ -191,13 +194,13 @@ class RelativePositionBias(nn.Module):
 
     def __init__(self, table: nn.Parameter, index: Tensor) -> None:
         super().__init__()
-        # timm exempts a parameter of this name from weight decay
-        self.relative_position_bias_table = table
+        # not under timm's name, which timm exempts from weight decay: the released code decays it
+        self.table = table
         self.register_buffer("index", index.clone(), persistent=False)
 
     def forward(self) -> Tensor:
         """The bias (H, N, N)."""
-        return self.relative_position_bias_table[self.index].permute(2, 0, 1)
+        return self.table[self.index].permute(2, 0, 1)
 
 
 class QuantizedWindowAttention(QuantizedAttention):

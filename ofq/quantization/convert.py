@@ -6,7 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from timm.layers import Attention, Mlp, PatchEmbed
-from timm.models.swin_transformer import PatchMerging, SwinTransformer, WindowAttention
+from timm.models.swin_transformer import (
+    PatchMerging,
+    SwinTransformer,
+    SwinTransformerBlock,
+    WindowAttention,
+)
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -22,6 +27,7 @@ from ofq.quantization.attention import (
 )
 from ofq.quantization.layers import (
     ActivationQuantizer,
+    ImageMlp,
     LogitQuantizer,
     QuantizedConv2d,
     QuantizedLinear,
@@ -48,9 +54,7 @@ class _Scheme:
     def lsq(self, axis: int | tuple[int, ...], signed: bool = True) -> LSQ:
         return LSQ(self.activation_bits, axis, signed)
 
-    def activation(
-        self, channels: int, axis: int = _TOKEN, signed: bool = True
-    ) -> nn.Module:
+    def activation(self, channels: int, axis: int = _TOKEN, signed: bool = True) -> nn.Module:
         if self.activation_bits == OFF:
             return nn.Identity()
         return ActivationQuantizer(self.lsq(axis, signed), channels)
@@ -135,9 +139,10 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
     for module in model.modules():
         if isinstance(module, ActivationQuantizer | LogitQuantizer):
             module.quantizer.reset()
-        elif isinstance(module, QuantizedAttention):
-            if isinstance(module.probability_quantizer, LSQ):
-                module.probability_quantizer.reset()
+        elif isinstance(module, QuantizedAttention) and isinstance(
+            module.probability_quantizer, LSQ
+        ):
+            module.probability_quantizer.reset()
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -232,6 +237,12 @@ def _convert_mlp(mlp: nn.Module, scheme: _Scheme, path: str) -> nn.Module:
     return mlp
 
 
+def _convert_swin_block(block: nn.Module, scheme: _Scheme, path: str) -> nn.Module:
+    _convert_parts(block, scheme, f"{path}.")
+    block.mlp = ImageMlp(block.mlp, width=block.input_resolution[1])  # type: ignore[arg-type,index]
+    return block
+
+
 def _convert_patch_embedding(embedding: nn.Module, scheme: _Scheme, path: str) -> nn.Module:
     conv = embedding.proj
     if not isinstance(conv, nn.Conv2d):
@@ -243,7 +254,12 @@ def _convert_patch_embedding(embedding: nn.Module, scheme: _Scheme, path: str) -
 
 
 def _convert_patch_merging(merging: nn.Module, scheme: _Scheme, path: str) -> nn.Module:
-    merging.reduction = scheme.linear(merging.reduction, "reduction")  # type: ignore[arg-type]
+    reduction = merging.reduction
+    assert isinstance(reduction, nn.Linear)
+    merging.reduction = scheme.linear(reduction, "reduction")
+    if reduction.bias is None:
+        # the released code learns one; zero leaves the full-precision function as it is
+        merging.reduction.bias = nn.Parameter(reduction.weight.new_zeros(reduction.out_features))
     return merging
 
 
@@ -253,6 +269,7 @@ _CONVERTERS: dict[type[nn.Module], Callable[[nn.Module, _Scheme, str], nn.Module
     Mlp: _convert_mlp,
     PatchEmbed: _convert_patch_embedding,
     PatchMerging: _convert_patch_merging,
+    SwinTransformerBlock: _convert_swin_block,
 }
 
 

@@ -1,6 +1,7 @@
 """Activation quantizers with their shifts, and quantized linear and convolution layers."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -45,11 +46,12 @@ class LowBit:
 
 
 def low_bit_weights(model: nn.Module) -> Iterator[QuantizedWeight]:
-    """The low-bit weights of a quantized model, in forward order; the 8-bit ends aren't among them."""
+    """The low-bit weights of a quantized model in forward order, without the 8-bit ends."""
     for name, module in model.named_modules():
-        if isinstance(module, LowBit) and module.roles:
-            if isinstance(module.weight_quantizer, WeightQuantizer):
-                yield QuantizedWeight(name, module.roles, module.weight_quantizer, module)
+        if not isinstance(module, LowBit) or not module.roles:
+            continue
+        if isinstance(module.weight_quantizer, WeightQuantizer):
+            yield QuantizedWeight(name, module.roles, module.weight_quantizer, module)
 
 
 class ActivationQuantizer(nn.Module):
@@ -129,6 +131,25 @@ class QuantizedLinear(nn.Linear, LowBit):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
         return F.linear(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
+
+
+class ImageMlp(nn.Sequential):
+    """Swin's MLP, on rows and columns of the image: its activation scales run over the columns.
+
+    timm gives it the positions flattened, torchvision (hence the released code) doesn't.
+
+    Args:
+        mlp: timm's MLP with quantized layers, whose parts it takes over.
+        width: Columns of the image.
+    """
+
+    def __init__(self, mlp: nn.Module, width: int) -> None:
+        super().__init__(OrderedDict(mlp.named_children()))
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H·W, C) to (B, H·W, C)."""
+        return super().forward(x.unflatten(1, (-1, self.width))).flatten(1, 2)
 
 
 class QuantizedConv2d(nn.Conv2d):

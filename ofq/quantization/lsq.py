@@ -25,7 +25,7 @@ class _LSQFunction(torch.autograd.Function):
         return (x / scale).clamp_(low, high).round_().mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, scale = ctx.saved_tensors
         low, high, gradient_scale = ctx.constants
         ratio = x / scale
@@ -108,7 +108,7 @@ class LSQ(nn.Module):
                 f"shape {tuple(x.shape)}; calibrate with inputs of the size used later"
             )
         scale = self.scale.float()
-        return (scale + (scale.clamp_min(_SMALLEST) - scale).detach()).reshape(shape)
+        return (scale - scale.detach() + scale.detach().clamp_min(_SMALLEST)).reshape(shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize a tensor; the first one sets the scales."""

@@ -1,5 +1,6 @@
 """How often quantized weights flip between codes (Nagel et al. 2022, arXiv 2203.11086)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ofq.quantization.annealing import near_threshold
-from ofq.quantization.layers import low_bit_weights
+from ofq.quantization.layers import QuantizedWeight, low_bit_weights
 
 
 class CodeHistory(nn.Module):
@@ -122,11 +123,16 @@ class OscillationTracker(nn.Module):
         )
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
+    def _pairs(self) -> Iterator[tuple[QuantizedWeight, CodeHistory]]:
+        for weight, history in zip(self._weights, self.histories, strict=True):
+            assert isinstance(history, CodeHistory)
+            yield weight, history
+
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights after an optimizer step."""
         self.steps += 1
-        for weight, history in zip(self._weights, self.histories, strict=True):
+        for weight, history in self._pairs():
             history.observe(weight.quantizer.codes(weight.latent()))
 
     @torch.no_grad()
@@ -134,7 +140,7 @@ class OscillationTracker(nn.Module):
         """The figures of each layer and role; waits for the device, and counts flips anew."""
         steps = max(1, int(self.steps))
         found = []
-        for weight, history in zip(self._weights, self.histories, strict=True):
+        for weight, history in self._pairs():
             quantizer = weight.quantizer
             near = near_threshold(
                 quantizer.position(weight.latent()),

@@ -49,7 +49,7 @@ class WeightQuantizer(nn.Module, ABC):
     def forward(self, weight: Tensor) -> Tensor:
         """The quantized weight, of the same shape, differentiable by a straight-through rule."""
 
-    def initialize(self, weight: Tensor) -> None:  # noqa: B027 - most quantizers keep no state
+    def initialize(self, weight: Tensor) -> None:
         """Set learnable state from the weight that will be quantized."""
 
     def codes(self, weight: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class _StraightThrough(torch.autograd.Function):
         return quantized.view_as(quantized)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 

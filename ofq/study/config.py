@@ -206,8 +206,8 @@ class Recipe(Strict):
     dataset: str
     models: Names
     stages: dict[Stage, Training]
-    overrides: list[Override] = []
-    resources: dict[Stage, Resources] = {}
+    overrides: tuple[Override, ...] = ()
+    resources: dict[Stage, Resources] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -243,7 +243,7 @@ class Study(Strict):
     methods: Names
     seeds: Annotated[list[NonNegativeInt], AfterValidator(_distinct)]
     figures: Names
-    expectations: list[str] = []
+    expectations: tuple[str, ...] = ()
 
 
 class Site(Strict):

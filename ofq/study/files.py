@@ -1,4 +1,4 @@
-"""Reading YAML into validated models, with errors that name file, key, value and what is allowed."""
+"""Reading YAML into validated models; errors name file, key, value and what is allowed."""
 
 import difflib
 from pathlib import Path
@@ -96,7 +96,7 @@ def _keys_at(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
     current: Any = model
     for part in loc:
         current = _step(current, part)
-    return sorted(current.model_fields) if isinstance(current, type) else []
+    return sorted(getattr(current, "model_fields", {}))
 
 
 def _step(annotation: Any, part: str | int) -> Any:

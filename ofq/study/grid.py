@@ -160,9 +160,7 @@ class _Builder:
     def fp(self, model: str, seed: int) -> Run | None:
         if "fp" not in self.recipe.stages:
             return None
-        config = RunConfig(
-            self.recipe.dataset, model, "fp", seed, self.training("fp", model, None)
-        )
+        config = RunConfig(self.recipe.dataset, model, "fp", seed, self.training("fp", model, None))
         return self.run(config, None, None)
 
     def last(self, model: str, bits: str, method: Method, seed: int) -> Run:

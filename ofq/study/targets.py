@@ -1,5 +1,6 @@
 """What the workflow asks of the studies: files, and what each job needs."""
 
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -40,6 +41,19 @@ class Targets:
             path = self.workspace.study_path(name)
             raise UserError(f"{path}: '{name}' is the name of a rule; rename the study")
         return names
+
+    def check(self, arguments: Iterable[str]) -> None:
+        """Expand the studies asked for, or else the site's, so that mistakes show before all else.
+
+        Args:
+            arguments: The command line; words that aren't studies are passed over.
+
+        Raises:
+            UserError: One of them is wrong.
+        """
+        named = set(arguments).intersection(self.studies)
+        for name in named or self.workspace.site.studies:
+            self.study(name)
 
     def site_studies(self) -> list[str]:
         """The files of the studies that are built by default."""

@@ -84,7 +84,7 @@ class RunFolder:
         return self._rows(f"{table}.jsonl")
 
     def rewind(self, step: int | None) -> None:
-        """Drop what was recorded after a step, or everything, so that each step is recorded once."""
+        """Drop what was recorded after a step, or all of it, so that each step stands once."""
         for table in TABLES:
             path = self.path / f"{table}.jsonl"
             if path.exists():

@@ -35,7 +35,9 @@ def gather(root: Path) -> dict[str, Any]:
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "pid": os.getpid(),
-        "slurm": {k: v for k, v in os.environ.items() if k in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")},
+        "slurm": {
+            k: v for k, v in os.environ.items() if k in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")
+        },
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 

@@ -1,1 +1,1 @@
-"""Training a stage: data, models, objective, loop and checkpoints; knows of no tracker or workflow."""
+"""Training a stage: data, models, objective, loop, checkpoints; knows no tracker or workflow."""

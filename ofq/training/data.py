@@ -99,7 +99,7 @@ def _digits(model: str, seed: int) -> Data:
 
 
 def _toy_regression(model: str, seed: int) -> Data:
-    """y = w*·x + noise (σ = 0.5) for a random w*, 960 training and 960 noise-free test examples."""
+    """Y = w*·x + noise (σ = 0.5) for a random w*, 960 training and 960 noise-free test examples."""
     from ofq.training.models import toy_weights
 
     generator = torch.Generator().manual_seed(seed)

@@ -25,10 +25,10 @@ class Observer(Protocol):
     """What training reports to; the one seam to records and progress bars."""
 
     def begin(self, done: int | None, total: int) -> None:
-        """Training starts (``done`` is None), or goes on after step ``done``; later records are void.
+        """Training starts, or goes on where a checkpoint was taken; later records are void.
 
         Args:
-            done: Steps already made.
+            done: Steps already made; None at the very start.
             total: Steps of the whole run.
         """
 
@@ -224,11 +224,17 @@ def _by_role(parts: list[Oscillation]) -> dict[str, float]:
 
 
 def _rng_state() -> dict[str, Any]:
-    kind, keys, position, has_gauss, gauss = numpy.random.get_state()
+    kind, keys, position, has_gauss, gauss = numpy.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all(),
-        "numpy": [kind, torch.from_numpy(keys.astype("int64")), position, has_gauss, gauss],  # type: ignore[union-attr]
+        "numpy": [
+            kind,
+            torch.from_numpy(numpy.asarray(keys).astype("int64")),
+            position,
+            has_gauss,
+            gauss,
+        ],
         "python": random.getstate(),
     }
 

@@ -81,7 +81,9 @@ def build(name: str, classes: int) -> nn.Module:
     if name.startswith(_TOY):
         return ToyRegression(toy_weights(name))
     if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8]) or "see timm.list_models()"
+        near = (
+            ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8]) or "see timm.list_models()"
+        )
         raise UserError(f"unknown model '{name}'; timm has: {near}")
     return timm.create_model(name, num_classes=classes)
 

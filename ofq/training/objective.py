@@ -116,7 +116,7 @@ def objective(data: Data, teacher: nn.Module | None) -> Objective:
     return Classification() if teacher is None else Distillation(teacher)
 
 
-class _evaluating:  # noqa: N801 - a context manager, used like a function
+class _evaluating:
     """Eval mode without gradients, then back to the mode before."""
 
     def __init__(self, model: nn.Module) -> None:

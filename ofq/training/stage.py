@@ -32,7 +32,9 @@ def prepare(
         config: The run's config.
         parent: Weights of the run that this one starts from.
         teacher: Weights of the full-precision run that teaches.
-        observer, checkpoints, stop: See :class:`Trainer`.
+        observer: Who hears of it.
+        checkpoints: Where state is kept.
+        stop: Looked at after every step.
 
     Raises:
         UserError: The data, the model or a parent's weights can't be had.
@@ -90,7 +92,9 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
     odd = sorted(expected ^ weights.keys())
     if odd:
         where = "the file lacks" if odd[0] in expected else "the model has no"
-        raise UserError(f"{path}: weights of another model: {where} {odd[0]}, and {len(odd)} in all")
+        raise UserError(
+            f"{path}: weights of another model: {where} {odd[0]}, and {len(odd)} in all"
+        )
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

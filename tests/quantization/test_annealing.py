@@ -4,6 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from reference import near_threshold as reference_mask
 from scipy.stats import norm
 from torch import nn
 
@@ -12,7 +13,6 @@ from ofq.errors import UserError
 from ofq.quantization import low_bit_weights, near_threshold
 from ofq.quantization.layers import QuantizedLinear
 from ofq.quantization.quantizer import make_weight_quantizer
-from reference import near_threshold as reference_mask
 
 
 def one_layer(name="statsq", bits=2, rows=16, columns=32):

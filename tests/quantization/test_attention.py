@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from reference import lsq, statsq
 
 import ofq
-from reference import lsq, statsq
 
 HEADS, WIDTH, BITS = 3, 24, 3
 

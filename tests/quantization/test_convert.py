@@ -11,7 +11,14 @@ from ofq.quantization import low_bit_weights
 from ofq.quantization.layers import QuantizedConv2d, QuantizedLinear
 from ofq.quantization.lsq import LSQ, LSQWeight
 
-SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
+SMALL = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 24,
+    "depth": 2,
+    "num_heads": 3,
+    "num_classes": 5,
+}
 SMALL_SWIN = {
     "img_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 12,
     "depths": (2, 1), "num_heads": (1, 2), "num_classes": 5,
@@ -49,7 +56,7 @@ def test_unquantized_parts_compute_what_the_full_precision_model_does(name, qkr)
     """At 32 bits only the 8-bit ends differ; put back, the logits must be the model's own."""
     model = build(name).eval()
     quantized = ofq.quantize(model, 32, 32, qkr=qkr).eval()
-    for path, module in list(quantized.named_modules()):
+    for module in list(quantized.modules()):
         if isinstance(module, QuantizedLinear | QuantizedConv2d):
             module.weight_quantizer = module.input_quantizer = nn.Identity()
     if qkr:  # QKR drops the query and key biases
@@ -84,7 +91,9 @@ def test_scales_follow_the_table_of_axes():
     assert sizes[f"{block}attn.probability_quantizer"] == tokens
     assert sizes[f"{block}mlp.fc2.input_quantizer.quantizer"] == tokens
     assert sizes["patch_embed.proj.input_quantizer.quantizer"] == 3
-    assert sizes["head.input_quantizer.quantizer"] == sizes["head_dist.input_quantizer.quantizer"] == 1
+    assert (
+        sizes["head.input_quantizer.quantizer"] == sizes["head_dist.input_quantizer.quantizer"] == 1
+    )
     unsigned = {n for n, m in model.named_modules() if isinstance(m, LSQ) and not m.signed}
     assert {n.rpartition("blocks.0.")[2] for n in unsigned if "blocks.0" in n} == {
         "attn.probability_quantizer",
@@ -132,7 +141,7 @@ def test_other_models_are_refused():
 
 
 def test_unknown_quantizer_lists_the_known_ones(micro_model):
-    with pytest.raises(UserError, match="allowed:.*lsq.*statsq"):
+    with pytest.raises(UserError, match=r"allowed:.*lsq.*statsq"):
         ofq.quantize(micro_model, weight_quantizer="statistics")
 
 

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from reference import lsq, lsq_gradients
 
 from ofq import LSQ
 from ofq.errors import UserError
 from ofq.quantization.lsq import ImageLSQ, LSQWeight
-from reference import lsq, lsq_gradients
 
 FORMS = [
     pytest.param((2, 7, 12), (-2,), id="token"),
@@ -39,7 +39,9 @@ def test_values_and_gradients_are_those_of_the_definition(shape, axes, bits, sig
     grad_x, grad_s = lsq_gradients(x.detach(), scale, upstream, bits, signed, axes)
     np.testing.assert_allclose(y.detach().numpy(), value, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(x.grad.numpy(), grad_x, atol=1e-6)
-    np.testing.assert_allclose(quantizer.scale.grad.numpy(), grad_s.reshape(-1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        quantizer.scale.grad.numpy(), grad_s.reshape(-1), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,8 @@ def test_mistake_in_a_file_is_explained(checkout, name):
     text = (checkout / path).read_text()
     assert old is None or old in text
     (checkout / path).write_text(new if old is None else text.replace(old, new, 1))
+    workspace = Workspace(checkout)
     with pytest.raises(UserError) as caught:
-        workspace = Workspace(checkout)
         workspace.grid(workspace.site.studies[0])
     message = str(caught.value)
     assert path.rpartition("/")[2] in message or "tiny.yaml" in message

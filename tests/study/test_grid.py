@@ -27,7 +27,9 @@ def test_annealed_cell_starts_from_the_qat_run_that_the_plain_cell_ends_with(che
 
 def test_studies_share_equal_runs(checkout):
     study = (checkout / "config/studies/tiny.yaml").read_text()
-    (checkout / "config/studies/other.yaml").write_text(study.replace("seeds: [0, 1]", "seeds: [1, 2]"))
+    (checkout / "config/studies/other.yaml").write_text(
+        study.replace("seeds: [0, 1]", "seeds: [1, 2]")
+    )
     workspace = Workspace(checkout)
     one, other = (set(workspace.grid(name).runs()) for name in ("tiny", "other"))
     assert {run for run in one if "-s1-" in run} == one & other

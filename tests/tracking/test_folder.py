@@ -24,7 +24,9 @@ def test_rows_come_back_in_order_and_a_torn_last_one_is_left_out(folder):
     assert folder.rows("metrics") == [{"step": 1}, {"step": 2}]
 
 
-@pytest.mark.parametrize(("step", "kept"), [(None, []), (0, [0]), (2, [0, 1, 2]), (9, [0, 1, 2, 3])])
+@pytest.mark.parametrize(
+    ("step", "kept"), [(None, []), (0, [0]), (2, [0, 1, 2]), (9, [0, 1, 2, 3])]
+)
 def test_rewinding_drops_what_came_later(folder, step, kept):
     for table in ("metrics", "layers"):
         folder.append(table, [{"step": s} for s in range(4)])
@@ -53,7 +55,9 @@ def test_result_comes_last(folder, monkeypatch):
 
 
 def test_table_has_every_column_that_any_row_has(folder):
-    folder.append("metrics", [{"step": 0, "train_loss": None}, {"step": 1, "train_loss": 2.0, "x": 1}])
+    folder.append(
+        "metrics", [{"step": 0, "train_loss": None}, {"step": 1, "train_loss": 2.0, "x": 1}]
+    )
     folder.finish({})
     table = pd.read_parquet(folder.path / "metrics.parquet")
     assert list(table.columns) == ["step", "train_loss", "x"]
@@ -70,7 +74,7 @@ def test_damaged_and_missing_records_are_explained(folder):
     (folder.path / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"run.json: not valid JSON"):
         folder.description()
-    with pytest.raises(UserError, match="no such file; is .* a run folder"):
+    with pytest.raises(UserError, match=r"no such file; is .* a run folder"):
         folder.provenance()
 
 

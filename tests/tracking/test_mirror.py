@@ -66,8 +66,8 @@ def test_run_is_mirrored_live_and_complete(mirror, folder):
     assert run.info.status == "RUNNING"
     assert run.data.params["training.lr"] == "0.001"
     tags = run.data.tags
-    expected = {"study": "digits,ablation", "method": "statsq+qkr", "bits": "W2A2", "model": "micro",
-                "seed": "3", "stage": "qat", "parent": "digits/micro/fp", "commit": "abc"}  # fmt: skip
+    expected = {"study": "digits,ablation", "method": "statsq+qkr", "bits": "W2A2", "seed": "3"}
+    expected |= {"stage": "qat", "model": "micro", "parent": "digits/micro/fp", "commit": "abc"}
     assert {key: tags[key] for key in expected} == expected
     assert run.inputs.dataset_inputs[0].dataset.name == "digits"
     folder.append("metrics", [row(1), row(2)])

@@ -47,7 +47,7 @@ def test_missing_data_set_is_explained(monkeypatch):
         raise FileNotFoundError("digits.csv.gz")
 
     monkeypatch.setattr("sklearn.datasets.load_digits", missing)
-    with pytest.raises(UserError, match="digits data set is missing.*reinstall"):
+    with pytest.raises(UserError, match=r"digits data set is missing.*reinstall"):
         load("digits", MODEL, 0)
     with pytest.raises(UserError, match="unknown dataset 'cifar'; allowed: digits"):
         load("cifar", MODEL, 0)

@@ -33,7 +33,7 @@ def built(tmp_path_factory):
         path = checkout / "config" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    for name in ("Snakefile", "workflow"):
+    for name in ("Snakefile", "workflow", "profiles"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, checkout / name)
     done = snakemake(checkout)
@@ -151,9 +151,13 @@ def test_mistake_in_the_config_is_one_message(copy):
 def test_failing_run_shows_its_log_and_spares_the_others(copy):
     shutil.rmtree(copy / "results/runs")
     recipe = copy / "config/recipes/small.yaml"
-    recipe.write_text(recipe.read_text().replace("[micro_deit_patch2_8]", "[micro_deit_patch2_8, deit_typo]"))
+    recipe.write_text(
+        recipe.read_text().replace("[micro_deit_patch2_8]", "[micro_deit_patch2_8, deit_typo]")
+    )
     study = copy / "config/studies/tiny.yaml"
-    study.write_text(study.read_text().replace("[micro_deit_patch2_8]", "[deit_typo]").replace("[0, 1]", "[0]"))
+    study.write_text(
+        study.read_text().replace("[micro_deit_patch2_8]", "[deit_typo]").replace("[0, 1]", "[0]")
+    )
     done = snakemake(copy)
     assert done.returncode != 0
     assert "unknown model 'deit_typo'" in done.stdout + done.stderr

@@ -21,6 +21,6 @@ for study in studies:
     rule:
         name:
             study
-        localrule: True
         input:
             lambda _, study=study: targets.study(study),
+        localrule: True

@@ -1,0 +1,55 @@
+# make demo    the digits study, from nothing to its report
+# make test    all tests
+# make check   lint, formatting and types
+# make ui      browse the runs in MLflow
+# make bench   benchmarks; ratios measured in one run
+# make lock    renew requirements.lock from pyproject.toml
+
+PYTHON ?= python3
+CORES  ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
+PORT   ?= 5000
+
+BIN := $(CURDIR)/.venv/bin
+export PATH := $(BIN):$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: demo test check ui bench lock clean
+
+demo: .venv/ready
+	@snakemake --cores $(CORES) --quiet host rules digits
+	@echo
+	@echo "report:     $(CURDIR)/reports/digits/index.html"
+	@echo "MLflow UI:  make ui, then http://127.0.0.1:$(PORT)"
+
+test: .venv/ready
+	@OMP_NUM_THREADS=1 pytest --numprocesses $(CORES) $(PYTEST)
+
+check: .venv/ready
+	@ruff check .
+	@ruff format --check .
+	@snakefmt --check --quiet Snakefile workflow
+	@mypy
+
+ui: .venv/ready
+	@mlflow ui --backend-store-uri sqlite:///results/mlflow.db --port $(PORT)
+
+bench: .venv/ready
+	@python benchmarks/dag.py
+
+# The environment is complete when the file exists; a changed pin makes it anew.
+.venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+	@echo "setting up .venv (one to two minutes)"
+	@$(PYTHON) -m venv .venv
+	@pip install --quiet --disable-pip-version-check --requirement requirements.lock --editable .
+	@touch $@
+
+lock:
+	@rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	@.venv-lock/bin/pip install --quiet --disable-pip-version-check '.[dev]'
+	@{ echo "# Every version, for reproducibility; written by 'make lock'."; \
+	   .venv-lock/bin/pip freeze --exclude ofq | sed 's/+cpu$$//'; } > requirements.lock
+	@rm -rf .venv-lock
+
+clean:
+	@rm -rf .venv .venv-lock .pytest_cache .mypy_cache .ruff_cache build *.egg-info
