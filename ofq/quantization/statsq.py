@@ -27,15 +27,16 @@ class StatsQ(WeightQuantizer):
     """
 
     def scale(self, weight: Tensor) -> Tensor:
-        """Twice the mean magnitude of each row, float32, with the row dimension kept."""
-        return weight.detach().float().abs().mean(-1, keepdim=True) * 2
+        """Twice the mean magnitude of each row, float32; a stack's matrices share it."""
+        others = [d for d in range(weight.ndim) if d != weight.ndim - 2]
+        return weight.detach().float().abs().mean(others, keepdim=True) * 2
 
     def position(self, weight: Tensor) -> Tensor:
         """See :meth:`WeightQuantizer.position`."""
         return self._position(weight, self.scale(weight))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Quantize a weight of shape (..., rows, in)."""
+        """Quantize a weight of shape (rows, in), or a stack (..., rows, in)."""
         scale = self.scale(weight)
         position = self._position(weight, scale)
         quantized = position.round_().add_(0.5).mul_(scale / 2 ** (self.bits - 1))
