@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ofq.quantization.layers import LowBit, QuantizedLinear
 from ofq.quantization.quantizer import WeightQuantizer
-from ofq.quantization.quantizer import WeightQuantizer
 
 
 class SeparateScores(nn.Module):
