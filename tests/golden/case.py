@@ -18,6 +18,8 @@ GRADIENT = 1e-4
 HEAD_SCALE_GRADIENT = 5e-4
 EXACT = 0.0
 
+_HEAD_SCALE = re.compile(r"(^|\.)head\w*\.input_quant_fn\.s$")
+
 
 class Case:
     """A case and its tensors; a check must use, or ignore with a reason, every one of them.
@@ -32,10 +34,12 @@ class Case:
         self.description: dict[str, Any] = json.loads((folder / entry["json"]).read_text())
         self.settings: dict[str, Any] = self.description.get("settings", {})
         self.source: str = self.description.get("official_source", "")
-        self.noise = _noise(self.description.get("noise_gradients", ""))
+        self._noise = _noise(self.description.get("noise_gradients", ""))
         stored = load_file(folder / entry["file"]) if entry.get("file") else {}
-        self._tensors = {n: t.to(_dtype(self, n)) for n, t in stored.items()}
-        self._open = set(self.description.get("tensors", ())) | set(stored)
+        about = self.description.get("tensors", {})
+        # in the description's order; integers and masks are stored as float32
+        self._tensors = {n: stored[n].to(getattr(torch, about[n]["orig_dtype"])) for n in about}
+        self._open = set(about) | set(stored)
 
     @property
     def class_name(self) -> str:
@@ -60,8 +64,12 @@ class Case:
         names = [n for n in self._tensors if n.startswith(f"{prefix}.")]
         return {n.removeprefix(f"{prefix}."): self[n] for n in names}
 
+    def names(self, pattern: str) -> list[str]:
+        """All names that match a pattern as a whole."""
+        return [n for n in self._tensors if re.fullmatch(pattern, n)]
+
     def groups(self, pattern: str) -> list[str]:
-        """The distinct beginnings of names that match a pattern, in order (``b2``, ``step1``, …)."""
+        """The distinct beginnings of names that match a pattern, in order: ``b2``, ``step1``."""
         found = (re.match(rf"({pattern})\.", n) for n in self._tensors)
         return list(dict.fromkeys(match[1] for match in found if match))
 
@@ -70,27 +78,28 @@ class Case:
         assert reason
         self._open -= {n for n in self._open if re.fullmatch(pattern, n)}
 
-    def compare(self, name: str, ours: Tensor, tolerance: float) -> None:
-        """Assert that max|ours − theirs| / max|theirs| is within the tolerance."""
-        assert_close(ours, self[name], tolerance, name)
+    def compare(self, name: str, ours: Tensor, tolerance: float, scale: float = 0.0) -> None:
+        """Assert that max|ours − theirs| / max|theirs| (or ``scale``) is within the tolerance."""
+        assert_close(ours, self[name], tolerance, name, scale)
 
-    def compare_gradients(self, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
-        """Assert that gradients agree, all but those that the case calls rounding noise.
+    def is_noisy(self, name: str) -> bool:
+        """Whether the case calls this parameter's gradient rounding noise, if only in part."""
+        return any(re.search(rf"(^|\.){re.escape(n)}$", name) for n in self._noise)
 
-        Some are noise only in part (in channels where no key is clipped), perhaps everywhere; these
-        are measured against a hundredth of the largest gradient, if that is more than their own.
+    def compare_gradients(self, prefix: str, ours: Mapping[str, Tensor]) -> None:
+        """Assert that gradients, by released name, are those under the prefix.
+
+        Some are rounding noise in the channels where no key is clipped, perhaps in all of them.
+        These are measured against a hundredth of the largest gradient, if that is more than theirs.
         """
-        assert theirs.keys() == ours.keys()
-        largest = max(float(g.abs().max()) for g in theirs.values())
-        for name, gradient in theirs.items():
-            head = re.search(r"(^|\.)head\w*\.input_quant_fn\.s$", name)
-            noisy = any(re.search(rf"(^|\.){re.escape(n)}$", name) for n in self.noise)
+        largest = max(float(self._tensors[n].abs().max()) for n in self.names(rf"{prefix}\..*"))
+        for name, gradient in ours.items():
             assert_close(
-                ours[name],
                 gradient,
-                HEAD_SCALE_GRADIENT if head else GRADIENT,
+                self[f"{prefix}.{name}"],
+                HEAD_SCALE_GRADIENT if _HEAD_SCALE.search(name) else GRADIENT,
                 f"gradient of {name}",
-                largest / 100 if noisy else 0.0,
+                largest / 100 if self.is_noisy(name) else 0.0,
             )
 
 
@@ -112,19 +121,15 @@ def entries(folder: Path = FOLDER) -> Iterator[dict[str, Any]]:
 
 
 def unlisted(folder: Path = FOLDER) -> set[str]:
-    """Files in the folder that the index doesn't name."""
-    listed = {e[key] for e in entries(folder) for key in ("json", "file") if e.get(key)}
-    return {path.name for path in folder.iterdir()} - listed - {"INDEX.json"}
+    """Cases in the folder that its index doesn't name."""
+    listed = {entry["json"] for entry in entries(folder)}
+    return {path.name for path in folder.glob("*.json")} - listed - {"INDEX.json"}
 
 
 def grouped(names: Iterable[str], pattern: str) -> list[str]:
     """The distinct first groups of a pattern's matches, in order."""
     found = (re.match(pattern, n) for n in names)
     return list(dict.fromkeys(match[1] for match in found if match))
-
-
-def _dtype(case: Case, name: str) -> torch.dtype:
-    return getattr(torch, case.description["tensors"][name]["orig_dtype"])
 
 
 def _noise(text: str) -> list[str]:

@@ -2,14 +2,13 @@
 
 from torch import nn
 
-from golden.case import Case
+from golden.case import Case, grouped
 from golden.parity import (
     Recorder,
     check_activations,
     check_forward_and_backward,
     check_initial_scales,
 )
-from golden.case import grouped
 from ofq.quantization import LSQ
 from ofq.quantization.layers import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
 from ofq.quantization.lsq import ImageLSQ

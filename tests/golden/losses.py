@@ -11,9 +11,11 @@ def distillation(case: Case) -> None:
     """Loss and gradients for one head and two, hard labels and mixed ones."""
     case.ignore(
         r"klsoft(_tuple)?\..*",
-        "the released option without hard labels, which no published result uses and we don't offer",
+        "the released option without hard labels, which the suite doesn't offer",
     )
-    case.ignore("teacher_other", "a training teacher's second head; ours is in eval mode, one tensor")
+    case.ignore(
+        "teacher_other", "a training teacher's second head; ours is in eval mode, one tensor"
+    )
     for group in case.groups(r"(tuple|single)_\w+"):
         heads = ["cls", "dist"] if group.startswith("tuple") else ["single"]
         outputs = [case[head].clone().requires_grad_() for head in heads]

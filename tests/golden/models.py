@@ -1,6 +1,5 @@
 """Kind h: whole DeiTs (plain and distilled) and Swins."""
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -11,8 +10,7 @@ from torch import Tensor, nn
 
 import ofq
 from golden.case import FORWARD, Case, grouped
-from golden.parity import Recorder, check_activations, check_gradients, check_initial_scales, load
-from ofq.quantization.attention import MergedQueryKey
+from golden.parity import Recorder, check_activations, check_gradients, check_initial_scales
 from ofq.quantization.released import AsReleased, released_names, timm_name
 from ofq.training.objective import distillation_loss
 
@@ -88,9 +86,7 @@ def check_all_weights_are_copied(full: nn.Module, made: nn.Module) -> None:
             assert torch.equal(ours[place], rows), name
 
 
-def _places(
-    name: str, theirs: Tensor, ours: Mapping[str, Tensor]
-) -> list[tuple[str, Tensor]]:
+def _places(name: str, theirs: Tensor, ours: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
     """Where a full-precision tensor, or each part of it, lies in the quantized model."""
     renamed = released_names([name])[name]
     owner, _, leaf = name.rpartition(".qkv.")

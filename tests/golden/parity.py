@@ -9,6 +9,9 @@ from golden.case import FORWARD, GRADIENT, Case
 from ofq.quantization import LSQ
 from ofq.quantization.released import convert_released_state, released_names
 
+CANCELLED = r"(.*\.)?(move_k_aft|move_qkx_aft)\.bias"
+"""Shifts that softmax cancels: we don't have them, and their gradients are rounding noise."""
+
 
 def load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load a released state; every tensor must find its place, and every place its tensor."""
@@ -18,8 +21,10 @@ def load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 def by_released_name(names: list[str], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our tensors under released names, those kept in parts put together, dropped ones left out."""
     kept = {n: parts for n, parts in released_names(names).items() if parts}
-    return {n: torch.cat([ours[p] for p in parts]) if parts[1:] else ours[parts[0]]
-            for n, parts in kept.items()}
+    return {
+        n: torch.cat([ours[p] for p in parts]) if parts[1:] else ours[parts[0]]
+        for n, parts in kept.items()
+    }
 
 
 def check_initial_scales(
@@ -27,12 +32,12 @@ def check_initial_scales(
     module: nn.Module,
     state: Mapping[str, Tensor],
     call: Callable[[Tensor], Tensor] | None = None,
+    prefix: str = "state",
 ) -> None:
     """Assert that calibration on ``x_init`` gives the state's scales, then load the state.
 
-    The state is loaded first, for the weights and shifts that the scales depend on. The state's
-    tensors are the case's under ``state``; ``call`` runs the module where that takes more than
-    its own call.
+    The state is loaded first, for the weights and shifts that the scales depend on. ``call`` runs
+    the module where that takes more than its own call; ``prefix`` is the state's in the case.
     """
     load(module, state)
     forget_scales(module)
@@ -41,7 +46,7 @@ def check_initial_scales(
     scales = [n for n in state if n.endswith("_fn.s") or n.endswith("signed")]
     ours = by_released_name(scales, module.state_dict())
     for name, scale in ours.items():
-        case.compare(f"state.{name}", scale.float().reshape(-1), FORWARD)
+        case.compare(f"{prefix}.{name}", scale.float().reshape(-1), FORWARD)
     load(module, state)
 
 
@@ -54,11 +59,10 @@ def forget_scales(module: nn.Module) -> None:
 
 def check_gradients(case: Case, module: nn.Module, prefix: str = "grad") -> None:
     """Assert that the gradients of all parameters are the case's."""
-    case.ignore(rf"{prefix}\..*(move_k_aft|move_qkx_aft)\.bias", "shifts that softmax cancels")
-    theirs = case.under(prefix)
+    case.ignore(rf"{prefix}\.{CANCELLED}", "shifts that softmax cancels")
+    names = [n.removeprefix(f"{prefix}.") for n in case.names(rf"{prefix}\..*")]
     gradients = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
-    ours = by_released_name(list(theirs), gradients)
-    case.compare_gradients({n: theirs[n] for n in ours}, ours)
+    case.compare_gradients(prefix, by_released_name(names, gradients))
 
 
 def check_forward_and_backward(

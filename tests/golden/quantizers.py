@@ -23,7 +23,7 @@ _AXES = {
 
 
 def statsq(case: Case) -> None:
-    """Output, scale, codes and gradient; rows of zeros give zeros where the released code gives NaN."""
+    """Output, scale, codes and gradient; a row of zeros stays zero (released code: NaN)."""
     for group in case.groups(r"b\d+"):
         bits = int(group[1:])
         if bits < 2:
