@@ -16,7 +16,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .PHONY: demo test check ui bench lock clean
 
 demo: .venv/ready
-	@snakemake --cores $(CORES) --quiet host rules digits
+	@snakemake --cores $(CORES) --quiet host rules -- digits
 	@echo
 	@echo "report:     $(CURDIR)/reports/digits/index.html"
 	@echo "MLflow UI:  make ui, then http://127.0.0.1:$(PORT)"

@@ -5,7 +5,10 @@ from ofq import torchvision_shim
 torchvision_shim.install()  # before anything imports timm
 
 from ofq.quantization.annealing import ConfidenceGuidedAnnealing, near_threshold  # noqa: E402
+from ofq.quantization.annealing_variants import FreezeAll, RatioAnnealing  # noqa: E402
 from ofq.quantization.convert import calibrate, quantize  # noqa: E402
+from ofq.quantization.dampening import Dampening  # noqa: E402
+from ofq.quantization.freezing import IterativeFreezing  # noqa: E402
 from ofq.quantization.layers import low_bit_weights  # noqa: E402
 from ofq.quantization.lsq import LSQ, LSQWeight  # noqa: E402
 from ofq.quantization.oscillation import (  # noqa: E402
@@ -21,15 +24,27 @@ from ofq.quantization.quantizer import (  # noqa: E402
     weight_quantizer_names,
 )
 from ofq.quantization.statsq import StatsQ  # noqa: E402
+from ofq.quantization.variants import (  # noqa: E402
+    LearnedStatsQ,
+    StatisticalLSQ,
+    StatsQMoments,
+)
 
 __all__ = [
     "LSQ",
     "CodeHistory",
     "ConfidenceGuidedAnnealing",
+    "Dampening",
+    "FreezeAll",
+    "IterativeFreezing",
     "LSQWeight",
+    "LearnedStatsQ",
     "Oscillation",
     "OscillationTracker",
+    "RatioAnnealing",
+    "StatisticalLSQ",
     "StatsQ",
+    "StatsQMoments",
     "WeightQuantizer",
     "calibrate",
     "combine",

@@ -42,9 +42,9 @@ class SeparateScores(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map tokens (B, N, C) to unscaled logits (B, H, N, N) and values (B, H, N, d)."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        q_BHNd = _split(self.q_quantizer(q), self.heads)
-        k_BHNd = _split(self.k_quantizer(k), self.heads)
-        return q_BHNd @ k_BHNd.transpose(-2, -1), _split(self.v_quantizer(v), self.heads)
+        q_BHNd = split_heads(self.q_quantizer(q), self.heads)
+        k_BHNd = split_heads(self.k_quantizer(k), self.heads)
+        return q_BHNd @ k_BHNd.transpose(-2, -1), split_heads(self.v_quantizer(v), self.heads)
 
 
 def merge(q_weight: Tensor, k_weight: Tensor, heads: int) -> Tensor:
@@ -130,7 +130,7 @@ class QKRScores(nn.Module):
         x = self.input_quantizer(x)
         z_BNHC = self.z_quantizer(self.merged(x))
         logits = x.unsqueeze(1) @ z_BNHC.permute(0, 2, 3, 1)
-        return logits, _split(self.v_quantizer(self.v(x)), self.merged.heads)
+        return logits, split_heads(self.v_quantizer(self.v(x)), self.merged.heads)
 
 
 class QuantizedAttention(nn.Module):
@@ -176,7 +176,7 @@ class QuantizedAttention(nn.Module):
         return self.proj_drop(self.proj((probabilities @ v).transpose(1, 2).flatten(2)))
 
 
-def _split(x: Tensor, heads: int) -> Tensor:
+def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, N, C) → (B, H, N, d)."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 

@@ -1,8 +1,9 @@
 """Turning a timm model into a quantized one, and setting its activation scales."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from itertools import chain
 
 import torch
 from timm.layers import Attention, Mlp, PatchEmbed
@@ -17,13 +18,9 @@ from torch import Tensor, nn
 
 from ofq.errors import UserError
 from ofq.quantization.attention import (
-    MergedQueryKey,
-    QKRScores,
     QuantizedAttention,
     QuantizedWindowAttention,
     RelativePositionBias,
-    SeparateScores,
-    merge,
 )
 from ofq.quantization.layers import (
     ActivationQuantizer,
@@ -34,48 +31,7 @@ from ofq.quantization.layers import (
 )
 from ofq.quantization.lsq import LSQ, ImageLSQ
 from ofq.quantization.quantizer import OFF, check_bits, make_weight_quantizer
-
-_END_BITS = 8  # patch embedding and heads
-_TOKEN, _CHANNEL, _TOKEN_AND_HEAD = -2, -1, (1, 2)
-
-
-@dataclass(frozen=True)
-class _Scheme:
-    """How the parts of one model are quantized."""
-
-    weight_bits: int
-    activation_bits: int
-    weight_quantizer: str
-    qkr: bool
-
-    def weight(self, weight: Tensor) -> nn.Module:
-        return make_weight_quantizer(self.weight_quantizer, self.weight_bits, weight)
-
-    def lsq(self, axis: int | tuple[int, ...], signed: bool = True) -> LSQ:
-        return LSQ(self.activation_bits, axis, signed)
-
-    def activation(self, channels: int, axis: int = _TOKEN, signed: bool = True) -> nn.Module:
-        if self.activation_bits == OFF:
-            return nn.Identity()
-        return ActivationQuantizer(self.lsq(axis, signed), channels)
-
-    def logit(self, *shape: int, axis: int | tuple[int, ...] = _TOKEN) -> nn.Module:
-        if self.activation_bits == OFF:
-            return nn.Identity()
-        return LogitQuantizer(self.lsq(axis), *shape)
-
-    def probability(self) -> nn.Module:
-        if self.activation_bits == OFF:
-            return nn.Identity()
-        return self.lsq(_TOKEN, signed=False)
-
-    def linear(self, linear: nn.Linear, role: str, signed: bool = True) -> QuantizedLinear:
-        return QuantizedLinear(
-            linear,
-            self.weight(linear.weight),
-            self.activation(linear.in_features, signed=signed),
-            {role: slice(0, linear.out_features)},
-        )
+from ofq.quantization.scheme import SCORES, Scheme
 
 
 def quantize(
@@ -83,7 +39,11 @@ def quantize(
     weight_bits: int = 2,
     activation_bits: int = 2,
     weight_quantizer: str = "statsq",
-    qkr: bool = False,
+    qkr: bool | str = False,
+    *,
+    options: Mapping[str, float] | None = None,
+    end_bits: tuple[int, int] = (8, 8),
+    layer_bits: Mapping[str, tuple[int, int]] | None = None,
 ) -> nn.Module:
     """A quantized copy of a timm ViT, DeiT (plain or distilled) or Swin; the model is unchanged.
 
@@ -97,11 +57,17 @@ def quantize(
         weight_bits: 2 to 8, or 32 = off.
         activation_bits: 2 to 8, or 32 = off.
         weight_quantizer: ``statsq``, ``lsq`` or another registered name.
-        qkr: Whether query and key are merged and quantized as one.
+        qkr: Whether query and key are merged and quantized as one; ``"lowrank"`` gives the
+            low-rank form.
+        options: What the weight quantizer takes beside its bits.
+        end_bits: Weight and activation bits of patch embedding and heads.
+        layer_bits: Weight and activation bits by pattern of layer names in the given model, such
+            as ``{"blocks.0.*": (4, 4)}``; the last match wins. An attention's activations go with
+            its ``qkv``.
 
     Raises:
-        UserError: A bit-width or name isn't allowed, or the model has a part that can't be
-            quantized faithfully.
+        UserError: A bit-width or name isn't allowed, a pattern matches no layer, or the model has
+            a part that can't be quantized faithfully.
 
     Example:
         >>> import ofq, timm
@@ -115,15 +81,35 @@ def quantize(
             f"can't quantize a {type(model).__name__}; allowed: timm's VisionTransformer (ViT, "
             "DeiT) and SwinTransformer"
         )
-    for bits in (weight_bits, activation_bits):
+    if qkr not in SCORES:
+        raise UserError(f"qkr {qkr!r}; allowed: False, True, 'lowrank'")
+    layer_bits = layer_bits or {}
+    _check_patterns(model, layer_bits)
+    for bits in (weight_bits, activation_bits, *end_bits, *chain(*layer_bits.values())):
         if bits != OFF:
             check_bits(bits)
-    scheme = _Scheme(weight_bits, activation_bits, weight_quantizer, qkr)
+    scheme = Scheme(
+        weight_bits,
+        activation_bits,
+        weight_quantizer,
+        options or {},
+        SCORES[qkr],
+        end_bits,
+        layer_bits,
+    )
     quantized = copy.deepcopy(model)
     _convert_parts(quantized, scheme, "")
-    _convert_ends(quantized)
+    _convert_heads(quantized, scheme)
     _refuse_leftovers(quantized)
     return quantized
+
+
+def _check_patterns(model: nn.Module, patterns: Iterable[str]) -> None:
+    layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    for pattern in patterns:
+        if not any(fnmatchcase(layer, pattern) for layer in layers):
+            some = ", ".join(layers[:6])
+            raise UserError(f"layer_bits: '{pattern}' matches no layer; there are {some}, …")
 
 
 def calibrate(model: nn.Module, images: Tensor) -> None:
@@ -150,7 +136,7 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
     model.train(was_training)
 
 
-def _convert_parts(module: nn.Module, scheme: _Scheme, prefix: str) -> None:
+def _convert_parts(module: nn.Module, scheme: Scheme, prefix: str) -> None:
     for name, child in module.named_children():
         path = f"{prefix}{name}"
         convert = _CONVERTERS.get(type(child))
@@ -160,110 +146,76 @@ def _convert_parts(module: nn.Module, scheme: _Scheme, prefix: str) -> None:
             _convert_parts(child, scheme, f"{path}.")
 
 
-def _convert_attention(attention: nn.Module, scheme: _Scheme, path: str) -> nn.Module:
+def _convert_attention(attention: nn.Module, scheme: Scheme, path: str) -> nn.Module:
     for part in ("q_norm", "k_norm", "norm"):
         if not isinstance(getattr(attention, part), nn.Identity):
             raise UserError(f"can't quantize {path}: OFQ defines no attention with a {part}")
     if attention.gate is not None:
         raise UserError(f"can't quantize {path}: OFQ defines no attention with a gate")
-    return QuantizedAttention(**_attention_parts(attention, scheme))
+    return QuantizedAttention(**_attention_parts(attention, scheme, path))
 
 
-def _convert_window_attention(attention: nn.Module, scheme: _Scheme, path: str) -> nn.Module:
+def _convert_window_attention(attention: nn.Module, scheme: Scheme, path: str) -> nn.Module:
     bias = RelativePositionBias(
         attention.relative_position_bias_table,  # type: ignore[arg-type]
         attention.relative_position_index,  # type: ignore[arg-type]
     )
-    return QuantizedWindowAttention(bias, **_attention_parts(attention, scheme))
+    return QuantizedWindowAttention(bias, **_attention_parts(attention, scheme, path))
 
 
-def _attention_parts(attention: nn.Module, scheme: _Scheme) -> dict[str, object]:
-    scores = _qkr_scores if scheme.qkr else _separate_scores
+def _attention_parts(attention: nn.Module, scheme: Scheme, path: str) -> dict[str, object]:
+    inner, outer = scheme.at(f"{path}.qkv"), scheme.at(f"{path}.proj")
     return {
-        "scores": scores(attention.qkv, attention.num_heads, scheme),  # type: ignore[arg-type]
-        "probability_quantizer": scheme.probability(),
-        "proj": scheme.linear(attention.proj, "proj"),  # type: ignore[arg-type]
+        "scores": scheme.scores(attention.qkv, attention.num_heads, inner),  # type: ignore[arg-type]
+        "probability_quantizer": inner.probability(),
+        "proj": outer.linear(attention.proj, "proj"),  # type: ignore[arg-type]
         "attn_drop": attention.attn_drop,
         "proj_drop": attention.proj_drop,
         "scale": attention.scale,
     }
 
 
-def _separate_scores(qkv: nn.Linear, heads: int, scheme: _Scheme) -> nn.Module:
-    channels = qkv.out_features // 3
-    rows = [slice(i * channels, (i + 1) * channels) for i in range(3)]
-    layer = QuantizedLinear(
-        qkv,
-        scheme.weight(qkv.weight),
-        scheme.activation(qkv.in_features),
-        dict(zip("qkv", rows, strict=True)),
-    )
-    return SeparateScores(
-        layer,
-        q_quantizer=scheme.activation(channels),
-        k_quantizer=scheme.logit(channels),
-        v_quantizer=scheme.activation(channels, axis=_CHANNEL),
-        heads=heads,
-    )
-
-
-def _qkr_scores(qkv: nn.Linear, heads: int, scheme: _Scheme) -> nn.Module:
-    q_weight, k_weight, v_weight = qkv.weight.detach().chunk(3)
-    channels = qkv.in_features
-    v = nn.Linear(channels, len(v_weight), bias=qkv.bias is not None, device=v_weight.device)
-    v.weight = nn.Parameter(v_weight.clone())
-    if qkv.bias is not None:
-        v.bias = nn.Parameter(qkv.bias.detach().chunk(3)[2].clone())
-    rows = {"v": slice(0, len(v_weight))}
-    return QKRScores(
-        input_quantizer=scheme.activation(channels),
-        merged=MergedQueryKey(
-            q_weight, k_weight, scheme.weight(merge(q_weight, k_weight, heads)), heads
-        ),
-        z_quantizer=scheme.logit(heads, channels, axis=_TOKEN_AND_HEAD),
-        v=QuantizedLinear(v, scheme.weight(v.weight), nn.Identity(), rows),
-        v_quantizer=scheme.activation(len(v_weight), axis=_CHANNEL),
-    )
-
-
-def _convert_mlp(mlp: nn.Module, scheme: _Scheme, path: str) -> nn.Module:
+def _convert_mlp(mlp: nn.Module, scheme: Scheme, path: str) -> nn.Module:
     if not isinstance(mlp.act, nn.GELU) or not isinstance(mlp.norm, nn.Identity):
         raise UserError(
             f"can't quantize {path}: fc2's input is quantized without a sign, which fits GELU's "
             f"output, but here it comes from {type(mlp.act).__name__} and {type(mlp.norm).__name__}"
         )
-    mlp.fc1 = scheme.linear(mlp.fc1, "fc1")  # type: ignore[arg-type]
-    mlp.fc2 = scheme.linear(mlp.fc2, "fc2", signed=False)  # type: ignore[arg-type]
+    mlp.fc1 = scheme.at(f"{path}.fc1").linear(mlp.fc1, "fc1")  # type: ignore[arg-type]
+    mlp.fc2 = scheme.at(f"{path}.fc2").linear(mlp.fc2, "fc2", signed=False)  # type: ignore[arg-type]
     return mlp
 
 
-def _convert_swin_block(block: nn.Module, scheme: _Scheme, path: str) -> nn.Module:
+def _convert_swin_block(block: nn.Module, scheme: Scheme, path: str) -> nn.Module:
     _convert_parts(block, scheme, f"{path}.")
     block.mlp = ImageMlp(block.mlp, width=block.input_resolution[1])  # type: ignore[arg-type,index]
     return block
 
 
-def _convert_patch_embedding(embedding: nn.Module, scheme: _Scheme, path: str) -> nn.Module:
+def _convert_patch_embedding(embedding: nn.Module, scheme: Scheme, path: str) -> nn.Module:
     conv = embedding.proj
     if not isinstance(conv, nn.Conv2d):
         raise UserError(f"can't quantize {path}: its projection is a {type(conv).__name__}")
-    inputs = ActivationQuantizer(ImageLSQ(_END_BITS), *embedding.img_size)  # type: ignore[misc]
-    weights = make_weight_quantizer("lsq", _END_BITS, conv.weight)
+    weight_bits, activation_bits = scheme.end(f"{path}.proj")
+    inputs: nn.Module = nn.Identity()
+    if activation_bits != OFF:
+        inputs = ActivationQuantizer(ImageLSQ(activation_bits), *embedding.img_size)  # type: ignore[misc]
+    weights = make_weight_quantizer("lsq", weight_bits, conv.weight)
     embedding.proj = QuantizedConv2d(conv, weights, inputs)
     return embedding
 
 
-def _convert_patch_merging(merging: nn.Module, scheme: _Scheme, path: str) -> nn.Module:
+def _convert_patch_merging(merging: nn.Module, scheme: Scheme, path: str) -> nn.Module:
     reduction = merging.reduction
     assert isinstance(reduction, nn.Linear)
-    merging.reduction = scheme.linear(reduction, "reduction")
+    merging.reduction = scheme.at(f"{path}.reduction").linear(reduction, "reduction")
     if reduction.bias is None:
         # the released code learns one; zero leaves the full-precision function as it is
         merging.reduction.bias = nn.Parameter(reduction.weight.new_zeros(reduction.out_features))
     return merging
 
 
-_CONVERTERS: dict[type[nn.Module], Callable[[nn.Module, _Scheme, str], nn.Module]] = {
+_CONVERTERS: dict[type[nn.Module], Callable[[nn.Module, Scheme, str], nn.Module]] = {
     Attention: _convert_attention,
     WindowAttention: _convert_window_attention,
     Mlp: _convert_mlp,
@@ -273,14 +225,16 @@ _CONVERTERS: dict[type[nn.Module], Callable[[nn.Module, _Scheme, str], nn.Module
 }
 
 
-def _convert_ends(model: nn.Module) -> None:
-    head_names = [n for n in ("head", "head_dist", "head.fc") if _is_linear(model, n)]
-    for name in head_names:
+def _convert_heads(model: nn.Module, scheme: Scheme) -> None:
+    for name in (n for n in ("head", "head_dist", "head.fc") if _is_linear(model, n)):
         owner, _, attribute = name.rpartition(".")
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        weights = make_weight_quantizer("lsq", _END_BITS, linear.weight)
-        inputs = ActivationQuantizer(LSQ(_END_BITS), linear.in_features)
+        weight_bits, activation_bits = scheme.end(name)
+        inputs: nn.Module = nn.Identity()
+        if activation_bits != OFF:
+            inputs = ActivationQuantizer(LSQ(activation_bits), linear.in_features)
+        weights = make_weight_quantizer("lsq", weight_bits, linear.weight)
         head = QuantizedLinear(linear, weights, inputs, roles={})
         setattr(model.get_submodule(owner), attribute, head)
 

@@ -1,8 +1,12 @@
 """Iterative weight freezing (Nagel et al. 2022, arXiv 2203.11086, section 4.3), a baseline."""
 
-import torch
-from torch import Tensor
+import math
 
+import torch
+from torch import Tensor, nn
+
+from ofq.quantization.attention import MergedQueryKey
+from ofq.quantization.layers import low_bit_weights
 from ofq.quantization.oscillation import CodeHistory
 
 
@@ -53,3 +57,54 @@ class FreezingHistory(CodeHistory):
         self.frozen_codes = torch.where(exceeds, target, self.frozen_codes)
         self.frozen = self.frozen | exceeds
         self.average = self.momentum * codes + (1 - self.momentum) * self.average
+
+
+class IterativeFreezing(nn.Module):
+    """Freezes weights of a model that oscillate too often, during QAT.
+
+    :meth:`step` takes the place of ``optimizer.step()``. Frozen weights are put back on their
+    level after every step; the threshold falls from ``start`` to ``end`` along a cosine. QKR's
+    merged weight is a product of parameters, which can't be frozen entry by entry: it is left out.
+
+    Args:
+        model: A quantized model, as it is before the first step.
+        start: First threshold of the oscillation frequency.
+        end: Last threshold.
+        momentum: m of frequency and average.
+    """
+
+    def __init__(
+        self, model: nn.Module, start: float = 0.04, end: float = 0.01, momentum: float = 0.01
+    ) -> None:
+        super().__init__()
+        self.start, self.end = start, end
+        self._weights = [
+            w for w in low_bit_weights(model) if not isinstance(w.owner, MergedQueryKey)
+        ]
+        self.histories = nn.ModuleList(
+            FreezingHistory(w.quantizer.codes(w.latent()), start, momentum) for w in self._weights
+        )
+
+    @torch.no_grad()
+    def step(self, optimizer: torch.optim.Optimizer, progress: float) -> None:
+        """Step the optimizer, then freeze.
+
+        Args:
+            optimizer: The optimizer.
+            progress: Share of the training done, 0 to 1.
+        """
+        optimizer.step()
+        threshold = self.end + (self.start - self.end) * (1 + math.cos(math.pi * progress)) / 2
+        for weight, history in zip(self._weights, self.histories, strict=True):
+            assert isinstance(history, FreezingHistory)
+            latent, quantizer = weight.latent(), weight.quantizer
+            history.threshold = threshold
+            history.observe(quantizer.codes(latent))
+            level = quantizer.level(latent, history.frozen_codes)
+            torch.where(history.frozen, level, latent, out=latent)
+
+    @torch.no_grad()
+    def frozen_share(self) -> float:
+        """Percentage of weights that are frozen; waits for the device."""
+        frozen = [h.frozen for h in self.histories if isinstance(h, FreezingHistory)]
+        return 100 * float(sum(f.sum() for f in frozen)) / sum(f.numel() for f in frozen)

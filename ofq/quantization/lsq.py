@@ -36,6 +36,25 @@ class _LSQFunction(torch.autograd.Function):
         return inside, slope.sum_to_size(scale.shape).mul_(gradient_scale), None, None, None
 
 
+def lsq_quantize(x: Tensor, scale: Tensor, low: int, high: int, gradient_scale: float) -> Tensor:
+    """round(clamp(x/s, low, high))·s with LSQ's gradients.
+
+    Args:
+        x: What is quantized, float32.
+        scale: s, in a shape that broadcasts over ``x``.
+        low: The lowest code.
+        high: The highest code.
+        gradient_scale: Factor g on the gradient of s.
+    """
+    return _LSQFunction.apply(x, scale, low, high, gradient_scale)
+
+
+def floored(scale: Tensor) -> Tensor:
+    """A learned scale in float32, kept at 1e-5 or above, straight-through."""
+    scale = scale.float()
+    return scale - scale.detach() + scale.detach().clamp_min(_SMALLEST)
+
+
 class LSQ(nn.Module):
     """Quantizes a tensor with learned scales along one axis.
 
@@ -107,8 +126,7 @@ class LSQ(nn.Module):
                 f"LSQ has {self.scale.numel()} scales along axis {self.axis}, but the tensor has "
                 f"shape {tuple(x.shape)}; calibrate with inputs of the size used later"
             )
-        scale = self.scale.float()
-        return (scale - scale.detach() + scale.detach().clamp_min(_SMALLEST)).reshape(shape)
+        return floored(self.scale).reshape(shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize a tensor; the first one sets the scales."""
@@ -117,7 +135,7 @@ class LSQ(nn.Module):
         low, high = self.range
         per_scale = x.numel() / self.scale.numel()
         gradient_scale = 1 / math.sqrt(high * per_scale)
-        return _LSQFunction.apply(x.float(), self.effective_scale(x), low, high, gradient_scale)
+        return lsq_quantize(x.float(), self.effective_scale(x), low, high, gradient_scale)
 
     def extra_repr(self) -> str:
         """Bits, axis and sign."""
@@ -168,19 +186,26 @@ class LSQWeight(WeightQuantizer):
 
     Args:
         bits: Bit-width, 2 to 8.
+        factor: f of the initial scale f·mean|w|/√Qp.
     """
 
-    def __init__(self, bits: int) -> None:
+    def __init__(self, bits: int, factor: float = 2.0) -> None:
         super().__init__(bits)
         self.lsq = LSQ(bits, axis=0)
+        self.factor = factor
 
     def initialize(self, weight: Tensor) -> None:
         """Set the scales from the weight."""
         self.lsq.initialize(weight)
+        self.lsq.scale.data *= self.factor / 2
 
     def scale(self, weight: Tensor) -> Tensor:
         """The learned step size of each row."""
         return self.lsq.effective_scale(weight).detach()
+
+    def step(self, weight: Tensor) -> Tensor:
+        """The learned step size itself."""
+        return self.scale(weight)
 
     def position(self, weight: Tensor) -> Tensor:
         """See :meth:`WeightQuantizer.position`."""

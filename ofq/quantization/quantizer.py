@@ -1,7 +1,7 @@
 """What every weight quantizer offers, and the registry by which methods name them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -16,9 +16,10 @@ OFF = 32
 class WeightQuantizer(nn.Module, ABC):
     """Fake-quantizes a weight whose rows run over its first dimension.
 
-    A subclass says what the quantization scale is (:meth:`scale`), where each weight lies on the
-    grid (:meth:`position`), and what its quantized value and gradient are (:meth:`forward`). Codes,
-    confidence-guided annealing and the oscillation tracker all follow from the position.
+    A subclass says what the quantization scale is (:meth:`scale`), how far apart levels are
+    (:meth:`step`), where each weight lies on the grid (:meth:`position`), and what its quantized
+    value and gradient are (:meth:`forward`). Codes, annealing, the oscillation tracker and the
+    baselines all follow from these.
 
     Args:
         bits: Bit-width, 2 to 8; codes run from ``-2**(bits-1)`` to ``2**(bits-1) - 1``.
@@ -38,6 +39,10 @@ class WeightQuantizer(nn.Module, ABC):
         """The quantization scale, float32, in a shape that broadcasts over the weight."""
 
     @abstractmethod
+    def step(self, weight: Tensor) -> Tensor:
+        """The distance between adjacent levels, in a shape that broadcasts over the weight."""
+
+    @abstractmethod
     def position(self, weight: Tensor) -> Tensor:
         """Where each weight lies, in quantization steps; its code is the nearest integer.
 
@@ -55,6 +60,12 @@ class WeightQuantizer(nn.Module, ABC):
     def codes(self, weight: Tensor) -> Tensor:
         """The integer code of each weight, as int8, by the rounding that the forward pass uses."""
         return self.position(weight).round_().to(torch.int8)
+
+    @torch.no_grad()
+    def level(self, weight: Tensor, codes: Tensor | int) -> Tensor:
+        """The value that each weight would have if it were quantized to other codes."""
+        own = self.position(weight).round_()
+        return self(weight) + (codes - own) * self.step(weight)
 
     def extra_repr(self) -> str:
         """The bit-width."""
@@ -89,8 +100,8 @@ def straight_through(weight: Tensor, quantized: Tensor) -> Tensor:
     return _StraightThrough.apply(weight, quantized)
 
 
-_REGISTRY: dict[str, Callable[[int], WeightQuantizer]] = {}
-_Quantizer = TypeVar("_Quantizer", bound=Callable[[int], WeightQuantizer])
+_REGISTRY: dict[str, Callable[..., WeightQuantizer]] = {}
+_Quantizer = TypeVar("_Quantizer", bound=Callable[..., WeightQuantizer])
 
 
 def register_weight_quantizer(name: str) -> Callable[[_Quantizer], _Quantizer]:
@@ -120,17 +131,28 @@ def weight_quantizer_names() -> list[str]:
     return sorted(_REGISTRY)
 
 
-def make_weight_quantizer(name: str, bits: int, weight: Tensor) -> nn.Module:
+def make_weight_quantizer(
+    name: str, bits: int, weight: Tensor, options: Mapping[str, float] | None = None
+) -> nn.Module:
     """A registered weight quantizer for a weight, or an identity at 32 bits.
 
+    Args:
+        name: The registered name.
+        bits: Bit-width.
+        weight: What will be quantized; sets the quantizer's learnable state.
+        options: What the quantizer takes beside its bits.
+
     Raises:
-        UserError: No quantizer has this name, or the bit-width isn't allowed.
+        UserError: No quantizer has this name, or it doesn't take these bits or options.
     """
     if name not in _REGISTRY:
         allowed = ", ".join(weight_quantizer_names())
         raise UserError(f"unknown weight quantizer '{name}'; allowed: {allowed}")
     if bits == OFF:
         return nn.Identity()
-    quantizer = _REGISTRY[name](bits).to(weight.device)
+    try:
+        quantizer = _REGISTRY[name](bits, **(options or {})).to(weight.device)
+    except TypeError as error:
+        raise UserError(f"weight quantizer '{name}': {error}") from None
     quantizer.initialize(weight.detach())
     return quantizer

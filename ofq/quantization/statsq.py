@@ -31,6 +31,10 @@ class StatsQ(WeightQuantizer):
         others = [d for d in range(weight.ndim) if d != weight.ndim - 2]
         return weight.detach().float().abs().mean(others, keepdim=True) * 2
 
+    def step(self, weight: Tensor) -> Tensor:
+        """s/n."""
+        return self.scale(weight) / 2 ** (self.bits - 1)
+
     def position(self, weight: Tensor) -> Tensor:
         """See :meth:`WeightQuantizer.position`."""
         return self._position(weight, self.scale(weight))

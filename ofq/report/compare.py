@@ -8,6 +8,7 @@ import pandas as pd
 from ofq.report.collect import Records
 from ofq.report.measures import Measure, measures
 from ofq.report.statistics import Summary, detectable, holm, summarize, verdict
+from ofq.study import Study
 
 
 def summarize_cells(records: Records) -> pd.DataFrame:
@@ -34,7 +35,7 @@ def summarize_cells(records: Records) -> pd.DataFrame:
 
 
 def compare(records: Records) -> pd.DataFrame:
-    """Every method against the one before it and against the first, on the same seeds.
+    """The study's comparisons of two methods (:func:`pairs`), on the same seeds.
 
     Returns:
         One row per measure, model, bits and pair: ``mean`` of method − against, ``std``,
@@ -50,7 +51,7 @@ def _compare_one(records: Records, measure: Measure) -> pd.DataFrame:
     rows, summaries = [], []
     for model in records.study.models:
         for bits in records.study.bits:
-            for method, against in _pairs(records.study.methods):
+            for method, against in pairs(records.study):
                 summary = difference(records, measure, model, bits, method, against)
                 if summary is not None:
                     names = (measure.key, model, bits, method, against)
@@ -67,8 +68,15 @@ def _compare_one(records: Records, measure: Measure) -> pd.DataFrame:
     )
 
 
-def _pairs(methods: list[str]) -> list[tuple[str, str]]:
-    """(method, against): each technique added, then each method against the first."""
+def pairs(study: Study) -> list[tuple[str, str]]:
+    """(method, against) of every comparison.
+
+    The study's contrasts, if it has any; else each technique added, then each method against the
+    first.
+    """
+    if study.contrasts:
+        return list(dict.fromkeys((c.method, c.against) for c in study.contrasts))
+    methods = study.methods
     added = [(after, before) for before, after in pairwise(methods)]
     return [*added, *((method, methods[0]) for method in methods[2:])]
 

@@ -35,8 +35,8 @@ class Findings:
 
     Attributes:
         name: The measure's name.
-        summary: How many differences there are, by verdict.
-        items: Each method against the one before it, and the last against the first.
+        summary: How many differences there are, by verdict, and which are told.
+        items: Those that are told.
     """
 
     name: str
@@ -63,17 +63,23 @@ def describe(records: Records, differences: pd.DataFrame) -> list[Findings]:
         if not rows.empty:
             told = [fact for fact in rows.to_dict("records") if _is_told(records, fact)]
             items = [_finding(records, measure, fact, len(rows)) for fact in told]
-            found.append(Findings(measure.name, _summary(rows["verdict"]), items))
+            summary = f"{_summary(rows['verdict'])} Below: {_scope(records)}."
+            found.append(Findings(measure.name, summary, items))
     return found
 
 
 def _is_told(records: Records, fact: Fact) -> bool:
-    """Whether a pair is of neighbours or of last and first; identical ones need no words."""
+    """Whether a pair is a contrast, or of neighbours or last and first; identical ones aren't."""
     methods = records.study.methods
-    return fact["verdict"] != "identical" and (fact["against"], fact["method"]) in [
-        *pairwise(methods),
-        (methods[0], methods[-1]),
-    ]
+    neighbours = [*pairwise(methods), (methods[0], methods[-1])]
+    chosen = records.study.contrasts or (fact["against"], fact["method"]) in neighbours
+    return fact["verdict"] != "identical" and bool(chosen)
+
+
+def _scope(records: Records) -> str:
+    if records.study.contrasts:
+        return "the comparisons that the study is made for"
+    return "each method against the one before it, then the last against the first"
 
 
 def _summary(verdicts: Iterable[str]) -> str:
@@ -96,7 +102,14 @@ def _finding(records: Records, measure: Measure, fact: Fact, family: int) -> Fin
     gap = f"{measure.signed(fact['mean'])}{measure.unit}"
     interval = measure.interval(fact["low"], fact["high"])
     text = _sentence(fact, one, other, gap, interval) + _caveat(measure, fact, family)
+    text = " ".join([*_questions(records, fact), text])
     return Finding(place, fact["verdict"], text)
+
+
+def _questions(records: Records, fact: Fact) -> list[str]:
+    """What the study's contrasts ask of a pair."""
+    pair = (fact["method"], fact["against"])
+    return [c.question for c in records.study.contrasts if (c.method, c.against) == pair]
 
 
 def _sentence(fact: Fact, one: str, other: str, gap: str, interval: str) -> str:

@@ -1,6 +1,16 @@
 """Config models, grid expansion and run identity; imports neither torch nor MLflow."""
 
-from ofq.study.config import Method, Recipe, Resources, Site, Stage, Study, Training, parse_bits
+from ofq.study.config import (
+    Method,
+    Quantization,
+    Recipe,
+    Resources,
+    Site,
+    Stage,
+    Study,
+    Training,
+    parse_bits,
+)
 from ofq.study.grid import Cell, Grid, Run, RunConfig
 from ofq.study.workspace import Workspace
 
@@ -8,6 +18,7 @@ __all__ = [
     "Cell",
     "Grid",
     "Method",
+    "Quantization",
     "Recipe",
     "Resources",
     "Run",

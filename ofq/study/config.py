@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -20,7 +21,7 @@ from ofq.study.files import Strict, suggest
 
 Stage = Literal["fp", "qat", "cga"]
 
-WEIGHT_QUANTIZERS = ("lsq", "statsq")
+WEIGHT_QUANTIZERS = ("lsq", "lsq_statistical", "statsq", "statsq_learned", "statsq_moments")
 """The built-in weight quantizers; a method that names another one also names its ``module``."""
 
 DATASETS = ("digits", "toy_regression")
@@ -74,15 +75,90 @@ Name = Annotated[str, AfterValidator(_name)]
 Names = Annotated[list[Name], AfterValidator(_distinct)]
 
 
-class ConfidenceGuidedAnnealing(Strict):
-    """CGA's settings (paper, section on confidence-guided annealing).
+class Band(Strict):
+    """CGA as the paper has it: only weights near a rounding threshold stay trainable.
 
     Attributes:
-        boundary_range: Half the width of the band around a rounding threshold in which a weight
-            stays trainable, in quantization steps.
+        boundary_range: Half the width of the band around a threshold, in quantization steps.
     """
 
+    form: Literal["band"] = "band"
     boundary_range: Annotated[float, Field(gt=0, lt=0.5)] = 0.005
+
+
+class Ratio(Strict):
+    """CGA in ratio form: by the distances to the nearest and the farthest level.
+
+    Attributes:
+        alpha: Factor on the gradients that pass.
+        confidence: The ratio itself, or one minus it; docs/methods.md says what each freezes.
+    """
+
+    form: Literal["ratio"]
+    alpha: Annotated[float, Field(gt=0, le=1)] = 0.9
+    confidence: Literal["as_written", "as_intended"] = "as_written"
+
+
+class Control(Strict):
+    """A control beside CGA: all low-bit weights frozen, or none."""
+
+    form: Literal["freeze_all", "no_freeze"]
+
+
+class Freezing(Strict):
+    """Iterative weight freezing during QAT (Nagel et al. 2022), a baseline.
+
+    Attributes:
+        start, end: Oscillation frequency above which a weight freezes, annealed by a cosine.
+    """
+
+    form: Literal["freezing"]
+    start: PositiveFloat = 0.04
+    end: PositiveFloat = 0.01
+
+
+class Dampening(Strict):
+    """Oscillation dampening during QAT (Nagel et al. 2022), a baseline.
+
+    Attributes:
+        strength: Weight of the penalty at the end, reached from 0 by a cosine.
+    """
+
+    form: Literal["dampening"]
+    strength: PositiveFloat
+
+
+def _band_by_default(data: Any) -> Any:
+    return {"form": "band", **data} if isinstance(data, dict) else data
+
+
+Annealing = Annotated[
+    Band | Ratio | Control, Field(discriminator="form"), BeforeValidator(_band_by_default)
+]
+Stabilizer = Annotated[Freezing | Dampening, Field(discriminator="form")]
+
+
+class Quantization(Strict):
+    """How a model is quantized.
+
+    Attributes:
+        bits: Of block weights and activations.
+        weight_quantizer: How block weights are quantized.
+        options: What the quantizer takes beside its bits.
+        qkr: Query-key reparameterization: off, merged (True), or in low-rank form.
+        ends: Bit-width of patch embedding and heads, weights and activations.
+        layers: Other bits for layers whose name in the full-precision model matches a pattern
+            (``blocks.0.*``); the last match wins.
+        module: A Python module that registers the weight quantizer, for one of the user's own.
+    """
+
+    bits: Bits
+    weight_quantizer: Name
+    options: dict[str, float] = Field(default_factory=dict)
+    qkr: bool | Literal["lowrank"] = False
+    ends: Bits = "W8A8"
+    layers: dict[str, Bits] = Field(default_factory=dict)
+    module: str | None = None
 
 
 class Method(Strict):
@@ -90,26 +166,40 @@ class Method(Strict):
 
     Attributes:
         label: The name that tables and figures print.
-        weight_quantizer: How block weights are quantized.
-        qkr: Whether query and key weights are merged and quantized as one (QKR).
+        weight_quantizer, options, qkr, ends, layers, module: See :class:`Quantization`.
+        scale_lr: Factor on the learning rate of learned weight scales.
+        stabilizer: A baseline against oscillation during QAT.
         cga: Settings of the annealing stage after QAT; without it there is no such stage.
-        module: A Python module that registers the weight quantizer, for one of the user's own.
+        training: Hyperparameters by stage, where the method needs others than the recipe's.
     """
 
     label: str
     weight_quantizer: Name
-    qkr: bool = False
-    cga: ConfidenceGuidedAnnealing | None = None
+    options: dict[str, float] = Field(default_factory=dict)
+    qkr: bool | Literal["lowrank"] = False
+    ends: Bits = "W8A8"
+    layers: dict[str, Bits] = Field(default_factory=dict)
     module: str | None = None
+    scale_lr: PositiveFloat = 1.0
+    stabilizer: Stabilizer | None = None
+    cga: Annealing | None = None
+    training: dict[Stage, dict[str, Any]] = Field(default_factory=dict)
+
+    def quantization(self, bits: str) -> Quantization:
+        """The method's quantization at some bits."""
+        shared = set(Quantization.model_fields) - {"bits"}
+        return Quantization(bits=bits, **{name: getattr(self, name) for name in shared})
 
     @model_validator(mode="after")
-    def _quantizer_is_known(self) -> Self:
+    def _parts_are_known(self) -> Self:
         if self.module is None and self.weight_quantizer not in WEIGHT_QUANTIZERS:
             hint = suggest(self.weight_quantizer, list(WEIGHT_QUANTIZERS))
             raise ValueError(
                 f"unknown weight_quantizer '{self.weight_quantizer}' ({hint}); "
                 "for one of your own, name the Python module that registers it as 'module'"
             )
+        for values in self.training.values():
+            _check_hyperparameters(values)
         return self
 
 
@@ -185,11 +275,29 @@ class Override(Strict):
 
     @model_validator(mode="after")
     def _keys_are_hyperparameters(self) -> Self:
-        known = sorted(Training.model_fields)
-        for key in self.set:
-            if key not in known:
-                raise ValueError(f"unknown hyperparameter '{key}' ({suggest(key, known)})")
+        _check_hyperparameters(self.set)
         return self
+
+
+def _check_hyperparameters(values: dict[str, Any]) -> None:
+    known = sorted(Training.model_fields)
+    for key in values:
+        if key not in known:
+            raise ValueError(f"unknown hyperparameter '{key}' ({suggest(key, known)})")
+
+
+class Contrast(Strict):
+    """A comparison that a study is made for.
+
+    Attributes:
+        question: What the difference between the two methods answers.
+        method, against: Names of two of the study's methods; the difference is the first's number
+            minus the second's.
+    """
+
+    question: str
+    method: Name
+    against: Name
 
 
 class Recipe(Strict):
@@ -232,6 +340,8 @@ class Study(Strict):
         recipe: Name of the recipe.
         models, bits, methods, seeds: The grid.
         figures: Names of the report's figures, in order.
+        contrasts: The comparisons that the study is made for; left out, each method is compared
+            with the one before it and with the first.
         expectations: What is known to hold in this setting, to be set beside what was found.
     """
 
@@ -243,6 +353,7 @@ class Study(Strict):
     methods: Names
     seeds: Annotated[list[NonNegativeInt], AfterValidator(_distinct)]
     figures: Names
+    contrasts: tuple[Contrast, ...] = ()
     expectations: tuple[str, ...] = ()
 
 

@@ -11,8 +11,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ofq.errors import UserError
-from ofq.study.config import OFF, Method, Recipe, Resources, Stage, Study, Training, parse_bits
-from ofq.study.files import parse, suggest
+from ofq.study.config import (
+    OFF,
+    Annealing,
+    Band,
+    Method,
+    Quantization,
+    Recipe,
+    Resources,
+    Stabilizer,
+    Stage,
+    Study,
+    Training,
+    parse_bits,
+)
+from ofq.study.files import Strict, parse, suggest
 
 FORMAT = 1
 """Raised whenever the same config would train to other numbers, which makes every run new."""
@@ -22,8 +35,8 @@ FORMAT = 1
 class RunConfig:
     """Everything that decides what a run computes; nothing that doesn't.
 
-    ``weight_quantizer`` is None for full-precision runs; ``boundary_range`` is set in stage
-    ``cga`` only; ``parent`` and ``teacher`` are hashes of other runs.
+    ``quantization`` is None for full-precision runs; ``stabilizer`` is set in stage ``qat`` only,
+    ``annealing`` in stage ``cga`` only; ``parent`` and ``teacher`` are hashes of other runs.
     """
 
     dataset: str
@@ -31,30 +44,57 @@ class RunConfig:
     stage: Stage
     seed: int
     training: Training
-    bits: str | None = None
-    weight_quantizer: str | None = None
-    qkr: bool = False
-    boundary_range: float | None = None
-    module: str | None = None
+    quantization: Quantization | None = None
+    scale_lr: float = 1.0
+    stabilizer: Stabilizer | None = None
+    annealing: Annealing | None = None
     parent: str | None = None
     teacher: str | None = None
 
-    def payload(self) -> dict[str, Any]:
-        """The config as plain JSON data."""
+    @property
+    def bits(self) -> str | None:
+        """Weight and activation bits; None for full-precision runs."""
+        return self.quantization.bits if self.quantization else None
+
+    def payload(self, *, brief: bool = False) -> dict[str, Any]:
+        """The config as plain JSON data; if brief, without what is at its default."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {"format": FORMAT, **values, "training": self.training.model_dump()}
+        plain = {
+            key: value.model_dump(exclude_defaults=brief) if isinstance(value, Strict) else value
+            for key, value in values.items()
+        }
+        if brief:
+            fields = self.__dataclass_fields__
+            plain = {k: v for k, v in plain.items() if values[k] != fields[k].default}
+        return {"format": FORMAT, **plain}
 
     def digest(self) -> str:
-        """Eight hex digits of the SHA-256 of the canonical JSON of the config."""
-        text = json.dumps(self.payload(), sort_keys=True, separators=(",", ":"))
+        """Eight hex digits of the SHA-256 of the config's canonical JSON.
+
+        What is at its default isn't hashed, so that a new option leaves old runs their names; if
+        a default changes its meaning, :data:`FORMAT` must be raised.
+        """
+        text = json.dumps(self.payload(brief=True), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def techniques(self) -> list[str]:
+        """Names of the techniques, in the order in which methods' names have them."""
+        if self.quantization is None:
+            return ["fp"]
+        quantization, qkr = self.quantization, self.quantization.qkr
+        names = [quantization.weight_quantizer]
+        names += ["qkr"] if qkr is True else [f"qkr_{qkr}"] if qkr else []
+        names += [self.stabilizer.form] if self.stabilizer else []
+        if isinstance(self.annealing, Band):
+            names.append(f"cga{self.annealing.boundary_range:g}")
+        elif self.annealing is not None:
+            names.append(f"cga_{self.annealing.form}")
+        return names
 
     def slug(self) -> str:
         """The part of the run's name that people read, such as ``w2a2-statsq-qkr-s0``."""
-        parts = [self.bits.lower(), self.weight_quantizer] if self.bits else ["fp"]
-        parts += ["qkr"] if self.qkr else []
-        parts += [f"cga{self.boundary_range:g}"] if self.boundary_range is not None else []
-        return "-".join([*(str(p) for p in parts), f"s{self.seed}"])
+        bits = [self.bits.lower()] if self.bits else []
+        return "-".join([*bits, *self.techniques(), f"s{self.seed}"])
 
 
 @dataclass(frozen=True)
@@ -132,23 +172,35 @@ class _Builder:
     recipe: Recipe
     source: str
     runs: dict[str, Run] = field(default_factory=dict)
-    stages: dict[tuple[Stage, str, str | None], Training] = field(default_factory=dict)
+    known: dict[tuple[Any, ...], Training] = field(default_factory=dict)
+    quantizations: dict[tuple[Any, ...], Quantization] = field(default_factory=dict)
 
-    def training(self, stage: Stage, model: str, bits: str | None) -> Training:
-        key = (stage, model, bits)
-        if key not in self.stages:
-            self.stages[key] = self._resolve(*key)
-        return self.stages[key]
+    def training(
+        self, stage: Stage, model: str, bits: str | None, method: Method | None
+    ) -> Training:
+        """A stage's hyperparameters: the recipe's, its overrides, then the method's own."""
+        key = (stage, model, bits, id(method))
+        if key not in self.known:
+            own = method.training.get(stage, {}) if method else {}
+            self.known[key] = self._resolve(stage, model, bits, own)
+        return self.known[key]
 
-    def _resolve(self, stage: Stage, model: str, bits: str | None) -> Training:
+    def _resolve(self, stage: Stage, model: str, bits: str | None, own: dict[str, Any]) -> Training:
         values = self.recipe.stages[stage].model_dump()
         facts = {"stage": stage, "model": model, "bits": bits}
         for override in self.recipe.overrides:
             wanted = override.match.model_dump(exclude_none=True)
             if all(facts[key] == value for key, value in wanted.items()):
                 values |= override.set
+        values |= own
         where = f"recipe of {self.source}: stage '{stage}' of {model} at {bits} with its overrides"
         return parse(Training, values, where)
+
+    def quantization(self, method: Method, bits: str) -> Quantization:
+        key = ("quantization", id(method), bits)
+        if key not in self.quantizations:
+            self.quantizations[key] = method.quantization(bits)
+        return self.quantizations[key]
 
     def run(self, config: RunConfig, parent: Run | None, teacher: Run | None) -> Run:
         name = f"{config.dataset}/{config.model}/{config.slug()}-{config.digest()}"
@@ -160,7 +212,9 @@ class _Builder:
     def fp(self, model: str, seed: int) -> Run | None:
         if "fp" not in self.recipe.stages:
             return None
-        config = RunConfig(self.recipe.dataset, model, "fp", seed, self.training("fp", model, None))
+        config = RunConfig(
+            self.recipe.dataset, model, "fp", seed, self.training("fp", model, None, None)
+        )
         return self.run(config, None, None)
 
     def last(self, model: str, bits: str, method: Method, seed: int) -> Run:
@@ -181,20 +235,18 @@ class _Builder:
         parent: Run | None,
         fp: Run | None,
     ) -> Run:
-        training = self.training(stage, model, bits)
+        training = self.training(stage, model, bits, method)
         teacher = fp if training.distillation else None
-        annealed = method.cga if stage == "cga" else None
         config = RunConfig(
             dataset=self.recipe.dataset,
             model=model,
             stage=stage,
             seed=seed,
             training=training,
-            bits=bits,
-            weight_quantizer=method.weight_quantizer,
-            qkr=method.qkr,
-            boundary_range=annealed.boundary_range if annealed else None,
-            module=method.module,
+            quantization=self.quantization(method, bits),
+            scale_lr=method.scale_lr,
+            stabilizer=method.stabilizer if stage == "qat" else None,
+            annealing=method.cga if stage == "cga" else None,
             parent=parent.config.digest() if parent else None,
             teacher=teacher.config.digest() if teacher else None,
         )
@@ -244,6 +296,12 @@ def _check(study: Study, recipe: Recipe, methods: dict[str, Method], source: str
         for m in study.models
         if m not in recipe.models
     ]
+    problems += [
+        f"key 'contrasts': '{m}' is not among the study's methods ({suggest(m, study.methods)})"
+        for contrast in study.contrasts
+        for m in (contrast.method, contrast.against)
+        if m not in study.methods
+    ]
     annealed = [m for m in study.methods if m in methods and methods[m].cga]
     if annealed and "cga" not in recipe.stages:
         problems.append(
@@ -264,6 +322,7 @@ def describe(run: Run) -> dict[str, Any]:
     """What a run folder's ``run.json`` holds: the run's identity and its whole config."""
     return {
         "id": run.id,
+        "method": "+".join(run.config.techniques()),
         "config": run.config.payload(),
         "parent": run.parent.id if run.parent else None,
         "teacher": run.teacher.id if run.teacher else None,

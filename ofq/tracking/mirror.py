@@ -189,8 +189,8 @@ def _tags(description: dict[str, Any], provenance: dict[str, Any]) -> dict[str, 
         "mlflow.runName": description["id"].rpartition("/")[2],
         "mlflow.source.git.commit": provenance["commit"],
         "study": ",".join(provenance["studies"]),
-        "method": _method(config),
-        "bits": config["bits"] or "FP",
+        "method": description["method"],
+        "bits": config["quantization"]["bits"] if config["quantization"] else "FP",
         "model": config["model"],
         "seed": config["seed"],
         "stage": config["stage"],
@@ -198,13 +198,6 @@ def _tags(description: dict[str, Any], provenance: dict[str, Any]) -> dict[str, 
         "commit": provenance["commit"],
     }
     return {key: str(value) for key, value in tags.items() if value is not None}
-
-
-def _method(config: dict[str, Any]) -> str:
-    parts = [config["weight_quantizer"] or "fp"]
-    parts += ["qkr"] if config["qkr"] else []
-    parts += ["cga"] if config["boundary_range"] is not None else []
-    return "+".join(parts)
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,13 +9,14 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from ofq.quantization import ConfidenceGuidedAnnealing, Oscillation, OscillationTracker, combine
+from ofq.quantization import Oscillation, OscillationTracker, combine
 from ofq.study import Training
 from ofq.training.checkpoint import CheckpointStore
 from ofq.training.data import Data
 from ofq.training.interruption import Interrupted, StopRequest
 from ofq.training.objective import Objective
 from ofq.training.optimization import make_optimizer, make_schedule
+from ofq.training.stepping import Stepper
 from ofq.training.trajectory import Trajectories
 
 _SAVE_EVERY = 60.0  # seconds
@@ -42,37 +43,6 @@ class Observer(Protocol):
         """The recorded weights' paths over one epoch."""
 
 
-class PlainStep:
-    """An optimizer step without annealing."""
-
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Step the optimizer."""
-        optimizer.step()
-
-    def measures(self) -> dict[str, float]:
-        """Nothing to add to an epoch's metrics."""
-        return {}
-
-
-class AnnealedStep:
-    """An optimizer step under CGA.
-
-    Args:
-        annealing: The annealing of the model.
-    """
-
-    def __init__(self, annealing: ConfidenceGuidedAnnealing) -> None:
-        self.annealing = annealing
-
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Step the optimizer with high-confidence weights frozen."""
-        self.annealing.step(optimizer)
-
-    def measures(self) -> dict[str, float]:
-        """``frozen``: percentage of the annealed weights that are frozen now."""
-        return {"frozen": self.annealing.frozen_share()}
-
-
 class Trainer:
     """Trains one model for one stage.
 
@@ -85,6 +55,7 @@ class Trainer:
         observer: Who hears of it.
         checkpoints: Where state is kept, and looked for at the start.
         stop: Looked at after every step.
+        scale_lr: Factor on the learning rate of learned weight scales.
     """
 
     def __init__(
@@ -93,10 +64,11 @@ class Trainer:
         data: Data,
         objective: Objective,
         training: Training,
-        stepper: PlainStep | AnnealedStep,
+        stepper: Stepper,
         observer: Observer,
         checkpoints: CheckpointStore,
         stop: StopRequest,
+        scale_lr: float = 1.0,
     ) -> None:
         self.model = model
         self.data = data
@@ -108,9 +80,10 @@ class Trainer:
         self.stop = stop
         self.tracker = OscillationTracker(model)
         self.trajectories = Trajectories(model, training.trajectories)
-        self.optimizer = make_optimizer(model, training)
+        self.optimizer = make_optimizer(model, training, scale_lr)
         self.schedule = make_schedule(self.optimizer, training)
         self.steps_per_epoch = data.steps_per_epoch(training.batch_size)
+        self.total_steps = training.epochs * self.steps_per_epoch
         self.step = 0
         self.loss_sum = torch.zeros(())
         self.metrics: dict[str, Any] = {}
@@ -128,8 +101,7 @@ class Trainer:
         resumed = self.checkpoints.load()
         if resumed is not None:
             self._restore(resumed)
-        total = self.training.epochs * self.steps_per_epoch
-        self.observer.begin(None if resumed is None else self.step, total)
+        self.observer.begin(None if resumed is None else self.step, self.total_steps)
         if resumed is None:
             self._finish_epoch(0)
         for epoch in range(self.step // self.steps_per_epoch, self.training.epochs):
@@ -149,9 +121,10 @@ class Trainer:
 
     def _train_step(self, inputs: Tensor, targets: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+        progress = self.step / self.total_steps
         loss = self.objective.loss(self.model(inputs), targets, inputs)
-        loss.backward()
-        self.stepper.step(self.optimizer)
+        (loss + self.stepper.penalty(progress)).backward()
+        self.stepper.step(self.optimizer, progress)
         self.step += 1
         self.loss_sum += loss.detach()
         self.tracker.update()
@@ -190,6 +163,7 @@ class Trainer:
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "stepper": self.stepper.state.state_dict(),
             "tracker": self.tracker.state_dict(),
             "loss_sum": self.loss_sum,
             "metrics": self.metrics,
@@ -203,6 +177,7 @@ class Trainer:
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.stepper.state.load_state_dict(state["stepper"])
         self.tracker.load_state_dict(state["tracker"])
         self.loss_sum = state["loss_sum"]
         self.metrics = state["metrics"]

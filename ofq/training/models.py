@@ -10,7 +10,7 @@ from ofq.errors import UserError
 from ofq.quantization import quantize
 from ofq.quantization.layers import QuantizedLinear
 from ofq.quantization.quantizer import OFF, make_weight_quantizer
-from ofq.study import RunConfig, parse_bits
+from ofq.study import Quantization, RunConfig, parse_bits
 
 _TOY = "toy_regression_"
 
@@ -95,21 +95,31 @@ def quantized(model: nn.Module, config: RunConfig) -> nn.Module:
         UserError: The module that registers the method's weight quantizer can't be imported, or
             the model can't be quantized.
     """
-    assert config.bits is not None
-    assert config.weight_quantizer is not None
-    if config.module is not None:
-        _import(config.module)
-    weight_bits, activation_bits = parse_bits(config.bits)
+    wanted = config.quantization
+    assert wanted is not None
+    if wanted.module is not None:
+        _import(wanted.module)
     if isinstance(model, ToyRegression):
-        return _quantized_toy(model, config.weight_quantizer, weight_bits, activation_bits)
-    return quantize(model, weight_bits, activation_bits, config.weight_quantizer, config.qkr)
+        return _quantized_toy(model, wanted)
+    return quantize(
+        model,
+        *parse_bits(wanted.bits),
+        wanted.weight_quantizer,
+        wanted.qkr,
+        options=wanted.options,
+        end_bits=parse_bits(wanted.ends),
+        layer_bits={pattern: parse_bits(bits) for pattern, bits in wanted.layers.items()},
+    )
 
 
-def _quantized_toy(model: ToyRegression, name: str, weight_bits: int, act_bits: int) -> nn.Module:
-    if act_bits != OFF:
+def _quantized_toy(model: ToyRegression, wanted: Quantization) -> nn.Module:
+    weight_bits, activation_bits = parse_bits(wanted.bits)
+    if activation_bits != OFF:
         raise UserError(f"the toy regression quantizes weights only; give W{weight_bits}A{OFF}")
     linear = model.linear
-    quantizer = make_weight_quantizer(name, weight_bits, linear.weight)
+    quantizer = make_weight_quantizer(
+        wanted.weight_quantizer, weight_bits, linear.weight, wanted.options
+    )
     toy = ToyRegression(linear.in_features)
     toy.linear = QuantizedLinear(linear, quantizer, nn.Identity(), {"row": slice(0, 1)})
     return toy

@@ -1,21 +1,44 @@
 """Optimizer and learning-rate schedule of a stage, both timm's."""
 
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim import Optimizer
 
+from ofq.quantization import WeightQuantizer
 from ofq.study import Training
 
 
-def make_optimizer(model: nn.Module, training: Training) -> Optimizer:
-    """AdamW or SGD; no decay for one-dimensional parameters and embeddings."""
+def make_optimizer(model: nn.Module, training: Training, scale_lr: float = 1.0) -> Optimizer:
+    """AdamW or SGD; no decay for one-dimensional parameters and embeddings.
+
+    Args:
+        model: What it trains.
+        training: The stage's hyperparameters.
+        scale_lr: Factor on the learning rate of learned weight scales.
+    """
     options = {"momentum": 0.0, "nesterov": False} if training.optimizer == "sgd" else {}
+    scales = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, WeightQuantizer)
+        for parameter in module.parameters()
+    }
+    exempt: set[str] = getattr(model, "no_weight_decay", set)()
+    groups = []
+    for group in param_groups_weight_decay(
+        model, training.weight_decay, no_weight_decay_list=exempt
+    ):
+        learned = [p for p in group["params"] if id(p) in scales]
+        others = [p for p in group["params"] if id(p) not in scales]
+        groups += [
+            {**group, "params": others},
+            {**group, "params": learned, "lr_scale": scale_lr},
+        ]
     return create_optimizer_v2(
-        model,
+        [group for group in groups if group["params"]],
         opt=training.optimizer,
         lr=training.lr,
-        weight_decay=training.weight_decay,
         **options,
     )
 

