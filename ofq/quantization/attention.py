@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ofq.quantization.layers import LowBit, QuantizedLinear
+from ofq.quantization.layers import LowBit, Passthrough, QuantizedLinear
 from ofq.quantization.quantizer import WeightQuantizer
 
 
@@ -27,9 +27,9 @@ class SeparateScores(nn.Module):
     def __init__(
         self,
         qkv: QuantizedLinear,
-        q_quantizer: nn.Module,
-        k_quantizer: nn.Module,
-        v_quantizer: nn.Module,
+        q_quantizer: Passthrough,
+        k_quantizer: Passthrough,
+        v_quantizer: Passthrough,
         heads: int,
     ) -> None:
         super().__init__()
@@ -41,10 +41,13 @@ class SeparateScores(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map tokens (B, N, C) to unscaled logits (B, H, N, N) and values (B, H, N, d)."""
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        q_BHNd = split_heads(self.q_quantizer(q), self.heads)
-        k_BHNd = split_heads(self.k_quantizer(k), self.heads)
-        return q_BHNd @ k_BHNd.transpose(-2, -1), split_heads(self.v_quantizer(v), self.heads)
+        quantizers = (self.q_quantizer, self.k_quantizer, self.v_quantizer)
+        parts = self.qkv(x, quantizers).chunk(3, dim=-1)
+        q_BHNd, k_BHNd, v_BHNd = (
+            split_heads(quantizer.shifted(part), self.heads)
+            for quantizer, part in zip(quantizers, parts, strict=True)
+        )
+        return q_BHNd @ k_BHNd.transpose(-2, -1), v_BHNd
 
 
 def merge(q_weight: Tensor, k_weight: Tensor, heads: int) -> Tensor:
@@ -85,14 +88,15 @@ class MergedQueryKey(nn.Module, LowBit):
         """The product, (H·C, C)."""
         return merge(self.q_weight, self.k_weight, self.heads)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map tokens (B, N, C) to W_qk[h] x of every head, (B, N, H, C)."""
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Map tokens (B, N, C) to W_qk[h] x + bias of every head, (B, N, H, C)."""
         weight = self.latent_weight()
         if self.trainable is not None:
             assert isinstance(self.weight_quantizer, WeightQuantizer)
             mask = self.trainable(self.weight_quantizer.position(weight))
             weight = torch.where(mask, weight, weight.detach())
-        return F.linear(x, self.weight_quantizer(weight)).unflatten(-1, (self.heads, -1))
+        z = F.linear(x, self.weight_quantizer(weight), bias)
+        return z.unflatten(-1, (self.heads, -1))
 
 
 class QKRScores(nn.Module):
@@ -112,11 +116,11 @@ class QKRScores(nn.Module):
 
     def __init__(
         self,
-        input_quantizer: nn.Module,
+        input_quantizer: Passthrough,
         merged: MergedQueryKey,
-        z_quantizer: nn.Module,
+        z_quantizer: Passthrough,
         v: QuantizedLinear,
-        v_quantizer: nn.Module,
+        v_quantizer: Passthrough,
     ) -> None:
         super().__init__()
         self.input_quantizer = input_quantizer
@@ -128,9 +132,10 @@ class QKRScores(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map tokens (B, N, C) to unscaled logits (B, H, N, N) and values (B, H, N, d)."""
         x = self.input_quantizer(x)
-        z_BNHC = self.z_quantizer(self.merged(x))
+        z_BNHC = self.z_quantizer.shifted(self.merged(x, self.z_quantizer.before))
         logits = x.unsqueeze(1) @ z_BNHC.permute(0, 2, 3, 1)
-        return logits, split_heads(self.v_quantizer(self.v(x)), self.merged.heads)
+        v = self.v_quantizer.shifted(self.v(x, [self.v_quantizer]))
+        return logits, split_heads(v, self.merged.heads)
 
 
 class QuantizedAttention(nn.Module):

@@ -26,6 +26,7 @@ from ofq.quantization.layers import (
     ActivationQuantizer,
     ImageMlp,
     LogitQuantizer,
+    Passthrough,
     QuantizedConv2d,
     QuantizedLinear,
 )
@@ -123,7 +124,7 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
         images: (B, channels, H, W), as the training data gives them.
     """
     for module in model.modules():
-        if isinstance(module, ActivationQuantizer | LogitQuantizer):
+        if isinstance(module, LogitQuantizer):
             module.quantizer.reset()
         elif isinstance(module, QuantizedAttention) and isinstance(
             module.probability_quantizer, LSQ
@@ -197,7 +198,7 @@ def _convert_patch_embedding(embedding: nn.Module, scheme: Scheme, path: str) ->
     if not isinstance(conv, nn.Conv2d):
         raise UserError(f"can't quantize {path}: its projection is a {type(conv).__name__}")
     weight_bits, activation_bits = scheme.end(f"{path}.proj")
-    inputs: nn.Module = nn.Identity()
+    inputs = Passthrough()
     if activation_bits != OFF:
         inputs = ActivationQuantizer(ImageLSQ(activation_bits), *embedding.img_size)  # type: ignore[misc]
     weights = make_weight_quantizer("lsq", weight_bits, conv.weight)
@@ -231,7 +232,7 @@ def _convert_heads(model: nn.Module, scheme: Scheme) -> None:
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         weight_bits, activation_bits = scheme.end(name)
-        inputs: nn.Module = nn.Identity()
+        inputs = Passthrough()
         if activation_bits != OFF:
             inputs = ActivationQuantizer(LSQ(activation_bits), linear.in_features)
         weights = make_weight_quantizer("lsq", weight_bits, linear.weight)

@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,30 +54,33 @@ def low_bit_weights(model: nn.Module) -> Iterator[QuantizedWeight]:
             yield QuantizedWeight(name, module.roles, module.weight_quantizer, module)
 
 
-class ActivationQuantizer(nn.Module):
-    """LSQ between two learnable shifts: LSQ(x + before) + after.
+class Passthrough(nn.Module):
+    """An activation that stays in floating point; what activation quantizers refine.
 
-    The shifts start at zero and are trained (released code: ``move_b4``, ``move_aft``). They are
-    kept flat, because optimizers exempt one-dimensional parameters from weight decay.
-
-    Args:
-        quantizer: The quantizer.
-        shape: Shape of each shift; broadcasts against the activation.
+    Attributes:
+        before: The shift before the quantizer, flat; None if there is none.
     """
 
-    def __init__(self, quantizer: LSQ, *shape: int) -> None:
+    before: nn.Parameter | None
+
+    def __init__(self) -> None:
         super().__init__()
-        self.shape = shape
-        self.before = nn.Parameter(torch.zeros(math.prod(shape)))
-        self.quantizer = quantizer
-        self.after = nn.Parameter(torch.zeros(math.prod(shape)))
+        self.register_parameter("before", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shift, quantize, shift."""
-        return self.quantizer(x + self.before.view(self.shape)) + self.after.view(self.shape)
+        """The activation, shifted and quantized."""
+        return self.shifted(x)
+
+    def shifted(self, x: Tensor) -> Tensor:
+        """The same for an ``x`` to which ``before`` was added already, with a layer's bias."""
+        return x
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """A linear map of the quantized activation."""
+        return F.linear(self(x), weight, bias)
 
 
-class LogitQuantizer(nn.Module):
+class LogitQuantizer(Passthrough):
     """LSQ behind one learnable shift: LSQ(x + before).
 
     For keys, or QKR's merged activation: a shift after the quantizer would add the same number to
@@ -85,18 +88,59 @@ class LogitQuantizer(nn.Module):
 
     Args:
         quantizer: The quantizer.
-        shape: Shape of the shift.
+        shape: Shape of the shift; broadcasts against the activation.
     """
 
     def __init__(self, quantizer: LSQ, *shape: int) -> None:
         super().__init__()
         self.shape = shape
+        # flat, because optimizers exempt one-dimensional parameters from weight decay
         self.before = nn.Parameter(torch.zeros(math.prod(shape)))
         self.quantizer = quantizer
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shift, quantize."""
-        return self.quantizer(x + self.before.view(self.shape))
+        """Shift, then :meth:`shifted`."""
+        assert self.before is not None
+        return self.shifted(x + self.before.view(self.shape))
+
+    def shifted(self, x: Tensor) -> Tensor:
+        """Quantize."""
+        return self.quantizer(x)
+
+
+class ActivationQuantizer(LogitQuantizer):
+    """LSQ between two learnable shifts: LSQ(x + before) + after.
+
+    The shifts start at zero and are trained (released code: ``move_b4``, ``move_aft``).
+
+    Args:
+        quantizer: The quantizer.
+        shape: Shape of each shift; broadcasts against the activation.
+    """
+
+    def __init__(self, quantizer: LSQ, *shape: int) -> None:
+        super().__init__(quantizer, *shape)
+        self.after = nn.Parameter(torch.zeros(math.prod(shape)))
+
+    def shifted(self, x: Tensor) -> Tensor:
+        """Quantize, shift."""
+        return super().shifted(x) + self.after.view(self.shape)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """A linear map, which takes the shift after the quantizer into its bias."""
+        assert self.before is not None
+        shift = weight @ self.after
+        bias = shift if bias is None else bias + shift
+        return F.linear(super().shifted(x + self.before), weight, bias)
+
+
+def shifted_bias(bias: Tensor | None, *quantizers: Passthrough) -> Tensor | None:
+    """A layer's bias with the shifts of the quantizers that its output is split between."""
+    shifts: list[Tensor] = [q.before for q in quantizers if q.before is not None]
+    if not shifts:
+        return bias
+    shift = torch.cat(shifts)
+    return shift if bias is None else bias + shift
 
 
 class QuantizedLinear(nn.Linear, LowBit):
@@ -107,7 +151,7 @@ class QuantizedLinear(nn.Linear, LowBit):
     Args:
         linear: The layer to quantize.
         weight_quantizer: A :class:`WeightQuantizer`, or an identity.
-        input_quantizer: An :class:`ActivationQuantizer`, or an identity.
+        input_quantizer: An activation quantizer.
         roles: The rows of each role; none for the 8-bit ends.
     """
 
@@ -115,7 +159,7 @@ class QuantizedLinear(nn.Linear, LowBit):
         self,
         linear: nn.Linear,
         weight_quantizer: nn.Module,
-        input_quantizer: nn.Module,
+        input_quantizer: Passthrough,
         roles: Mapping[str, slice],
     ) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
@@ -128,9 +172,16 @@ class QuantizedLinear(nn.Linear, LowBit):
         """The weight (out, in)."""
         return self.weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in) to (..., out)."""
-        return F.linear(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
+    def forward(self, x: Tensor, followers: Sequence[Passthrough] = ()) -> Tensor:
+        """Map (..., in) to (..., out).
+
+        Args:
+            x: The input.
+            followers: Quantizers that the output is split between; their first shifts are added
+                by the bias, at no cost.
+        """
+        weight = self.weight_quantizer(self.weight)
+        return self.input_quantizer.linear(x, weight, shifted_bias(self.bias, *followers))
 
 
 class ImageMlp(nn.Sequential):

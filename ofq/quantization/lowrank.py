@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ofq.quantization.attention import split_heads
-from ofq.quantization.layers import QuantizedLinear
+from ofq.quantization.layers import Passthrough, QuantizedLinear
 
 
 class LowRankScores(nn.Module):
@@ -24,13 +24,13 @@ class LowRankScores(nn.Module):
 
     def __init__(
         self,
-        input_quantizer: nn.Module,
+        input_quantizer: Passthrough,
         q: nn.Sequential,
         k: nn.Sequential,
         v: QuantizedLinear,
-        q_quantizer: nn.Module,
-        k_quantizer: nn.Module,
-        v_quantizer: nn.Module,
+        q_quantizer: Passthrough,
+        k_quantizer: Passthrough,
+        v_quantizer: Passthrough,
         heads: int,
     ) -> None:
         super().__init__()
@@ -46,8 +46,8 @@ class LowRankScores(nn.Module):
         x = self.input_quantizer(x)
         q_BHNd = split_heads(self.q_quantizer(self.q(x)), self.heads)
         k_BHNd = split_heads(self.k_quantizer(self.k(x)), self.heads)
-        v_BHNd = split_heads(self.v_quantizer(self.v(x)), self.heads)
-        return q_BHNd @ k_BHNd.transpose(-2, -1), v_BHNd
+        v = self.v_quantizer.shifted(self.v(x, [self.v_quantizer]))
+        return q_BHNd @ k_BHNd.transpose(-2, -1), split_heads(v, self.heads)
 
 
 def factorize(weight: Tensor, bias: Tensor | None) -> tuple[nn.Linear, nn.Linear]:

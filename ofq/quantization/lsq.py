@@ -1,6 +1,7 @@
 """LSQ: quantization with a learned step size (Esser et al. 2020), as OFQ uses it."""
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,6 +12,15 @@ from ofq.quantization.quantizer import WeightQuantizer, check_bits, register_wei
 
 _SMALLEST = 1e-5  # floor of the scale
 _NEGATIVE = -1e-5  # images with a value below this are quantized with a sign
+
+
+@cache
+def _just_outside(low: int, high: int) -> tuple[float, float]:
+    """The float32 numbers next to an interval, which make an operator's open interval closed."""
+    bounds = torch.tensor([low or -torch.finfo(torch.float32).tiny, high])
+    far = torch.tensor([-torch.inf, torch.inf])
+    below, above = torch.nextafter(bounds, far).tolist()
+    return below, above
 
 
 class _LSQFunction(torch.autograd.Function):
@@ -29,10 +39,11 @@ class _LSQFunction(torch.autograd.Function):
         x, scale = ctx.saved_tensors
         low, high, gradient_scale = ctx.constants
         ratio = x / scale
-        clamped = ratio.clamp(low, high)
-        inside = torch.where(ratio == clamped, gradient, 0)
-        # Σ g·(round(u) − u) inside and Σ g·bound outside, for u = x/s
-        slope = gradient * clamped.round() - inside * clamped
+        inside = torch.ops.aten.hardtanh_backward(gradient, ratio, *_just_outside(low, high))
+        # Σ g·(round(u) − u) inside and Σ g·bound outside, for u = x/s; in place, since a fresh
+        # tensor of this size costs more than the arithmetic on it
+        clamped = ratio.clamp_(low, high)
+        slope = clamped.round().mul_(gradient).addcmul_(inside, clamped, value=-1)
         return inside, slope.sum_to_size(scale.shape).mul_(gradient_scale), None, None, None
 
 

@@ -7,7 +7,12 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from ofq.quantization.attention import MergedQueryKey, QKRScores, SeparateScores, merge
-from ofq.quantization.layers import ActivationQuantizer, LogitQuantizer, QuantizedLinear
+from ofq.quantization.layers import (
+    ActivationQuantizer,
+    LogitQuantizer,
+    Passthrough,
+    QuantizedLinear,
+)
 from ofq.quantization.lowrank import LowRankScores, factorize
 from ofq.quantization.lsq import LSQ
 from ofq.quantization.quantizer import OFF, make_weight_quantizer
@@ -58,16 +63,16 @@ class Scheme:
         """LSQ at the activation bits."""
         return LSQ(self.activation_bits, axis, signed)
 
-    def activation(self, channels: int, axis: int = _TOKEN, signed: bool = True) -> nn.Module:
+    def activation(self, channels: int, axis: int = _TOKEN, signed: bool = True) -> Passthrough:
         """The quantizer of an activation (B, N, channels), with shifts before and after."""
         if self.activation_bits == OFF:
-            return nn.Identity()
+            return Passthrough()
         return ActivationQuantizer(self.lsq(axis, signed), channels)
 
-    def logit(self, *shape: int, axis: int | tuple[int, ...] = _TOKEN) -> nn.Module:
+    def logit(self, *shape: int, axis: int | tuple[int, ...] = _TOKEN) -> Passthrough:
         """The quantizer of keys, or of QKR's merged activation."""
         if self.activation_bits == OFF:
-            return nn.Identity()
+            return Passthrough()
         return LogitQuantizer(self.lsq(axis), *shape)
 
     def probability(self) -> nn.Module:
@@ -150,7 +155,7 @@ def _value_layer(qkv: nn.Linear, scheme: Scheme) -> QuantizedLinear:
 def _inner_layer(linear: nn.Linear, role: str, scheme: Scheme) -> QuantizedLinear:
     """A layer whose input is quantized already, or stays in floating point."""
     rows = {role: slice(0, linear.out_features)}
-    return QuantizedLinear(linear, scheme.weight(linear.weight), nn.Identity(), rows)
+    return QuantizedLinear(linear, scheme.weight(linear.weight), Passthrough(), rows)
 
 
 ScoresMaker = Callable[[nn.Linear, int, Scheme], nn.Module]

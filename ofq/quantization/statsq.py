@@ -29,7 +29,9 @@ class StatsQ(WeightQuantizer):
     def scale(self, weight: Tensor) -> Tensor:
         """Twice the mean magnitude of each row, float32; a stack's matrices share it."""
         others = [d for d in range(weight.ndim) if d != weight.ndim - 2]
-        return weight.detach().float().abs().mean(others, keepdim=True) * 2
+        weight = weight.detach().float()
+        total = torch.linalg.vector_norm(weight, ord=1, dim=others, keepdim=True)
+        return total * (2 * weight.shape[-2] / weight.numel())
 
     def step(self, weight: Tensor) -> Tensor:
         """s/n."""
@@ -37,17 +39,17 @@ class StatsQ(WeightQuantizer):
 
     def position(self, weight: Tensor) -> Tensor:
         """See :meth:`WeightQuantizer.position`."""
-        return self._position(weight, self.scale(weight))
+        return self._position(weight, self.step(weight))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize a weight of shape (rows, in), or a stack (..., rows, in)."""
-        scale = self.scale(weight)
-        position = self._position(weight, scale)
-        quantized = position.round_().add_(0.5).mul_(scale / 2 ** (self.bits - 1))
-        return straight_through(weight, quantized)
+        step = self.step(weight)
+        codes = self._position(weight, step).round_()
+        return straight_through(weight, torch.addcmul(step / 2, codes, step))
 
-    def _position(self, weight: Tensor, scale: Tensor) -> Tensor:
-        # a row of zeros has scale 0: dividing by the smallest number instead gives 0, not NaN
-        divisor = scale.clamp_min(torch.finfo(scale.dtype).tiny)
+    def _position(self, weight: Tensor, step: Tensor) -> Tensor:
+        # a row of zeros has step 0: dividing by the smallest number instead gives 0, not NaN
+        divisor = step.clamp_min(torch.finfo(step.dtype).tiny)
         half = 2 ** (self.bits - 1)
-        return (weight.detach().float() / divisor).clamp_(-1, _CLIP).mul_(half).sub_(0.5)
+        # n is a power of two, so w/(s/n) is exactly n·(w/s)
+        return (weight.detach().float() / divisor).clamp_(-half, half * _CLIP).sub_(0.5)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ofq.errors import UserError
 from ofq.quantization import quantize
-from ofq.quantization.layers import QuantizedLinear
+from ofq.quantization.layers import Passthrough, QuantizedLinear
 from ofq.quantization.quantizer import OFF, make_weight_quantizer
 from ofq.study import Quantization, RunConfig, parse_bits
 
@@ -121,7 +121,7 @@ def _quantized_toy(model: ToyRegression, wanted: Quantization) -> nn.Module:
         wanted.weight_quantizer, weight_bits, linear.weight, wanted.options
     )
     toy = ToyRegression(linear.in_features)
-    toy.linear = QuantizedLinear(linear, quantizer, nn.Identity(), {"row": slice(0, 1)})
+    toy.linear = QuantizedLinear(linear, quantizer, Passthrough(), {"row": slice(0, 1)})
     return toy
 
 

@@ -1,12 +1,14 @@
 """What checks of layers, attention and models share: states, gradients and activations by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from golden.case import FORWARD, GRADIENT, Case
 from ofq.quantization import LSQ
+from ofq.quantization.layers import Passthrough
 from ofq.quantization.released import convert_released_state, released_names
 
 CANCELLED = r"(.*\.)?(move_k_aft|move_qkx_aft)\.bias"
@@ -93,10 +95,16 @@ class Recorder:
             module.get_submodule(places[0]).register_forward_hook(self._keep(name))
 
     def _keep(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            self.seen[name] = inputs[0], output
+        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            self.seen[name] = inputs[0], output - _folded(*inputs[1:])
 
         return hook
+
+
+def _folded(followers: Sequence[Passthrough] = ()) -> Tensor | int:
+    """The next quantizers' shifts, which our layer adds by its bias and the released one later."""
+    shifts = [q.before for q in followers if q.before is not None]
+    return torch.cat(shifts) if shifts else 0
 
 
 def check_activations(case: Case, recorder: Recorder) -> None:

@@ -11,14 +11,14 @@ from torch import nn
 import ofq
 from ofq.errors import UserError
 from ofq.quantization import low_bit_weights, near_threshold
-from ofq.quantization.layers import QuantizedLinear
+from ofq.quantization.layers import Passthrough, QuantizedLinear
 from ofq.quantization.quantizer import make_weight_quantizer
 
 
 def one_layer(name="statsq", bits=2, rows=16, columns=32):
     linear = nn.Linear(columns, rows)
     quantizer = make_weight_quantizer(name, bits, linear.weight)
-    return QuantizedLinear(linear, quantizer, nn.Identity(), {"fc1": slice(0, rows)})
+    return QuantizedLinear(linear, quantizer, Passthrough(), {"fc1": slice(0, rows)})
 
 
 @given(

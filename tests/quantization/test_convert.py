@@ -8,7 +8,7 @@ from torch import nn
 import ofq
 from ofq.errors import UserError
 from ofq.quantization import low_bit_weights
-from ofq.quantization.layers import QuantizedConv2d, QuantizedLinear
+from ofq.quantization.layers import Passthrough, QuantizedConv2d, QuantizedLinear
 from ofq.quantization.lsq import LSQ, LSQWeight
 
 SMALL = {
@@ -58,7 +58,7 @@ def test_unquantized_parts_compute_what_the_full_precision_model_does(name, qkr)
     quantized = ofq.quantize(model, 32, 32, qkr=qkr).eval()
     for module in list(quantized.modules()):
         if isinstance(module, QuantizedLinear | QuantizedConv2d):
-            module.weight_quantizer = module.input_quantizer = nn.Identity()
+            module.weight_quantizer, module.input_quantizer = nn.Identity(), Passthrough()
     if qkr:  # QKR drops the query and key biases
         for path, module in model.named_modules():
             if path.endswith("qkv"):

@@ -13,8 +13,8 @@ from ofq.tracking.mirror import Mirror, follow, prepare_store
 pytestmark = pytest.mark.slow
 
 CONFIG = {
-    "dataset": "digits", "model": "micro", "stage": "qat", "seed": 3, "bits": "W2A2",
-    "weight_quantizer": "statsq", "qkr": True, "boundary_range": None, "parent": "12345678",
+    "dataset": "digits", "model": "micro", "stage": "qat", "seed": 3, "parent": "12345678",
+    "quantization": {"bits": "W2A2", "weight_quantizer": "statsq", "qkr": True}, "annealing": None,
     "training": {"lr": 0.001, "epochs": 2},
 }  # fmt: skip
 
@@ -33,7 +33,7 @@ def mirror(uri, tmp_path):
 def folder(tmp_path):
     folder = RunFolder(tmp_path / "runs" / "one")
     name = f"digits/micro/w2a2-{tmp_path.name}"
-    folder.open({"id": name, "config": CONFIG, "parent": "digits/micro/fp"})
+    folder.open({"id": name, "method": "statsq+qkr", "config": CONFIG, "parent": "digits/micro/fp"})
     text = '{"studies": ["digits", "ablation"], "commit": "abc"}'
     (folder.path / "provenance.json").write_text(text)
     folder.event("started")
