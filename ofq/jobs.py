@@ -10,7 +10,8 @@ from rich.console import Console
 from ofq.atomic import write_file, write_json
 from ofq.errors import UserError
 from ofq.progress import Bar, Lines, display, summary
-from ofq.study import Run, Workspace
+from ofq.study import Run, RunConfig, Workspace
+from ofq.study.config import HUB
 from ofq.study.grid import describe
 from ofq.tracking import RunFolder
 from ofq.tracking.provenance import gather
@@ -71,8 +72,10 @@ def train(workspace: Workspace, run: Run, folder: RunFolder, console: Console) -
     """
     from ofq.training.checkpoint import CheckpointStore
     from ofq.training.interruption import Interrupted, StopRequest
-    from ofq.training.stage import prepare, save_weights, use_threads
+    from ofq.training.stage import prepare, use_threads
+    from ofq.training.weights import save_weights
 
+    assert run.config.training is not None
     stop = StopRequest().listen()
     use_threads(run.resources.threads)
     checkpoints = CheckpointStore(folder.path / "checkpoint")
@@ -86,6 +89,7 @@ def train(workspace: Workspace, run: Run, folder: RunFolder, console: Console) -
             _Recorder(folder, shown),
             checkpoints,
             stop,
+            _pretrained(workspace, run.config),
         )
         metrics = trainer.run()
         write_file(folder.path / _WEIGHTS, lambda path: save_weights(trainer.model, path))
@@ -105,6 +109,12 @@ def train(workspace: Workspace, run: Run, folder: RunFolder, console: Console) -
 
 def _weights(workspace: Workspace, run: Run | None) -> Path | None:
     return None if run is None else run_folder(workspace, run).path / _WEIGHTS
+
+
+def _pretrained(workspace: Workspace, config: RunConfig) -> Path | None:
+    if config.pretrained in (None, HUB):
+        return None
+    return workspace.root / str(config.pretrained)
 
 
 def _result(run: Run, metrics: dict[str, Any], primary: str, seconds: float) -> dict[str, Any]:

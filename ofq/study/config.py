@@ -14,18 +14,26 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
 from ofq.study.files import Strict, suggest
 
-Stage = Literal["fp", "qat", "cga"]
+TrainedStage = Literal["fp", "qat", "cga"]
+Stage = Literal["fp", "qat", "cga", "released"]
 
 WEIGHT_QUANTIZERS = ("lsq", "lsq_statistical", "statsq", "statsq_learned", "statsq_moments")
 """The built-in weight quantizers; a method that names another one also names its ``module``."""
 
 DATASETS = ("digits", "toy_regression")
 """The data sets that :mod:`ofq.training.data` can load."""
+
+HUB = "timm"
+"""Stands in a run's config for the pretrained weights that timm's hub has for the model."""
+
+_WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 
 OFF = 32
 """The bit-width that stands for "not quantized"."""
@@ -183,7 +191,7 @@ class Method(Strict):
     scale_lr: PositiveFloat = 1.0
     stabilizer: Stabilizer | None = None
     cga: Annealing | None = None
-    training: dict[Stage, dict[str, Any]] = Field(default_factory=dict)
+    training: dict[TrainedStage, dict[str, Any]] = Field(default_factory=dict)
 
     def quantization(self, bits: str) -> Quantization:
         """The method's quantization at some bits."""
@@ -264,7 +272,7 @@ class Match(Strict):
 
     model: str | None = None
     bits: Bits | None = None
-    stage: Stage | None = None
+    stage: TrainedStage | None = None
 
 
 class Override(Strict):
@@ -306,16 +314,39 @@ class Recipe(Strict):
     Attributes:
         dataset: The data set.
         models: Names of timm models, or of this package's own.
-        stages: Hyperparameters of each stage; with no ``fp`` stage, QAT starts from scratch.
+        stages: Hyperparameters of each stage.
+        pretrained: Without an ``fp`` stage, the weights that QAT starts from and is taught by:
+            in the file, ``true`` for those that timm's hub has for the model (here :data:`HUB`),
+            or a local file. Left out, QAT starts from scratch.
         overrides: What differs for some models, bits or stages.
         resources: What a job of each stage asks the scheduler for.
     """
 
     dataset: str
     models: Names
-    stages: dict[Stage, Training]
+    stages: dict[TrainedStage, Training]
+    pretrained: str | None = None
     overrides: tuple[Override, ...] = ()
     resources: dict[Stage, Resources] = Field(default_factory=dict)
+
+    @field_validator("pretrained", mode="before")
+    @classmethod
+    def _pretrained_is_a_source(cls, given: Any, info: ValidationInfo) -> str | None:
+        if given is None:
+            return None
+        if "fp" in info.data.get("stages", {}):
+            raise ValueError(
+                "there is a stage 'fp' already, whose weights QAT starts from; "
+                "allowed: one of the two"
+            )
+        if given is True:
+            return HUB
+        if not isinstance(given, str) or not given.endswith(_WEIGHT_FILES):
+            raise ValueError(
+                "allowed: true (timm's weights of the model's name), or a file that ends in "
+                + ", ".join(_WEIGHT_FILES)
+            )
+        return given
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -326,8 +357,11 @@ class Recipe(Strict):
         if "qat" not in self.stages:
             raise ValueError("stages lacks 'qat', the stage that every method needs")
         taught = [s for s, t in self.stages.items() if t.distillation]
-        if taught and "fp" not in self.stages:
-            raise ValueError(f"stage '{taught[0]}' distils, but there is no 'fp' stage to teach it")
+        if taught and "fp" not in self.stages and self.pretrained is None:
+            raise ValueError(
+                f"stage '{taught[0]}' distils, but there is no 'fp' stage to teach it, "
+                "and no 'pretrained'; allowed: either, or distillation: false"
+            )
         return self
 
 

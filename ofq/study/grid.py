@@ -22,6 +22,7 @@ from ofq.study.config import (
     Stabilizer,
     Stage,
     Study,
+    TrainedStage,
     Training,
     parse_bits,
 )
@@ -37,19 +38,23 @@ class RunConfig:
 
     ``quantization`` is None for full-precision runs; ``stabilizer`` is set in stage ``qat`` only,
     ``annealing`` in stage ``cga`` only; ``parent`` and ``teacher`` are hashes of other runs.
+    ``pretrained`` is :data:`~ofq.study.config.HUB` or a file; ``checkpoint`` is a file in the
+    authors' layout, set in stage ``released`` only, which has no ``training``.
     """
 
     dataset: str
     model: str
     stage: Stage
     seed: int
-    training: Training
+    training: Training | None
     quantization: Quantization | None = None
     scale_lr: float = 1.0
     stabilizer: Stabilizer | None = None
     annealing: Annealing | None = None
     parent: str | None = None
     teacher: str | None = None
+    pretrained: str | None = None
+    checkpoint: str | None = None
 
     @property
     def bits(self) -> str | None:
@@ -176,7 +181,7 @@ class _Builder:
     quantizations: dict[tuple[Any, ...], Quantization] = field(default_factory=dict)
 
     def training(
-        self, stage: Stage, model: str, bits: str | None, method: Method | None
+        self, stage: TrainedStage, model: str, bits: str | None, method: Method | None
     ) -> Training:
         """A stage's hyperparameters: the recipe's, its overrides, then the method's own."""
         key = (stage, model, bits, id(method))
@@ -185,7 +190,9 @@ class _Builder:
             self.known[key] = self._resolve(stage, model, bits, own)
         return self.known[key]
 
-    def _resolve(self, stage: Stage, model: str, bits: str | None, own: dict[str, Any]) -> Training:
+    def _resolve(
+        self, stage: TrainedStage, model: str, bits: str | None, own: dict[str, Any]
+    ) -> Training:
         values = self.recipe.stages[stage].model_dump()
         facts = {"stage": stage, "model": model, "bits": bits}
         for override in self.recipe.overrides:
@@ -227,7 +234,7 @@ class _Builder:
 
     def _stage(
         self,
-        stage: Stage,
+        stage: TrainedStage,
         model: str,
         bits: str,
         method: Method,
@@ -237,6 +244,11 @@ class _Builder:
     ) -> Run:
         training = self.training(stage, model, bits, method)
         teacher = fp if training.distillation else None
+        if training.distillation and fp is None and self.recipe.pretrained is None:
+            raise UserError(
+                f"recipe of {self.source}: stage '{stage}' of {model} at {bits} distils, but there "
+                "is neither a stage 'fp' nor 'pretrained' to teach it"
+            )
         config = RunConfig(
             dataset=self.recipe.dataset,
             model=model,
@@ -249,6 +261,7 @@ class _Builder:
             annealing=method.cga if stage == "cga" else None,
             parent=parent.config.digest() if parent else None,
             teacher=teacher.config.digest() if teacher else None,
+            pretrained=self.recipe.pretrained,
         )
         return self.run(config, parent, teacher)
 

@@ -10,7 +10,7 @@ from ofq.errors import UserError
 from ofq.quantization import quantize
 from ofq.quantization.layers import Passthrough, QuantizedLinear
 from ofq.quantization.quantizer import OFF, make_weight_quantizer
-from ofq.study import Quantization, RunConfig, parse_bits
+from ofq.study import Quantization, parse_bits
 
 _TOY = "toy_regression_"
 
@@ -80,22 +80,52 @@ def build(name: str, classes: int) -> nn.Module:
     """
     if name.startswith(_TOY):
         return ToyRegression(toy_weights(name))
+    _check_name(name)
+    return timm.create_model(name, num_classes=classes)
+
+
+def from_hub(name: str, classes: int) -> nn.Module:
+    """A full-precision model with the weights that timm's hub has for it.
+
+    Raises:
+        UserError: There is no such model, it has no weights for so many classes, or they can't be
+            downloaded.
+    """
+    _check_name(name)
+    about = timm.get_pretrained_cfg(name)
+    if about is None:
+        raise UserError(f"{name} has no pretrained weights; give a local file as 'pretrained'")
+    if about.num_classes != classes:
+        # timm would start the head anew, and an untrained head must neither start nor teach a run
+        raise UserError(
+            f"timm's weights of {name} are for {about.num_classes} classes, the data set has "
+            f"{classes}; give a local file as 'pretrained'"
+        )
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=classes)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"can't download timm's weights of {name}: {reason}; fetch them elsewhere and give the "
+            "file as 'pretrained' (.safetensors, .pth or .pt)"
+        ) from None
+
+
+def _check_name(name: str) -> None:
     if not timm.is_model(name):
         near = (
             ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8]) or "see timm.list_models()"
         )
         raise UserError(f"unknown model '{name}'; timm has: {near}")
-    return timm.create_model(name, num_classes=classes)
 
 
-def quantized(model: nn.Module, config: RunConfig) -> nn.Module:
-    """A quantized copy of a model, as a run's config says.
+def quantized(model: nn.Module, wanted: Quantization | None) -> nn.Module:
+    """A quantized copy of a model, as a config says.
 
     Raises:
         UserError: The module that registers the method's weight quantizer can't be imported, or
             the model can't be quantized.
     """
-    wanted = config.quantization
     assert wanted is not None
     if wanted.module is not None:
         _import(wanted.module)

@@ -11,7 +11,8 @@ from ofq.study import Workspace
 from ofq.training.checkpoint import CheckpointStore
 from ofq.training.interruption import Interrupted, StopRequest
 from ofq.training.optimization import make_optimizer, make_schedule
-from ofq.training.stage import prepare, save_weights
+from ofq.training.stage import prepare
+from ofq.training.weights import save_weights
 
 
 class Recorder:

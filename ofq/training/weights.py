@@ -1,0 +1,112 @@
+"""Reading and writing weights: safetensors, and the files that ``torch.save`` makes."""
+
+import argparse
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ofq.errors import UserError
+
+_CONTAINERS = ("state_dict", "model")
+_SHOWN = 3
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read the named tensors of a weights file.
+
+    Args:
+        path: A ``.safetensors`` file, or one made by ``torch.save``: a plain state dict, or a
+            mapping that holds one as ``state_dict`` or ``model``. A leading ``module.`` of all
+            names is taken off.
+
+    Raises:
+        UserError: The file is missing or damaged, holds no state dict, or holds objects that can't
+            be loaded without running code of the file's own.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    weights = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+    if all(name.startswith("module.") for name in weights):
+        return {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    return weights
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not a readable safetensors file: {error}") from None
+
+
+def _pickled(path: Path) -> dict[str, Tensor]:
+    try:
+        # timm's CheckpointSaver keeps the command line beside the weights; it is plain data
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).replace("\n", " ").partition("Please file")[0].strip()
+        raise UserError(f"{path}: can't be loaded safely, as data alone: {reason}") from None
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(f"{path}: not a readable file of torch.save: {error}") from None
+    found = _state_dict(content)
+    if found is None:
+        raise UserError(
+            f"{path}: holds no weights; expected a mapping of names to tensors, by itself or as "
+            f"{' or '.join(repr(name) for name in _CONTAINERS)} of another mapping"
+        )
+    return found
+
+
+def _state_dict(content: object) -> dict[str, Tensor] | None:
+    if not isinstance(content, Mapping):
+        return None
+    inner = next((content[name] for name in _CONTAINERS if name in content), content)
+    if not isinstance(inner, Mapping) or not inner:
+        return None
+    plain = all(isinstance(n, str) and isinstance(t, Tensor) for n, t in inner.items())
+    return dict(inner) if plain else None
+
+
+def load_weights(model: nn.Module, path: Path) -> nn.Module:
+    """Load a weights file into a model, strictly, and return the model.
+
+    Args:
+        model: A full-precision model, or a quantized one; it needn't be calibrated.
+        path: As of :func:`read_weights`.
+
+    Raises:
+        UserError: The file is missing or damaged, or it is of another model: names are missing or
+            left over, or shapes differ.
+    """
+    weights, wanted = read_weights(path), model.state_dict()
+    problems = {
+        "missing": [name for name in wanted if name not in weights],
+        "unexpected": [name for name in weights if name not in wanted],
+        "of another shape": [
+            f"{name} {tuple(weights[name].shape)} for {tuple(tensor.shape)}"
+            for name, tensor in wanted.items()
+            # a scale before calibration is empty, and takes its number from the file
+            if name in weights and tensor.numel() and weights[name].shape != tensor.shape
+        ],
+    }
+    if any(problems.values()):
+        found = "; ".join(f"{what}: {_short(names)}" for what, names in problems.items() if names)
+        raise UserError(f"{path}: weights of another model: {found}")
+    model.load_state_dict(weights)
+    return model
+
+
+def _short(names: Iterable[str]) -> str:
+    names = list(names)
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Save a model's weights as safetensors."""
+    save_file({name: t.contiguous() for name, t in model.state_dict().items()}, path)

@@ -1,0 +1,221 @@
+"""QAT that starts from pretrained weights, and is taught by the model that has them."""
+
+import argparse
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import ofq
+from ofq.errors import UserError
+from ofq.study import Workspace
+from ofq.study.config import HUB
+from ofq.training import models
+from ofq.training.checkpoint import CheckpointStore
+from ofq.training.interruption import StopRequest
+from ofq.training.objective import Distillation
+from ofq.training.stage import prepare
+from ofq.training.weights import load_weights, read_weights
+
+MICRO = "micro_deit_patch2_8"
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+SMALL_SWIN = {
+    "img_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 12,
+    "depths": (2, 1), "num_heads": (1, 2),
+}  # fmt: skip
+
+
+@pytest.fixture
+def pretrained(checkout):
+    """A checkout whose recipe has no ``fp`` stage, but a file of weights; and those weights."""
+    torch.manual_seed(1)
+    weights = models.build(MICRO, 10).state_dict()
+    save_file(weights, checkout / "start.safetensors")
+    recipe = checkout / "config/recipes/small.yaml"
+    text = recipe.read_text().replace("  fp: {", "  # fp: {")
+    recipe.write_text(f"{text}\npretrained: start.safetensors\n")
+    return checkout, weights
+
+
+def trainer(checkout, part, tmp_path, **options):
+    runs = Workspace(checkout).grid("tiny").runs()
+    config = next(run.config for name, run in runs.items() if part in name)
+    stop, store = StopRequest(), CheckpointStore(tmp_path / "checkpoint")
+    return prepare(config, None, None, None, store, stop, **options)
+
+
+def build(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5, **(SMALL_SWIN if "swin" in name else SMALL))
+    for tensor in model.parameters():  # biases start at zero, which would hide a lost one
+        torch.nn.init.normal_(tensor)
+    return model
+
+
+@pytest.mark.parametrize("qkr", [False, True])
+@pytest.mark.parametrize(
+    "name", ["deit_tiny_distilled_patch16_224", "swin_tiny_patch4_window7_224"]
+)
+def test_all_weights_arrive_in_the_quantized_model(name, qkr, tmp_path):
+    source, path = build(name), tmp_path / "weights.pth"
+    torch.save({"model": source.state_dict()}, path)
+    fresh = timm.create_model(name, num_classes=5, **(SMALL_SWIN if "swin" in name else SMALL))
+    arrived = dict(ofq.quantize(load_weights(fresh, path), qkr=qkr).named_parameters())
+    for key, tensor in source.named_parameters():
+        if key.endswith("attn.qkv.weight") and qkr:
+            place = key.removesuffix("qkv.weight") + "scores."
+            names = ("merged.q_weight", "merged.k_weight", "v.weight")
+            found = torch.cat([arrived.pop(place + part) for part in names])
+        elif key.endswith("attn.qkv.bias") and qkr:  # QKR has no biases of query and key
+            found = arrived.pop(key.replace("qkv", "scores.v"))
+            tensor = tensor.chunk(3)[2]
+        else:
+            key = key.replace("attn.qkv.", "attn.scores.qkv.")
+            key = key.replace("relative_position_bias_table", "bias.table")
+            found = arrived.pop(key)
+        assert torch.equal(found, tensor), key
+    new = {key.rpartition(".")[2] for key in arrived if "reduction.bias" not in key}
+    assert new <= {"scale", "before", "after"}
+
+
+def test_training_starts_from_the_weights_and_is_taught_by_them(pretrained, tmp_path):
+    checkout, weights = pretrained
+    path = checkout / "start.safetensors"
+    made = trainer(checkout, "w2a2-lsq-s0", tmp_path, pretrained=path)
+    state = made.model.state_dict()
+    assert torch.equal(state["blocks.3.attn.proj.weight"], weights["blocks.3.attn.proj.weight"])
+    assert torch.equal(
+        state["blocks.0.attn.scores.qkv.weight"], weights["blocks.0.attn.qkv.weight"]
+    )
+    assert isinstance(made.objective, Distillation)
+    teacher = made.objective.teacher.state_dict()
+    assert all(torch.equal(teacher[name], tensor) for name, tensor in weights.items())
+
+
+def test_annealing_is_taught_by_the_pretrained_model_too(pretrained):
+    checkout, _ = pretrained
+    runs = Workspace(checkout).grid("tiny").runs().values()
+    assert {run.config.pretrained for run in runs} == {"start.safetensors"}
+    assert all(run.teacher is None for run in runs)
+    assert {run.config.stage for run in runs} == {"qat", "cga"}
+
+
+def test_other_weights_make_other_runs(pretrained):
+    checkout, _ = pretrained
+    before = set(Workspace(checkout).grid("tiny").runs())
+    recipe = checkout / "config/recipes/small.yaml"
+    recipe.write_text(recipe.read_text().replace("start.safetensors", "other.pth"))
+    assert not before & set(Workspace(checkout).grid("tiny").runs())
+
+
+@pytest.mark.slow
+def test_run_trains_from_a_file_in_the_checkout(pretrained):
+    checkout, _ = pretrained
+    run = next(iter(Workspace(checkout).grid("tiny").runs()))
+    command = [sys.executable, "-m", "ofq", "train", "--no-track", run]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (checkout / "start.safetensors").unlink()
+    command[-1] = list(Workspace(checkout).grid("tiny").runs())[1]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "start.safetensors: no such file" in done.stderr.replace("\n", " ")
+
+
+def test_hub_weights_are_asked_of_timm(monkeypatch):
+    asked = {}
+
+    def create(name, **options):
+        asked.update(options, name=name)
+        return torch.nn.Linear(1, 1)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    models.from_hub("deit_tiny_patch16_224", 1000)
+    assert asked == {"name": "deit_tiny_patch16_224", "pretrained": True, "num_classes": 1000}
+
+
+def test_recipe_that_says_true_takes_the_hub_weights(pretrained, tmp_path, monkeypatch):
+    checkout, weights = pretrained
+    recipe = checkout / "config/recipes/small.yaml"
+    recipe.write_text(recipe.read_text().replace("start.safetensors", "true"))
+    configs = [run.config for run in Workspace(checkout).grid("tiny").runs().values()]
+    assert {config.pretrained for config in configs} == {HUB}
+    source = models.build(MICRO, 10)
+    source.load_state_dict(weights)
+    monkeypatch.setattr(models, "from_hub", lambda name, classes: source)
+    made = trainer(checkout, "w2a2-lsq-s0", tmp_path)
+    assert torch.equal(made.model.state_dict()["pos_embed"], weights["pos_embed"])
+    assert made.objective.teacher is source
+
+
+def test_failed_download_says_that_a_file_will_do(monkeypatch):
+    def create(name, **options):
+        raise FileNotFoundError("can't reach the hub\nat all")
+
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(UserError, match=r"can't reach the hub; .* give the file as 'pretrained'"):
+        models.from_hub("deit_tiny_patch16_224", 1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "words"),
+    [(MICRO, 10, "no pretrained"), ("deit_tiny_patch16_224", 10, "for 1000 classes")],
+)
+def test_hub_without_fitting_weights_is_explained(name, classes, words):
+    with pytest.raises(UserError, match=words):
+        models.from_hub(name, classes)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("container", [None, "state_dict", "model"])
+def test_every_common_form_of_file_is_read(tmp_path, container, prefix):
+    state = {f"{prefix}weight": torch.ones(2), f"{prefix}bias": torch.zeros(2)}
+    args = argparse.Namespace(lr=0.1, bits=[2, 2])
+    path = tmp_path / "weights.pth"
+    torch.save(state if container is None else {container: state, "args": args, "epoch": 3}, path)
+    assert read_weights(path).keys() == {"weight", "bias"}
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("code of the file's own",)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"state_dict": {"a": torch.ones(1)}, "extra": Evil()}, "safely.*print"),
+        ({"epoch": 3}, "holds no weights"),
+        ([torch.ones(1)], "holds no weights"),
+        ({}, "holds no weights"),
+    ],
+)
+def test_file_without_plain_weights_is_refused(tmp_path, content, words, capsys):
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=rf"weights.pth: .*{words}"):
+        read_weights(tmp_path / "weights.pth")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth", "weights.pt"])
+def test_damaged_and_missing_files_are_explained(tmp_path, name):
+    with pytest.raises(UserError, match=f"{name}: no such file"):
+        read_weights(tmp_path / name)
+    for content in (b"", b"not weights", b"PK\x03\x04 neither"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}: "):
+            read_weights(tmp_path / name)
+
+
+def test_weights_of_another_model_name_what_differs(tmp_path):
+    state = models.build(MICRO, 10).state_dict()
+    state["surplus"] = state.pop("cls_token")
+    state["head.bias"] = torch.zeros(7)
+    save_file(state, tmp_path / "weights.safetensors")
+    with pytest.raises(UserError) as caught:
+        load_weights(models.build(MICRO, 10), tmp_path / "weights.safetensors")
+    words = ["missing: cls_token", "unexpected: surplus", "head.bias (7,) for (10,)"]
+    assert all(word in str(caught.value) for word in words)
