@@ -1,3 +1,4 @@
+# make         set up .venv
 # make demo    the digits study, from nothing to its report
 # make test    all tests
 # make check   lint, formatting and types
@@ -6,14 +7,16 @@
 # make lock    renew requirements.lock from pyproject.toml
 
 PYTHON ?= python3
-CORES  ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
+CORES  ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
 PORT   ?= 5000
 
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test check ui bench lock clean
+.PHONY: setup demo test check ui bench lock clean
+
+setup: .venv/ready
 
 demo: .venv/ready
 	@snakemake --cores $(CORES) --quiet host rules -- digits
@@ -31,9 +34,10 @@ check: .venv/ready
 	@mypy
 
 ui: .venv/ready
-	@mlflow ui --backend-store-uri sqlite:///results/mlflow.db --port $(PORT)
+	@mlflow ui --backend-store-uri "$$(ofq track uri)" --port $(PORT)
 
 bench: .venv/ready
+	@python benchmarks/step.py
 	@python benchmarks/dag.py
 
 # The environment is complete when the file exists; a changed pin makes it anew.

@@ -2,14 +2,18 @@
 #
 #   snakemake --cores 2            builds the studies that config/config.yaml lists
 #   snakemake --cores 2 digits     builds one study; any file in config/studies is a target
-#   snakemake --profile slurm      does it on a cluster (slurm/config.yaml)
 
+import os
 import sys
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
 from ofq.errors import UserError
 from ofq.study.targets import Targets
+
+# jobs find `ofq` beside the Python that runs this, whether or not its environment is active
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 try:
     targets = Targets()

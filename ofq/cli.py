@@ -5,15 +5,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ofq import __version__
 from ofq.errors import UserError
-from ofq.study import Run, Workspace
+from ofq.interruption import EXIT_CODE, Interrupted, StopRequest
+from ofq.progress import summary
+from ofq.study import Quantization, Run, Workspace
+from ofq.study.files import parse
 
 _MIRROR_WAIT = 30  # seconds that a finished run waits for its mirror
 
@@ -35,6 +40,11 @@ RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, as `ofq r
 StudyName = Annotated[
     str, typer.Argument(metavar="STUDY", help="A study: a file in config/studies, without .yaml.")
 ]
+
+ModelName = Annotated[str, typer.Option(metavar="NAME", help="The timm model.")]
+Bits = Annotated[str, typer.Option(metavar="W2A2", help="Bits of weights and activations.")]
+Qkr = Annotated[bool, typer.Option("--qkr", help="With query-key reparameterization.")]
+Quantizer = Annotated[str, typer.Option(help="The weight quantizer.")]
 
 
 @app.command()
@@ -82,23 +92,80 @@ def train(
     The runs that it builds on must be complete. Exits with 75 when a signal asked it to stop: its
     state is saved, and the same command goes on from there.
     """
-    from ofq.jobs import open_folder
+    from ofq.jobs import open_folder, run_folder
     from ofq.jobs import train as train_run
 
     console = Console()
     workspace = Workspace()
     run, homes = workspace.find(run_id)
-    folder = open_folder(workspace, run, homes)
-    if folder.result() is not None:
-        console.print(f"{run.id} is already complete", highlight=False)
+    if run_folder(workspace, run).complete():
+        console.print(f"{run.id} is already complete", highlight=False, markup=False)
         return
+    stop = StopRequest().listen()
+    folder = open_folder(workspace, run, homes)
     mirror = _start_mirror(workspace, run) if tracked else None
     try:
         with _interruptions(console, run):
-            train_run(workspace, run, folder, console)
+            train_run(workspace, run, folder, console, stop)
     finally:
         if mirror is not None:
             _await_mirror(mirror, workspace, run, console)
+
+
+@app.command()
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(help="A checkpoint as the authors' code saves it.")],
+    out: Annotated[Path, typer.Option(help="Where to write the weights (.safetensors).")],
+    model: ModelName,
+    bits: Bits,
+    qkr: Qkr = False,
+    quantizer: Quantizer = "statsq",
+    classes: Annotated[int, typer.Option(help="Number of classes.", min=1)] = 1000,
+) -> None:
+    """Turn one of the authors' released checkpoints into weights of this package.
+
+    Strictly: every tensor has its place, or is named as dropped, with the reason.
+    """
+    from ofq.atomic import write_file
+    from ofq.training.importing import import_released
+    from ofq.training.weights import save_weights
+
+    if out.suffix != ".safetensors" or not out.parent.is_dir():
+        raise UserError(f"--out {out}: expected a .safetensors file in a folder that exists")
+    imported = import_released(file, model, _quantization(bits, qkr, quantizer), classes)
+    write_file(out, lambda path: save_weights(imported.model, path))
+    console = Console()
+    for reason, names in imported.reasons().items():
+        text = f"dropped {len(names)} tensors like {names[0]}: {reason}"
+        console.print(text, highlight=False, soft_wrap=True)
+    console.print(f"wrote {out}", highlight=False, soft_wrap=True)
+
+
+@app.command("eval")
+def evaluate(
+    weights: Annotated[Path, typer.Argument(help="Weights of a quantized model (.safetensors).")],
+    model: ModelName,
+    bits: Bits,
+    data: Annotated[str, typer.Option(help="`digits`, or a folder with val/CLASS/IMAGE.")],
+    qkr: Qkr = False,
+    quantizer: Quantizer = "statsq",
+    batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1)] = 64,
+    seed: Annotated[int, typer.Option(help="Whose split of digits.")] = 0,
+) -> None:
+    """Evaluate weights: top-1 and top-5, each image counted once whatever the batch size."""
+    from ofq.training import evaluation, models
+    from ofq.training.weights import load_weights
+
+    console = Console()
+    wanted = _quantization(bits, qkr, quantizer)
+    if data == "digits":
+        images = evaluation.digits(model, seed, batch_size)
+    else:
+        images = evaluation.image_folder(Path(data), model, batch_size)
+    quantized = models.quantized(models.build(model, images.classes), wanted)
+    measures = evaluation.evaluate(load_weights(quantized, weights), images, console)
+    count = f"{measures['correct']} of {measures['images']} images right"
+    console.print(f"{summary(measures)}  {count}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -137,6 +204,12 @@ def sync(
 
 
 @track.command()
+def uri() -> None:
+    """Print the site's tracking URI, as `mlflow ui --backend-store-uri` takes it."""
+    print(Workspace().tracking_uri)
+
+
+@track.command()
 def follow(
     run_id: RunId,
     trainer: Annotated[int, typer.Option(help="Process id of the trainer.")],
@@ -150,6 +223,11 @@ def follow(
     run, _ = workspace.find(run_id)
     mirror = Mirror(workspace.tracking_uri, workspace.results / "mlflow-artifacts")
     follow_run(mirror, run_folder(workspace, run), trainer)
+
+
+def _quantization(bits: str, qkr: bool, quantizer: str) -> Quantization:
+    values = {"bits": bits, "qkr": qkr, "weight_quantizer": quantizer}
+    return parse(Quantization, values, "options")
 
 
 def _version(wanted: bool) -> None:
@@ -200,8 +278,6 @@ def _await_mirror(
 
 @contextmanager
 def _interruptions(console: Console, run: Run) -> Iterator[None]:
-    from ofq.training.interruption import EXIT_CODE, Interrupted
-
     try:
         yield
     except Interrupted as request:
@@ -212,11 +288,19 @@ def _interruptions(console: Console, run: Run) -> Iterator[None]:
 
 def main() -> None:
     """Run the command line; a user's mistake gives one message and exit code 2."""
+    sys.path.insert(0, os.getcwd())  # modules of a user's own methods lie in the checkout
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise SystemExit(2) from None
+        _fail(str(error))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except OSError as error:  # a full disk, a folder without permission
+        _fail(f"{error.filename or 'system'}: {error.strerror or error}")
+
+
+def _fail(message: str) -> NoReturn:
+    console = Console(stderr=True)
+    console.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    raise SystemExit(2) from None

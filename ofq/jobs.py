@@ -9,14 +9,14 @@ from rich.console import Console
 
 from ofq.atomic import write_file, write_json
 from ofq.errors import UserError
+from ofq.interruption import Interrupted, StopRequest
 from ofq.progress import Bar, Lines, display, summary
 from ofq.study import Run, RunConfig, Workspace
 from ofq.study.config import HUB
 from ofq.study.grid import describe
 from ofq.tracking import RunFolder
+from ofq.tracking.folder import WEIGHTS
 from ofq.tracking.provenance import gather
-
-_WEIGHTS = "model.safetensors"
 
 
 class _Recorder:
@@ -55,28 +55,37 @@ def open_folder(workspace: Workspace, run: Run, studies: list[str]) -> RunFolder
         UserError: The folder can't be written, or a run that this one builds on isn't complete.
     """
     for needed in run.needs():
-        if run_folder(workspace, needed).result() is None:
+        if not run_folder(workspace, needed).complete():
             raise UserError(f"{run.id} builds on {needed.id}; run `ofq train {needed.id}` first")
     folder = run_folder(workspace, run)
     folder.open(describe(run))
-    write_json(folder.path / "provenance.json", {"studies": studies, **gather(workspace.root)})
+    provenance = {**workspace.uses(run, studies), **gather(workspace.root)}
+    write_json(folder.path / "provenance.json", provenance)
+    folder.event("opened", commit=provenance["commit"], host=provenance["host"])
     return folder
 
 
-def train(workspace: Workspace, run: Run, folder: RunFolder, console: Console) -> None:
+def train(
+    workspace: Workspace, run: Run, folder: RunFolder, console: Console, stop: StopRequest
+) -> None:
     """Train a run in its opened folder, resuming where an earlier attempt stopped.
+
+    Args:
+        workspace: Where the run's parents are.
+        run: What to train.
+        folder: Its folder.
+        console: Where to show progress.
+        stop: Looked at after every step.
 
     Raises:
         UserError: Something that the run needs can't be had.
         Interrupted: A signal asked it to stop; the state is saved.
     """
     from ofq.training.checkpoint import CheckpointStore
-    from ofq.training.interruption import Interrupted, StopRequest
     from ofq.training.stage import prepare, use_threads
     from ofq.training.weights import save_weights
 
     assert run.config.training is not None
-    stop = StopRequest().listen()
     use_threads(run.resources.threads)
     checkpoints = CheckpointStore(folder.path / "checkpoint")
     shown = display(console, run.config.training.epochs)
@@ -92,7 +101,7 @@ def train(workspace: Workspace, run: Run, folder: RunFolder, console: Console) -
             _pretrained(workspace, run.config),
         )
         metrics = trainer.run()
-        write_file(folder.path / _WEIGHTS, lambda path: save_weights(trainer.model, path))
+        write_file(folder.path / WEIGHTS, lambda path: save_weights(trainer.model, path))
     except Interrupted as request:
         folder.event("interrupted", cause=str(request))
         raise
@@ -108,7 +117,7 @@ def train(workspace: Workspace, run: Run, folder: RunFolder, console: Console) -
 
 
 def _weights(workspace: Workspace, run: Run | None) -> Path | None:
-    return None if run is None else run_folder(workspace, run).path / _WEIGHTS
+    return None if run is None else run_folder(workspace, run).path / WEIGHTS
 
 
 def _pretrained(workspace: Workspace, config: RunConfig) -> Path | None:

@@ -1,12 +1,18 @@
 """What a person sees while a run trains: a bar in a terminal, plain lines elsewhere."""
 
-from typing import Any
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+Batch = TypeVar("Batch", bound=tuple[Sized, Any])
+
+_LINES = 10  # of an evaluation
+
 _MEASURES = {
     "top1": "top-1 {:.2f} %",
+    "top5": "top-5 {:.2f} %",
     "loss": "loss {:.4f}",
     "oscillation_rate": "oscillation rate {:.2f} %",
     "frozen": "frozen {:.2f} %",
@@ -90,3 +96,33 @@ class Bar:
 def display(console: Console, epochs: int) -> Bar | Lines:
     """A bar if the console is a terminal, else lines."""
     return Bar(console, epochs) if console.is_terminal else Lines(console, epochs)
+
+
+def counted(console: Console, batches: Iterable[Batch], images: int) -> Iterator[Batch]:
+    """Batches of images, as they come: with a bar in a terminal, else with a line now and then.
+
+    Args:
+        console: Where to show it.
+        batches: Batches whose first part has a length.
+        images: Number of images in all.
+    """
+    return (_with_bar if console.is_terminal else _with_lines)(console, batches, images)
+
+
+def _with_bar(console: Console, batches: Iterable[Batch], images: int) -> Iterator[Batch]:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(TextColumn("evaluating"), *columns, console=console) as bar:
+        task = bar.add_task("", total=images)
+        for batch in batches:
+            yield batch
+            bar.advance(task, len(batch[0]))
+
+
+def _with_lines(console: Console, batches: Iterable[Batch], images: int) -> Iterator[Batch]:
+    console.print(f"evaluating {images} images", highlight=False)
+    done = 0
+    for batch in batches:
+        yield batch
+        before, done = done, done + len(batch[0])
+        if _LINES * before // images < _LINES * done // images:
+            console.print(f"image {done}/{images}", highlight=False)

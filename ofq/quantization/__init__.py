@@ -6,7 +6,7 @@ torchvision_shim.install()  # before anything imports timm
 
 from ofq.quantization.annealing import ConfidenceGuidedAnnealing, near_threshold  # noqa: E402
 from ofq.quantization.annealing_variants import FreezeAll, RatioAnnealing  # noqa: E402
-from ofq.quantization.convert import calibrate, quantize  # noqa: E402
+from ofq.quantization.convert import calibrate, quantize, set_gradient_batch  # noqa: E402
 from ofq.quantization.dampening import Dampening  # noqa: E402
 from ofq.quantization.freezing import IterativeFreezing  # noqa: E402
 from ofq.quantization.layers import low_bit_weights  # noqa: E402
@@ -52,6 +52,7 @@ __all__ = [
     "near_threshold",
     "quantize",
     "register_weight_quantizer",
+    "set_gradient_batch",
     "straight_through",
     "weight_quantizer_names",
 ]

@@ -32,6 +32,14 @@ def near_threshold(
     return inside & (below >= lowest) & (below < highest)
 
 
+def step_optimizer(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:
+    """Step an optimizer, through a gradient scaler if there is one."""
+    if scaler is None:
+        optimizer.step()
+    else:
+        scaler.step(optimizer)
+
+
 class AsPaper:
     """Which weights are annealed, and which entries of them are trainable: as the paper has it.
 
@@ -87,19 +95,29 @@ class ConfidenceGuidedAnnealing:
             raise UserError("nothing to anneal: the rule matches no low-bit weight of the model")
 
     @torch.no_grad()
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Step the optimizer with all high-confidence weights frozen."""
+    def step(
+        self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
+    ) -> None:
+        """Step the optimizer with all high-confidence weights frozen.
+
+        Args:
+            optimizer: The optimizer.
+            scaler: The gradient scaler to step it with, in mixed precision.
+        """
         frozen = [(p, self._frozen(p, quantizer), p.clone()) for p, quantizer in self._weights]
         for parameter, mask, _ in frozen:
             if parameter.grad is not None:
                 parameter.grad.masked_fill_(mask, 0)
-        optimizer.step()
+        step_optimizer(optimizer, scaler)
         for parameter, mask, before in frozen:
             torch.where(mask, before, parameter, out=parameter)
 
     @torch.no_grad()
     def frozen_share(self) -> float:
-        """Percentage of the annealed weights that are frozen now; waits for the device."""
+        """Percentage of the annealed weights that are frozen now, QKR's merged weight not counted.
+
+        Waits for the device.
+        """
         masks = [self._frozen(p, quantizer) for p, quantizer in self._weights]
         return 100 * float(sum(m.sum() for m in masks)) / sum(m.numel() for m in masks)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ofq.quantization.annealing import ConfidenceGuidedAnnealing
+from ofq.quantization.annealing import ConfidenceGuidedAnnealing, step_optimizer
 from ofq.quantization.attention import MergedQueryKey
 from ofq.quantization.layers import QuantizedWeight, low_bit_weights
 from ofq.quantization.quantizer import WeightQuantizer
@@ -50,13 +50,20 @@ class RatioAnnealing:
         self._weights = list(_own_weights(model))
 
     @torch.no_grad()
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Step the optimizer with gradients zeroed or damped."""
+    def step(
+        self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
+    ) -> None:
+        """Step the optimizer with gradients zeroed or damped.
+
+        Args:
+            optimizer: The optimizer.
+            scaler: The gradient scaler to step it with, in mixed precision.
+        """
         for weight in self._weights:
             gradient = weight.latent().grad
             if gradient is not None:
                 gradient.mul_(self.alpha).masked_fill_(self._frozen(weight), 0)
-        optimizer.step()
+        step_optimizer(optimizer, scaler)
 
     @torch.no_grad()
     def frozen_share(self) -> float:

@@ -54,7 +54,9 @@ def merge(q_weight: Tensor, k_weight: Tensor, heads: int) -> Tensor:
     """W_q[h]ᵀ W_k[h] of every head, stacked: two (C, C) weights give (H·C, C)."""
     q_HdC = q_weight.unflatten(0, (heads, -1))
     k_HdC = k_weight.unflatten(0, (heads, -1))
-    return (q_HdC.transpose(1, 2) @ k_HdC).flatten(0, 1)
+    # in float32 under autocast too, so that codes are the same everywhere
+    with torch.autocast(q_weight.device.type, enabled=False):
+        return (q_HdC.transpose(1, 2).float() @ k_HdC.float()).flatten(0, 1)
 
 
 class MergedQueryKey(nn.Module, LowBit):

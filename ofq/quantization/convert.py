@@ -31,7 +31,12 @@ from ofq.quantization.layers import (
     QuantizedLinear,
 )
 from ofq.quantization.lsq import LSQ, ImageLSQ
-from ofq.quantization.quantizer import OFF, check_bits, make_weight_quantizer
+from ofq.quantization.quantizer import (
+    OFF,
+    WeightQuantizer,
+    check_bits,
+    make_weight_quantizer,
+)
 from ofq.quantization.scheme import SCORES, Scheme
 
 
@@ -71,7 +76,7 @@ def quantize(
             a part that can't be quantized faithfully.
 
     Example:
-        >>> import ofq, timm
+        >>> import ofq.quantization, timm
         >>> model = timm.create_model("deit_tiny_patch16_224", depth=1)
         >>> model = ofq.quantize(model, weight_bits=2, activation_bits=2, qkr=True)
         >>> model.blocks[0].mlp.fc1.weight_quantizer
@@ -102,7 +107,7 @@ def quantize(
     _convert_parts(quantized, scheme, "")
     _convert_heads(quantized, scheme)
     _refuse_leftovers(quantized)
-    return quantized
+    return quantized.to(next(model.parameters()).device)
 
 
 def _check_patterns(model: nn.Module, patterns: Iterable[str]) -> None:
@@ -135,6 +140,24 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
     with torch.no_grad():
         model(images)
     model.train(was_training)
+
+
+def set_gradient_batch(model: nn.Module, counted: int, per_pass: int) -> None:
+    """Let the gradient scale g of all activation quantizers count another batch than a pass has.
+
+    With ``counted`` the images of a whole optimizer step, accumulation and data-parallel training
+    give the scales the gradients of one big batch. With the paper's per-device batch (140 for
+    DeiT-T), any number of devices gives its gradients.
+
+    Args:
+        model: A quantized model.
+        counted: Images that g counts.
+        per_pass: Images in one forward pass on one device.
+    """
+    weights = {m for w in model.modules() if isinstance(w, WeightQuantizer) for m in w.modules()}
+    for module in model.modules():
+        if isinstance(module, LSQ) and module not in weights:
+            module.batch_ratio = counted / per_pass
 
 
 def _convert_parts(module: nn.Module, scheme: Scheme, prefix: str) -> None:

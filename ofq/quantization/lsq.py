@@ -1,7 +1,6 @@
 """LSQ: quantization with a learned step size (Esser et al. 2020), as OFQ uses it."""
 
 import math
-from functools import cache
 from typing import Any
 
 import torch
@@ -14,13 +13,14 @@ _SMALLEST = 1e-5  # floor of the scale
 _NEGATIVE = -1e-5  # images with a value below this are quantized with a sign
 
 
-@cache
 def _just_outside(low: int, high: int) -> tuple[float, float]:
     """The float32 numbers next to an interval, which make an operator's open interval closed."""
-    bounds = torch.tensor([low or -torch.finfo(torch.float32).tiny, high])
-    far = torch.tensor([-torch.inf, torch.inf])
-    below, above = torch.nextafter(bounds, far).tolist()
-    return below, above
+    below = low - _float32_spacing(low) if low else -torch.finfo(torch.float32).tiny
+    return below, high + _float32_spacing(high)
+
+
+def _float32_spacing(number: int) -> float:
+    return 2.0 ** (math.frexp(abs(number))[1] - 24)
 
 
 class _LSQFunction(torch.autograd.Function):
@@ -38,6 +38,7 @@ class _LSQFunction(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, scale = ctx.saved_tensors
         low, high, gradient_scale = ctx.constants
+        gradient = gradient.contiguous()
         ratio = x / scale
         inside = torch.ops.aten.hardtanh_backward(gradient, ratio, *_just_outside(low, high))
         # Σ g·(round(u) − u) inside and Σ g·bound outside, for u = x/s; in place, since a fresh
@@ -73,7 +74,8 @@ class LSQ(nn.Module):
     unsigned 0 and 2^b − 1. dy/dx is 1 on the closed interval, 0 outside; dy/ds = g·(round(x/s) −
     x/s) inside and g·Qn or g·Qp outside, with g = 1/√(Qp · elements per scale). The scale is kept
     at 1e-5 or above, straight-through. Where the batch is an axis without scales, the elements per
-    scale include it: g counts the tensor that one forward pass sees.
+    scale include it: g counts the batch of one forward pass, as in the released code, unless
+    :func:`ofq.quantization.set_gradient_batch` says otherwise.
 
     The first tensor sets the scales to f·mean|x|/√Qp; f = 4 for an unsigned quantizer with an
     axis, else 2. Arithmetic is float32, under autocast too.
@@ -93,6 +95,7 @@ class LSQ(nn.Module):
     """
 
     scale: nn.Parameter
+    batch_ratio: float = 1.0  # set by set_gradient_batch
 
     def __init__(
         self, bits: int, axis: int | tuple[int, ...] | None = None, signed: bool = True
@@ -144,7 +147,7 @@ class LSQ(nn.Module):
         if self.scale.numel() == 0:
             self.initialize(x)
         low, high = self.range
-        per_scale = x.numel() / self.scale.numel()
+        per_scale = self.batch_ratio * x.numel() / self.scale.numel()
         gradient_scale = 1 / math.sqrt(high * per_scale)
         return lsq_quantize(x.float(), self.effective_scale(x), low, high, gradient_scale)
 

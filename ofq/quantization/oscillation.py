@@ -33,7 +33,6 @@ class CodeHistory(nn.Module):
     frequency: Tensor
     oscillations: Tensor
     flips: Tensor
-    steps: Tensor
 
     def __init__(self, codes: Tensor, momentum: float = 0.01) -> None:
         super().__init__()
@@ -96,7 +95,7 @@ class OscillationTracker(nn.Module):
             which weights are counted.
 
     Example:
-        >>> import ofq, timm, torch
+        >>> import ofq.quantization, timm, torch
         >>> model = ofq.quantize(timm.create_model("deit_tiny_patch16_224", depth=1))
         >>> ofq.calibrate(model, torch.rand(2, 3, 224, 224))
         >>> tracker = ofq.OscillationTracker(model)

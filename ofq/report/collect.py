@@ -100,6 +100,8 @@ def _read(folder: RunFolder, table: str) -> pd.DataFrame:
     try:
         frame = pd.read_parquet(path)
     except FileNotFoundError:
+        if table == "metrics":
+            raise UserError(f"{path}: missing; move its folder away and train anew") from None
         return pd.DataFrame()
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error}); move its folder away and train anew") from None
@@ -151,7 +153,7 @@ def _final(
         "run": run.id,
         "chain": " > ".join(chain),
         "commit": provenance.get("commit"),
-        "modified": bool(provenance.get("diff")),
+        "modified": bool(provenance.get("diff") or provenance.get("untracked")),
         **{name: result.get(name) for name in names},
         **_oscillation(metrics, keys),
     }

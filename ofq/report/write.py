@@ -61,7 +61,12 @@ def _replacing(out: Path) -> Iterator[Path]:
         yield fresh
         if out.exists():
             out.rename(stale)
-        fresh.rename(out)
+        try:
+            fresh.rename(out)
+        except OSError:
+            if stale.exists():
+                stale.rename(out)
+            raise
     except OSError as error:
         raise UserError(f"{out}: can't write the report: {error.strerror or error}") from error
     finally:

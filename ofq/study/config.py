@@ -39,7 +39,7 @@ OFF = 32
 """The bit-width that stands for "not quantized"."""
 
 _BITS = re.compile(r"W(\d+)A(\d+)")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
 def parse_bits(text: str) -> tuple[int, int]:
@@ -64,7 +64,7 @@ def _bits(text: str) -> str:
 
 
 def _name(text: str) -> str:
-    if not _NAME.fullmatch(text):
+    if not NAME.fullmatch(text):
         raise ValueError("allowed in a name: letters, digits, '_', '-', '.', '+'")
     return text
 
@@ -78,6 +78,7 @@ def _distinct(values: list[Any]) -> list[Any]:
     return values
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Bits = Annotated[str, AfterValidator(_bits)]
 Name = Annotated[str, AfterValidator(_name)]
 Names = Annotated[list[Name], AfterValidator(_distinct)]
@@ -385,7 +386,7 @@ class Study(Strict):
     models: Names
     bits: Annotated[list[Bits], AfterValidator(_distinct)]
     methods: Names
-    seeds: Annotated[list[NonNegativeInt], AfterValidator(_distinct)]
+    seeds: Annotated[list[Seed], AfterValidator(_distinct)]
     figures: Names
     contrasts: tuple[Contrast, ...] = ()
     expectations: tuple[str, ...] = ()

@@ -200,7 +200,10 @@ class _Builder:
             if all(facts[key] == value for key, value in wanted.items()):
                 values |= override.set
         values |= own
-        where = f"recipe of {self.source}: stage '{stage}' of {model} at {bits} with its overrides"
+        where = (
+            f"{self.source}: stage '{stage}' of {model} at {bits}, by its recipe, the recipe's "
+            "overrides and the method's own 'training'"
+        )
         return parse(Training, values, where)
 
     def quantization(self, method: Method, bits: str) -> Quantization:
@@ -321,11 +324,12 @@ def _check(study: Study, recipe: Recipe, methods: dict[str, Method], source: str
             f"key 'methods': '{annealed[0]}' ends with CGA, but recipe '{study.recipe}' has no "
             f"stage 'cga' (it has: {', '.join(recipe.stages)})"
         )
+    held = [m for m in study.methods if m in annealed or (m in methods and methods[m].stabilizer)]
     for bits in study.bits:
-        if annealed and parse_bits(bits)[0] == OFF:
+        if held and parse_bits(bits)[0] == OFF:
             problems.append(
-                f"key 'bits': at {bits} there are no quantized weights that '{annealed[0]}' could "
-                "anneal; give weight bits of 2 to 8, or leave the method out"
+                f"key 'bits': at {bits} there are no quantized weights that '{held[0]}' could "
+                "hold; give weight bits of 2 to 8, or leave the method out"
             )
     if problems:
         raise UserError("\n".join(f"{source}: {problem}" for problem in problems))

@@ -10,7 +10,15 @@ from ofq.study.workspace import Workspace
 
 RESULT = "result.json"
 WEIGHTS = "model.safetensors"
-_RULES = {"all", "report", "train"}
+REPORT = (
+    "index.html",
+    "table.md",
+    "table.csv",
+    "table.tex",
+    "runs.csv",
+    "differences.csv",
+)
+_RULES = {"all", "train"}
 
 
 class Targets:
@@ -61,8 +69,18 @@ class Targets:
         return [path for name in names for path in self.study(name)]
 
     def study(self, name: str) -> list[str]:
-        """The files that make a study complete: its page, and the results of its cells."""
-        return [f"{self.reports_folder}/{name}/index.html", *self.results(name)]
+        """The files that make a study complete: its report, and the results of its cells."""
+        return [*self.report(name), *self.results(name)]
+
+    def report(self, name: str) -> list[str]:
+        """The files of a study's report; of a study whose file is wrong, the page alone."""
+        folder = f"{self.reports_folder}/{name}"
+        try:
+            figures = self.workspace.study(name).figures
+        except UserError:
+            return [f"{folder}/index.html"]
+        pictures = [f"figures/{figure}.{kind}" for figure in figures for kind in ("png", "svg")]
+        return [f"{folder}/{path}" for path in (*REPORT, *pictures)]
 
     def results(self, name: str) -> list[str]:
         """The results of a study's cells."""
@@ -72,8 +90,9 @@ class Targets:
         return [self._file(runs[run], RESULT) for run in wanted]
 
     def configs(self, name: str) -> list[str]:
-        """The files that a report depends on beside results."""
-        return [str(self.workspace.study_path(name))]
+        """The files that a report depends on beside results: the study's, and those of methods."""
+        methods = sorted((self.workspace.root / "config" / "methods").glob("*.yaml"))
+        return [str(path) for path in (self.workspace.study_path(name), *methods)]
 
     def needs(self, run: str) -> list[str]:
         """The weights that a run starts from and is taught by."""

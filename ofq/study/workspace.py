@@ -4,7 +4,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ofq.errors import UserError
-from ofq.study.config import Method, Recipe, Site, Study
+from ofq.study.config import NAME, Method, Recipe, Site, Study
 from ofq.study.files import Model, parse, read_yaml, suggest
 from ofq.study.grid import Grid, Run, expand
 
@@ -51,7 +51,7 @@ class Workspace:
     @cached_property
     def study_names(self) -> list[str]:
         """The studies that have a file."""
-        return sorted(path.stem for path in self._files("studies"))
+        return sorted(_checked(path.stem, path, "study") for path in self._files("studies"))
 
     @cached_property
     def methods(self) -> dict[str, Method]:
@@ -63,7 +63,8 @@ class Workspace:
         found: dict[str, Method] = {}
         homes: dict[str, Path] = {}
         for path in self._files("methods"):
-            for name, data in read_yaml(path).items():
+            for key, data in read_yaml(path).items():
+                name = _checked(str(key), path, "method")
                 if name in found:
                     raise UserError(
                         f"{path}: method '{name}' is already defined in {homes[name]}; rename one"
@@ -120,6 +121,12 @@ class Workspace:
             raise UserError("\n".join([f"no study under config/ has a run '{run_id}'", *broken]))
         return found, homes
 
+    def uses(self, run: Run, studies: list[str]) -> dict[str, list[str]]:
+        """The studies that a run belongs to, and the methods that it is a stage of."""
+        cells = [cell for name in studies for cell in self.grid(name).cells]
+        methods = [c.method for c in cells if any(run in last.chain() for last in c.runs)]
+        return {"studies": studies, "methods": list(dict.fromkeys(methods))}
+
     def _files(self, kind: str) -> list[Path]:
         return sorted((self.root / "config" / kind).glob("*.yaml"))
 
@@ -129,3 +136,13 @@ class Workspace:
             hint = suggest(name, [p.stem for p in self._files(kind)])
             raise UserError(f"unknown {word} '{name}' ({hint})")
         return parse(model, read_yaml(path), str(path))
+
+
+def _checked(name: str, path: Path, word: str) -> str:
+    """A name that commands, folders and targets can hold; ``fp`` is the baseline's."""
+    if not NAME.fullmatch(name) or name == "fp":
+        raise UserError(
+            f"{path}: '{name}' can't be the name of a {word}; allowed: letters, digits, '_', '-', "
+            "'.' and '+', and not 'fp', which names the full-precision baseline"
+        )
+    return name

@@ -15,15 +15,17 @@
 """
 
 import json
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from ofq.atomic import write_file, write_json
 from ofq.errors import UserError
 
 Table = Literal["metrics", "layers", "trajectories"]
+WEIGHTS = "model.safetensors"
 TABLES: tuple[Table, ...] = ("metrics", "layers", "trajectories")
 
 
@@ -66,6 +68,10 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         """The final numbers, or None while the run isn't complete."""
         return self._json("result.json") if (self.path / "result.json").exists() else None
+
+    def complete(self) -> bool:
+        """Whether the run has ended, with its numbers and its weights."""
+        return self.result() is not None and (self.path / WEIGHTS).exists()
 
     def append(self, table: Table, rows: Iterable[dict[str, Any]]) -> None:
         """Add rows to a table, in one write."""
@@ -127,12 +133,27 @@ class RunFolder:
 
     def _append(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(text)
+        with (self.path / name).open("ab+") as file:
+            if file.tell() and not _ends_a_line(file):
+                text = "\n" + text
+            file.write(text.encode())
 
     def _rows(self, name: str) -> list[dict[str, Any]]:
         path = self.path / name
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        return [row for line in path.read_bytes().splitlines() if (row := _parsed(line))]
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    """Whether a file's last line is whole; a crash may have torn it."""
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """A row, or None for a torn one."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -1,14 +1,16 @@
 """Run folders as runs in MLflow, for browsing.
 
 A mirror only reads run folders, from a process of its own, so a slow or dead tracking server can
-never hold up training. Every point is sent with the time at which it was recorded; MLflow stores
-equal points once, so mirroring twice changes nothing.
+never hold up training. What is in MLflow already isn't sent again, so mirroring twice changes
+nothing.
 """
 
 import logging
 import os
+import re
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run
+from mlflow.exceptions import MlflowException
 
 from ofq.tracking.folder import RunFolder
 
@@ -70,9 +73,11 @@ class Mirror:
         run = self._find(description["id"], description["config"]["dataset"])
         if run is None:
             run = self._create(description, provenance)
+        if run.info.run_id not in self._sent:
+            self._describe(run, description["config"])
         run_id = run.info.run_id
-        self._send_rows(run_id, folder)
         state = _state(folder)
+        self._send_rows(run_id, folder)
         if state == "RUNNING":
             self.client.update_run(run_id, status=state)
             return
@@ -110,30 +115,43 @@ class Mirror:
         if known is not None:
             return known.experiment_id
         location = f"{self.artifacts}/{name}" if self.artifacts else None
-        return self.client.create_experiment(name, artifact_location=location)
+        try:
+            return self.client.create_experiment(name, artifact_location=location)
+        except MlflowException:  # another mirror was first
+            known = self.client.get_experiment_by_name(name)
+            if known is None:
+                raise
+            return known.experiment_id
 
     def _create(self, description: dict[str, Any], provenance: dict[str, Any]) -> Run:
         config = description["config"]
-        run = self.client.create_run(
+        return self.client.create_run(
             self._experiment(config["dataset"]), tags=_tags(description, provenance)
         )
+
+    def _describe(self, run: Run, config: dict[str, Any]) -> None:
+        """Log parameters and data set, and find out which epochs are there already."""
+        run_id = run.info.run_id
         params = [Param(k, str(v)) for k, v in _flat(config).items() if v is not None]
-        self.client.log_batch(run.info.run_id, params=params)
-        data = Dataset(config["dataset"], f"seed-{config['seed']}", "ofq", config["dataset"])
-        self.client.log_inputs(run.info.run_id, datasets=[DatasetInput(data)])
-        return run
+        self.client.log_batch(run_id, params=params)
+        if not run.inputs or not run.inputs.dataset_inputs:
+            data = Dataset(config["dataset"], f"seed-{config['seed']}", "ofq", config["dataset"])
+            self.client.log_inputs(run_id, datasets=[DatasetInput(data)])
+        known = self.client.get_metric_history(run_id, "loss")
+        self._sent[run_id] = max((point.step for point in known), default=-1)
 
     def _send_rows(self, run_id: str, folder: RunFolder) -> None:
-        rows = folder.rows("metrics")
+        """Send the epochs that aren't there yet; resumed training records equal ones again."""
+        rows = [row for row in folder.rows("metrics") if row["epoch"] > self._sent[run_id]]
         points = [
             Metric(key, value, int(1000 * row["time"]), row["epoch"])
-            for row in rows[self._sent.get(run_id, 0) :]
+            for row in rows
             for key, value in row.items()
             if key not in _NOT_METRICS and value is not None
         ]
         for first in range(0, len(points), _POINTS_PER_CALL):
             self.client.log_batch(run_id, metrics=points[first : first + _POINTS_PER_CALL])
-        self._sent[run_id] = len(rows)
+        self._sent[run_id] = max((row["epoch"] for row in rows), default=self._sent[run_id])
 
 
 def follow(mirror: Mirror, folder: RunFolder, trainer: int, interval: float = 0.5) -> None:
@@ -147,17 +165,27 @@ def follow(mirror: Mirror, folder: RunFolder, trainer: int, interval: float = 0.
     """
     seen = -1.0
     while True:
-        alive = _alive(trainer)
-        changed = _changed(folder)
-        if changed != seen:
-            mirror.sync(folder)
+        # read before mirroring: what comes later is seen in the next round
+        alive, state, changed = _alive(trainer), _state(folder), _changed(folder)
+        if changed != seen and _tried(lambda: mirror.sync(folder)):
             seen = changed
-        if _state(folder) != "RUNNING":
-            return
-        if not alive:
-            mirror.mark_killed(folder)
-            return
+        if state != "RUNNING" or not alive:
+            break
         time.sleep(interval)
+    if state == "RUNNING":
+        mirror.mark_killed(folder)
+    elif seen != changed:
+        mirror.sync(folder)
+
+
+def _tried(action: Callable[[], None]) -> bool:
+    """Do something that a busy or absent server may refuse; whether it worked."""
+    try:
+        action()
+    except (MlflowException, OSError) as error:
+        logging.getLogger(__name__).warning("will try again: %s", error)
+        return False
+    return True
 
 
 def _state(folder: RunFolder) -> str:
@@ -189,7 +217,7 @@ def _tags(description: dict[str, Any], provenance: dict[str, Any]) -> dict[str, 
         "mlflow.runName": description["id"].rpartition("/")[2],
         "mlflow.source.git.commit": provenance["commit"],
         "study": ",".join(provenance["studies"]),
-        "method": description["method"],
+        "method": ",".join(provenance["methods"]),
         "bits": config["quantization"]["bits"] if config["quantization"] else "FP",
         "model": config["model"],
         "seed": config["seed"],
@@ -205,4 +233,5 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         name = f"{prefix}{key}"
         flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
+    # MLflow takes few characters in a name; patterns of layers have others
+    return {re.sub(r"[^\w\-./ ]", "_", name): v for name, v in flat.items()}

@@ -23,12 +23,16 @@ def gather(root: Path) -> dict[str, Any]:
 
     Returns:
         Plain JSON data. ``commit`` and ``diff`` are None outside a git checkout; ``diff`` is the
-        uncommitted change to tracked files under ``ofq`` and ``config`` (empty if there is none).
+        uncommitted change to tracked files under ``ofq`` and ``config`` (empty if there is none),
+        ``untracked`` the other files there.
     """
     lock = root / _LOCK
     return {
         "commit": _git(root, "rev-parse", "HEAD"),
         "diff": _git(root, "diff", "HEAD", "--", "ofq", "config"),
+        "untracked": (
+            _git(root, "ls-files", "--others", "--exclude-standard", "--", "ofq", "config") or ""
+        ).splitlines(),
         "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None,
         "packages": {name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),

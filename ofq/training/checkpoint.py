@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,7 @@ class CheckpointStore:
 
     def clear(self) -> None:
         """Remove all checkpoints."""
-        for path in self.folder.glob("step-*"):
-            path.unlink()
-        if self.folder.exists():
-            self.folder.rmdir()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _manifests(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.json"))

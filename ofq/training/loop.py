@@ -9,11 +9,11 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from ofq.interruption import Interrupted, StopRequest
 from ofq.quantization import Oscillation, OscillationTracker, combine
 from ofq.study import Training
 from ofq.training.checkpoint import CheckpointStore
 from ofq.training.data import Data
-from ofq.training.interruption import Interrupted, StopRequest
 from ofq.training.objective import Objective
 from ofq.training.optimization import make_optimizer, make_schedule
 from ofq.training.stepping import Stepper

@@ -146,6 +146,8 @@ def _quantized_toy(model: ToyRegression, wanted: Quantization) -> nn.Module:
     weight_bits, activation_bits = parse_bits(wanted.bits)
     if activation_bits != OFF:
         raise UserError(f"the toy regression quantizes weights only; give W{weight_bits}A{OFF}")
+    if wanted.qkr or wanted.layers:
+        raise UserError("the toy regression has one layer and no attention: no qkr, no layers")
     linear = model.linear
     quantizer = make_weight_quantizer(
         wanted.weight_quantizer, weight_bits, linear.weight, wanted.options

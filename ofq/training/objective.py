@@ -11,6 +11,8 @@ from ofq.training.data import Batch, Data
 
 Outputs = Tensor | tuple[Tensor, Tensor]
 
+_FIVE = 5
+
 
 class Objective(Protocol):
     """A loss, and the measures that go with it.
@@ -29,7 +31,7 @@ class Objective(Protocol):
 
 
 class Classification:
-    """Cross-entropy with the labels; evaluation gives top-1 in percent."""
+    """Cross-entropy with the labels; evaluation gives top-1 and top-5 in percent."""
 
     primary = "top1"
 
@@ -38,17 +40,25 @@ class Classification:
         return F.cross_entropy(_class_logits(outputs), targets)
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """``top1`` (percent), ``loss``, and the counts ``correct`` and ``images``."""
-        correct = images = 0
+        """``top1`` (percent), ``loss``, and the counts ``correct`` and ``images``.
+
+        With five classes or more, ``top5`` too.
+        """
+        correct = among_five = images = classes = 0
         loss = 0.0
         with _evaluating(model):
             for inputs, targets in batches:
                 logits = model(inputs)
+                classes = logits.shape[-1]
                 correct += int((logits.argmax(-1) == targets).sum())
+                best = logits.topk(min(_FIVE, classes)).indices
+                among_five += int((best == targets.unsqueeze(-1)).sum())
                 loss += float(F.cross_entropy(logits, targets, reduction="sum"))
                 images += len(targets)
+        top5 = {"top5": 100 * among_five / images} if classes >= _FIVE else {}
         return {
             "top1": 100 * correct / images,
+            **top5,
             "loss": loss / images,
             "correct": correct,
             "images": images,

@@ -3,15 +3,16 @@
 from pathlib import Path
 
 import torch
+from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 
+from ofq.interruption import StopRequest
 from ofq.quantization import calibrate
 from ofq.study import RunConfig
 from ofq.study.config import HUB
 from ofq.training import models
 from ofq.training.checkpoint import CheckpointStore
 from ofq.training.data import Data, load
-from ofq.training.interruption import StopRequest
 from ofq.training.loop import Observer, Trainer, seed_everything
 from ofq.training.objective import objective
 from ofq.training.stepping import make_stepper
@@ -49,6 +50,8 @@ def prepare(
     taught_by = None
     if training.distillation:
         taught_by = _full_precision(config, data, teacher or pretrained)
+        if isinstance(model, VisionTransformerDistilled):
+            model.set_distilled_training(True)  # both heads' logits, each for its own term
     return Trainer(
         model,
         data,

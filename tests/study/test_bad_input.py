@@ -31,9 +31,11 @@ MISTAKES = {
     "weights beside their own training": (RECIPE, "stages:", "pretrained: a.pth\nstages:", ["'pretrained'", "'a.pth'", "stage 'fp'", "allowed"]),
     "weights of another kind": (RECIPE, "stages:\n  fp:", "pretrained: a.bin\nstages:\n  #", ["'pretrained'", "'a.bin'", "true", ".safetensors, .pth, .pt"]),
     "annealing without its stage": (RECIPE, "  cga: {", "  #cga: {", ["'statsq+qkr+cga'", "'cga'"]),
-    "annealing of unquantized weights": (STUDY, "W2A2", "W32A2", ["W32A2", "'statsq+qkr+cga'", "anneal"]),
+    "annealing of unquantized weights": (STUDY, "W2A2", "W32A2", ["W32A2", "'statsq+qkr+cga'", "hold"]),
     "boundary range of half a step": (METHODS, "0.005", "0.5", ["boundary_range", "0.5", "less than 0.5"]),
     "unknown quantizer": (METHODS, "weight_quantizer: lsq", "weight_quantizer: lsk", ["'lsk'", "lsq", "module"]),
+    "method called like the baseline": (METHODS, "\nlsq:", "\nfp:", ["'fp'", "baseline"]),
+    "seed too large": (STUDY, "seeds: [0, 1]", "seeds: [0, 4294967296]", ["seeds.1", "less than"]),
     "unknown study listed": ("config/config.yaml", "[tiny]", "[tinny]", ["'tinny'", "tiny"]),
     "not a mapping": (METHODS, None, "- lsq\n", ["known.yaml", "mapping", "list"]),
 }  # fmt: skip

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ofq.interruption import Interrupted, StopRequest
 from ofq.study import Workspace
 from ofq.training.checkpoint import CheckpointStore
-from ofq.training.interruption import Interrupted, StopRequest
 from ofq.training.optimization import make_optimizer, make_schedule
 from ofq.training.stage import prepare
 from ofq.training.weights import save_weights

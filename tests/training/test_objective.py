@@ -45,10 +45,11 @@ def test_evaluation_counts_each_image_once_whatever_the_batch(batch_size):
     data = load("digits", "micro_deit_patch2_8", seed=0)
     torch.manual_seed(0)
     model = build("micro_deit_patch2_8", 10)
+    model.train()
     measures = Classification().evaluate(model, data.test_batches(batch_size))
+    assert model.training
     with torch.no_grad():
         right = (model.eval()(data.test_inputs).argmax(-1) == data.test_targets).sum().item()
     assert measures["images"] == 900
     assert measures["correct"] == right
     assert measures["top1"] == pytest.approx(100 * right / 900)
-    assert model.training is False

@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 
 import ofq
 from ofq.errors import UserError
+from ofq.interruption import StopRequest
 from ofq.study import Workspace
 from ofq.study.config import HUB
 from ofq.training import models
 from ofq.training.checkpoint import CheckpointStore
-from ofq.training.interruption import StopRequest
 from ofq.training.objective import Distillation
 from ofq.training.stage import prepare
 from ofq.training.weights import load_weights, read_weights

@@ -69,7 +69,7 @@ def looks(methods: list[str]) -> dict[str, Look]:
     return {
         method: Look(
             _COLOURS[i % len(_COLOURS)],
-            _MARKERS[i % len(_MARKERS)],
+            _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)],
             _DASHES[(i + i // len(_COLOURS)) % len(_DASHES)],
         )
         for i, method in enumerate(methods)

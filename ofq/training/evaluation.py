@@ -1,0 +1,129 @@
+"""Top-1 and top-5 of a model on a labelled data set, without training."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from timm.data import create_dataset, create_transform, resolve_model_data_config
+from timm.data.readers.reader import Reader
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from ofq.errors import UserError
+from ofq.progress import counted
+from ofq.training import data, models
+from ofq.training.data import Batch
+from ofq.training.objective import Classification
+
+Transform = Callable[[Image.Image], Tensor]
+
+BATCH_SIZE = 64
+_WORKERS = 2
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """What a model is evaluated on.
+
+    Attributes:
+        batches: Images (B, channels, H, W) and labels (B,), each image once.
+        images: Number of images in all.
+        classes: Number of classes.
+    """
+
+    batches: Iterable[Batch]
+    images: int
+    classes: int
+
+
+def evaluate(model: nn.Module, images: LabelledImages, console: Console) -> dict[str, float]:
+    """Measure a model, and show how far it is.
+
+    Returns:
+        ``top1`` and ``top5`` in percent (``top5`` with five classes or more), ``loss``, and the
+        counts ``correct`` and ``images``; independent of the batch size but for rounding.
+
+    Raises:
+        UserError: An image can't be read.
+    """
+    batches = counted(console, images.batches, images.images)
+    return Classification().evaluate(model, batches)
+
+
+def digits(model: str, seed: int, batch_size: int = BATCH_SIZE) -> LabelledImages:
+    """The 900 test images of scikit-learn's digits, of a seed's split."""
+    split = data.load("digits", model, seed)
+    batches = split.test_batches(batch_size)
+    return LabelledImages(batches, len(split.test_targets), split.classes)
+
+
+def image_folder(folder: Path, model: str, batch_size: int = BATCH_SIZE) -> LabelledImages:
+    """The validation split of a folder with a subfolder of images per class.
+
+    Labels count the subfolders in natural order, as timm's and torchvision's readers do. Images are
+    resized, cropped and normalized as timm says for the model.
+
+    Args:
+        folder: It, or its subfolder ``val`` or ``validation``, holds the classes.
+        model: The timm model's name.
+        batch_size: Images per batch; the last batch may be smaller.
+
+    Raises:
+        UserError: The folder is missing or holds no validation images, or timm doesn't know the
+            model's image size and normalization.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; expected val/CLASS/IMAGE below it")
+    try:
+        reader = create_dataset("", root=str(folder), split="validation").reader
+    except RuntimeError as error:
+        raise UserError(f"{folder}: {error}") from None
+    if Path(reader.root) == folder and (folder / "train").is_dir():
+        raise UserError(f"{folder}: has train/, but neither val/ nor validation/ to evaluate on")
+    classes = len(reader.class_to_idx)
+    loader = DataLoader(
+        _Images(reader, _transform(model, classes)), batch_size, num_workers=_WORKERS
+    )
+    return LabelledImages(_mended(loader), len(reader), classes)
+
+
+def _transform(name: str, classes: int) -> Transform:
+    model = models.build(name, classes)
+    if not getattr(model, "pretrained_cfg", None):
+        raise UserError(f"timm says neither image size nor normalization of {name}")
+    return create_transform(**resolve_model_data_config(model), is_training=False)
+
+
+class _Images(Dataset[tuple[Tensor, int]]):
+    """The images of one of timm's readers.
+
+    In place of timm's own data set, which puts the next image where one can't be read: every image
+    is to be counted once.
+    """
+
+    def __init__(self, reader: Reader, transform: Transform) -> None:
+        self.reader = reader
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        file, label = self.reader[index]
+        try:
+            with file:
+                image = Image.open(file).convert("RGB")
+        except (OSError, UnidentifiedImageError):
+            name = self.reader.filename(index, absolute=True)
+            raise UserError(f"{name}: not a readable image") from None
+        return self.transform(image), label
+
+
+def _mended(loader: DataLoader[tuple[Tensor, int]]) -> Iterator[Batch]:
+    """The loader's batches; of an error in a worker, the message without the worker's traceback."""
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None

@@ -1,0 +1,56 @@
+"""The authors' released checkpoints as quantized models of this package."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from ofq.errors import UserError
+from ofq.quantization.released import convert_released_state
+from ofq.study import Quantization
+from ofq.training import models
+from ofq.training.weights import read_weights
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A released checkpoint, imported.
+
+    Attributes:
+        model: The quantized model with the checkpoint's weights and scales; it needs no
+            calibration.
+        dropped: Name and reason of each tensor that has no part in the model's function.
+    """
+
+    model: nn.Module
+    dropped: list[tuple[str, str]]
+
+    def reasons(self) -> dict[str, list[str]]:
+        """The dropped tensors' names by reason."""
+        groups: dict[str, list[str]] = {}
+        for name, reason in self.dropped:
+            groups.setdefault(reason, []).append(name)
+        return groups
+
+
+def import_released(path: Path, name: str, quantization: Quantization, classes: int) -> Imported:
+    """Build a quantized model from a checkpoint in the released layout.
+
+    Args:
+        path: A file as of :func:`ofq.training.weights.read_weights`, under the released names.
+        name: The timm model.
+        quantization: How the checkpoint was quantized.
+        classes: Number of classes of its heads.
+
+    Raises:
+        UserError: The file can't be read, or doesn't fit the model: tensors are missing, left
+            over or of another shape.
+    """
+    state = read_weights(path)
+    model = models.quantized(models.build(name, classes), quantization)
+    try:
+        released = convert_released_state(state, model)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    model.load_state_dict(released.state)
+    return Imported(model, released.dropped)

@@ -1,0 +1,268 @@
+"""Variants, controls and baselines against their equations in NumPy, float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from reference import statsq
+from torch import nn
+
+import ofq
+from ofq.errors import UserError
+from ofq.quantization import (
+    Dampening,
+    FreezeAll,
+    IterativeFreezing,
+    LearnedStatsQ,
+    LSQWeight,
+    RatioAnnealing,
+    StatisticalLSQ,
+    StatsQMoments,
+    low_bit_weights,
+)
+from ofq.quantization.annealing_variants import as_intended, as_written
+from ofq.quantization.layers import Passthrough, QuantizedLinear
+from ofq.quantization.lowrank import factorize
+from ofq.quantization.quantizer import _REGISTRY, make_weight_quantizer
+
+BITS = [2, 3, 4]
+NAMES = [name for name, made in _REGISTRY.items() if made.__module__.startswith("ofq.")]
+
+
+def one_layer(name="statsq", bits=2, rows=16, columns=32):
+    linear = nn.Linear(columns, rows)
+    quantizer = make_weight_quantizer(name, bits, linear.weight)
+    return QuantizedLinear(linear, quantizer, Passthrough(), {"fc1": slice(0, rows)})
+
+
+def off_ties(position):
+    return np.abs(position - np.floor(position) - 0.5) > 1e-4
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_moments_form_has_evenly_spaced_levels_within_a_multiple_of_the_deviation(bits):
+    w = torch.randn(12, 40)
+    w64 = w.double().numpy()
+    limit = (2 ** (bits - 1) - 0.5) * w64.std(-1, ddof=1, keepdims=True) + 1e-5
+    clipped = np.clip(w64, -limit, limit)
+    place = (clipped + limit) / (2 * limit) * (2**bits - 1)
+    expected = np.rint(place) * 2 * limit / (2**bits - 1) - limit
+    safe = off_ties(place)
+    np.testing.assert_allclose(StatsQMoments(bits)(w).numpy()[safe], expected[safe], atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_statistical_scale_on_the_grid_of_lsq(bits):
+    w = (torch.randn(12, 40) * 2).requires_grad_()
+    w64 = w.detach().double().numpy()
+    high = 2 ** (bits - 1) - 1
+    scale = 2 * np.abs(w64).mean(-1, keepdims=True) / math.sqrt(high)
+    ratio = w64 / scale
+    expected = np.rint(np.clip(ratio, -high - 1, high)) * scale
+    out = StatisticalLSQ(bits)(w)
+    out.sum().backward()
+    safe = off_ties(ratio)
+    np.testing.assert_allclose(out.detach().numpy()[safe], expected[safe], rtol=1e-5, atol=1e-6)
+    inside = (ratio > -high - 1) & (ratio < high)
+    np.testing.assert_array_equal(w.grad.numpy(), inside)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_learned_scale_starts_on_the_levels_of_statsq(bits):
+    w = torch.randn(12, 40)
+    quantizer = LearnedStatsQ(bits)
+    quantizer.initialize(w)
+    torch.testing.assert_close(quantizer(w), ofq.StatsQ(bits)(w), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_learned_scale_has_the_gradients_of_lsq_on_the_shifted_grid(bits):
+    w = (torch.randn(6, 20) * 2).requires_grad_()
+    quantizer = LearnedStatsQ(bits)
+    quantizer.initialize(w.detach())
+    upstream = torch.randn(6, 20)
+    quantizer(w).backward(upstream)
+    step = quantizer.learned.detach().double().numpy()[:, None]
+    u, up = w.detach().double().numpy() / step, upstream.double().numpy()
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    place = np.clip(u - 0.5, low, high)
+    inside = place == u - 0.5
+    slope = np.where(inside, np.rint(place) + 0.5 - u, place + 0.5)
+    g = 1 / math.sqrt(high * w.shape[1])
+    np.testing.assert_allclose(w.grad.numpy(), up * inside, atol=1e-6)
+    expected = g * (up * slope).sum(-1)
+    np.testing.assert_allclose(quantizer.learned.grad.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_initial_scale_of_lsq_can_be_chosen():
+    w = torch.randn(6, 20)
+    quantizer = make_weight_quantizer("lsq", 2, w, {"factor": 1.25})
+    torch.testing.assert_close(quantizer.scale(w).flatten(), 1.25 * w.abs().mean(-1))
+    with pytest.raises(UserError, match=r"weight quantizer 'lsq'.*faktor"):
+        make_weight_quantizer("lsq", 2, w, {"faktor": 1.25})
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_quantizer_agrees_with_itself(name, bits):
+    """Value, codes, levels and steps of the one interface belong together."""
+    w = torch.randn(9, 33)
+    quantizer = make_weight_quantizer(name, bits, w)
+    codes = quantizer.codes(w)
+    assert codes.min() >= quantizer.lowest
+    assert codes.max() <= quantizer.highest
+    torch.testing.assert_close(quantizer.level(w, codes), quantizer(w))
+    apart = quantizer.level(w, codes + 1) - quantizer.level(w, codes)
+    torch.testing.assert_close(apart, quantizer.step(w).expand_as(w), rtol=1e-4, atol=1e-5)
+    nearest = (w - quantizer(w)).abs() <= quantizer.step(w) / 2 + 1e-5
+    ends = (codes == quantizer.lowest) | (codes == quantizer.highest)
+    assert (nearest | ends).all()
+
+
+@pytest.mark.parametrize("reading", [as_written, as_intended])
+def test_ratio_form_zeroes_or_damps_gradients(reading):
+    layer = one_layer()
+    with torch.no_grad():
+        layer.weight[0, 0] = 40.0  # far outside the range of levels
+    weight = layer.weight.detach().double().numpy()
+    scale = statsq(weight, 2)[0]
+    levels = scale[..., None] * (np.arange(-2, 2) + 0.5) / 2
+    distance = np.abs(weight[..., None] - levels)
+    ratio = distance.min(-1) / distance.max(-1)
+    confidence = ratio if reading is as_written else 1 - ratio
+    annealing = RatioAnnealing(layer, alpha=0.9, confidence=reading)
+    gradient = torch.randn(16, 32)
+    layer.weight.grad = gradient.clone()
+    annealing.step(torch.optim.SGD(layer.parameters(), lr=0.0))
+    expected = np.where(confidence > 0.5, 0, 0.9 * gradient.double().numpy())
+    np.testing.assert_allclose(layer.weight.grad.numpy(), expected, rtol=1e-5)
+    assert annealing.frozen_share() == pytest.approx(100 * (confidence > 0.5).mean())
+
+
+def test_ratio_form_as_written_freezes_only_far_outliers():
+    layer = one_layer(rows=64, columns=256)
+    assert RatioAnnealing(layer).frozen_share() == 0
+    assert RatioAnnealing(layer, confidence=as_intended).frozen_share() > 99
+
+
+def test_freezing_all_moves_no_low_bit_weight():
+    layer = one_layer()
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
+    before, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    layer(torch.randn(4, 32)).square().sum().backward()
+    annealing = FreezeAll(layer)
+    annealing.step(optimizer)
+    assert torch.equal(layer.weight, before)
+    assert not torch.equal(layer.bias, bias)
+    assert annealing.frozen_share() == 100
+
+
+def test_low_rank_form_starts_at_the_best_approximation(micro_model):
+    qkv = micro_model.blocks[0].attn.qkv
+    weight = qkv.weight.detach()[:48].double().numpy()
+    inner, outer = factorize(qkv.weight[:48], qkv.bias[:48])
+    assert inner.weight.shape == (24, 48)
+    assert outer.weight.shape == (48, 24)
+    product = (outer.weight @ inner.weight).detach().double().numpy()
+    values = np.linalg.svd(weight, compute_uv=False)
+    assert np.linalg.norm(weight - product) == pytest.approx(np.linalg.norm(values[24:]), rel=1e-4)
+    norms = [np.linalg.norm(m.weight.detach().numpy()) for m in (inner, outer)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def test_low_rank_factors_are_quantized_and_annealed_apart(micro_model):
+    model = ofq.quantize(micro_model, qkr="lowrank")
+    images = torch.randn(2, 1, 8, 8)
+    ofq.calibrate(model, images)
+    roles = [next(iter(w.roles)) for w in low_bit_weights(model) if "blocks.0" in w.layer]
+    assert sorted(roles) == ["fc1", "fc2", "k", "k", "proj", "q", "q", "v"]
+    ofq.ConfidenceGuidedAnnealing(model)
+    model(images).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_iterative_freezing_holds_oscillating_weights_on_their_level():
+    layer = one_layer("lsq")
+    freezing = IterativeFreezing(layer, start=0.02, end=0.02, momentum=0.1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+    step = layer.weight_quantizer.step(layer.weight)[0, 0]
+    with torch.no_grad():
+        layer.weight[0, 0] = 0.45 * step
+    freezing.histories[0].previous = layer.weight_quantizer.codes(layer.weight)
+    for number in range(8):
+        with torch.no_grad():
+            layer.weight[0, 0] = (0.55 if number % 2 == 0 else 0.45) * step
+        freezing.step(optimizer, progress=0.0)
+    assert freezing.histories[0].frozen[0, 0]
+    assert freezing.histories[0].frozen.sum() == 1
+    code = layer.weight_quantizer.position(layer.weight)[0, 0].item()
+    assert code == pytest.approx(round(code), abs=1e-5)
+    assert freezing.frozen_share() == pytest.approx(100 / layer.weight.numel())
+
+
+def test_threshold_of_iterative_freezing_falls_along_a_cosine():
+    layer = one_layer("lsq")
+    freezing = IterativeFreezing(layer, start=0.04, end=0.01)
+    seen = []
+    for progress in (0.0, 0.5, 1.0):
+        freezing.step(torch.optim.SGD(layer.parameters(), lr=0.0), progress)
+        seen.append(freezing.histories[0].threshold)
+    assert seen == pytest.approx([0.04, 0.025, 0.01])
+
+
+def test_dampening_is_the_squared_distance_to_the_levels_within_the_range():
+    layer = one_layer("lsq")
+    weight = layer.weight.detach().double().numpy()
+    scale = layer.weight_quantizer.scale(layer.weight).double().numpy()
+    value = np.rint(np.clip(weight / scale, -2, 1)) * scale
+    clipped = np.clip(weight, -2 * scale, scale)
+    dampening = Dampening(layer, strength=3.0)
+    assert dampening.penalty(0.0).item() == 0
+    halfway = dampening.penalty(0.5)
+    assert halfway.item() == pytest.approx(1.5 * ((value - clipped) ** 2).sum(), rel=1e-5)
+    halfway.backward()
+    inside = (weight > -2 * scale) & (weight < scale)
+    expected = 1.5 * 2 * (clipped - value) * inside
+    np.testing.assert_allclose(layer.weight.grad.numpy(), expected, atol=1e-5)
+
+
+def test_lsq_weight_scale_gets_its_own_learning_rate(micro_model):
+    from ofq.study import Training
+    from ofq.training.optimization import make_optimizer, make_schedule
+
+    model = ofq.quantize(micro_model, weight_quantizer="lsq")
+    training = Training(epochs=2, batch_size=1, lr=0.01, min_lr=0.01, weight_decay=0.1)
+    optimizer = make_optimizer(model, training, scale_lr=10.0)
+    make_schedule(optimizer, training).step(0)
+    scales = {id(p) for m in model.modules() if isinstance(m, LSQWeight) for p in m.parameters()}
+    rates = {g["lr"] for g in optimizer.param_groups for p in g["params"] if id(p) in scales}
+    others = {g["lr"] for g in optimizer.param_groups for p in g["params"] if id(p) not in scales}
+    assert (rates, others) == ({0.1}, {0.01})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "roles"), [("blocks.0.*", 6), ("*.mlp.fc1", 4), ("blocks.3.attn.qkv", 3)]
+)
+def test_bits_can_differ_by_layer(micro_model, pattern, roles):
+    model = ofq.quantize(micro_model, 2, 2, layer_bits={pattern: (4, 3)})
+    weights = list(low_bit_weights(model))
+    changed = [role for w in weights if w.quantizer.bits == 4 for role in w.roles]
+    assert len(changed) == roles
+    assert all(w.quantizer.bits in (2, 4) for w in weights)
+
+
+def test_the_last_matching_pattern_wins_and_ends_can_be_named(micro_model):
+    bits = {"blocks.*": (3, 3), "blocks.1.mlp.fc2": (32, 32), "head": (4, 32)}
+    model = ofq.quantize(micro_model, 2, 2, layer_bits=bits, end_bits=(6, 6))
+    assert model.blocks[0].mlp.fc1.weight_quantizer.bits == 3
+    assert isinstance(model.blocks[1].mlp.fc2.weight_quantizer, nn.Identity)
+    assert isinstance(model.blocks[1].mlp.fc2.input_quantizer, Passthrough)
+    assert model.patch_embed.proj.weight_quantizer.bits == 6
+    assert model.head.weight_quantizer.bits == 4
+    assert not hasattr(model.head.input_quantizer, "quantizer")
+
+
+def test_pattern_that_matches_nothing_is_an_error(micro_model):
+    with pytest.raises(UserError, match=r"'block\.\*' matches no layer; there are patch_embed"):
+        ofq.quantize(micro_model, layer_bits={"block.*": (4, 4)})

@@ -1,0 +1,208 @@
+"""Evaluation of weights on digits and on folders of images."""
+
+import os
+import pty
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+import ofq
+from ofq.errors import UserError
+from ofq.training import evaluation, models
+from ofq.training.data import load
+from ofq.training.objective import Classification
+from ofq.training.weights import save_weights
+
+MICRO, TINY = "micro_deit_patch2_8", "deit_tiny_patch16_224"
+QUIET = Console(quiet=True)
+CLASSES, EACH = 6, 2
+
+
+def micro():
+    torch.manual_seed(0)
+    model = ofq.quantize(models.build(MICRO, 10), 2, 2, qkr=True)
+    data = load("digits", MICRO, 0)
+    ofq.calibrate(model, data.train_inputs[:64])
+    return model, data
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "micro.safetensors"
+    save_weights(micro()[0], path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images of several sizes and modes: ``val/class_N/N.png``, and a train split to be left alone."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label in range(CLASSES):
+            place = root / split / f"class_{label}"
+            place.mkdir(parents=True)
+            for i in range(EACH if split == "val" else 1):
+                size, mode = (240 + 20 * label, 256 + 10 * i), "L" if label % 2 else "RGB"
+                pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).convert(mode).save(place / f"{i}.png")
+    return root
+
+
+class Fixed(torch.nn.Module):
+    """Answers with the rows of a table, whatever the images."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits, self.at = logits, 0
+
+    def forward(self, images):
+        first, self.at = self.at, self.at + len(images)
+        return self.logits[first : self.at]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_top1_and_top5_are_those_of_sorting(batch_size):
+    logits, targets = torch.randn(50, 8), torch.randint(0, 8, (50,))
+    order = np.argsort(-logits.numpy(), axis=1)
+    ranks = [list(row).index(t) for row, t in zip(order, targets.tolist(), strict=True)]
+    batches = zip(torch.zeros(50, 1).split(batch_size), targets.split(batch_size), strict=True)
+    measures = Classification().evaluate(Fixed(logits), batches)
+    assert measures["top1"] == pytest.approx(100 * np.mean([rank == 0 for rank in ranks]))
+    assert measures["top5"] == pytest.approx(100 * np.mean([rank < 5 for rank in ranks]))
+    assert measures["images"] == 50
+
+
+def test_fewer_than_five_classes_have_no_top5():
+    batches = [(torch.zeros(3, 1), torch.tensor([0, 1, 2]))]
+    assert "top5" not in Classification().evaluate(Fixed(torch.randn(3, 4)), batches)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12, 100])
+def test_folder_gives_each_validation_image_once(folder, batch_size):
+    images = evaluation.image_folder(folder, TINY, batch_size)
+    assert (images.images, images.classes) == (CLASSES * EACH, CLASSES)
+    batches = list(images.batches)
+    assert torch.cat([t for _, t in batches]).tolist() == sorted([*range(CLASSES)] * EACH)
+    inputs = torch.cat([i for i, _ in batches])
+    assert inputs.shape == (CLASSES * EACH, 3, 224, 224)
+    assert len({tuple(image[0, 0, :9].tolist()) for image in inputs}) == CLASSES * EACH
+
+
+def test_folder_of_classes_needs_no_split(folder):
+    assert evaluation.image_folder(folder / "val", TINY).images == CLASSES * EACH
+
+
+def test_images_are_transformed_as_timm_says_for_the_model(folder):
+    """DeiT: resize to 248 (crop 0.9, bicubic), crop the centre, ImageNet's mean and deviation."""
+    image = Image.open(folder / "val/class_0/0.png")  # 256 wide, 240 high
+    resized = image.resize((round(248 * 256 / 240), 248), Image.Resampling.BICUBIC)
+    left = round((resized.width - 224) / 2)
+    pixels = np.asarray(resized.crop((left, 12, left + 224, 236))) / 255
+    expected = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    found = next(iter(evaluation.image_folder(folder, TINY, 1).batches))[0][0]
+    assert np.abs(found.numpy() - expected.transpose(2, 0, 1)).max() < 0.03
+
+
+def test_folders_without_images_to_evaluate_on_are_explained(tmp_path):
+    with pytest.raises(UserError, match="none: no such folder"):
+        evaluation.image_folder(tmp_path / "none", TINY)
+    with pytest.raises(UserError, match="Found 0 images"):
+        evaluation.image_folder(tmp_path, TINY)
+    (tmp_path / "train/a").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "train/a/0.png")
+    with pytest.raises(UserError, match="neither val/ nor validation/"):
+        evaluation.image_folder(tmp_path, TINY)
+
+
+def test_model_that_timm_says_nothing_of_is_explained(folder):
+    with pytest.raises(UserError, match=f"neither image size nor normalization of {MICRO}"):
+        evaluation.image_folder(folder, MICRO)
+
+
+def test_unreadable_image_is_named_and_not_replaced_by_another(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a/0.png")
+    (tmp_path / "a/1.png").write_bytes(b"no image")
+    images = evaluation.image_folder(tmp_path, TINY)
+    with pytest.raises(UserError) as caught:
+        list(images.batches)
+    assert str(caught.value) == f"{tmp_path / 'a/1.png'}: not a readable image"
+
+
+def ofq_eval(weights, *arguments):
+    command = [sys.executable, "-m", "ofq", "eval", str(weights), "--bits", "W2A2", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_command_prints_what_the_model_gets(weights):
+    model, data = micro()
+    with torch.no_grad():
+        right = (model.eval()(data.test_inputs).argmax(-1) == data.test_targets).sum().item()
+    for batch_size in ("7", "900"):
+        options = ("--model", MICRO, "--qkr", "--data", "digits", "--batch-size", batch_size)
+        done = ofq_eval(weights, *options)
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines()
+        assert lines[0] == "evaluating 900 images"
+        assert lines[-2] == "image 900/900"
+        assert lines[-1].startswith(f"top-1 {100 * right / 900:.2f} %  top-5 ")
+        assert lines[-1].endswith(f"{right} of 900 images right")
+        assert "\x1b" not in done.stdout
+
+
+@pytest.mark.slow
+def test_terminal_gets_a_bar(weights):
+    main, terminal = pty.openpty()
+    command = [sys.executable, "-m", "ofq", "eval", str(weights), "--model", MICRO]
+    command += ["--bits", "W2A2", "--qkr", "--data", "digits"]
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "120"}
+    process = subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environment)
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(main, 4096)
+        except OSError:  # the terminal's other end is closed
+            break
+    assert process.wait() == 0
+    assert "━" in shown.decode()
+    assert "900/900" in shown.decode()
+
+
+@pytest.mark.slow
+def test_folder_is_evaluated_with_the_whole_model(folder, tmp_path):
+    torch.manual_seed(0)
+    model = ofq.quantize(models.build(TINY, CLASSES), 2, 2)
+    ofq.calibrate(model, torch.randn(2, 3, 224, 224))
+    path = tmp_path / "tiny.safetensors"
+    save_weights(model, path)
+    done = ofq_eval(path, "--model", TINY, "--data", str(folder), "--batch-size", "5")
+    assert done.returncode == 0, done.stderr
+    images = evaluation.image_folder(folder, TINY, 12)
+    expected = evaluation.evaluate(model, images, QUIET)
+    assert f"{expected['correct']} of {CLASSES * EACH} images right" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--model", MICRO, "--data", "digits"], "weights of another model"),  # without --qkr
+        (["--model", MICRO, "--data", "none", "--qkr"], "none: no such folder"),
+        (["--model", "deit_typo", "--data", "digits"], "unknown model 'deit_typo'"),
+        (["--model", MICRO, "--data", "digits", "--bits", "W1A1"], "'W1A1'"),
+        (["--model", MICRO, "--data", "digits", "--quantizer", "lsk"], "lsk"),
+    ],
+)
+def test_mistake_is_one_clear_error(weights, options, words):
+    done = ofq_eval(weights, *options)
+    assert done.returncode == 2, done
+    assert words in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
