@@ -21,7 +21,7 @@ import torch
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-from ofq.errors import UserError
+from ofq.errors import UserError, some
 from ofq.quantization.annealing import AsPaper, near_threshold
 from ofq.quantization.attention import MergedQueryKey
 from ofq.quantization.layers import QuantizedWeight
@@ -97,7 +97,7 @@ def convert_released_state(state: Mapping[str, Tensor], model: nn.Module) -> Rel
             calibrated; where it isn't, the number of each activation scale is the checkpoint's.
 
     Raises:
-        UserError: Tensors are missing, left over or of another shape; all of them are listed.
+        UserError: Tensors are missing, left over or of another shape; the first few are listed.
     """
     names = released_names(state)
     sources = {ours: name for name, all_ours in names.items() for ours in all_ours}
@@ -118,9 +118,7 @@ def convert_released_state(state: Mapping[str, Tensor], model: nn.Module) -> Rel
         ],
     }
     if any(problems.values()):
-        found = "; ".join(
-            f"{what}: {', '.join(which)}" for what, which in problems.items() if which
-        )
+        found = "; ".join(f"{what}: {some(which)}" for what, which in problems.items() if which)
         raise UserError(f"this checkpoint doesn't fit the model (bits, QKR, size): {found}")
     return ReleasedState(
         {n: _as(converted[n], wanted[n]) for n in shared},

@@ -2,7 +2,7 @@
 
 import argparse
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,10 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ofq.errors import UserError
+from ofq.errors import UserError, some
 
 _CONTAINERS = ("state_dict", "model")
-_SHOWN = 3
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -95,16 +94,10 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
         ],
     }
     if any(problems.values()):
-        found = "; ".join(f"{what}: {_short(names)}" for what, names in problems.items() if names)
+        found = "; ".join(f"{what}: {some(names)}" for what, names in problems.items() if names)
         raise UserError(f"{path}: weights of another model: {found}")
     model.load_state_dict(weights)
     return model
-
-
-def _short(names: Iterable[str]) -> str:
-    names = list(names)
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

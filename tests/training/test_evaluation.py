@@ -40,7 +40,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Images of several sizes and modes: ``val/class_N/N.png``, and a train split to be left alone."""
+    """Images of several sizes and modes, and a train split that is to be left alone."""
     root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
@@ -101,8 +101,8 @@ def test_folder_of_classes_needs_no_split(folder):
 def test_images_are_transformed_as_timm_says_for_the_model(folder):
     """DeiT: resize to 248 (crop 0.9, bicubic), crop the centre, ImageNet's mean and deviation."""
     image = Image.open(folder / "val/class_0/0.png")  # 256 wide, 240 high
-    resized = image.resize((round(248 * 256 / 240), 248), Image.Resampling.BICUBIC)
-    left = round((resized.width - 224) / 2)
+    resized = image.resize((248 * 256 // 240, 248), Image.Resampling.BICUBIC)
+    left = (resized.width - 224) // 2
     pixels = np.asarray(resized.crop((left, 12, left + 224, 236))) / 255
     expected = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     found = next(iter(evaluation.image_folder(folder, TINY, 1).batches))[0][0]
