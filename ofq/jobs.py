@@ -1,9 +1,11 @@
 """One run, from its config to its finished folder: where study, training and record meet."""
 
+import hashlib
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -17,6 +19,11 @@ from ofq.study.grid import describe
 from ofq.tracking import RunFolder
 from ofq.tracking.folder import WEIGHTS
 from ofq.tracking.provenance import gather
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_CHECKPOINT = "checkpoint"
 
 
 class _Recorder:
@@ -52,14 +59,20 @@ def open_folder(workspace: Workspace, run: Run, studies: list[str]) -> RunFolder
     """Make a run's folder ready for an attempt, with its provenance.
 
     Raises:
-        UserError: The folder can't be written, or a run that this one builds on isn't complete.
+        UserError: The folder can't be written, a run that this one builds on isn't complete, or
+            a file that it starts from is missing.
     """
     for needed in run.needs():
         if not run_folder(workspace, needed).complete():
             raise UserError(f"{run.id} builds on {needed.id}; run `ofq train {needed.id}` first")
+    inputs = _inputs(workspace, run, studies)
     folder = run_folder(workspace, run)
     folder.open(describe(run))
-    provenance = {**workspace.uses(run, studies), **gather(workspace.root)}
+    provenance = {
+        **workspace.uses(run, studies),
+        "inputs": inputs,
+        **gather(workspace.root),
+    }
     write_json(folder.path / "provenance.json", provenance)
     folder.event("opened", commit=provenance["commit"], host=provenance["host"])
     return folder
@@ -68,7 +81,9 @@ def open_folder(workspace: Workspace, run: Run, studies: list[str]) -> RunFolder
 def train(
     workspace: Workspace, run: Run, folder: RunFolder, console: Console, stop: StopRequest
 ) -> None:
-    """Train a run in its opened folder, resuming where an earlier attempt stopped.
+    """Do a run in its opened folder: train it, or evaluate the checkpoint that it names.
+
+    Training resumes where an earlier attempt stopped.
 
     Args:
         workspace: Where the run's parents are.
@@ -82,38 +97,99 @@ def train(
         Interrupted: A signal asked it to stop; the state is saved.
     """
     from ofq.training.checkpoint import CheckpointStore
-    from ofq.training.stage import prepare, use_threads
+    from ofq.training.stage import use_threads
     from ofq.training.weights import save_weights
 
-    assert run.config.training is not None
     use_threads(run.resources.threads)
-    checkpoints = CheckpointStore(folder.path / "checkpoint")
-    shown = display(console, run.config.training.epochs)
+    work = _evaluate if run.config.stage == "released" else _train
     began = time.time()
     try:
-        trainer = prepare(
-            run.config,
-            _weights(workspace, run.parent),
-            _weights(workspace, run.teacher),
-            _Recorder(folder, shown),
-            checkpoints,
-            stop,
-            _pretrained(workspace, run.config),
-        )
-        metrics = trainer.run()
-        write_file(folder.path / WEIGHTS, lambda path: save_weights(trainer.model, path))
+        done = work(workspace, run, folder, console, stop)
+        write_file(folder.path / WEIGHTS, lambda path: save_weights(done.model, path))
     except Interrupted as request:
         folder.event("interrupted", cause=str(request))
         raise
     except Exception as error:
         folder.event("failed", cause=traceback.format_exception_only(error)[-1].strip())
         raise
+    folder.event("finished")
+    folder.finish(_result(run, done.metrics, done.primary, time.time() - began))
+    CheckpointStore(folder.path / _CHECKPOINT).clear()
+    console.print(f"finished {run.id}: {summary(done.metrics)}", highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What a run comes to: its model, its last row of metrics, and the main one of them."""
+
+    model: "nn.Module"
+    metrics: dict[str, Any]
+    primary: str
+
+
+def _train(
+    workspace: Workspace, run: Run, folder: RunFolder, console: Console, stop: StopRequest
+) -> _Done:
+    from ofq.training.checkpoint import CheckpointStore
+    from ofq.training.stage import prepare
+
+    assert run.config.training is not None
+    shown = display(console, run.config.training.epochs)
+    try:
+        trainer = prepare(
+            run.config,
+            _weights(workspace, run.parent),
+            _weights(workspace, run.teacher),
+            _Recorder(folder, shown),
+            CheckpointStore(folder.path / _CHECKPOINT),
+            stop,
+            _pretrained(workspace, run.config),
+        )
+        return _Done(trainer.model, trainer.run(), trainer.objective.primary)
     finally:
         shown.end()
-    folder.event("finished")
-    folder.finish(_result(run, metrics, trainer.objective.primary, time.time() - began))
-    checkpoints.clear()
-    console.print(f"finished {run.id}: {summary(metrics)}", highlight=False, soft_wrap=True)
+
+
+def _evaluate(
+    workspace: Workspace, run: Run, folder: RunFolder, console: Console, stop: StopRequest
+) -> _Done:
+    from ofq.training import evaluation
+    from ofq.training.importing import import_released
+
+    config = run.config
+    assert config.checkpoint is not None
+    assert config.quantization is not None
+    if config.dataset == "digits":
+        images = evaluation.digits(config.model, config.seed)
+    else:
+        images = evaluation.image_folder(workspace.data_folder(config.dataset), config.model)
+    path = workspace.root / config.checkpoint
+    imported = import_released(path, config.model, config.quantization, images.classes)
+    folder.rewind(None)
+    folder.event("started", dropped={r: len(names) for r, names in imported.reasons().items()})
+    measures = evaluation.evaluate(imported.model, images, console, stop)
+    metrics = {"epoch": 0, "step": 0, "time": time.time(), **measures}
+    folder.append("metrics", [metrics])
+    return _Done(imported.model, metrics, "top1")
+
+
+def _inputs(workspace: Workspace, run: Run, studies: list[str]) -> dict[str, str]:
+    """SHA-256 of each file that a run starts from, beside other runs' weights."""
+    config = run.config
+    named = {
+        config.checkpoint: f"{workspace.study_path(studies[0])}: key 'checkpoints.{config.model}."
+        f"{config.bits}'",
+        config.pretrained: f"recipe of {workspace.study_path(studies[0])}: key 'pretrained'",
+    }
+    hashes = {}
+    for name, key in named.items():
+        if name is not None and name != HUB:
+            path = workspace.root / name
+            if not path.is_file():
+                raise UserError(f"{key} is '{name}': no such file")
+            with path.open("rb") as file:
+                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
 
 
 def _weights(workspace: Workspace, run: Run | None) -> Path | None:

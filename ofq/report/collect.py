@@ -117,7 +117,7 @@ def _curve(
         return
     epochs = steps = 0
     for link in reversed(list(run.chain())):
-        if link.config.stage == "fp":
+        if link.config.stage in ("fp", "released"):
             continue
         rows, result = _read(folders[link.id], table), folders[link.id].result() or {}
         if link.config.stage == "cga" and "epoch" in rows:

@@ -27,8 +27,14 @@ Stage = Literal["fp", "qat", "cga", "released"]
 WEIGHT_QUANTIZERS = ("lsq", "lsq_statistical", "statsq", "statsq_learned", "statsq_moments")
 """The built-in weight quantizers; a method that names another one also names its ``module``."""
 
-DATASETS = ("digits", "toy_regression")
-"""The data sets that :mod:`ofq.training.data` can load."""
+DATASETS = ("digits", "imagenet", "toy_regression")
+"""The data sets that a recipe may name."""
+
+EVALUATION_ONLY = ("imagenet",)
+"""Those of them on which released checkpoints are evaluated, and nothing is trained yet."""
+
+CLASSIFICATION = ("digits", "imagenet")
+"""Those of them whose images have classes."""
 
 HUB = "timm"
 """Stands in a run's config for the pretrained weights that timm's hub has for the model."""
@@ -315,7 +321,8 @@ class Recipe(Strict):
     Attributes:
         dataset: The data set.
         models: Names of timm models, or of this package's own.
-        stages: Hyperparameters of each stage.
+        stages: Hyperparameters of each stage; none if the recipe's studies only evaluate released
+            checkpoints.
         pretrained: Without an ``fp`` stage, the weights that QAT starts from and is taught by:
             in the file, ``true`` for those that timm's hub has for the model (here :data:`HUB`),
             or a local file. Left out, QAT starts from scratch.
@@ -325,7 +332,7 @@ class Recipe(Strict):
 
     dataset: str
     models: Names
-    stages: dict[TrainedStage, Training]
+    stages: dict[TrainedStage, Training] = Field(default_factory=dict)
     pretrained: str | None = None
     overrides: tuple[Override, ...] = ()
     resources: dict[Stage, Resources] = Field(default_factory=dict)
@@ -355,7 +362,14 @@ class Recipe(Strict):
             raise ValueError(
                 f"unknown dataset '{self.dataset}' ({suggest(self.dataset, list(DATASETS))})"
             )
-        if "qat" not in self.stages:
+        if self.stages and self.dataset in EVALUATION_ONLY:
+            trained = [name for name in DATASETS if name not in EVALUATION_ONLY]
+            raise ValueError(
+                f"has 'stages' for dataset '{self.dataset}', but training on it isn't offered yet; "
+                f"allowed with stages: {', '.join(trained)}; without them, studies of released "
+                "checkpoints"
+            )
+        if self.stages and "qat" not in self.stages:
             raise ValueError("stages lacks 'qat', the stage that every method needs")
         taught = [s for s, t in self.stages.items() if t.distillation]
         if taught and "fp" not in self.stages and self.pretrained is None:
@@ -374,6 +388,8 @@ class Study(Strict):
         description: What the study asks; opens the report (Markdown-free plain text).
         recipe: Name of the recipe.
         models, bits, methods, seeds: The grid.
+        checkpoints: Where given, nothing is trained: a cell's number is that of a file in the
+            authors' released layout, by model and bits.
         figures: Names of the report's figures, in order.
         contrasts: The comparisons that the study is made for; left out, each method is compared
             with the one before it and with the first.
@@ -388,6 +404,7 @@ class Study(Strict):
     methods: Names
     seeds: Annotated[list[Seed], AfterValidator(_distinct)]
     figures: Names
+    checkpoints: dict[Name, dict[Bits, str]] = Field(default_factory=dict)
     contrasts: tuple[Contrast, ...] = ()
     expectations: tuple[str, ...] = ()
 
@@ -400,9 +417,11 @@ class Site(Strict):
         results: Folder of the run folders and of the embedded MLflow store.
         reports: Folder of the reports.
         tracking_uri: MLflow's store; left out, an SQLite file in ``results``.
+        data: Folders of data sets that don't come with the package.
     """
 
     studies: Names
     results: str = "results"
     reports: str = "reports"
     tracking_uri: str | None = None
+    data: dict[Literal["imagenet"], str] = Field(default_factory=dict)

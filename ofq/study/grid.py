@@ -12,6 +12,7 @@ from typing import Any
 
 from ofq.errors import UserError
 from ofq.study.config import (
+    CLASSIFICATION,
     OFF,
     Annealing,
     Band,
@@ -176,6 +177,7 @@ class _Builder:
 
     recipe: Recipe
     source: str
+    checkpoints: dict[str, dict[str, str]]
     runs: dict[str, Run] = field(default_factory=dict)
     known: dict[tuple[Any, ...], Training] = field(default_factory=dict)
     quantizations: dict[tuple[Any, ...], Quantization] = field(default_factory=dict)
@@ -228,7 +230,9 @@ class _Builder:
         return self.run(config, None, None)
 
     def last(self, model: str, bits: str, method: Method, seed: int) -> Run:
-        """The last run of a cell's chain: QAT, or CGA after it."""
+        """The last run of a cell's chain: QAT, or CGA after it; or a released checkpoint's."""
+        if self.checkpoints:
+            return self._released(model, bits, method, seed)
         fp = self.fp(model, seed)
         qat = self._stage("qat", model, bits, method, seed, fp, fp)
         if method.cga is None:
@@ -268,6 +272,18 @@ class _Builder:
         )
         return self.run(config, parent, teacher)
 
+    def _released(self, model: str, bits: str, method: Method, seed: int) -> Run:
+        config = RunConfig(
+            dataset=self.recipe.dataset,
+            model=model,
+            stage="released",
+            seed=seed,
+            training=None,
+            quantization=self.quantization(method, bits),
+            checkpoint=self.checkpoints[model][bits],
+        )
+        return self.run(config, None, None)
+
 
 def expand(
     name: str, study: Study, recipe: Recipe, methods: dict[str, Method], source: str
@@ -286,9 +302,9 @@ def expand(
             cell that can't exist.
     """
     _check(study, recipe, methods, source)
-    builder = _Builder(recipe, source)
+    builder = _Builder(recipe, source, study.checkpoints)
     cells = []
-    if "fp" in recipe.stages:
+    if "fp" in recipe.stages and not study.checkpoints:
         for model in study.models:
             runs = tuple(run for s in study.seeds if (run := builder.fp(model, s)))
             cells.append(Cell(recipe.dataset, model, "FP", "fp", "Full precision", runs))
@@ -318,6 +334,51 @@ def _check(study: Study, recipe: Recipe, methods: dict[str, Method], source: str
         for m in (contrast.method, contrast.against)
         if m not in study.methods
     ]
+    problems += (_checkpoint_problems if study.checkpoints else _stage_problems)(
+        study, recipe, methods
+    )
+    if problems:
+        raise UserError("\n".join(f"{source}: {problem}" for problem in problems))
+
+
+def _checkpoint_problems(study: Study, recipe: Recipe, methods: dict[str, Method]) -> list[str]:
+    """What is wrong with a study of released checkpoints."""
+    given = {(model, bits) for model, paths in study.checkpoints.items() for bits in paths}
+    wanted = {(model, bits) for model in study.models for bits in study.bits}
+    problems = [
+        f"key 'checkpoints.{model}.{bits}' is missing: give the file of this cell"
+        for model, bits in sorted(wanted - given)
+    ]
+    problems += [
+        f"key 'checkpoints.{model}.{bits}': the study has no such cell "
+        f"(models: {', '.join(study.models)}; bits: {', '.join(study.bits)})"
+        for model, bits in sorted(given - wanted)
+    ]
+    if len(study.methods) > 1:
+        problems.append(
+            f"key 'methods': {', '.join(study.methods)}; with 'checkpoints' allowed: one, that of "
+            "the files"
+        )
+    if study.figures != ["accuracy"]:
+        problems.append(
+            "key 'figures': with 'checkpoints', which no training led to, allowed: accuracy"
+        )
+    if recipe.dataset not in CLASSIFICATION:
+        problems.append(
+            f"key 'checkpoints': recipe '{study.recipe}' is for dataset '{recipe.dataset}'; "
+            f"allowed: {', '.join(CLASSIFICATION)}"
+        )
+    return problems
+
+
+def _stage_problems(study: Study, recipe: Recipe, methods: dict[str, Method]) -> list[str]:
+    """What is wrong between a study's methods and the stages that they need."""
+    if not recipe.stages:
+        return [
+            f"key 'recipe': recipe '{study.recipe}' has no stages to train; give 'checkpoints', "
+            "or name another recipe"
+        ]
+    problems = []
     annealed = [m for m in study.methods if m in methods and methods[m].cga]
     if annealed and "cga" not in recipe.stages:
         problems.append(
@@ -325,14 +386,13 @@ def _check(study: Study, recipe: Recipe, methods: dict[str, Method], source: str
             f"stage 'cga' (it has: {', '.join(recipe.stages)})"
         )
     held = [m for m in study.methods if m in annealed or (m in methods and methods[m].stabilizer)]
-    for bits in study.bits:
-        if held and parse_bits(bits)[0] == OFF:
-            problems.append(
-                f"key 'bits': at {bits} there are no quantized weights that '{held[0]}' could "
-                "hold; give weight bits of 2 to 8, or leave the method out"
-            )
-    if problems:
-        raise UserError("\n".join(f"{source}: {problem}" for problem in problems))
+    problems += [
+        f"key 'bits': at {bits} there are no quantized weights that '{held[0]}' could "
+        "hold; give weight bits of 2 to 8, or leave the method out"
+        for bits in study.bits
+        if held and parse_bits(bits)[0] == OFF
+    ]
+    return problems
 
 
 def describe(run: Run) -> dict[str, Any]:

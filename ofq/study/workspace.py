@@ -1,5 +1,6 @@
 """The config folder as a whole: sites, studies, recipes and methods, found by name."""
 
+import os
 from functools import cached_property
 from pathlib import Path
 
@@ -47,6 +48,22 @@ class Workspace:
     def tracking_uri(self) -> str:
         """MLflow's store: the site's, or an SQLite file in the results folder."""
         return self.site.tracking_uri or f"sqlite:///{(self.results / 'mlflow.db').resolve()}"
+
+    def data_folder(self, dataset: str) -> Path:
+        """Where a data set lies: the site's ``data``, or else the variable ``DATASET_DIR``.
+
+        Raises:
+            UserError: Neither says.
+        """
+        variable = f"{dataset.upper()}_DIR"
+        folders = {str(name): folder for name, folder in self.site.data.items()}
+        given = folders.get(dataset) or os.environ.get(variable)
+        if not given:
+            raise UserError(
+                f"{self.root / 'config' / 'config.yaml'}: key 'data.{dataset}' is missing: give "
+                f"the folder that has {dataset}'s val/, or set {variable}"
+            )
+        return self.root / given
 
     @cached_property
     def study_names(self) -> list[str]:

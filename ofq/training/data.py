@@ -111,7 +111,14 @@ def _toy_regression(model: str, seed: int) -> Data:
     return Data(inputs[:960], noisy[:960], inputs[960:], clean[960:], classes=0, seed=seed)
 
 
+def _imagenet(model: str, seed: int) -> Data:
+    raise UserError(
+        "training on imagenet isn't offered yet; released checkpoints can be evaluated on it"
+    )
+
+
 _LOADERS: dict[str, Callable[[str, int], Data]] = {
     "digits": _digits,
+    "imagenet": _imagenet,
     "toy_regression": _toy_regression,
 }

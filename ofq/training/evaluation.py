@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ofq.errors import UserError
+from ofq.interruption import Interrupted, StopRequest
 from ofq.progress import counted
 from ofq.training import data, models
 from ofq.training.data import Batch
@@ -38,8 +39,16 @@ class LabelledImages:
     classes: int
 
 
-def evaluate(model: nn.Module, images: LabelledImages, console: Console) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, images: LabelledImages, console: Console, stop: StopRequest
+) -> dict[str, float]:
     """Measure a model, and show how far it is.
+
+    Args:
+        model: The model.
+        images: What it is measured on.
+        console: Where to show progress.
+        stop: Looked at after every batch.
 
     Returns:
         ``top1`` and ``top5`` in percent (``top5`` with five classes or more), ``loss``, and the
@@ -47,9 +56,17 @@ def evaluate(model: nn.Module, images: LabelledImages, console: Console) -> dict
 
     Raises:
         UserError: An image can't be read.
+        Interrupted: A stop was requested.
     """
-    batches = counted(console, images.batches, images.images)
+    batches = counted(console, _until(stop, images.batches), images.images)
     return Classification().evaluate(model, batches)
+
+
+def _until(stop: StopRequest, batches: Iterable[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        if stop.cause is not None:
+            raise Interrupted(stop.cause)
+        yield batch
 
 
 def digits(model: str, seed: int, batch_size: int = BATCH_SIZE) -> LabelledImages:

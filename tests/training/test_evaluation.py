@@ -13,6 +13,7 @@ from rich.console import Console
 
 import ofq
 from ofq.errors import UserError
+from ofq.interruption import StopRequest
 from ofq.training import evaluation, models
 from ofq.training.data import load
 from ofq.training.objective import Classification
@@ -186,7 +187,7 @@ def test_folder_is_evaluated_with_the_whole_model(folder, tmp_path):
     done = ofq_eval(path, "--model", TINY, "--data", str(folder), "--batch-size", "5")
     assert done.returncode == 0, done.stderr
     images = evaluation.image_folder(folder, TINY, 12)
-    expected = evaluation.evaluate(model, images, QUIET)
+    expected = evaluation.evaluate(model, images, QUIET, StopRequest())
     assert f"{expected['correct']} of {CLASSES * EACH} images right" in done.stdout
 
 

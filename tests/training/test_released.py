@@ -4,6 +4,7 @@ import argparse
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 import ofq
+from ofq.errors import UserError
+from ofq.study import Workspace
+from ofq.tracking import RunFolder
 from ofq.training import models
 from ofq.training.data import load
 
+ROOT = Path(__file__).parents[2]
 MICRO = "micro_deit_patch2_8"
 
 # our names → the authors', first match first
@@ -134,3 +139,162 @@ def test_missing_checkpoint_is_one_clear_error(tmp_path):
     done = run(tmp_path, "import-checkpoint", "none.pth", *options)
     assert done.returncode == 2
     assert "none.pth: no such file" in done.stderr
+
+
+RECIPE = "dataset: digits\nmodels: [micro_deit_patch2_8]\n"
+STUDY = """
+title: Released
+description: For tests.
+recipe: evaluation
+models: [micro_deit_patch2_8]
+bits: [W2A2, W3A3]
+methods: [statsq+qkr+cga]
+seeds: [0]
+figures: [accuracy]
+checkpoints:
+  micro_deit_patch2_8: {W2A2: checkpoints/two.pth, W3A3: checkpoints/three.pth}
+"""
+
+
+@pytest.fixture
+def study(checkout):
+    """A checkout with a study of two checkpoints, that are yet to be put there."""
+    (checkout / "config/recipes/evaluation.yaml").write_text(RECIPE)
+    (checkout / "config/studies/released.yaml").write_text(STUDY)
+    return checkout
+
+
+@pytest.mark.slow
+def test_study_gives_each_checkpoint_the_accuracy_of_its_model(study):
+    originals = {"two": quantized(True, bits=2), "three": quantized(True, bits=3, seed=1)}
+    for name, model in originals.items():
+        save(model, study / f"checkpoints/{name}.pth")
+    expected = [top1(model) for model in originals.values()]
+    assert expected[0] != expected[1]
+    runs = run(study, "runs", "released").stdout.split()
+    assert [name.rpartition("/")[2][:18] for name in runs] == [
+        "w2a2-statsq-qkr-s0",
+        "w3a3-statsq-qkr-s0",
+    ]
+    for name, accuracy in zip(runs, expected, strict=True):
+        done = run(study, "train", "--no-track", name)
+        assert done.returncode == 0, done.stderr
+        folder = RunFolder(study / "results/runs" / name)
+        assert folder.complete()
+        result = folder.result()
+        assert result["top1"] == pytest.approx(accuracy)
+        assert result["top1"] <= result["top5"] <= 100
+        assert (result["images"], result["epochs"], result["steps"]) == (900, 0, 0)
+        (row,) = folder.rows("metrics")
+        assert row["top1"] == result["top1"]
+        assert folder.description()["config"]["stage"] == "released"
+        (source,) = folder.provenance()["inputs"]
+        assert source == folder.description()["config"]["checkpoint"]
+        assert f"top-1 {accuracy:.2f} %" in done.stdout
+    done = run(study, "report", "released")
+    assert done.returncode == 0, done.stderr
+    table = (study / "reports/released/table.md").read_text()
+    assert all(f"{accuracy:.2f}" in table for accuracy in expected)
+
+
+@pytest.mark.slow
+def test_missing_file_is_an_error_of_its_own_run(study):
+    save(quantized(True), study / "checkpoints/two.pth")
+    two, three = run(study, "runs", "released").stdout.split()
+    assert run(study, "train", "--no-track", two).returncode == 0
+    done = run(study, "train", "--no-track", three)
+    assert done.returncode == 2
+    words = [
+        "released.yaml",
+        f"'checkpoints.{MICRO}.W3A3'",
+        "'checkpoints/three.pth'",
+        "no such file",
+    ]
+    assert all(word in done.stderr for word in words)
+    assert not (study / "results/runs" / three).exists()
+
+
+@pytest.mark.slow
+def test_imagenet_is_read_from_the_folder_of_the_site(study, tmp_path):
+    for name in ("recipes/evaluation.yaml", "studies/released.yaml"):
+        path = study / "config" / name
+        text = path.read_text().replace(MICRO, "deit_tiny_patch16_224")
+        path.write_text(text.replace("digits", "imagenet"))
+    (study / "checkpoints").mkdir()
+    (study / "checkpoints/two.pth").write_bytes(b"")
+    two = run(study, "runs", "released").stdout.split()[0]
+    done = run(study, "train", "--no-track", two)
+    assert done.returncode == 2
+    assert all(word in done.stderr for word in ("config.yaml", "'data.imagenet'", "IMAGENET_DIR"))
+    (study / "config/config.yaml").write_text("studies: [tiny]\ndata: {imagenet: images}\n")
+    assert "images: no such folder" in run(study, "train", "--no-track", two).stderr
+
+
+MISTAKES = {
+    "no file for a cell": (
+        STUDY,
+        ", W3A3: checkpoints/three.pth",
+        "",
+        [f"'checkpoints.{MICRO}.W3A3' is missing"],
+    ),
+    "file of no cell": (
+        STUDY,
+        "bits: [W2A2, W3A3]",
+        "bits: [W2A2]",
+        [f"'checkpoints.{MICRO}.W3A3'", "no such cell", "W2A2"],
+    ),
+    "bits of another form": (STUDY, "{W2A2", "{W22", ["checkpoints", "W22", "W2A2"]),
+    "two methods": (
+        STUDY,
+        "[statsq+qkr+cga]",
+        "[lsq, statsq]",
+        ["'methods'", "lsq, statsq", "allowed: one"],
+    ),
+    "figures of training": (
+        STUDY,
+        "[accuracy]",
+        "[oscillation_by_role]",
+        ["'figures'", "allowed: accuracy"],
+    ),
+    "nothing to train": (
+        STUDY,
+        STUDY[STUDY.index("checkpoints:") :],
+        "",
+        ["'evaluation' has no stages", "'checkpoints'"],
+    ),
+    "data without classes": (
+        RECIPE,
+        "digits",
+        "toy_regression",
+        ["'toy_regression'", "allowed: digits, imagenet"],
+    ),
+    "training on imagenet": (
+        RECIPE,
+        "digits\n",
+        "imagenet\nstages: {qat: {epochs: 1, batch_size: 1, lr: 1}}\n",
+        ["evaluation.yaml", "'imagenet'", "isn't offered yet", "allowed"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_in_a_study_of_checkpoints_is_explained(study, name):
+    text, old, new, words = MISTAKES[name]
+    assert old in text
+    file = "studies/released.yaml" if text is STUDY else "recipes/evaluation.yaml"
+    (study / "config" / file).write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError) as caught:
+        Workspace(study).grid("released")
+    assert ".yaml" in str(caught.value)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_shipped_study_names_a_file_for_each_cell():
+    runs = Workspace(ROOT).grid("released").runs().values()
+    assert len({run.config.checkpoint for run in runs}) == len(runs) == 9
+    assert all(run.needs() == [] for run in runs)
+
+
+def test_data_folder_may_come_from_the_environment(checkout, monkeypatch):
+    monkeypatch.setenv("IMAGENET_DIR", "/data/imagenet")
+    assert str(Workspace(checkout).data_folder("imagenet")) == "/data/imagenet"
