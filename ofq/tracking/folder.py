@@ -29,6 +29,13 @@ WEIGHTS = "model.safetensors"
 TABLES: tuple[Table, ...] = ("metrics", "layers", "trajectories")
 
 
+def _agrees(stored: Any, config: Any) -> bool:
+    """Whether a config is the stored one; keys that came later, with the default, may be added."""
+    if isinstance(stored, dict) and isinstance(config, dict):
+        return all(key in config and _agrees(stored[key], config[key]) for key in stored)
+    return bool(stored == config)
+
+
 class RunFolder:
     """Reads and writes one run folder.
 
@@ -116,7 +123,7 @@ class RunFolder:
         write_json(self.path / "result.json", result)
 
     def _check(self, description: dict[str, Any]) -> None:
-        if self.description()["config"] != description["config"]:
+        if not _agrees(self.description()["config"], description["config"]):
             raise UserError(
                 f"{self.path}: run.json holds another config than this run's, although both have "
                 "one name; move the folder away to train anew"

@@ -64,6 +64,12 @@ def test_table_has_every_column_that_any_row_has(folder):
     assert table["train_loss"].isna().tolist() == [True, False]
 
 
+def test_run_goes_on_after_an_option_was_added(folder):
+    """A new option is at its default in every older run, whose name stays; so must its folder."""
+    folder.open({"id": "a/b/c", "config": {"seed": 1, "option": None}})
+    assert folder.description() == DESCRIPTION
+
+
 def test_folder_of_another_config_is_refused(folder):
     folder.open(DESCRIPTION)
     with pytest.raises(UserError, match="another config"):

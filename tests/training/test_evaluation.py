@@ -13,7 +13,7 @@ from rich.console import Console
 
 import ofq
 from ofq.errors import UserError
-from ofq.interruption import StopRequest
+from ofq.interruption import Interrupted, StopRequest
 from ofq.training import evaluation, models
 from ofq.training.data import load
 from ofq.training.objective import Classification
@@ -134,6 +134,13 @@ def test_unreadable_image_is_named_and_not_replaced_by_another(tmp_path):
     with pytest.raises(UserError) as caught:
         list(images.batches)
     assert str(caught.value) == f"{tmp_path / 'a/1.png'}: not a readable image"
+
+
+def test_evaluation_stops_when_asked_to():
+    stop = StopRequest()
+    stop.cause = "SIGTERM"
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        evaluation.evaluate(micro()[0], evaluation.digits(MICRO, 0), QUIET, stop)
 
 
 def ofq_eval(weights, *arguments):
