@@ -2,6 +2,21 @@
 
 The public names are loaded on first use, so that ``import ofq`` costs nothing where torch isn't
 needed (parsing a workflow, ``ofq --help``, reports).
+
+Example:
+    >>> import torch, ofq.quantization, timm
+    >>> model = timm.create_model("deit_tiny_patch16_224", depth=1)
+    >>> images = torch.rand(2, 3, 224, 224)
+    >>> model = ofq.quantize(model, weight_bits=2, weight_quantizer="statsq", qkr=True)
+    >>> ofq.calibrate(model, images)
+    >>> tracker = ofq.OscillationTracker(model)
+    >>> annealing = ofq.ConfidenceGuidedAnnealing(model, boundary_range=0.005)
+    >>> optimizer = torch.optim.AdamW(model.parameters())
+    >>> model(images).sum().backward()
+    >>> annealing.step(optimizer)
+    >>> tracker.update()
+    >>> [part.role for part in tracker.summary()]
+    ['qk', 'v', 'proj', 'fc1', 'fc2']
 """
 
 from importlib import import_module

@@ -175,11 +175,11 @@ def _evaluate(
 
 def _inputs(workspace: Workspace, run: Run, studies: list[str]) -> dict[str, str]:
     """SHA-256 of each file that a run starts from, beside other runs' weights."""
-    config = run.config
+    config, study = run.config, workspace.study_path(studies[0])
+    recipe = workspace.recipe_path(workspace.study(studies[0]).recipe)
     named = {
-        config.checkpoint: f"{workspace.study_path(studies[0])}: key 'checkpoints.{config.model}."
-        f"{config.bits}'",
-        config.pretrained: f"recipe of {workspace.study_path(studies[0])}: key 'pretrained'",
+        config.checkpoint: f"{study}: key 'checkpoints.{config.model}.{config.bits}'",
+        config.pretrained: f"{recipe}: key 'pretrained'",
     }
     hashes = {}
     for name, key in named.items():

@@ -102,6 +102,10 @@ class Workspace:
         """The file that defines a study."""
         return self.root / "config" / "studies" / f"{name}.yaml"
 
+    def recipe_path(self, name: str) -> Path:
+        """The file that defines a recipe."""
+        return self.root / "config" / "recipes" / f"{name}.yaml"
+
     def grid(self, name: str) -> Grid:
         """A study's cells; expanded on first use."""
         if name not in self._grids:

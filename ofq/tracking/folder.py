@@ -140,6 +140,8 @@ class RunFolder:
 
     def _append(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
         text = "".join(json.dumps(row) + "\n" for row in rows)
+        if not text:
+            return
         with (self.path / name).open("ab+") as file:
             if file.tell() and not _ends_a_line(file):
                 text = "\n" + text

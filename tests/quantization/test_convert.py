@@ -156,6 +156,11 @@ def test_calibration_gives_each_quantizer_inputs_that_are_already_quantized(micr
     torch.testing.assert_close(seen["x"], calibrated)
 
 
+def test_quantized_model_is_where_the_model_is(micro_model):
+    places = {p.device.type for p in ofq.quantize(micro_model.to("meta"), qkr=True).parameters()}
+    assert places == {"meta"}
+
+
 def test_calibrating_again_forgets_the_first_batch(micro_model):
     images = torch.randn(5, 1, 8, 8)
     model = ofq.quantize(micro_model)

@@ -24,6 +24,21 @@ def test_rows_come_back_in_order_and_a_torn_last_one_is_left_out(folder):
     assert folder.rows("metrics") == [{"step": 1}, {"step": 2}]
 
 
+def test_record_after_a_torn_one_is_whole(folder):
+    with (folder.path / "events.jsonl").open("a") as file:
+        file.write('{"event": "star')
+    folder.event("opened")
+    folder.event("resumed")
+    assert [event["event"] for event in folder.events()] == ["opened", "resumed"]
+
+
+def test_run_without_its_weights_is_not_complete(folder):
+    folder.finish({"top1": 1.0})
+    assert not folder.complete()
+    (folder.path / "model.safetensors").write_bytes(b"")
+    assert folder.complete()
+
+
 @pytest.mark.parametrize(
     ("step", "kept"), [(None, []), (0, [0]), (2, [0, 1, 2]), (9, [0, 1, 2, 3])]
 )

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -34,7 +35,7 @@ def folder(tmp_path):
     folder = RunFolder(tmp_path / "runs" / "one")
     name = f"digits/micro/w2a2-{tmp_path.name}"
     folder.open({"id": name, "method": "statsq+qkr", "config": CONFIG, "parent": "digits/micro/fp"})
-    text = '{"studies": ["digits", "ablation"], "commit": "abc"}'
+    text = '{"studies": ["digits", "ablation"], "methods": ["statsq+qkr"], "commit": "abc"}'
     (folder.path / "provenance.json").write_text(text)
     folder.event("started")
     return folder
@@ -120,6 +121,59 @@ def test_following_ends_with_the_trainer(mirror, folder):
     assert mirrored(mirror, folder).info.status == "FINISHED"
 
 
+def test_resumed_run_is_followed_to_its_end(mirror, folder):
+    folder.append("metrics", [row(0), row(1)])
+    folder.event("interrupted", cause="SIGTERM")
+    mirror.sync(folder)
+    folder.event("opened")
+    trainer = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    following = threading.Thread(target=follow, args=(mirror, folder, trainer.pid, 0.05))
+    following.start()
+    time.sleep(0.5)
+    assert following.is_alive()
+    folder.rewind(0)
+    folder.event("resumed")
+    again = row(1) | {"time": 1.9e9}  # recorded once more, later
+    folder.append("metrics", [again, row(2)])
+    folder.event("finished")
+    folder.finish({})
+    following.join(timeout=30)
+    trainer.communicate(b"\n")
+    run = mirrored(mirror, folder)
+    assert run.info.status == "FINISHED"
+    assert [step for step, *_ in points(mirror, run, "top1")] == [0, 1, 2]
+
+
+def test_names_of_parameters_may_hold_patterns_of_layers(mirror, folder, tmp_path):
+    other = RunFolder(tmp_path / "runs" / "other")
+    layers = {"bits": "W2A2", "layers": {"blocks.0.*": "W4A4"}}
+    name = f"digits/micro/layers-{tmp_path.name}"
+    other.open(
+        {"id": name, "method": "m", "config": CONFIG | {"quantization": layers}, "parent": None}
+    )
+    (other.path / "provenance.json").write_text((folder.path / "provenance.json").read_text())
+    other.event("started")
+    mirror.sync(other)
+    assert mirrored(mirror, other).data.params["quantization.layers.blocks.0._"] == "W4A4"
+
+
+def test_busy_server_is_tried_again(mirror, folder, monkeypatch):
+    folder.event("finished")
+    folder.finish({})
+    sync, calls = mirror.sync, []
+
+    def busy(run):
+        calls.append(run)
+        if len(calls) == 1:
+            raise OSError("connection refused")
+        sync(run)
+
+    monkeypatch.setattr(mirror, "sync", busy)
+    follow(mirror, folder, os.getpid())
+    assert len(calls) == 2
+    assert mirrored(mirror, folder).info.status == "FINISHED"
+
+
 def test_report_is_mirrored_as_artifacts(mirror, tmp_path):
     page = tmp_path / "report"
     (page / "figures").mkdir(parents=True)
@@ -137,7 +191,7 @@ def test_fresh_store_can_be_opened_by_several_processes_at_once(tmp_path):
     uri = f"sqlite:///{tmp_path / 'deep' / 'mlflow.db'}"
     code = (
         "import sys; from pathlib import Path; from ofq.tracking.mirror import Mirror;"
-        "m = Mirror(sys.argv[1], Path(sys.argv[2])); m.client.search_experiments()"
+        "m = Mirror(sys.argv[1], Path(sys.argv[2])); m._experiment('digits')"
     )
     command = [sys.executable, "-c", code, uri, str(tmp_path)]
     started = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(4)]

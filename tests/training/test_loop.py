@@ -177,6 +177,7 @@ def test_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path):
     newest.write_bytes(newest.read_bytes()[:-7])
     with pytest.warns(UserWarning, match="step-000000003.pt is damaged"):
         assert store.load() == {"step": 2}
+    (store.folder / ".step-000000004.pt.123.tmp").write_bytes(b"")  # left by a killed save
     store.clear()
     assert not store.folder.exists()
     assert store.load() is None

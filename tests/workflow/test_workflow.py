@@ -102,16 +102,39 @@ def test_building_again_does_nothing_and_says_so(built):
 def test_deleted_report_is_regenerated_without_training(copy):
     before = (copy / "reports/tiny/index.html").read_bytes()
     shutil.rmtree(copy / "reports")
-    assert jobs(copy) == {"all": 1, "report": 1}
+    assert jobs(copy) == {"all": 1, "report_tiny": 1}
     assert snakemake(copy).returncode == 0
     assert (copy / "reports/tiny/index.html").read_bytes() == before
+
+
+def test_deleted_figure_is_regenerated_without_training(copy):
+    figure = copy / "reports/tiny/figures/accuracy.png"
+    before = figure.read_bytes()
+    figure.unlink()
+    assert jobs(copy) == {"all": 1, "report_tiny": 1}
+    assert snakemake(copy).returncode == 0
+    assert figure.read_bytes() == before
+
+
+def test_changed_label_rebuilds_the_report_alone(copy):
+    path = copy / "config/methods/known.yaml"
+    path.write_text(path.read_text().replace("label: OFQ", "label: Ours"))
+    assert jobs(copy) == {"all": 1, "report_tiny": 1}
+
+
+def test_report_does_not_fail_over_the_mirror(copy):
+    shutil.rmtree(copy / "reports")
+    site = copy / "config/config.yaml"
+    site.write_text(site.read_text() + "tracking_uri: http://127.0.0.1:9\n")
+    assert snakemake(copy).returncode == 0
+    assert (copy / "reports/tiny/index.html").exists()
 
 
 def test_changed_method_trains_what_depends_on_it_and_keeps_the_old_results(copy):
     old = runs(copy)
     path = copy / "config/methods/known.yaml"
     path.write_text(path.read_text().replace("0.005", "0.01"))
-    assert jobs(copy) == {"all": 1, "report": 1, "train": 2}
+    assert jobs(copy) == {"all": 1, "report_tiny": 1, "train": 2}
     assert snakemake(copy).returncode == 0
     assert len(runs(copy)) == len(old) + 2
     assert set(old) < set(runs(copy))
@@ -120,7 +143,7 @@ def test_changed_method_trains_what_depends_on_it_and_keeps_the_old_results(copy
 def test_new_seed_trains_only_itself(copy):
     path = copy / "config/studies/tiny.yaml"
     path.write_text(path.read_text().replace("seeds: [0, 1]", "seeds: [0, 1, 2]"))
-    assert jobs(copy) == {"all": 1, "report": 1, "train": 4}
+    assert jobs(copy) == {"all": 1, "report_tiny": 1, "train": 4}
 
 
 def test_cosmetic_edits_train_nothing(copy):
@@ -128,7 +151,7 @@ def test_cosmetic_edits_train_nothing(copy):
         path = copy / "config" / name
         path.write_text("# a remark\n" + path.read_text())
     (copy / "workflow/rules/train.smk").touch()
-    assert jobs(copy) == {"all": 1, "report": 1}
+    assert jobs(copy) == {"all": 1, "report_tiny": 1}
 
 
 def test_committed_report_does_not_pass_for_results(copy):
