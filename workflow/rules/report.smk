@@ -13,11 +13,11 @@ for study in studies:
             targets.report(study),
         log:
             f"logs/report/{study}.log",
-        params:
-            study=study,
         resources:
             mem_mb=2000,
             runtime=10,
+        params:
+            study=study,
         shell:
             # a report never fails over the mirror
             "ofq report {params.study} > {log} 2>&1 && "
@@ -26,6 +26,6 @@ for study in studies:
     rule:
         name:
             study
-        localrule: True
         input:
             lambda _, study=study: targets.study(study),
+        localrule: True
