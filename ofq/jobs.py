@@ -15,7 +15,7 @@ from ofq.interruption import Interrupted, StopRequest
 from ofq.progress import Bar, Lines, display, summary
 from ofq.study import Run, RunConfig, Workspace
 from ofq.study.config import HUB
-from ofq.study.grid import describe
+from ofq.study.run import describe
 from ofq.tracking import RunFolder
 from ofq.tracking.folder import WEIGHTS
 from ofq.tracking.provenance import gather

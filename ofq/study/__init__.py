@@ -1,17 +1,10 @@
 """Config models, grid expansion and run identity; imports neither torch nor MLflow."""
 
-from ofq.study.config import (
-    Method,
-    Quantization,
-    Recipe,
-    Resources,
-    Site,
-    Stage,
-    Study,
-    Training,
-    parse_bits,
-)
-from ofq.study.grid import Cell, Grid, Run, RunConfig
+from ofq.study.config import Recipe, Site, Study
+from ofq.study.fields import Stage, parse_bits
+from ofq.study.method import Method, Quantization
+from ofq.study.run import Cell, Grid, Run, RunConfig
+from ofq.study.stage import Resources, Training
 from ofq.study.workspace import Workspace
 
 __all__ = [

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ofq.errors import UserError
-from ofq.study.grid import Run
+from ofq.study.run import Run
 from ofq.study.workspace import Workspace
 
 RESULT = "result.json"

@@ -5,9 +5,12 @@ from functools import cached_property
 from pathlib import Path
 
 from ofq.errors import UserError
-from ofq.study.config import NAME, Method, Recipe, Site, Study
+from ofq.study.config import Recipe, Site, Study
+from ofq.study.fields import NAME
 from ofq.study.files import Model, parse, read_yaml, suggest
-from ofq.study.grid import Grid, Run, expand
+from ofq.study.grid import expand
+from ofq.study.method import Method
+from ofq.study.run import Grid, Run
 
 
 class Workspace:

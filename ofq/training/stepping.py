@@ -14,7 +14,7 @@ from ofq.quantization import (
 )
 from ofq.quantization.annealing_variants import CONFIDENCES
 from ofq.study import RunConfig
-from ofq.study.config import Band, Freezing, Ratio
+from ofq.study.method import Band, Freezing, Ratio
 
 
 class Stepper:

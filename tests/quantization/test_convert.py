@@ -173,7 +173,7 @@ def test_calibrating_again_forgets_the_first_batch(micro_model):
 
 def test_registered_names_are_those_that_studies_allow():
     from ofq.quantization.quantizer import _REGISTRY
-    from ofq.study.config import WEIGHT_QUANTIZERS
+    from ofq.study.method import WEIGHT_QUANTIZERS
 
     ours = {name for name, made in _REGISTRY.items() if made.__module__.startswith("ofq.")}
     assert set(WEIGHT_QUANTIZERS) == ours

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ofq.study import Quantization, Training, Workspace
-from ofq.study.grid import RunConfig
+from ofq.study.run import RunConfig
 
 
 def test_all_methods_of_a_seed_share_its_full_precision_run(checkout):

@@ -1,0 +1,62 @@
+"""Values that several config models share: stages, bits, names and seeds."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+TrainedStage = Literal["fp", "qat", "cga"]
+Stage = Literal["fp", "qat", "cga", "released"]
+
+OFF = 32
+"""The bit-width that stands for "not quantized"."""
+
+_BITS = re.compile(r"W(\d+)A(\d+)")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+
+
+def parse_bits(text: str) -> tuple[int, int]:
+    """Split ``W2A4`` into weight bits 2 and activation bits 4 (each 2 to 8, or 32 = off).
+
+    Raises:
+        ValueError: Another form, or another bit-width.
+    """
+    match = _BITS.fullmatch(text)
+    if match is None:
+        raise ValueError("expected a form like W2A2: weight bits, then activation bits")
+    weights, activations = (int(group) for group in match.groups())
+    for bits in (weights, activations):
+        if bits != OFF and not 2 <= bits <= 8:
+            raise ValueError(f"{bits} bits; allowed: 2 to 8, or 32 = not quantized")
+    return weights, activations
+
+
+def _bits(text: str) -> str:
+    parse_bits(text)
+    return text
+
+
+def _name(text: str) -> str:
+    if not NAME.fullmatch(text):
+        raise ValueError("allowed in a name: letters, digits, '_', '-', '.', '+'")
+    return text
+
+
+def distinct(values: list[Any]) -> list[Any]:
+    """Refuse an empty list, and one that gives a value twice.
+
+    Raises:
+        ValueError: It is one.
+    """
+    doubles = sorted({str(v) for v in values if values.count(v) > 1})
+    if doubles:
+        raise ValueError(f"{', '.join(doubles)} given twice; list each once")
+    if not values:
+        raise ValueError("empty; list at least one")
+    return values
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Bits = Annotated[str, AfterValidator(_bits)]
+Name = Annotated[str, AfterValidator(_name)]
+Names = Annotated[list[Name], AfterValidator(distinct)]

@@ -1,0 +1,75 @@
+"""What a stage trains with, and what its jobs ask for."""
+
+from typing import Any, Literal, Self
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from ofq.study.files import Strict, suggest
+
+
+class Training(Strict):
+    """Hyperparameters of one stage.
+
+    The learning rate rises linearly from ``warmup_lr`` over ``warmup_epochs``, then falls from
+    ``lr`` to ``min_lr`` along a cosine, epoch by epoch; with ``min_lr`` equal to ``lr`` it is
+    constant.
+
+    Attributes:
+        epochs: Passes over the training set.
+        batch_size: Images per optimizer step, over all devices.
+        optimizer: AdamW (0.9, 0.999, 1e-8), or plain SGD without momentum.
+        lr: Peak learning rate.
+        min_lr: Learning rate at the end.
+        warmup_epochs: Length of the linear warm-up.
+        warmup_lr: Learning rate at its start.
+        weight_decay: AdamW's decoupled decay; biases, scales, shifts and embeddings get none.
+        distillation: Whether the full-precision parent teaches (soft labels beside hard ones).
+        trajectories: Number of weights whose path is recorded at each step (0: none).
+    """
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: PositiveFloat
+    min_lr: NonNegativeFloat = 0.0
+    warmup_epochs: NonNegativeInt = 0
+    warmup_lr: NonNegativeFloat = 1e-6
+    weight_decay: NonNegativeFloat = 0.0
+    distillation: bool = False
+    trajectories: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _schedule_is_possible(self) -> Self:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} leaves none of {self.epochs}")
+        return self
+
+
+class Resources(Strict):
+    """What one job of a stage asks the scheduler for.
+
+    Attributes:
+        threads: CPU cores.
+        mem_mb: Memory in megabytes.
+        runtime: Minutes.
+        gpu: Number of GPUs.
+    """
+
+    threads: PositiveInt = 1
+    mem_mb: PositiveInt = 2000
+    runtime: PositiveInt = 30
+    gpu: NonNegativeInt = 0
+
+
+def check_hyperparameters(values: dict[str, Any]) -> None:
+    """Refuse a key that isn't a hyperparameter of :class:`Training`.
+
+    Raises:
+        ValueError: There is one; it names the nearest ones that are allowed.
+    """
+    known = sorted(Training.model_fields)
+    for key in values:
+        if key not in known:
+            raise ValueError(f"unknown hyperparameter '{key}' ({suggest(key, known)})")
