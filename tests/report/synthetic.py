@@ -108,6 +108,7 @@ def rate(run: Run, epoch: int) -> float:
         return 0.1
     share = epoch / run.config.training.epochs
     level = 2.0 if quantizer(run) == "lsq" else 3.0
+    level *= 4 if run.config.bits == "W4A4" else 1
     return float(level * np.sin(0.9 * np.pi * share))
 
 

@@ -64,6 +64,19 @@ def test_no_text_is_clipped_or_overlaps_another(
         assert overlap is None or min(overlap.width, overlap.height) < 1, (one, other)
 
 
+@pytest.mark.parametrize("name", DIGITS)
+def test_no_line_leaves_its_axes(name: str, workspace: Workspace) -> None:
+    with styled():
+        axes = FIGURES[name](collect(workspace, "small")).figure.axes
+    for ax in axes:
+        low, high = ax.get_ylim()
+        for line in ax.get_lines():
+            if line.get_transform() == ax.transData:
+                values = np.asarray(line.get_ydata(), float)
+                assert np.nanmin(values) >= low - 1e-9
+                assert np.nanmax(values) <= high + 1e-9
+
+
 def test_every_figure_has_ink(report: Path, toy: Workspace, tmp_path: Path) -> None:
     write_figures(tmp_path / "figures", collect(toy, "small"))
     files = [*(report / "figures").glob("*.png"), *(tmp_path / "figures").glob("*.png")]

@@ -53,6 +53,8 @@ def over_training(records: Records) -> Drawn:
                     ax.set_ylabel(name)
     for ax in grid[-1]:
         ax.set_xlabel("epoch")
+    for row in grid:  # after all columns are drawn, since a limit stops a shared axis growing
+        row[0].set_ylim(bottom=0)
     add_legend(picture, grid[0][0], columns)
     return Drawn(picture, _caption(records))
 
@@ -89,7 +91,6 @@ def _curves(ax: Axes, records: Records, quantity: str, model: str, bits: str) ->
                 color=GREY,
                 fontsize=6.5,
             )
-    ax.set_ylim(bottom=0)
 
 
 def _shares_qat(records: Records, model: str, bits: str, method: str) -> bool:

@@ -19,7 +19,7 @@ from ofq.report.figures.style import (
 )
 
 ZOOM = 60
-"""Number of last steps that the lowest panels show."""
+"""Number of steps that the lowest panels show."""
 
 
 @figure("loss")
@@ -60,9 +60,10 @@ def trajectories(records: Records) -> Drawn:
             f"study '{records.name}': figure 'trajectories' needs recorded weights; set "
             "'trajectories' in the recipe to their number, or take it out of the study's 'figures'"
         )
-    model, bits, seed = study.models[0], study.bits[0], study.seeds[0]
-    rows = records.of(rows, model=model, bits=bits, seed=seed)
-    weight = _busiest(rows)
+    model, bits = study.models[0], study.bits[0]
+    rows = records.of(rows, model=model, bits=bits)
+    seed, weight, last = _busiest(rows)
+    rows = records.of(rows, seed=seed)
     columns = len(study.methods)
     width = COLUMN if columns == 1 else PAGE
     picture = new_figure(width, 5.2)
@@ -71,7 +72,7 @@ def trajectories(records: Records) -> Drawn:
         path = records.of(rows, method=method, weight=weight).sort_values("step")
         _weight(grid[0][j], path)
         grid[1][j].plot(path["step"], path["scale"], color="#009E73", linewidth=0.9)
-        _together(grid[2][j], path.tail(ZOOM))
+        _together(grid[2][j], path[path["step"].between(last - ZOOM + 1, last)])
         grid[0][j].set_title(broken(records.labels[method]))
         grid[2][j].set_xlabel("step")
     for ax, name in zip(
@@ -81,20 +82,28 @@ def trajectories(records: Records) -> Drawn:
     _legend(picture, grid)
     return Drawn(
         picture,
-        f"Weight {weight} of {model} at {bits}, seed {seed}: the recorded weight whose code "
-        "changes most often over all methods. Above: latent weight and quantized value. Middle: "
-        f"its scale. Below: latent weight and scale over the last {ZOOM} steps, each as its "
-        "distance from its mean there, in percent of the mean scale; where both swing, weight "
-        "and scale oscillate together.",
+        f"Weight {weight} of {model} at {bits}, seed {seed}: of all recorded weights and seeds the "
+        "one whose code changes most often in the second half, over all methods. Above: latent "
+        f"weight and quantized value. Middle: its scale. Below: both over the {ZOOM} steps with "
+        "the most changes, each as its distance from its mean there, in percent of the mean "
+        "scale; where both swing, weight and scale oscillate together.",
     )
 
 
-def _busiest(rows: pd.DataFrame) -> int:
-    """The weight whose code changes most often, over all methods."""
-    ordered = rows.sort_values("step")
-    changes = ordered.groupby(["method", "weight"])["code"].apply(lambda c: (c.diff() != 0).sum())
-    totals = changes.groupby("weight").sum()
-    return int(totals.sort_values(ascending=False, kind="stable").index[0])
+def _busiest(rows: pd.DataFrame) -> tuple[int, int, int]:
+    """Seed and weight whose code changes most often once training has settled, and where.
+
+    Returns:
+        Seed, weight, and the last of the steps in which it changes most.
+    """
+    settled = rows[rows["step"] > rows["step"].max() / 2].sort_values("step")
+    runs = settled.groupby(["method", "seed", "weight"])["code"]
+    settled = settled.assign(changed=runs.diff().fillna(0) != 0)
+    totals = settled.groupby(["seed", "weight"])["changed"].sum()
+    seed, weight = totals.sort_values(ascending=False, kind="stable").index[0]
+    chosen = settled[(settled["seed"] == seed) & (settled["weight"] == weight)]
+    steps = chosen.groupby("step")["changed"].sum().rolling(ZOOM, min_periods=1).sum()
+    return int(seed), int(weight), int(steps.idxmax())
 
 
 def _weight(ax: Axes, path: pd.DataFrame) -> None:
