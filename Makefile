@@ -30,7 +30,7 @@ test: .venv/ready
 check: .venv/ready
 	@ruff check .
 	@ruff format --check .
-	@snakefmt --check --quiet Snakefile workflow
+	@snakefmt --check Snakefile workflow
 	@mypy
 
 ui: .venv/ready
