@@ -33,8 +33,11 @@ class Measure:
         return "–" if math.isnan(value) else format(value, self.spec).replace("-", MINUS)
 
     def signed(self, value: float) -> str:
-        """A difference with its sign."""
-        return "–" if math.isnan(value) else format(value, f"+{self.spec}").replace("-", MINUS)
+        """A difference with its sign, unless it rounds to zero."""
+        if math.isnan(value):
+            return "–"
+        text = format(value, f"+{self.spec}")
+        return (text if float(text) else text[1:]).replace("-", MINUS)
 
     def interval(self, low: float, high: float) -> str:
         """An interval in brackets; empty where there is none."""
