@@ -25,7 +25,7 @@ demo: .venv/ready
 	@echo "MLflow UI:  make ui, then http://127.0.0.1:$(PORT)"
 
 test: .venv/ready
-	@OMP_NUM_THREADS=1 pytest --numprocesses $(CORES) $(PYTEST)
+	@OMP_NUM_THREADS=1 pytest --numprocesses $(CORES) --dist loadscope $(PYTEST)
 
 check: .venv/ready
 	@ruff check .

@@ -4,6 +4,7 @@ Shapes: B batch (for Swin: batch × windows), N tokens, H heads, d channels per 
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -50,12 +51,18 @@ class SeparateScores(nn.Module):
         return q_BHNd @ k_BHNd.transpose(-2, -1), v_BHNd
 
 
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
 def merge(q_weight: Tensor, k_weight: Tensor, heads: int) -> Tensor:
     """W_q[h]ᵀ W_k[h] of every head, stacked: two (C, C) weights give (H·C, C)."""
     q_HdC = q_weight.unflatten(0, (heads, -1))
     k_HdC = k_weight.unflatten(0, (heads, -1))
     # in float32 under autocast too, so that codes are the same everywhere
-    with torch.autocast(q_weight.device.type, enabled=False):
+    with _without_autocast(q_weight.device.type):
         return (q_HdC.transpose(1, 2).float() @ k_HdC.float()).flatten(0, 1)
 
 

@@ -90,7 +90,7 @@ class LSQ(nn.Module):
 
     Example:
         >>> import torch, ofq
-        >>> ofq.LSQ(bits=2)(torch.tensor([-2.0, -0.2, 0.3, 1.5]))
+        >>> ofq.LSQ(bits=2)(torch.tensor([-2.0, 0.2, 0.3, 1.5]))
         tensor([-2.,  0.,  0.,  2.], grad_fn=<_LSQFunctionBackward>)
     """
 
