@@ -14,7 +14,7 @@ from ofq.errors import UserError
 from ofq.report import build
 from ofq.report.collect import collect
 from ofq.report.figures import FIGURES, check_figures, write_figures
-from ofq.report.figures.style import styled
+from ofq.report.figures.style import add_legend, new_figure, panels, styled
 from ofq.study import Workspace
 
 DIGITS = ["accuracy", "oscillation_over_training", "oscillation_by_role"]
@@ -75,6 +75,19 @@ def test_no_line_leaves_its_axes(name: str, workspace: Workspace) -> None:
                 values = np.asarray(line.get_ydata(), float)
                 assert np.nanmin(values) >= low - 1e-9
                 assert np.nanmax(values) <= high + 1e-9
+
+
+def test_legend_with_long_labels_takes_fewer_columns_and_the_figure_grows() -> None:
+    with styled():
+        figure = new_figure(3.4, 2.0)
+        axes = panels(figure, 1, 1)[0][0]
+        for number in range(6):
+            axes.plot([0, 1], label=f"{number}: a method with quite a long name")
+        add_legend(figure, axes, 4)
+        figure.draw_without_rendering()
+    assert figure.legends[0].get_window_extent().width <= figure.bbox.width
+    assert len(figure.legends) == 1
+    assert figure.get_figheight() > 2.0
 
 
 def test_every_figure_has_ink(report: Path, toy: Workspace, tmp_path: Path) -> None:

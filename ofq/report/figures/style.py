@@ -1,5 +1,6 @@
 """One look for all figures: sizes, fonts, colours, markers and files."""
 
+import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,10 +92,27 @@ def panels(figure: Figure, rows: int, columns: int, **sharing: Any) -> list[list
     return figure.subplots(rows, columns, squeeze=False, **sharing).tolist()
 
 
+_LEGEND_ROW = 0.17
+"""Height of a legend's row in inches."""
+
+
 def add_legend(figure: Figure, axes: Axes, columns: int) -> None:
-    """The handles of one panel, below all of them."""
+    """The handles of one panel, below all of them, in as many columns as there is room for.
+
+    Args:
+        figure: The figure; it grows by the rows that fewer columns need.
+        axes: The panel.
+        columns: The most columns, for which the figure's height was chosen.
+    """
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+    for fitting in range(columns, 0, -1):
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=fitting)
+        figure.draw_without_rendering()
+        if fitting == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
+    more = math.ceil(len(labels) / fitting) - math.ceil(len(labels) / columns)
+    figure.set_figheight(figure.get_figheight() + _LEGEND_ROW * more)
 
 
 def broken(label: str) -> str:
