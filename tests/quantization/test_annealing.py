@@ -61,6 +61,7 @@ def test_only_weights_inside_the_band_move(name):
         annealing.step(optimizer)
         moved = layer.weight.detach() != before
         assert torch.equal(moved, near)
+        assert torch.equal(layer.weight.grad[~near], torch.zeros_like(before[~near]))
         assert (layer.bias != bias).all()
 
 

@@ -67,6 +67,8 @@ def test_attention_computes_its_equations(qkr, reference):
     model = timm.create_model(
         "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=WIDTH, depth=1, num_heads=HEADS
     )
+    with torch.no_grad():
+        model.blocks[0].attn.qkv.weight *= 20  # so that logits differ and the softmax shows it
     attention = ofq.quantize(model, BITS, BITS, qkr=qkr).blocks[0].attn.eval()
     x = torch.randn(2, 17, WIDTH)
     attention(x)  # sets the scales

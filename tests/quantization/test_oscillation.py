@@ -64,6 +64,18 @@ def test_summary_counts_each_role_apart(micro_model):
     assert all(part.flips == 0 for part in tracker.summary())
 
 
+def test_oscillation_rate_counts_weights_above_the_threshold(micro_model):
+    model = ofq.quantize(micro_model)
+    tracker = ofq.OscillationTracker(model)
+    for _ in range(2):  # there and back: one oscillation, frequency 0.01
+        with torch.no_grad():
+            model.blocks[0].mlp.fc1.weight[:3] *= -1
+        tracker.update()
+    rates = {(part.layer, part.role): part.oscillation_rate for part in tracker.summary()}
+    assert rates.pop(("blocks.0.mlp.fc1", "fc1")) == pytest.approx(100 * 3 / 192)
+    assert set(rates.values()) == {0}
+
+
 def test_roles_with_qkr(micro_model):
     tracker = ofq.OscillationTracker(ofq.quantize(micro_model, qkr=True))
     parts = tracker.summary()
