@@ -75,7 +75,7 @@ def runs(study: StudyName) -> None:
         return
     table = Table("run", "done", box=None)
     for run in found.values():
-        done = run_folder(workspace, run).result() is not None
+        done = run_folder(workspace, run).complete()
         table.add_row(run.id, "yes" if done else "no")
     console.print(table)
 

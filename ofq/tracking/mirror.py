@@ -27,7 +27,7 @@ from ofq.tracking.folder import RunFolder
 _ID = "ofq.run"  # the tag by which a run is found again
 _SQLITE = "sqlite:///"
 _POINTS_PER_CALL = 1000  # MLflow's limit of one batch
-_STATES = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+_STATES = {"failed": "FAILED", "interrupted": "KILLED"}
 _NOT_METRICS = {"epoch", "step", "time"}
 _ARTIFACTS = ("run.json", "provenance.json", "metrics.parquet", "layers.parquet", "result.json")
 
@@ -193,7 +193,7 @@ def _state(folder: RunFolder) -> str:
         return "FINISHED"
     events = folder.events()
     last = events[-1]["event"] if events else "started"
-    return _STATES.get(last, "RUNNING") if last != "finished" else "RUNNING"
+    return _STATES.get(last, "RUNNING")
 
 
 def _changed(folder: RunFolder) -> float:
