@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake."""
+"""Exceptions whose message is all that a user is shown, and what the process exits with."""
 
 from collections.abc import Sequence
 
@@ -11,6 +11,20 @@ class UserError(ValueError):
     Its message is all that is shown, without a stack trace, so it says where the mistake is,
     what was given, and what is allowed.
     """
+
+    exit_code = 2
+
+
+class TryAgain(Exception):
+    """Nothing is wrong with a run, but it can't go on now; the same command goes on later."""
+
+    exit_code = 75  # BSD's EX_TEMPFAIL
+
+
+class RunFailed(Exception):
+    """A run can't be trained to its end; the same command would fail again."""
+
+    exit_code = 3
 
 
 def some(names: Sequence[str]) -> str:

@@ -3,13 +3,12 @@
 import signal
 from types import FrameType
 
-EXIT_CODE = 75
-"""What an interrupted, resumable trainer exits with (BSD's EX_TEMPFAIL)."""
+from ofq.errors import TryAgain
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-class Interrupted(Exception):
+class Interrupted(TryAgain):
     """Training stopped on request, with its state saved."""
 
 

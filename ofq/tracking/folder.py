@@ -2,31 +2,43 @@
 
 ========================  ==========================================================
 ``run.json``              the run's id and its whole resolved config
-``provenance.json``       commit, versions, host, command (of the last attempt)
+``provenance.json``       code, versions, machine and command of each attempt
 ``events.jsonl``          each start, resumption, interruption, failure and the end
 ``metrics.jsonl``         one row per epoch, appended while training
 ``layers.jsonl``          one row per epoch, layer and role
 ``trajectories.jsonl``    one row per step and recorded weight, if the recipe asks for it
+``progress.json``         how far a running attempt is
+``lock-N.json``           who writes the folder in the Nth attempt (``.free``: nobody now)
 ``checkpoint/``           resumable state; removed when the run has finished
 ``model.safetensors``     final weights
 ``metrics.parquet`` …     the tables above, written at the end
 ``result.json``           the final numbers, written last: with it, the run is complete
+``sealed/``               the same final files once more, as hard links
 ========================  ==========================================================
 """
 
+import hashlib
 import json
+import logging
 import os
+import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from ofq.atomic import write_file, write_json
 from ofq.errors import UserError
+from ofq.tracking.lock import holder
 
 Table = Literal["metrics", "layers", "trajectories"]
+State = Literal["waiting", "running", "interrupted", "failed", "done"]
 WEIGHTS = "model.safetensors"
+RESULT = "result.json"
+SEALED = "sealed"
 TABLES: tuple[Table, ...] = ("metrics", "layers", "trajectories")
+
+_log = logging.getLogger(__name__)
 
 
 def _agrees(stored: Any, config: Any) -> bool:
@@ -41,10 +53,32 @@ class RunFolder:
 
     Args:
         path: The folder; it need not exist before :meth:`open`.
+
+    Attributes:
+        guard: Called before each write; raises if this process may not write the folder (any more).
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.guard: Callable[[], None] = lambda: None
+        self._said: set[tuple[str, int]] = set()
+
+    def make(self) -> None:
+        """Create the folder.
+
+        Raises:
+            UserError: It can't be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".{os.getpid()}.probe"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: can't write the run folder: {error.strerror}; "
+                "mend its permissions, or set 'results' in config/config.yaml to another folder"
+            ) from None
 
     def open(self, description: dict[str, Any]) -> None:
         """Create the folder and its ``run.json``.
@@ -52,36 +86,46 @@ class RunFolder:
         Raises:
             UserError: The folder can't be written, or it holds a run of another config.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if (self.path / "run.json").exists():
-                self._check(description)
-            else:
-                write_json(self.path / "run.json", description)
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: can't write the run folder: {error.strerror}; "
-                "mend its permissions, or set 'results' in config/config.yaml to another folder"
-            ) from None
+        self.make()
+        self._remove_leftovers()
+        if (self.path / "run.json").exists():
+            self._check(description)
+        else:
+            self.write_json("run.json", description)
 
     def description(self) -> dict[str, Any]:
         """What ``run.json`` holds."""
         return self._json("run.json")
 
     def provenance(self) -> dict[str, Any]:
-        """What ``provenance.json`` holds."""
+        """What ``provenance.json`` holds: facts of the run, and its ``attempts``, oldest first."""
         return self._json("provenance.json")
+
+    def progress(self) -> dict[str, Any]:
+        """What ``progress.json`` holds; nothing before the first heartbeat."""
+        return self._json("progress.json") if (self.path / "progress.json").exists() else {}
 
     def result(self) -> dict[str, Any] | None:
         """The final numbers, or None while the run isn't complete."""
-        return self._json("result.json") if (self.path / "result.json").exists() else None
+        return self._json(RESULT) if (self.path / RESULT).exists() else None
 
     def complete(self) -> bool:
         """Whether the run has ended, with its numbers and its weights."""
         return self.result() is not None and (self.path / WEIGHTS).exists()
 
+    def state(self) -> State:
+        """What has become of the run; ``running`` only while its trainer shows signs of life."""
+        if self.complete():
+            return "done"
+        if self._is_written():
+            return "running"
+        events = self.events()
+        if not events:
+            return "waiting"
+        return "failed" if events[-1]["event"] == "failed" else "interrupted"
+
     def append(self, table: Table, rows: Iterable[dict[str, Any]]) -> None:
-        """Add rows to a table, in one write."""
+        """Add rows to a table, in one write that is on the disk when this returns."""
         self._append(f"{table}.jsonl", rows)
 
     def event(self, kind: str, **facts: Any) -> None:
@@ -93,8 +137,13 @@ class RunFolder:
         return self._rows("events.jsonl")
 
     def rows(self, table: Table) -> list[dict[str, Any]]:
-        """A table's rows so far, in order; a torn last line is left out."""
+        """A table's rows so far, in order; a torn line is left out, and logged."""
         return self._rows(f"{table}.jsonl")
+
+    def write_json(self, name: str, data: Any) -> None:
+        """Replace one of the folder's JSON files."""
+        self.guard()
+        write_json(self.path / name, data)
 
     def rewind(self, step: int | None) -> None:
         """Drop what was recorded after a step, or all of it, so that each step stands once."""
@@ -103,24 +152,62 @@ class RunFolder:
             if path.exists():
                 kept = [r for r in self.rows(table) if step is not None and r["step"] <= step]
                 text = "".join(json.dumps(row) + "\n" for row in kept)
+                self.guard()
                 write_file(path, lambda temporary, text=text: temporary.write_text(text))  # type: ignore[misc]
 
-    def finish(self, result: dict[str, Any]) -> None:
-        """Write the final tables, then ``result.json``."""
+    def finish(self, result: dict[str, Any], save_weights: Callable[[Path], None]) -> None:
+        """Write weights, final tables and, last, ``result.json``.
+
+        All of it lies sealed before any of it is in its place, so that the files can be put back
+        if they are deleted: Snakemake does so when it was killed while the job ran.
+
+        Args:
+            result: The final numbers; the files' SHA-256 are added.
+            save_weights: Writes the weights to a path.
+        """
+        sealed = self.path / SEALED
+        self.guard()
+        sealed.mkdir(exist_ok=True)
+        write_file(sealed / WEIGHTS, save_weights)
+        for table in TABLES:
+            self._write_parquet(table, sealed)
+        hashes = {path.name: sha256(path) for path in sorted(sealed.iterdir()) if _final(path)}
+        self.guard()
+        write_json(sealed / RESULT, {**result, "sha256": hashes})
+        self._publish()
+
+    def restore(self) -> bool:
+        """Put a finished run's files back from where they lie sealed; whether that was possible."""
+        if self.complete() or self.damaged():
+            return self.complete()
+        self._publish()
+        return True
+
+    def damaged(self) -> list[str]:
+        """The sealed files that are missing or aren't what was written; all, if none was."""
+        try:
+            expected = json.loads((self.path / SEALED / RESULT).read_text())["sha256"]
+        except (OSError, ValueError, KeyError):
+            return [RESULT]
+        paths = {name: self.path / SEALED / name for name in expected}
+        return [n for n, p in paths.items() if not p.exists() or sha256(p) != expected[n]]
+
+    def _publish(self) -> None:
+        sealed = self.path / SEALED
+        names = [path.name for path in sorted(sealed.iterdir()) if _final(path)]
+        self.guard()
+        for name in [*names, RESULT]:
+            write_file(self.path / name, lambda to, name=name: _link(sealed / name, to))  # type: ignore[misc]
+
+    def _write_parquet(self, table: Table, folder: Path) -> None:
         import pyarrow
         from pyarrow import parquet
 
-        for table in TABLES:
-            rows = self.rows(table)
-            if rows:
-                columns = list(dict.fromkeys(key for row in rows for key in row))
-                data = {c: [row.get(c) for row in rows] for c in columns}
-                content = pyarrow.table(data)
-                write_file(
-                    self.path / f"{table}.parquet",
-                    lambda temporary, content=content: parquet.write_table(content, temporary),  # type: ignore[misc]
-                )
-        write_json(self.path / "result.json", result)
+        rows = self.rows(table)
+        if rows:
+            columns = list(dict.fromkeys(key for row in rows for key in row))
+            content = pyarrow.table({c: [row.get(c) for row in rows] for c in columns})
+            write_file(folder / f"{table}.parquet", lambda to: parquet.write_table(content, to))
 
     def _check(self, description: dict[str, Any]) -> None:
         if not _agrees(self.description()["config"], description["config"]):
@@ -128,6 +215,12 @@ class RunFolder:
                 f"{self.path}: run.json holds another config than this run's, although both have "
                 "one name; move the folder away to train anew"
             )
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a killed writer left half-written."""
+        for folder in (self.path, self.path / "checkpoint", self.path / SEALED):
+            for path in folder.glob(".*.tmp"):
+                path.unlink(missing_ok=True)
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.path / name
@@ -142,16 +235,49 @@ class RunFolder:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         if not text:
             return
+        self.guard()
         with (self.path / name).open("ab+") as file:
             if file.tell() and not _ends_a_line(file):
                 text = "\n" + text
             file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
 
     def _rows(self, name: str) -> list[dict[str, Any]]:
         path = self.path / name
         if not path.exists():
             return []
-        return [row for line in path.read_bytes().splitlines() if (row := _parsed(line))]
+        lines = path.read_bytes().splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n") and self._is_written():
+            del lines[-1]  # on its way, not torn
+        parsed = [_parsed(line) for line in lines]
+        for number, row in enumerate(parsed, 1):
+            if row is None and (name, number) not in self._said:
+                self._said.add((name, number))
+                _log.warning("%s:%d: torn by a crash, left out", path, number)
+        return [row for row in parsed if row is not None]
+
+    def _is_written(self) -> bool:
+        held = holder(self.path) if self.path.exists() else None
+        return held is not None and held.alive()
+
+
+def sha256(path: Path) -> str:
+    """A file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _final(path: Path) -> bool:
+    return path.name == WEIGHTS or path.suffix == ".parquet"
+
+
+def _link(source: Path, to: Path) -> None:
+    """A hard link, or a copy where the file system has none."""
+    try:
+        os.link(source, to)
+    except OSError:
+        shutil.copyfile(source, to)
 
 
 def _ends_a_line(file: BinaryIO) -> bool:
@@ -163,6 +289,7 @@ def _ends_a_line(file: BinaryIO) -> bool:
 def _parsed(line: bytes) -> dict[str, Any] | None:
     """A row, or None for a torn one."""
     try:
-        return json.loads(line)
+        row = json.loads(line)
     except ValueError:
         return None
+    return row if isinstance(row, dict) else None
