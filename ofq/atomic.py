@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+_READABLE = 0o644
+
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in ``path``'s place.
@@ -15,6 +17,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
+        temporary.chmod(_READABLE)  # safetensors makes files that only their owner can read
         _sync(temporary)
         os.replace(temporary, path)
     finally:

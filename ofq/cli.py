@@ -3,8 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -14,12 +13,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from ofq import __version__
-from ofq.errors import UserError
-from ofq.interruption import EXIT_CODE, Interrupted, StopRequest
+from ofq.errors import RunFailed, TryAgain, UserError
+from ofq.interruption import StopRequest, deadline
 from ofq.progress import summary
 from ofq.study import Quantization, Run, Workspace
 from ofq.study.files import parse
 
+_STARTED = time.monotonic()
+_LOOK = 0.5  # seconds between two looks at a request
 _MIRROR_WAIT = 30  # seconds that a finished run waits for its mirror
 
 app = typer.Typer(
@@ -65,7 +66,7 @@ def runs(study: StudyName) -> None:
 
     Prints one id per line when the output isn't a terminal.
     """
-    from ofq.jobs import run_folder
+    from ofq.attempt import run_folder
 
     workspace = Workspace()
     found = workspace.grid(study).runs()
@@ -86,30 +87,75 @@ def train(
     tracked: Annotated[
         bool, typer.Option("--track/--no-track", help="Mirror the run in MLflow while it trains.")
     ] = True,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MINUTES", min=0.01, help="When the job will be ended: save and leave before."
+        ),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="If another trainer writes this run, wait for it.")
+    ] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the last checkpoints of the finished run.")
+    ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Try once more what failed by its numbers.")
+    ] = False,
 ) -> None:
     """Train one run, or resume it where it was interrupted.
 
-    The runs that it builds on must be complete. Exits with 75 when a signal asked it to stop: its
-    state is saved, and the same command goes on from there.
+    The runs that it builds on must be complete. One trainer writes a run at a time; another one
+    leaves, or waits with --wait. A signal (SIGTERM, SIGINT, SIGUSR1, SIGUSR2) or the time limit
+    makes it save its state and leave.
+
+    Exits with 0 when the run is complete; with 75 when it was interrupted, or another trainer has
+    it: the same command goes on later; with 3 when it would fail again; with 2 for a mistake.
     """
-    from ofq.jobs import open_folder, run_folder
-    from ofq.jobs import train as train_run
+    from ofq import jobs
+    from ofq.attempt import Options, attempt, run_folder
 
     console = Console()
     workspace = Workspace()
     run, homes = workspace.find(run_id)
     if run_folder(workspace, run).complete():
-        console.print(f"{run.id} is already complete", highlight=False, markup=False)
+        console.print(f"{run.id} is already complete", highlight=False, soft_wrap=True)
         return
     stop = StopRequest().listen()
-    folder = open_folder(workspace, run, homes)
-    mirror = _start_mirror(workspace, run) if tracked else None
+    jobs.check(workspace, run, homes)
+    options = Options(deadline(_STARTED, time_limit), wait, keep, again)
+    mirror = None
     try:
-        with _interruptions(console, run):
-            train_run(workspace, run, folder, console, stop)
+        with attempt(workspace, run, console, stop, options) as this:
+            if not jobs.begin(workspace, run, homes, this, console):
+                return
+            mirror = _start_mirror(workspace, run) if tracked else None
+            jobs.train(workspace, run, this, console)
     finally:
         if mirror is not None:
             _await_mirror(mirror, workspace, run, console)
+
+
+@app.command()
+def save(run_id: RunId) -> None:
+    """Ask a run that is being trained, here or on another host, for a checkpoint now."""
+    from ofq.attempt import SAVE_REQUEST, run_folder
+
+    workspace = Workspace()
+    run, _ = workspace.find(run_id)
+    folder = run_folder(workspace, run)
+    request = folder.path / SAVE_REQUEST
+    if folder.state() != "running":
+        raise UserError(f"{run.id} isn't running, it is {folder.state()}")
+    request.touch()
+    console = Console()
+    with console.status("waiting for the checkpoint"):
+        while request.exists() and folder.state() == "running":
+            time.sleep(_LOOK)
+    if request.exists():
+        request.unlink()
+        raise UserError(f"{run.id} has ended in the meantime; it is {folder.state()}")
+    console.print(f"saved {run.id}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -187,7 +233,7 @@ def sync(
 
     Doing it twice changes nothing; so this also moves a study to another server.
     """
-    from ofq.jobs import run_folder
+    from ofq.attempt import run_folder
     from ofq.tracking.mirror import Mirror
 
     workspace = Workspace()
@@ -215,7 +261,7 @@ def follow(
     trainer: Annotated[int, typer.Option(help="Process id of the trainer.")],
 ) -> None:
     """Mirror one run while another process trains it (`ofq train` starts this by itself)."""
-    from ofq.jobs import run_folder
+    from ofq.attempt import run_folder
     from ofq.tracking.mirror import Mirror
     from ofq.tracking.mirror import follow as follow_run
 
@@ -276,23 +322,16 @@ def _await_mirror(
         )
 
 
-@contextmanager
-def _interruptions(console: Console, run: Run) -> Iterator[None]:
-    try:
-        yield
-    except Interrupted as request:
-        message = f"stopped by {request}; `ofq train {run.id}` goes on from here"
-        console.print(message, highlight=False, soft_wrap=True)
-        raise typer.Exit(EXIT_CODE) from None
-
-
 def main() -> None:
-    """Run the command line; a user's mistake gives one message and exit code 2."""
+    """Run the command line; what a person must know is one message, without a stack trace."""
     sys.path.insert(0, os.getcwd())  # modules of a user's own methods lie in the checkout
     try:
         app()
-    except UserError as error:
-        _fail(str(error))
+    except (UserError, RunFailed) as error:
+        _fail(str(error), error.exit_code)
+    except TryAgain as reason:
+        Console(stderr=True).print(str(reason), highlight=False, markup=False, soft_wrap=True)
+        raise SystemExit(reason.exit_code) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
@@ -300,7 +339,7 @@ def main() -> None:
         _fail(f"{error.filename or 'system'}: {error.strerror or error}")
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = UserError.exit_code) -> NoReturn:
     console = Console(stderr=True)
     console.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
-    raise SystemExit(2) from None
+    raise SystemExit(code) from None

@@ -1,11 +1,15 @@
-"""Leaving in good order when the process is asked to stop."""
+"""Leaving in good order when the process is asked to stop, or when its time is up."""
 
 import signal
+import time
 from types import FrameType
 
 from ofq.errors import TryAgain
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+_RESERVE = 30.0  # seconds for what comes before and after this process in a job
+_LARGEST_RESERVE = 0.25  # of a short limit
 
 
 class Interrupted(TryAgain):
@@ -13,20 +17,43 @@ class Interrupted(TryAgain):
 
 
 class StopRequest:
-    """A flag that signals set and the training loop looks at between steps.
+    """What others ask of the training loop, which looks at it between steps.
 
     Attributes:
-        cause: The signal's name, once one came.
+        cause: Why to stop, once there is a reason: a signal's name.
+        checkpoint: Whether a checkpoint is asked for; the loop takes it back when it has saved.
     """
 
     def __init__(self) -> None:
         self.cause: str | None = None
+        self.checkpoint = False
 
     def listen(self) -> "StopRequest":
-        """Let SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 set the flag, and do nothing else."""
+        """Let SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 set the cause, and do nothing else."""
         for number in _SIGNALS:
             signal.signal(number, self._note)
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.cause = signal.Signals(number).name
+
+
+def deadline(started: float, limit: float | None) -> float | None:
+    """When to have left, for a job that is ended at its time limit.
+
+    Args:
+        started: When the job started, by ``time.monotonic``.
+        limit: The limit in minutes; None for none.
+
+    Returns:
+        A time of the same clock, a little before the limit; None if there is no limit.
+    """
+    if limit is None:
+        return None
+    seconds = 60 * limit
+    return started + seconds - min(_RESERVE, _LARGEST_RESERVE * seconds)
+
+
+def passed(deadline: float | None) -> bool:
+    """Whether a deadline has passed."""
+    return deadline is not None and time.monotonic() > deadline

@@ -1,44 +1,44 @@
 """One run, from its config to its finished folder: where study, training and record meet."""
 
-import hashlib
 import time
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 
-from ofq.atomic import write_file, write_json
+from ofq.attempt import CHECKPOINT, Attempt, run_folder
 from ofq.errors import UserError
-from ofq.interruption import Interrupted, StopRequest
 from ofq.progress import Bar, Lines, display, summary
 from ofq.study import Run, RunConfig, Workspace
-from ofq.study.config import HUB
+from ofq.study.config import FROM_FOLDERS, HUB
 from ofq.study.run import describe
 from ofq.tracking import RunFolder
-from ofq.tracking.folder import WEIGHTS
+from ofq.tracking.folder import WEIGHTS, sha256
 from ofq.tracking.provenance import gather
 
 if TYPE_CHECKING:
     from torch import nn
 
-_CHECKPOINT = "checkpoint"
-
 
 class _Recorder:
     """Writes what training reports into the run folder, and shows it."""
 
-    def __init__(self, folder: RunFolder, shown: Bar | Lines) -> None:
-        self.folder = folder
+    def __init__(self, this: Attempt, shown: Bar | Lines, console: Console) -> None:
+        self.this = this
+        self.folder = this.folder
         self.shown = shown
+        self.console = console
 
-    def begin(self, done: int | None, total: int) -> None:
-        self.folder.rewind(done)
+    def begin(self, done: int | None, total: int, recorded: int) -> None:
+        self.folder.rewind(recorded)
         self.folder.event("started" if done is None else "resumed", step=done or 0, total=total)
+        self.this.begin(done or 0, total)
         self.shown.begin(done, total)
 
     def step(self, step: int) -> None:
+        self.this.step(step)
         self.shown.step(step)
 
     def epoch(self, metrics: dict[str, Any], layers: list[dict[str, Any]]) -> None:
@@ -49,38 +49,59 @@ class _Recorder:
     def trajectory(self, rows: list[dict[str, Any]]) -> None:
         self.folder.append("trajectories", rows)
 
+    def saved(self, step: int) -> None:
+        self.this.saved()
 
-def run_folder(workspace: Workspace, run: Run) -> RunFolder:
-    """The folder of a run."""
-    return RunFolder(workspace.results / "runs" / run.id)
+    def warn(self, text: str) -> None:
+        self.console.print(f"[bold red]warning:[/] {escape(text)}", soft_wrap=True)
 
 
-def open_folder(workspace: Workspace, run: Run, studies: list[str]) -> RunFolder:
-    """Make a run's folder ready for an attempt, with its provenance.
+def check(workspace: Workspace, run: Run, studies: list[str]) -> None:
+    """Make sure that a run can start, before anything of it is written.
 
     Raises:
-        UserError: The folder can't be written, a run that this one builds on isn't complete, or
-            a file that it starts from is missing.
+        UserError: A run that it builds on isn't complete, or a file that it starts from is missing.
     """
     for needed in run.needs():
         if not run_folder(workspace, needed).complete():
             raise UserError(f"{run.id} builds on {needed.id}; run `ofq train {needed.id}` first")
-    inputs = _inputs(workspace, run, studies)
-    folder = run_folder(workspace, run)
-    folder.open(describe(run))
-    provenance = {
-        **workspace.uses(run, studies),
-        "inputs": inputs,
-        **gather(workspace.root),
+    config, study = run.config, workspace.study_path(studies[0])
+    recipe = workspace.recipe_path(workspace.study(studies[0]).recipe)
+    keys = {
+        config.checkpoint: f"{study}: key 'checkpoints.{config.model}.{config.bits}'",
+        config.pretrained: f"{recipe}: key 'pretrained'",
     }
-    write_json(folder.path / "provenance.json", provenance)
-    folder.event("opened", commit=provenance["commit"], host=provenance["host"])
-    return folder
+    for name in _files(config):
+        if not (workspace.root / name).is_file():
+            raise UserError(f"{keys[name]} is '{name}': no such file")
 
 
-def train(
-    workspace: Workspace, run: Run, folder: RunFolder, console: Console, stop: StopRequest
-) -> None:
+def begin(
+    workspace: Workspace, run: Run, studies: list[str], this: Attempt, console: Console
+) -> bool:
+    """Make a run's locked folder ready for an attempt, with its provenance.
+
+    Args:
+        workspace: Where the run's parents are.
+        run: What to train.
+        studies: The studies that it belongs to.
+        this: The attempt.
+        console: Where to say so if there is nothing to do.
+
+    Returns:
+        False if the run is complete, or its final files could be put back.
+
+    Raises:
+        UserError: The folder holds a run of another config, or the data can't be had.
+    """
+    if this.folder.restore():
+        console.print(f"{run.id} is already complete", highlight=False, soft_wrap=True)
+        return False
+    _open(workspace, run, studies, this.folder)
+    return True
+
+
+def train(workspace: Workspace, run: Run, this: Attempt, console: Console) -> None:
     """Do a run in its opened folder: train it, or evaluate the checkpoint that it names.
 
     Training resumes where an earlier attempt stopped.
@@ -88,34 +109,52 @@ def train(
     Args:
         workspace: Where the run's parents are.
         run: What to train.
-        folder: Its folder.
+        this: The attempt.
         console: Where to show progress.
-        stop: Looked at after every step.
 
     Raises:
         UserError: Something that the run needs can't be had.
-        Interrupted: A signal asked it to stop; the state is saved.
+        RunFailed: It can't be trained to its end.
+        TryAgain: It was interrupted.
     """
     from ofq.training.checkpoint import CheckpointStore
     from ofq.training.stage import use_threads
     from ofq.training.weights import save_weights
 
+    folder = this.folder
     use_threads(run.resources.threads)
     work = _evaluate if run.config.stage == "released" else _train
-    began = time.time()
-    try:
-        done = work(workspace, run, folder, console, stop)
-        write_file(folder.path / WEIGHTS, lambda path: save_weights(done.model, path))
-    except Interrupted as request:
-        folder.event("interrupted", cause=str(request))
-        raise
-    except Exception as error:
-        folder.event("failed", cause=traceback.format_exception_only(error)[-1].strip())
-        raise
-    folder.event("finished")
-    folder.finish(_result(run, done.metrics, done.primary, time.time() - began))
-    CheckpointStore(folder.path / _CHECKPOINT).clear()
+    done = work(workspace, run, this, console)
+    folder.event("finished", seconds=this.seconds())
+    folder.finish(_result(run, done, this.totals()), lambda path: save_weights(done.model, path))
+    this.clear()
+    if not this.options.keep:
+        CheckpointStore(folder.path / CHECKPOINT, folder.guard).clear()
     console.print(f"finished {run.id}: {summary(done.metrics)}", highlight=False, soft_wrap=True)
+
+
+def _open(workspace: Workspace, run: Run, studies: list[str], folder: RunFolder) -> None:
+    """Make a run's folder ready for an attempt, with its provenance."""
+    from ofq.training import devices
+
+    folder.open(describe(run))
+    attempt = {**gather(workspace.root), **devices.describe()}
+    folder.write_json(
+        "provenance.json",
+        {
+            **workspace.uses(run, studies),
+            "inputs": _inputs(workspace, run),
+            "data": _data(workspace, run.config),
+            "attempts": [*folder.attempts(), attempt],
+        },
+    )
+    folder.event(
+        "opened",
+        commit=attempt["commit"],
+        host=attempt["host"],
+        slurm_job=attempt["slurm"].get("SLURM_JOB_ID"),
+        devices=len(attempt["devices"]),
+    )
 
 
 @dataclass(frozen=True)
@@ -127,32 +166,31 @@ class _Done:
     primary: str
 
 
-def _train(
-    workspace: Workspace, run: Run, folder: RunFolder, console: Console, stop: StopRequest
-) -> _Done:
+def _train(workspace: Workspace, run: Run, this: Attempt, console: Console) -> _Done:
     from ofq.training.checkpoint import CheckpointStore
+    from ofq.training.pace import Pace
     from ofq.training.stage import prepare
 
     assert run.config.training is not None
     shown = display(console, run.config.training.epochs)
+    recorder = _Recorder(this, shown, console)
     try:
         trainer = prepare(
             run.config,
             _weights(workspace, run.parent),
             _weights(workspace, run.teacher),
-            _Recorder(folder, shown),
-            CheckpointStore(folder.path / _CHECKPOINT),
-            stop,
+            recorder,
+            CheckpointStore(this.folder.path / CHECKPOINT, this.folder.guard, recorder.warn),
+            this.stop,
             _pretrained(workspace, run.config),
+            Pace(60 * workspace.site.checkpoint_minutes, this.options.deadline),
         )
         return _Done(trainer.model, trainer.run(), trainer.objective.primary)
     finally:
         shown.end()
 
 
-def _evaluate(
-    workspace: Workspace, run: Run, folder: RunFolder, console: Console, stop: StopRequest
-) -> _Done:
+def _evaluate(workspace: Workspace, run: Run, this: Attempt, console: Console) -> _Done:
     from ofq.training import evaluation
     from ofq.training.importing import import_released
 
@@ -165,31 +203,34 @@ def _evaluate(
         images = evaluation.image_folder(workspace.data_folder(config.dataset), config.model)
     path = workspace.root / config.checkpoint
     imported = import_released(path, config.model, config.quantization, images.classes)
-    folder.rewind(None)
-    folder.event("started", dropped={r: len(names) for r, names in imported.reasons().items()})
-    measures = evaluation.evaluate(imported.model, images, console, stop)
+    this.folder.rewind(None)
+    dropped = {reason: len(names) for reason, names in imported.reasons().items()}
+    this.folder.event("started", dropped=dropped)
+    measures = evaluation.evaluate(imported.model, images, console, this.stop)
     metrics = {"epoch": 0, "step": 0, "time": time.time(), **measures}
-    folder.append("metrics", [metrics])
+    this.folder.append("metrics", [metrics])
     return _Done(imported.model, metrics, "top1")
 
 
-def _inputs(workspace: Workspace, run: Run, studies: list[str]) -> dict[str, str]:
-    """SHA-256 of each file that a run starts from, beside other runs' weights."""
-    config, study = run.config, workspace.study_path(studies[0])
-    recipe = workspace.recipe_path(workspace.study(studies[0]).recipe)
-    named = {
-        config.checkpoint: f"{study}: key 'checkpoints.{config.model}.{config.bits}'",
-        config.pretrained: f"{recipe}: key 'pretrained'",
-    }
-    hashes = {}
-    for name, key in named.items():
-        if name is not None and name != HUB:
-            path = workspace.root / name
-            if not path.is_file():
-                raise UserError(f"{key} is '{name}': no such file")
-            with path.open("rb") as file:
-                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+def _inputs(workspace: Workspace, run: Run) -> dict[str, str]:
+    """SHA-256 of each file that a run starts from or is taught by."""
+    hashes = {name: sha256(workspace.root / name) for name in _files(run.config)}
+    for needed in run.needs():
+        hashes[needed.id] = sha256(run_folder(workspace, needed).path / WEIGHTS)
     return hashes
+
+
+def _files(config: RunConfig) -> list[str]:
+    """The files of the user's own that a run starts from."""
+    return [name for name in (config.checkpoint, config.pretrained) if name and name != HUB]
+
+
+def _data(workspace: Workspace, config: RunConfig) -> dict[str, Any]:
+    from ofq.training.data import fingerprint
+
+    on_disk = config.dataset in FROM_FOLDERS
+    folder = workspace.data_folder(config.dataset) if on_disk else None
+    return fingerprint(config.dataset, config.model, config.seed, folder)
 
 
 def _weights(workspace: Workspace, run: Run | None) -> Path | None:
@@ -202,8 +243,8 @@ def _pretrained(workspace: Workspace, config: RunConfig) -> Path | None:
     return workspace.root / str(config.pretrained)
 
 
-def _result(run: Run, metrics: dict[str, Any], primary: str, seconds: float) -> dict[str, Any]:
+def _result(run: Run, done: _Done, totals: dict[str, Any]) -> dict[str, Any]:
     dropped = {"epoch", "step", "time", "lr"}
-    final = {key: value for key, value in metrics.items() if key not in dropped}
-    steps = {"epochs": metrics["epoch"], "steps": metrics["step"]}
-    return {"id": run.id, "primary": primary, **final, **steps, "seconds": round(seconds, 1)}
+    final = {key: value for key, value in done.metrics.items() if key not in dropped}
+    steps = {"epochs": done.metrics["epoch"], "steps": done.metrics["step"]}
+    return {"id": run.id, "primary": done.primary, **final, **steps, **totals}

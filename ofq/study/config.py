@@ -5,7 +5,14 @@ Nothing here imports torch or timm, so that a workflow parses in a moment.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PositiveFloat,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ofq.study.fields import Bits, Name, Names, Seed, Stage, TrainedStage, distinct
 from ofq.study.files import Strict, suggest
@@ -13,6 +20,9 @@ from ofq.study.stage import Resources, Training, check_hyperparameters
 
 DATASETS = ("digits", "imagenet", "toy_regression")
 """The data sets that a recipe may name."""
+
+FROM_FOLDERS = ("imagenet",)
+"""Those of them that lie in a folder of the site's."""
 
 EVALUATION_ONLY = ("imagenet",)
 """Those of them on which released checkpoints are evaluated, and nothing is trained yet."""
@@ -163,6 +173,7 @@ class Site(Strict):
         reports: Folder of the reports.
         tracking_uri: MLflow's store; left out, an SQLite file in ``results``.
         data: Folders of data sets that don't come with the package.
+        checkpoint_minutes: Time between two checkpoints: the most that an abrupt end can cost.
     """
 
     studies: Names
@@ -170,3 +181,4 @@ class Site(Strict):
     reports: str = "reports"
     tracking_uri: str | None = None
     data: dict[Literal["imagenet"], str] = Field(default_factory=dict)
+    checkpoint_minutes: PositiveFloat = 2

@@ -101,6 +101,11 @@ class RunFolder:
         """What ``provenance.json`` holds: facts of the run, and its ``attempts``, oldest first."""
         return self._json("provenance.json")
 
+    def attempts(self) -> list[dict[str, Any]]:
+        """Provenance of each attempt so far, oldest first."""
+        exists = (self.path / "provenance.json").exists()
+        return self.provenance()["attempts"] if exists else []
+
     def progress(self) -> dict[str, Any]:
         """What ``progress.json`` holds; nothing before the first heartbeat."""
         return self._json("progress.json") if (self.path / "progress.json").exists() else {}

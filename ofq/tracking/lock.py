@@ -1,7 +1,7 @@
 """One writer per run folder, on a shared file system too, without flock.
 
-A lock is a file ``lock-N.json`` that names its owner; the highest N holds. N is never used twice, and
-a file of that name is only ever made anew (``O_EXCL``), so of several trainers that find a dead
+A lock is a file ``lock-N.json`` that names its owner; the highest N holds. N is never used twice,
+and a file of that name is only ever made anew (``O_EXCL``), so of several trainers that find a dead
 owner one makes the next file, and an owner that was thought dead finds a higher one than its own.
 
 An owner's heartbeat is the file's time of modification, set by the file system's clock. Others look

@@ -3,20 +3,25 @@
 import hashlib
 import os
 import platform
+import re
 import shlex
 import socket
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("ofq", "torch", "timm", "numpy", "scikit-learn", "safetensors", "mlflow", "snakemake")
 _LOCK = "requirements.lock"
+_PACKAGE = Path(__file__).parents[1]
+_SLURM = re.compile(
+    r"SLURM_(JOB_ID|JOB_NAME|JOB_PARTITION|JOB_NODELIST|RESTART_COUNT|CLUSTER_NAME)"
+)
 
 
 def gather(root: Path) -> dict[str, Any]:
-    """Collect the provenance of a run that starts now.
+    """Collect the provenance of an attempt at a run, which starts now.
 
     Args:
         root: The checkout.
@@ -24,26 +29,58 @@ def gather(root: Path) -> dict[str, Any]:
     Returns:
         Plain JSON data. ``commit`` and ``diff`` are None outside a git checkout; ``diff`` is the
         uncommitted change to tracked files under ``ofq`` and ``config`` (empty if there is none),
-        ``untracked`` the other files there.
+        ``untracked`` the other files there. ``code_sha256`` is of the package's source as it runs;
+        ``packages`` has the versions of what it depends on. Passwords in the command's addresses
+        are left out.
     """
     lock = root / _LOCK
     return {
+        "started": time.time(),
         "commit": _git(root, "rev-parse", "HEAD"),
         "diff": _git(root, "diff", "HEAD", "--", "ofq", "config"),
         "untracked": (
             _git(root, "ls-files", "--others", "--exclude-standard", "--", "ofq", "config") or ""
         ).splitlines(),
+        "code_sha256": code_sha256(),
         "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None,
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": _packages(),
         "python": platform.python_version(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "pid": os.getpid(),
-        "slurm": {
-            k: v for k, v in os.environ.items() if k in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")
-        },
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "slurm": {name: v for name, v in sorted(os.environ.items()) if _SLURM.fullmatch(name)},
+        "command": redacted(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
     }
+
+
+def code_sha256() -> str:
+    """SHA-256 of the package's source files and of the versions that it runs with."""
+    digest = hashlib.sha256(repr(sorted(_packages().items())).encode())
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def redacted(text: str) -> str:
+    """A text without the user names and passwords of addresses in it."""
+    return re.sub(r"(\w://)[^/\s@]+@", r"\1***@", text)
+
+
+def _packages() -> dict[str, str | None]:
+    """Versions of this package and of what it directly depends on."""
+    try:
+        wanted = metadata.requires("ofq") or []
+    except metadata.PackageNotFoundError:
+        wanted = []
+    names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in wanted if "extra ==" not in line]
+    return {name: _version(name) for name in ["ofq", *names]}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _git(root: Path, *arguments: str) -> str | None:
@@ -54,10 +91,3 @@ def _git(root: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -3,13 +3,16 @@
 import hashlib
 import json
 import shutil
-import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from ofq.atomic import write_file, write_json
+
+FORMAT = 1
+"""Raised when the state's layout changes, so that an older one isn't misread."""
 
 _KEPT = 2
 
@@ -22,39 +25,109 @@ class CheckpointStore:
 
     Args:
         folder: Where they lie; made on the first save.
+        guard: Called before each write; raises if this process may not write (any more).
+        warn: Told of each checkpoint that can't be used, in a sentence.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        guard: Callable[[], None] = lambda: None,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.folder = folder
+        self._guard = guard
+        self._warn = warn
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Save a state, and remove all but the last two."""
+        """Save a state, and remove all but the last two.
+
+        Raises:
+            OSError: It can't be written; the checkpoints before it are as they were.
+        """
+        self._guard()
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"step-{step:09d}.pt"
-        write_file(path, lambda temporary: torch.save(state, temporary))
-        write_json(path.with_suffix(".json"), {"sha256": _sha256(path)})
-        for old in self._manifests()[:-_KEPT]:
-            old.unlink()
-            old.with_suffix(".pt").unlink(missing_ok=True)
+        hashes: list[str] = []
+        write_file(path, lambda temporary: hashes.append(_save(state, temporary)))
+        self._guard()
+        manifest = {"format": FORMAT, "step": step, "sha256": hashes[0]}
+        write_json(path.with_suffix(".json"), manifest)
+        self._keep(self._manifests()[-_KEPT:])
 
     def load(self) -> dict[str, Any] | None:
-        """The newest undamaged state, or None; a damaged one is reported and passed over."""
+        """The newest undamaged state, or None; damaged ones are told of and removed."""
         for manifest in reversed(self._manifests()):
             path = manifest.with_suffix(".pt")
-            expected = json.loads(manifest.read_text())["sha256"]
-            if path.exists() and _sha256(path) == expected:
+            problem = examine(manifest)
+            if problem is None:
                 return torch.load(path, weights_only=True)
-            warnings.warn(f"{path} is damaged; using the checkpoint before it", stacklevel=2)
+            self._warn(f"checkpoint {path} {problem}; going back to the one before it")
+            self._guard()
+            manifest.unlink()
+            path.unlink(missing_ok=True)
         return None
 
     def clear(self) -> None:
         """Remove all checkpoints."""
+        self._guard()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _keep(self, manifests: list[Path]) -> None:
+        kept = {manifest.stem for manifest in manifests}
+        for path in self.folder.glob("step-*"):
+            if path.stem not in kept:
+                path.unlink(missing_ok=True)
 
     def _manifests(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.json"))
 
 
-def _sha256(path: Path) -> str:
+def examine(manifest: Path) -> str | None:
+    """What is wrong with a checkpoint, given its ``step-N.json``; None if nothing is."""
+    path = manifest.with_suffix(".pt")
+    try:
+        facts = json.loads(manifest.read_text())
+        expected, form = facts["sha256"], facts["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "is damaged: its .json can't be read"
+    if form != FORMAT:
+        return f"is of format {form}, this version reads format {FORMAT}"
+    if not path.exists():
+        return "is missing"
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    return None if found == expected else "is damaged: its SHA-256 is another"
+
+
+class _Hashing:
+    """A file that hashes what is written to it: cheaper, and surer, than reading it again."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.hash = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:  # torch would say no more than that writing failed
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _save(state: dict[str, Any], path: Path) -> str:
+    """Write a state and return its SHA-256."""
+    with path.open("wb") as file:
+        hashing = _Hashing(file)
+        try:
+            torch.save(state, hashing)  # type: ignore[arg-type]
+        except RuntimeError:
+            if hashing.error is None:
+                raise
+            raise hashing.error from None
+        return hashing.hash.hexdigest()

@@ -1,12 +1,16 @@
 """Data sets as batches whose order is a function of seed and epoch."""
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ofq.errors import UserError
+from ofq.interruption import Interrupted, StopRequest
 
 Batch = tuple[Tensor, Tensor]
 
@@ -57,6 +61,45 @@ class Data:
         yield from zip(
             self.test_inputs.split(batch_size), self.test_targets.split(batch_size), strict=True
         )
+
+
+def until(stop: StopRequest, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Batches, until a stop is requested.
+
+    Raises:
+        Interrupted: It is.
+    """
+    for batch in batches:
+        if stop.cause is not None:
+            raise Interrupted(stop.cause)
+        yield batch
+
+
+def fingerprint(dataset: str, model: str, seed: int, folder: Path | None) -> dict[str, Any]:
+    """What tells whether two runs saw the same data.
+
+    Args:
+        dataset: The data set.
+        model: As of :func:`load`.
+        seed: As of :func:`load`.
+        folder: Where a data set of files lies; None for one that comes with the package.
+
+    Returns:
+        ``name``, the number of ``files`` or of ``examples``, and ``fingerprint``: of files, the
+        SHA-256 of their names and sizes; else that of all numbers.
+    """
+    digest = hashlib.sha256()
+    if folder is not None:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        for path in files:
+            digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+        return {"name": dataset, "files": len(files), "fingerprint": f"sha256:{digest.hexdigest()}"}
+    data = load(dataset, model, seed)
+    parts = (data.train_inputs, data.train_targets, data.test_inputs, data.test_targets)
+    for part in parts:
+        digest.update(part.contiguous().numpy().tobytes())
+    examples = len(data.train_inputs) + len(data.test_inputs)
+    return {"name": dataset, "examples": examples, "fingerprint": f"sha256:{digest.hexdigest()}"}
 
 
 def load(dataset: str, model: str, seed: int) -> Data:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ofq.errors import UserError
-from ofq.interruption import Interrupted, StopRequest
+from ofq.interruption import StopRequest
 from ofq.progress import counted
 from ofq.training import data, models
 from ofq.training.data import Batch
@@ -58,15 +58,8 @@ def evaluate(
         UserError: An image can't be read.
         Interrupted: A stop was requested.
     """
-    batches = counted(console, _until(stop, images.batches), images.images)
+    batches = counted(console, data.until(stop, images.batches), images.images)
     return Classification().evaluate(model, batches)
-
-
-def _until(stop: StopRequest, batches: Iterable[Batch]) -> Iterator[Batch]:
-    for batch in batches:
-        if stop.cause is not None:
-            raise Interrupted(stop.cause)
-        yield batch
 
 
 def digits(model: str, seed: int, batch_size: int = BATCH_SIZE) -> LabelledImages:

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -13,24 +14,32 @@ from ofq.interruption import Interrupted, StopRequest
 from ofq.quantization import Oscillation, OscillationTracker, combine
 from ofq.study import Training
 from ofq.training.checkpoint import CheckpointStore
-from ofq.training.data import Data
+from ofq.training.data import Batch, Data, until
+from ofq.training.numerics import (
+    BadNumbers,
+    LossWatch,
+    first_bad_output,
+    first_bad_parameter,
+    zero_variance,
+)
 from ofq.training.objective import Objective
 from ofq.training.optimization import make_optimizer, make_schedule
+from ofq.training.pace import Pace, Part
 from ofq.training.stepping import Stepper
 from ofq.training.trajectory import Trajectories
-
-_SAVE_EVERY = 60.0  # seconds
 
 
 class Observer(Protocol):
     """What training reports to; the one seam to records and progress bars."""
 
-    def begin(self, done: int | None, total: int) -> None:
+    def begin(self, done: int | None, total: int, recorded: int) -> None:
         """Training starts, or goes on where a checkpoint was taken; later records are void.
 
         Args:
             done: Steps already made; None at the very start.
             total: Steps of the whole run.
+            recorded: The step of the last epoch that was reported before the checkpoint; -1 for
+                none.
         """
 
     def step(self, step: int) -> None:
@@ -41,6 +50,12 @@ class Observer(Protocol):
 
     def trajectory(self, rows: list[dict[str, Any]]) -> None:
         """The recorded weights' paths over one epoch."""
+
+    def saved(self, step: int) -> None:
+        """A checkpoint was saved."""
+
+    def warn(self, text: str) -> None:
+        """Something went wrong that a person should know of; training goes on."""
 
 
 class Trainer:
@@ -56,6 +71,7 @@ class Trainer:
         checkpoints: Where state is kept, and looked for at the start.
         stop: Looked at after every step.
         scale_lr: Factor on the learning rate of learned weight scales.
+        pace: When to save, and when to leave.
     """
 
     def __init__(
@@ -69,6 +85,7 @@ class Trainer:
         checkpoints: CheckpointStore,
         stop: StopRequest,
         scale_lr: float = 1.0,
+        pace: Pace | None = None,
     ) -> None:
         self.model = model
         self.data = data
@@ -78,6 +95,7 @@ class Trainer:
         self.observer = observer
         self.checkpoints = checkpoints
         self.stop = stop
+        self.pace = pace or Pace()
         self.tracker = OscillationTracker(model)
         self.trajectories = Trajectories(model, training.trajectories)
         self.optimizer = make_optimizer(model, training, scale_lr)
@@ -85,9 +103,10 @@ class Trainer:
         self.steps_per_epoch = data.steps_per_epoch(training.batch_size)
         self.total_steps = training.epochs * self.steps_per_epoch
         self.step = 0
+        self.evaluated = -1  # the last epoch that was evaluated and reported
         self.loss_sum = torch.zeros(())
+        self.watch = LossWatch(self.loss_sum.device)
         self.metrics: dict[str, Any] = {}
-        self._saved_at = time.monotonic()
 
     def run(self) -> dict[str, Any]:
         """Train to the end, from the newest checkpoint if there is one.
@@ -96,28 +115,32 @@ class Trainer:
             The last epoch's metrics.
 
         Raises:
-            Interrupted: A stop was requested; the state is saved.
+            Interrupted: A stop was requested, or the time is up; the state is saved.
+            BadNumbers: Training can't go on; the last checkpoint is from before that.
         """
         resumed = self.checkpoints.load()
         if resumed is not None:
             self._restore(resumed)
-        self.observer.begin(None if resumed is None else self.step, self.total_steps)
+        recorded = self.evaluated * self.steps_per_epoch if self.evaluated >= 0 else -1
+        self.observer.begin(None if resumed is None else self.step, self.total_steps, recorded)
         if resumed is None:
-            self._finish_epoch(0)
-        for epoch in range(self.step // self.steps_per_epoch, self.training.epochs):
-            self._train_epoch(epoch)
-            self._finish_epoch(epoch + 1)
+            self._save()
+        for epoch in range(self.evaluated + 1, self.training.epochs + 1):
+            for inputs, targets in self._batches(epoch):
+                with self.pace.measure("step"):
+                    self._train_step(inputs, targets)
+                self.observer.step(self.step)
+                self._pause("step" if self.step < epoch * self.steps_per_epoch else "evaluation")
+            self._finish_epoch(epoch)
         return self.metrics
 
-    def _train_epoch(self, epoch: int) -> None:
-        self.model.train()
-        self.schedule.step(epoch)
-        first = self.step - epoch * self.steps_per_epoch
-        for inputs, targets in self.data.train_batches(epoch, self.training.batch_size, first):
-            self._train_step(inputs, targets)
-            self.observer.step(self.step)
-            if self.step % self.steps_per_epoch:  # an epoch's end is saved after its record
-                self._save_if_due()
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        """What remains of an epoch's batches; epochs count from 1, and epoch 0 has none."""
+        if epoch:
+            self.model.train()
+            self.schedule.step(epoch - 1)
+            first = self.step - (epoch - 1) * self.steps_per_epoch
+            yield from self.data.train_batches(epoch - 1, self.training.batch_size, first)
 
     def _train_step(self, inputs: Tensor, targets: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -127,40 +150,90 @@ class Trainer:
         self.stepper.step(self.optimizer, progress)
         self.step += 1
         self.loss_sum += loss.detach()
+        self.watch.observe(loss, self.step)
         self.tracker.update()
         self.trajectories.update(self.step)
 
     def _finish_epoch(self, epoch: int) -> None:
         """Evaluate and report after an epoch; after none, the model as it is at the start."""
-        parts = self.tracker.summary()
+        self._check_numbers()
+        try:
+            with self.pace.measure("evaluation"):
+                batches = until(self.stop, self.data.test_batches())
+                measures = self.objective.evaluate(self.model, batches)
+        except Interrupted:
+            self._save()
+            raise
         train_loss = float(self.loss_sum) / self.steps_per_epoch if epoch else None
         self.loss_sum.zero_()
+        parts = self.tracker.summary()
         self.metrics = {
             "epoch": epoch,
             "step": self.step,
             "time": time.time(),
             "lr": self.optimizer.param_groups[0]["lr"],
             "train_loss": train_loss,
-            **self.objective.evaluate(self.model, self.data.test_batches()),
+            **measures,
             **_by_role(parts),
             **self.stepper.measures(),
         }
         stamp = {"epoch": epoch, "step": self.step}
         self.observer.trajectory(self.trajectories.take())
         self.observer.epoch(self.metrics, [{**stamp, **asdict(part)} for part in parts])
-        if 0 < epoch < self.training.epochs:
-            self._save_if_due()
+        self.evaluated = epoch
+        if epoch < self.training.epochs:
+            self._pause("step")
 
-    def _save_if_due(self) -> None:
-        if self.stop.cause is not None:
+    def _pause(self, coming: Part) -> None:
+        """Between two parts of training: save if it is time to, and leave if it must be."""
+        cause = self.stop.cause
+        if cause is None and not self.pace.fits(coming):
+            cause = "the time limit"
+        if cause is not None:
             self._save()
-            raise Interrupted(self.stop.cause)
-        if time.monotonic() - self._saved_at > _SAVE_EVERY:
-            self._save()
+            raise Interrupted(cause)
+        if self.stop.checkpoint or self.pace.save_due():
+            try:
+                self._save()
+            except OSError as error:
+                self.observer.warn(f"no checkpoint at step {self.step}: {error}; training goes on")
+                self.pace.postpone()
+
+    def _check_numbers(self) -> None:
+        """Raise if training has met numbers that it can't go on with; waits for the device."""
+        step = self.watch.first_bad_step()
+        if step is not None:
+            raise self._diagnosis(step)
+        found = first_bad_parameter(self.model) or zero_variance(self.model)
+        if found is not None:
+            raise BadNumbers(self.step, *found)
+
+    def _diagnosis(self, step: int) -> BadNumbers:
+        """What made a step's loss bad: found by training up to it again from the last checkpoint.
+
+        By now the bad loss has spoilt all weights, so that they tell nothing.
+        """
+        good = self.checkpoints.load()
+        unknown = BadNumbers(step, "", "the loss isn't finite")
+        if good is None:
+            return unknown
+        self._restore(good)
+        epoch = self.evaluated + 1
+        while True:
+            for inputs, targets in self._batches(epoch):
+                if self.step == step - 1:
+                    found = first_bad_parameter(self.model) or first_bad_output(self.model, inputs)
+                    return BadNumbers(step, *found) if found else unknown
+                if self.stop.cause is not None:
+                    return unknown
+                self._train_step(inputs, targets)
+            epoch += 1
 
     def _save(self) -> None:
+        self._check_numbers()
         state = {
             "step": self.step,
+            "evaluated": self.evaluated,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "stepper": self.stepper.state.state_dict(),
@@ -169,12 +242,16 @@ class Trainer:
             "metrics": self.metrics,
             "trajectories": self.trajectories.rows,
             "rng": _rng_state(),
+            "seconds": self.pace.seconds,
         }
-        self.checkpoints.save(self.step, state)
-        self._saved_at = time.monotonic()
+        with self.pace.measure("save"):
+            self.checkpoints.save(self.step, state)
+        self.stop.checkpoint = False
+        self.observer.saved(self.step)
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
+        self.evaluated = state["evaluated"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.stepper.state.load_state_dict(state["stepper"])
@@ -182,6 +259,8 @@ class Trainer:
         self.loss_sum = state["loss_sum"]
         self.metrics = state["metrics"]
         self.trajectories.rows = state["trajectories"]
+        self.pace.seconds = state["seconds"]
+        self.watch.reset()
         _set_rng_state(state["rng"])
 
 

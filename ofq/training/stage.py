@@ -15,6 +15,7 @@ from ofq.training.checkpoint import CheckpointStore
 from ofq.training.data import Data, load
 from ofq.training.loop import Observer, Trainer, seed_everything
 from ofq.training.objective import objective
+from ofq.training.pace import Pace
 from ofq.training.stepping import make_stepper
 from ofq.training.weights import load_weights
 
@@ -27,6 +28,7 @@ def prepare(
     checkpoints: CheckpointStore,
     stop: StopRequest,
     pretrained: Path | None = None,
+    pace: Pace | None = None,
 ) -> Trainer:
     """Build the trainer of a run.
 
@@ -38,6 +40,7 @@ def prepare(
         checkpoints: Where state is kept.
         stop: Looked at after every step.
         pretrained: The file that ``config.pretrained`` names, if it names one.
+        pace: When to save, and when to leave.
 
     Raises:
         UserError: The data, the model, or weights that it starts from can't be had.
@@ -62,6 +65,7 @@ def prepare(
         checkpoints,
         stop,
         config.scale_lr,
+        pace,
     )
 
 

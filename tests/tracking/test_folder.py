@@ -17,11 +17,15 @@ def folder(tmp_path):
     return folder
 
 
-def test_rows_come_back_in_order_and_a_torn_last_one_is_left_out(folder):
+def test_rows_come_back_in_order_and_a_torn_last_one_is_left_out_and_said(folder, caplog):
     folder.append("metrics", [{"step": 1}, {"step": 2}])
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "lo')
     assert folder.rows("metrics") == [{"step": 1}, {"step": 2}]
+    assert folder.rows("metrics") == [{"step": 1}, {"step": 2}]
+    assert [record.message.rpartition("/")[2] for record in caplog.records] == [
+        "metrics.jsonl:3: torn by a crash, left out"
+    ]
 
 
 def test_record_after_a_torn_one_is_whole(folder):
@@ -32,11 +36,57 @@ def test_record_after_a_torn_one_is_whole(folder):
     assert [event["event"] for event in folder.events()] == ["opened", "resumed"]
 
 
+def weights(path):
+    path.write_bytes(b"weights")
+
+
 def test_run_without_its_weights_is_not_complete(folder):
-    folder.finish({"top1": 1.0})
-    assert not folder.complete()
-    (folder.path / "model.safetensors").write_bytes(b"")
+    folder.finish({"top1": 1.0}, weights)
     assert folder.complete()
+    (folder.path / "model.safetensors").unlink()
+    assert not folder.complete()
+
+
+def test_deleted_final_files_are_put_back_as_they_were(folder):
+    """As Snakemake deletes them when its master was killed while the job ran."""
+    folder.append("metrics", [{"step": 1, "top1": 90.0}])
+    folder.finish({"top1": 90.0}, weights)
+    names = ("result.json", "model.safetensors", "metrics.parquet")
+    before = {name: (folder.path / name).read_bytes() for name in names}
+    for name in names:
+        (folder.path / name).unlink()
+    assert not folder.complete()
+    assert folder.restore()
+    assert {name: (folder.path / name).read_bytes() for name in names} == before
+
+
+def test_damaged_final_files_are_not_put_back(folder):
+    folder.finish({"top1": 90.0}, weights)
+    (folder.path / "result.json").unlink()
+    (folder.path / "sealed" / "model.safetensors").write_bytes(b"wEights")
+    assert folder.damaged() == ["model.safetensors"]
+    assert not folder.restore()
+    assert folder.result() is None
+
+
+def test_nothing_is_written_once_the_guard_objects(folder):
+    def objects():
+        raise RuntimeError("lock lost")
+
+    folder.append("metrics", [{"step": 1}])
+    before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
+    folder.guard = objects
+    writes = [
+        lambda: folder.append("metrics", [{"step": 2}]),
+        lambda: folder.event("started"),
+        lambda: folder.rewind(0),
+        lambda: folder.write_json("run.json", {}),
+        lambda: folder.finish({}, weights),
+    ]
+    for write in writes:
+        with pytest.raises(RuntimeError, match="lock lost"):
+            write()
+    assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
 
 
 @pytest.mark.parametrize(
@@ -58,12 +108,12 @@ def test_result_comes_last(folder, monkeypatch):
 
     monkeypatch.setattr("pyarrow.parquet.write_table", broken)
     with pytest.raises(OSError, match="disk full"):
-        folder.finish({"top1": 90.0})
+        folder.finish({"top1": 90.0}, weights)
     assert folder.result() is None
-    assert [p.name for p in folder.path.iterdir() if "tmp" in p.name or "parquet" in p.name] == []
+    assert [p.name for p in folder.path.rglob("*") if "tmp" in p.name or "parquet" in p.name] == []
     monkeypatch.undo()
-    folder.finish({"top1": 90.0})
-    assert folder.result() == {"top1": 90.0}
+    folder.finish({"top1": 90.0}, weights)
+    assert folder.result()["top1"] == 90.0
     assert pd.read_parquet(folder.path / "metrics.parquet").to_dict("records") == [
         {"step": 1, "top1": 90.0}
     ]
@@ -73,7 +123,7 @@ def test_table_has_every_column_that_any_row_has(folder):
     folder.append(
         "metrics", [{"step": 0, "train_loss": None}, {"step": 1, "train_loss": 2.0, "x": 1}]
     )
-    folder.finish({})
+    folder.finish({}, weights)
     table = pd.read_parquet(folder.path / "metrics.parquet")
     assert list(table.columns) == ["step", "train_loss", "x"]
     assert table["train_loss"].isna().tolist() == [True, False]

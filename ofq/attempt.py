@@ -1,0 +1,222 @@
+"""One attempt at a run: its lock, its record of what happened, and its way out."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ofq.errors import RunFailed, TryAgain, UserError
+from ofq.interruption import Interrupted, StopRequest, passed
+from ofq.study import Run, Workspace
+from ofq.tracking import RunFolder
+from ofq.tracking.lock import Held, LockLost, RunLock
+from ofq.tracking.provenance import code_sha256
+
+CHECKPOINT = "checkpoint"
+SAVE_REQUEST = "save-requested"
+"""A file by which a running attempt is asked for a checkpoint, from any host."""
+
+_ENDINGS = ("interrupted", "lost", "failed", "finished")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an attempt behaves.
+
+    Attributes:
+        deadline: When to have left, by ``time.monotonic``.
+        wait: Whether to wait for another trainer that writes the run folder.
+        keep: Whether checkpoints stay when the run has finished.
+        again: Whether to try once more what is known to fail.
+    """
+
+    deadline: float | None = None
+    wait: bool = False
+    keep: bool = False
+    again: bool = False
+
+
+class Attempt:
+    """An attempt under way.
+
+    Args:
+        folder: The run's folder, locked.
+        stop: What the training loop looks at.
+        options: How it behaves.
+    """
+
+    def __init__(self, folder: RunFolder, stop: StopRequest, options: Options) -> None:
+        self.folder = folder
+        self.stop = stop
+        self.options = options
+        self._began = time.monotonic()
+        self._progress: dict[str, Any] = {}
+        self._step = self._first = 0
+
+    def seconds(self) -> float:
+        """How long it has lasted."""
+        return round(time.monotonic() - self._began, 3)
+
+    def begin(self, step: int, total: int) -> None:
+        """Note where training starts."""
+        self._step = self._first = step
+        self._progress = {"total": total, "began": time.monotonic()}
+
+    def step(self, step: int) -> None:
+        """Note how far training is; costs nothing."""
+        self._step = step
+
+    def beat(self) -> None:
+        """What the lock's heartbeat does beside: show progress, look for a request to save."""
+        if (self.folder.path / SAVE_REQUEST).exists():
+            self.stop.checkpoint = True
+        if self._progress:
+            elapsed = time.monotonic() - self._progress["began"]
+            done = self._step - self._first
+            self.folder.write_json(
+                "progress.json",
+                {
+                    "step": self._step,
+                    "total": self._progress["total"],
+                    "seconds_per_step": elapsed / done if done else None,
+                },
+            )
+
+    def saved(self) -> None:
+        """Answer a request to save."""
+        (self.folder.path / SAVE_REQUEST).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove what only matters while training."""
+        self._progress = {}
+        for name in ("progress.json", SAVE_REQUEST):
+            (self.folder.path / name).unlink(missing_ok=True)
+
+    def totals(self) -> dict[str, Any]:
+        """Time and devices over all attempts, this one included."""
+        seconds = device_seconds = 0.0
+        devices = attempts = 0
+        events = self.folder.events()
+        for event in events:
+            if event["event"] == "opened":
+                devices, attempts = event["devices"], attempts + 1
+            elif event["event"] in _ENDINGS:
+                seconds += event["seconds"]
+                device_seconds += event["seconds"] * devices
+        return {
+            "seconds": round(seconds, 1),
+            "device_hours": round(device_seconds / 3600, 4),
+            "attempts": attempts,
+        }
+
+
+def run_folder(workspace: Workspace, run: Run) -> RunFolder:
+    """The folder of a run."""
+    return RunFolder(workspace.results / "runs" / run.id)
+
+
+@contextmanager
+def attempt(
+    workspace: Workspace, run: Run, console: Console, stop: StopRequest, options: Options
+) -> Iterator[Attempt]:
+    """Hold a run's folder, and record how the attempt ended.
+
+    Raises:
+        UserError: The folder can't be written.
+        LockHeld: Another trainer writes it.
+        RunFailed: The run failed before, and would again.
+        TryAgain: The attempt was interrupted, by a request or by its surroundings.
+    """
+    folder = run_folder(workspace, run)
+    folder.make()
+    this = Attempt(folder, stop, options)
+    lock = RunLock(folder.path, this.beat, lambda: setattr(stop, "cause", "loss of its lock"))
+    dead = lock.acquire(_patience(options, stop, console))
+    folder.guard = lock.check
+    try:
+        if dead is not None:
+            _note_death(folder, dead)
+        if not options.again:
+            _refuse_hopeless(folder, run)
+        with _recorded(this, run):
+            yield this
+    finally:
+        (lock.remove if folder.complete() else lock.release)()
+
+
+def _patience(options: Options, stop: StopRequest, console: Console) -> Callable[[Held], bool]:
+    """Whether to wait for another trainer, which is named once."""
+    told: list[str] = []
+
+    def waits(held: Held) -> bool:
+        if not options.wait or stop.cause is not None or passed(options.deadline):
+            return False
+        if not told:
+            told.append(str(held))
+            console.print(f"waiting for {held}, which trains this run", highlight=False)
+        return True
+
+    return waits
+
+
+def _note_death(folder: RunFolder, dead: Held) -> None:
+    """Record the end of an attempt that couldn't do so itself."""
+    events = folder.events()
+    if events and events[-1]["event"] not in _ENDINGS:
+        opened = [event["time"] for event in events if event["event"] == "opened"]
+        lasted = max(0.0, dead.beat - opened[-1]) if opened else 0.0
+        cause = f"{dead} ended without a word"
+        folder.event("lost", cause=cause, last_beat=dead.beat, seconds=round(lasted, 3))
+
+
+def _refuse_hopeless(folder: RunFolder, run: Run) -> None:
+    """Don't repeat what failed by its numbers, unless something that decides them changed."""
+    events = folder.events()
+    last = events[-1] if events else {}
+    if last.get("event") == "failed" and last.get("code") == code_sha256():
+        raise RunFailed(
+            f"{run.id} failed before, with this same code: {last['cause']}\n"
+            f"Change its recipe or method, which makes a new run; or `ofq train {run.id} --again` "
+            "tries once more from the last good checkpoint"
+        )
+
+
+@contextmanager
+def _recorded(this: Attempt, run: Run) -> Iterator[None]:
+    """Turn what ends an attempt into an event of the record, and into a message."""
+    folder = this.folder
+    try:
+        yield
+    except LockLost:
+        raise
+    except Interrupted as request:
+        folder.event("interrupted", cause=str(request), seconds=this.seconds())
+        message = f"stopped by {request}; `ofq train {run.id}` goes on from here"
+        raise Interrupted(message) from None
+    except TryAgain as reason:
+        folder.event("interrupted", cause=str(reason), seconds=this.seconds())
+        raise TryAgain(f"{reason}; `ofq train {run.id}` goes on from the last checkpoint") from None
+    except OSError as error:
+        cause = f"{error.strerror or error} ({Path(error.filename or folder.path).name})"
+        _event_if_possible(folder, "interrupted", cause=cause, seconds=this.seconds())
+        raise TryAgain(
+            f"{folder.path}: {cause}; mend that, and `ofq train {run.id}` goes on from the last "
+            "checkpoint"
+        ) from None
+    except RunFailed as error:
+        code = code_sha256()
+        folder.event("failed", cause=str(error), code=code, seconds=this.seconds())
+        raise
+    except Exception as error:
+        cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        folder.event("failed", cause=cause, seconds=this.seconds())
+        raise
+
+
+def _event_if_possible(folder: RunFolder, kind: str, **facts: Any) -> None:
+    with suppress(OSError):  # the disk is full or gone: the lock's end tells as much
+        folder.event(kind, **facts)
