@@ -18,5 +18,11 @@ rule train:
         mem_mb=lambda wildcards: targets.run(wildcards.run).resources.mem_mb,
         runtime=lambda wildcards: targets.run(wildcards.run).resources.runtime,
         gpu=lambda wildcards: targets.run(wildcards.run).resources.gpu,
+    params:
+        # a scheduler ends a job at its limit; here, nobody does
+        limit=lambda wildcards, resources: (
+            f"--time-limit {resources.runtime}" if workflow.remote_exec else ""
+        ),
     shell:
-        "ofq train {wildcards.run} > {log} 2>&1"
+        # waits for a trainer that an earlier call of the workflow left behind, and takes what it made
+        "ofq train {wildcards.run} --wait {params.limit} >> {log} 2>&1"
