@@ -3,6 +3,7 @@
 # make test    all tests
 # make check   lint, formatting and types
 # make ui      browse the runs in MLflow
+# make soak    kills trainers at 200 random moments, and compares how the runs ended
 # make bench   benchmarks; ratios measured in one run
 # make lock    renew requirements.lock from pyproject.toml
 
@@ -14,7 +15,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: setup demo test check ui bench lock clean
+.PHONY: setup demo test check ui soak bench lock clean
 
 setup: .venv/ready
 
@@ -36,9 +37,13 @@ check: .venv/ready
 ui: .venv/ready
 	@mlflow ui --backend-store-uri "$$(ofq track uri)" --port $(PORT)
 
+soak: .venv/ready
+	@OMP_NUM_THREADS=1 python tests/faults/soak.py --jobs $(CORES) --json benchmarks/results/soak.json
+
 bench: .venv/ready
 	@python benchmarks/step.py
 	@python benchmarks/dag.py
+	@python benchmarks/recording.py
 
 # The environment is complete when the file exists; a changed pin makes it anew.
 .venv/ready: requirements.lock pyproject.toml

@@ -90,6 +90,11 @@ class Attempt:
         """Answer a request to save."""
         (self.folder.path / SAVE_REQUEST).unlink(missing_ok=True)
 
+    def note(self, kind: str, cause: str) -> None:
+        """Record an event, unless that is what fails."""
+        with suppress(OSError):
+            self.folder.event(kind, cause=cause)
+
     def clear(self) -> None:
         """Remove what only matters while training."""
         self._progress = {}

@@ -6,7 +6,8 @@ from types import FrameType
 
 from ofq.errors import TryAgain
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+"""The signals that ask a trainer to leave."""
 
 _RESERVE = 30.0  # seconds for what comes before and after this process in a job
 _LARGEST_RESERVE = 0.25  # of a short limit
@@ -30,7 +31,7 @@ class StopRequest:
 
     def listen(self) -> "StopRequest":
         """Let SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 set the cause, and do nothing else."""
-        for number in _SIGNALS:
+        for number in SIGNALS:
             signal.signal(number, self._note)
         return self
 

@@ -22,8 +22,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class _Recorder:
-    """Writes what training reports into the run folder, and shows it."""
+class Recorder:
+    """Writes what training reports into the run folder, and shows it (an ``Observer``).
+
+    Args:
+        this: The attempt.
+        shown: The progress display.
+        console: Where warnings go.
+    """
 
     def __init__(self, this: Attempt, shown: Bar | Lines, console: Console) -> None:
         self.this = this
@@ -32,28 +38,35 @@ class _Recorder:
         self.console = console
 
     def begin(self, done: int | None, total: int, recorded: int) -> None:
+        """Drop what was recorded after the checkpoint, and note the start."""
         self.folder.rewind(recorded)
         self.folder.event("started" if done is None else "resumed", step=done or 0, total=total)
         self.this.begin(done or 0, total)
         self.shown.begin(done, total)
 
     def step(self, step: int) -> None:
+        """Note progress."""
         self.this.step(step)
         self.shown.step(step)
 
     def epoch(self, metrics: dict[str, Any], layers: list[dict[str, Any]]) -> None:
+        """Append an epoch's rows."""
         self.folder.append("layers", layers)
         self.folder.append("metrics", [metrics])
         self.shown.epoch(metrics)
 
     def trajectory(self, rows: list[dict[str, Any]]) -> None:
+        """Append the recorded weights' paths."""
         self.folder.append("trajectories", rows)
 
     def saved(self, step: int) -> None:
+        """Answer a request to save."""
         self.this.saved()
 
     def warn(self, text: str) -> None:
+        """Say it loudly, and record it."""
         self.console.print(f"[bold red]warning:[/] {escape(text)}", soft_wrap=True)
+        self.this.note("warning", text)
 
 
 def check(workspace: Workspace, run: Run, studies: list[str]) -> None:
@@ -173,7 +186,7 @@ def _train(workspace: Workspace, run: Run, this: Attempt, console: Console) -> _
 
     assert run.config.training is not None
     shown = display(console, run.config.training.epochs)
-    recorder = _Recorder(this, shown, console)
+    recorder = Recorder(this, shown, console)
     try:
         trainer = prepare(
             run.config,

@@ -1,6 +1,8 @@
 """Top-1 and top-5 of a model on a labelled data set, without training."""
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +13,8 @@ from timm.data.readers.reader import Reader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ofq.errors import UserError
-from ofq.interruption import StopRequest
+from ofq.errors import TryAgain, UserError
+from ofq.interruption import SIGNALS, StopRequest
 from ofq.progress import counted
 from ofq.training import data, models
 from ofq.training.data import Batch
@@ -57,9 +59,11 @@ def evaluate(
     Raises:
         UserError: An image can't be read.
         Interrupted: A stop was requested.
+        TryAgain: A process that loads images was killed.
     """
     batches = counted(console, data.until(stop, images.batches), images.images)
-    return Classification().evaluate(model, batches)
+    with _workers_watched():
+        return Classification().evaluate(model, batches)
 
 
 def digits(model: str, seed: int, batch_size: int = BATCH_SIZE) -> LabelledImages:
@@ -94,7 +98,10 @@ def image_folder(folder: Path, model: str, batch_size: int = BATCH_SIZE) -> Labe
         raise UserError(f"{folder}: has train/, but neither val/ nor validation/ to evaluate on")
     classes = len(reader.class_to_idx)
     loader = DataLoader(
-        _Images(reader, _transform(model, classes)), batch_size, num_workers=_WORKERS
+        _Images(reader, _transform(model, classes)),
+        batch_size,
+        num_workers=_WORKERS,
+        worker_init_fn=_leave_signals_to_the_trainer,
     )
     return LabelledImages(_mended(loader), len(reader), classes)
 
@@ -129,6 +136,29 @@ class _Images(Dataset[tuple[Tensor, int]]):
             name = self.reader.filename(index, absolute=True)
             raise UserError(f"{name}: not a readable image") from None
         return self.transform(image), label
+
+
+@contextmanager
+def _workers_watched() -> Iterator[None]:
+    """Tell of a loading process that was killed in a way that a person understands.
+
+    Raises:
+        TryAgain: One was; torch raises that anywhere in the main thread.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TryAgain(
+            "a process that loads images was killed, perhaps for want of memory"
+        ) from None
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """A signal to the whole process group must not end loading before the trainer has saved."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _mended(loader: DataLoader[tuple[Tensor, int]]) -> Iterator[Batch]:

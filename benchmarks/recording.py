@@ -1,0 +1,158 @@
+"""What recording and checkpointing add to a training step, and how fast a checkpoint is saved.
+
+The step is DeiT-T's at W2A2 with StatsQ and QKR, student only. Per step there are the watch for
+bad losses, the measuring of times and the note of progress; checkpoints come at the site's default
+interval, and an epoch's rows as often here, though an epoch of ImageNet takes longer. All are timed
+in turn within one run.
+
+    python benchmarks/recording.py [--rounds 10] [--threads 2] [--json FILE]
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from machine import machine
+from rich.console import Console
+from step import make_step
+from torch import nn
+
+import ofq
+from ofq.attempt import Attempt, Options
+from ofq.interruption import StopRequest
+from ofq.jobs import Recorder
+from ofq.progress import Lines
+from ofq.study.config import Site
+from ofq.tracking import RunFolder
+from ofq.training.checkpoint import CheckpointStore
+from ofq.training.models import build
+from ofq.training.numerics import LossWatch, first_bad_parameter, zero_variance
+from ofq.training.pace import Pace
+
+ROWS = 60  # layers and roles of a DeiT
+COLUMNS = 20  # measures of an epoch
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """How long an action takes."""
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def trained(name: str) -> tuple[nn.Module, dict[str, object]]:
+    """A quantized model, and its whole resumable state with AdamW's moments."""
+    model = ofq.quantize(build(name, 1000), 2, 2, "statsq", True)
+    images = torch.randn(2, 3, 224, 224)
+    ofq.calibrate(model, images)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(images).sum().backward()
+    optimizer.step()
+    tracker = ofq.OscillationTracker(model)
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "tracker": tracker.state_dict(),
+    }
+    return model, state
+
+
+def plain_write(path: Path, content: bytes) -> None:
+    """Write bytes and wait until they are on the disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def recording(folder: Path, rounds: int) -> dict[str, float]:
+    """Shares of a DeiT-T step that recording and checkpointing take, in percent."""
+    step = make_step("deit_tiny_patch16_224", 8, {"weight_quantizer": "statsq", "qkr": True})
+    model, state = trained("deit_tiny_patch16_224")
+    run = RunFolder(folder / "run")
+    run.make()
+    attempt = Attempt(run, StopRequest(), Options())
+    recorder = Recorder(attempt, Lines(Console(quiet=True), 1), Console(quiet=True))
+    watch, pace = LossWatch(torch.device("cpu")), Pace()
+    store = CheckpointStore(run.path / "checkpoint")
+    metrics = {"epoch": 1, **{f"measure {i}": i / 7 for i in range(COLUMNS)}}
+    layers = [{**metrics, "layer": f"blocks.{i}"} for i in range(ROWS)]
+    loss = torch.tensor(1.0)
+
+    def every_step() -> None:
+        with pace.measure("step"):
+            watch.observe(loss, 1)
+        recorder.step(1)
+        pace.fits("step")
+        pace.save_due()
+
+    def every_save() -> None:
+        watch.first_bad_step()
+        first_bad_parameter(model)
+        zero_variance(model)
+        store.save(1, state)
+
+    step()
+    times = [
+        (
+            seconds(step),
+            seconds(every_step),
+            seconds(every_save),
+            seconds(lambda: recorder.epoch(metrics, layers)),
+        )
+        for _ in range(rounds)
+    ]
+    whole, each, save, rows = (statistics.median(column) for column in zip(*times, strict=True))
+    interval = 60 * Site.model_fields["checkpoint_minutes"].default
+    return {
+        "per step": 100 * each / whole,
+        "checkpoints": 100 * save / interval,
+        "rows": 100 * rows / interval,
+    }
+
+
+def saving(folder: Path, rounds: int) -> float:
+    """Time of saving DeiT-S with AdamW's state, over that of a plain write of as many bytes."""
+    _, state = trained("deit_small_patch16_224")
+    store = CheckpointStore(folder / "checkpoint")
+    store.save(0, state)
+    size = next(store.folder.glob("*.pt")).stat().st_size
+    content = os.urandom(size)
+    ratios = []
+    for number in range(1, rounds + 1):
+        plain = seconds(lambda: plain_write(folder / "plain", content))
+        saved = seconds(lambda number=number: store.save(number, state))  # type: ignore[misc]
+        ratios.append(saved / plain)
+    return statistics.median(ratios)
+
+
+def main() -> None:
+    """Print the figures, and keep them if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    # beside the checkout, not in memory as /tmp may be
+    with tempfile.TemporaryDirectory(dir=Path(__file__).parents[1]) as name:
+        shares = recording(Path(name), options.rounds)
+        ratio = saving(Path(name), options.rounds)
+    for part, share in shares.items():
+        print(f"{part:<12} {share:.3f} % of a DeiT-T step")
+    print(f"{'together':<12} {sum(shares.values()):.3f} % (goal: at most 2 %)")
+    print(f"saving DeiT-S with AdamW's state: {ratio:.2f} x a plain write (goal: at most 2)")
+    if options.json:
+        figures = {"percent_of_step": shares, "save_over_plain_write": ratio}
+        text = json.dumps({"machine": machine(), **figures}, indent=2)
+        options.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The ``ofq`` command with one fault in it, at a chosen moment.
+
+    python driver.py FAULT ARGUMENT OFQ-ARGUMENTS...
+
+A fault strikes in the process itself, so that its moment is exact and can be repeated.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+import ofq.cli
+from ofq.attempt import Attempt
+from ofq.training import checkpoint
+
+
+def _at_step(moment: int, strike: Callable[[], None]) -> None:
+    """Strike once, after an optimizer step."""
+    step = Attempt.step
+
+    def struck(self: Attempt, now: int) -> None:
+        step(self, now)
+        if now == moment:
+            strike()
+
+    Attempt.step = struck  # type: ignore[method-assign]
+
+
+def kill_at_step(moment: str) -> None:
+    _at_step(int(moment), lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def terminate_at_step(moment: str) -> None:
+    _at_step(int(moment), lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def stop_at_step(moment: str) -> None:
+    """Stand still, as a process does whose host is suspended."""
+    _at_step(int(moment), lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+
+def kill_in_save(number: str) -> None:
+    """Die half-way through a write of the nth checkpoint."""
+    write, save, count = checkpoint._Hashing.write, checkpoint._save, [0]
+
+    def counted(*arguments: object) -> str:
+        count[0] += 1
+        return save(*arguments)  # type: ignore[arg-type]
+
+    def torn(self: checkpoint._Hashing, data: bytes) -> int:
+        if count[0] == int(number):
+            self.file.write(bytes(data)[: len(data) // 2])
+            self.file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(self, data)
+
+    checkpoint._Hashing.write = torn  # type: ignore[method-assign]
+    checkpoint._save = counted
+
+
+def jump_at_step(moment: str) -> None:
+    """Let the wall clock jump, forward and then back beyond where it was."""
+    clock, jump = time.time, [0.0]
+    first, second = (int(part) for part in moment.split(","))
+    _at_step(first, lambda: jump.__setitem__(0, 7200.0))
+    _at_step(second, lambda: jump.__setitem__(0, -7200.0))
+    time.time = lambda: clock() + jump[0]
+
+
+def slow_steps(seconds: str) -> None:
+    """Let each step take longer, so that others can act meanwhile."""
+    step = Attempt.step
+
+    def slowed(self: Attempt, now: int) -> None:
+        step(self, now)
+        time.sleep(float(seconds))
+
+    Attempt.step = slowed  # type: ignore[method-assign]
+
+
+def none(_: str) -> None:
+    """No fault."""
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](sys.argv[2])
+    sys.argv = ["ofq", *sys.argv[3:]]
+    ofq.cli.main()
