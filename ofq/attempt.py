@@ -20,6 +20,10 @@ CHECKPOINT = "checkpoint"
 SAVE_REQUEST = "save-requested"
 """A file by which a running attempt is asked for a checkpoint, from any host."""
 
+_ADVICE = (
+    "Change its recipe or method, which makes a new run; or `ofq train {} --again` tries once more "
+    "from the last good checkpoint"
+)
 _ENDINGS = ("interrupted", "lost", "failed", "finished")
 
 
@@ -97,7 +101,6 @@ class Attempt:
 
     def clear(self) -> None:
         """Remove what only matters while training."""
-        self._progress = {}
         for name in ("progress.json", SAVE_REQUEST):
             (self.folder.path / name).unlink(missing_ok=True)
 
@@ -150,7 +153,11 @@ def attempt(
         with _recorded(this, run):
             yield this
     finally:
-        (lock.remove if folder.complete() else lock.release)()
+        if folder.complete():
+            lock.remove()
+            this.clear()
+        else:
+            lock.release()
 
 
 def _patience(options: Options, stop: StopRequest, console: Console) -> Callable[[Held], bool]:
@@ -184,9 +191,8 @@ def _refuse_hopeless(folder: RunFolder, run: Run) -> None:
     last = events[-1] if events else {}
     if last.get("event") == "failed" and last.get("code") == code_sha256():
         raise RunFailed(
-            f"{run.id} failed before, with this same code: {last['cause']}\n"
-            f"Change its recipe or method, which makes a new run; or `ofq train {run.id} --again` "
-            "tries once more from the last good checkpoint"
+            f"{run.id} failed before, with this same code: {last['cause']}. "
+            + _ADVICE.format(run.id)
         )
 
 
@@ -215,7 +221,7 @@ def _recorded(this: Attempt, run: Run) -> Iterator[None]:
     except RunFailed as error:
         code = code_sha256()
         folder.event("failed", cause=str(error), code=code, seconds=this.seconds())
-        raise
+        raise RunFailed(f"{run.id} failed: {error}. {_ADVICE.format(run.id)}") from None
     except Exception as error:
         cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         folder.event("failed", cause=cause, seconds=this.seconds())

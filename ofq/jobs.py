@@ -140,7 +140,6 @@ def train(workspace: Workspace, run: Run, this: Attempt, console: Console) -> No
     done = work(workspace, run, this, console)
     folder.event("finished", seconds=this.seconds())
     folder.finish(_result(run, done, this.totals()), lambda path: save_weights(done.model, path))
-    this.clear()
     if not this.options.keep:
         CheckpointStore(folder.path / CHECKPOINT, folder.guard).clear()
     console.print(f"finished {run.id}: {summary(done.metrics)}", highlight=False, soft_wrap=True)

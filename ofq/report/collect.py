@@ -144,7 +144,7 @@ def _final(
 ) -> dict[str, Any]:
     """The row of one cell and seed in ``runs``."""
     folder, keys = folders[run.id], _keys(cell, run)
-    result, provenance = folder.result() or {}, folder.provenance()
+    result, attempts = folder.result() or {}, folder.attempts()
     chain = [link.id for link in reversed(list(run.chain()))]
     names = ("primary", "top1", "loss", "correct", "images", "epochs", "steps", "seconds")
     return {
@@ -152,8 +152,8 @@ def _final(
         "label": cell.label,
         "run": run.id,
         "chain": " > ".join(chain),
-        "commit": provenance.get("commit"),
-        "modified": bool(provenance.get("diff") or provenance.get("untracked")),
+        "commit": attempts[-1]["commit"] if attempts else None,
+        "modified": any(attempt["diff"] or attempt["untracked"] for attempt in attempts),
         **{name: result.get(name) for name in names},
         **_oscillation(metrics, keys),
     }

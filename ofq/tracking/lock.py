@@ -230,7 +230,7 @@ class RunLock:
             try:
                 os.utime(self._path())
                 self._on_beat()
-            except FileNotFoundError:
+            except (FileNotFoundError, LockLost):
                 self._on_loss()
                 return
             except OSError:

@@ -227,7 +227,7 @@ def test_divergence_is_recorded_and_not_repeated_blindly(lab):
     lab = type(lab)(lab.root)
     failed = lab.train("cga")
     assert failed.returncode == 3
-    assert "error: step 2: " in failed.stderr
+    assert f"{lab.runs['cga'].id} failed: step 2: " in failed.stderr
     folder = lab.folder("cga")
     assert folder.state() == "failed"
     assert folder.events()[-1]["cause"].startswith("step 2: ")

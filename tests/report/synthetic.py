@@ -85,7 +85,8 @@ def write_run(workspace: Workspace, run: Run, top1: float) -> RunFolder:
     """Write one finished run folder."""
     folder = RunFolder(workspace.results / "runs" / run.id)
     folder.open({"id": run.id, "config": run.config.payload(), "parent": None, "teacher": None})
-    (folder.path / "provenance.json").write_text('{"commit": "0123456789abcdef", "diff": ""}')
+    attempt = {"commit": "0123456789abcdef", "diff": "", "untracked": []}
+    folder.write_json("provenance.json", {"attempts": [attempt]})
     rng = np.random.default_rng([run.config.seed, len(run.id), len(str(run.config.bits))])
     epochs = run.config.training.epochs
     folder.append("metrics", [_metrics(run, e, top1, rng) for e in range(epochs + 1)])
@@ -97,7 +98,8 @@ def write_run(workspace: Workspace, run: Run, top1: float) -> RunFolder:
     if run.config.dataset == "toy_regression":
         result = {"id": run.id, "primary": "loss", "loss": 1 / top1}
     folder.finish(
-        {**result, "images": 900, "epochs": epochs, "steps": epochs * STEPS, "seconds": 9}
+        {**result, "images": 900, "epochs": epochs, "steps": epochs * STEPS, "seconds": 9},
+        lambda path: path.write_bytes(b"weights"),
     )
     return folder
 
