@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -143,7 +142,10 @@ def attempt(
     folder.make()
     this = Attempt(folder, stop, options)
     lock = RunLock(folder.path, this.beat, lambda: setattr(stop, "cause", "loss of its lock"))
-    dead = lock.acquire(_patience(options, stop, console))
+    try:
+        dead = lock.acquire(_patience(options, stop, console))
+    except OSError as error:
+        raise _no_fault_of_the_run(error, folder, run) from None
     folder.guard = lock.check
     try:
         if dead is not None:
@@ -212,12 +214,10 @@ def _recorded(this: Attempt, run: Run) -> Iterator[None]:
         folder.event("interrupted", cause=str(reason), seconds=this.seconds())
         raise TryAgain(f"{reason}; `ofq train {run.id}` goes on from the last checkpoint") from None
     except OSError as error:
-        cause = f"{error.strerror or error} ({Path(error.filename or folder.path).name})"
-        _event_if_possible(folder, "interrupted", cause=cause, seconds=this.seconds())
-        raise TryAgain(
-            f"{folder.path}: {cause}; mend that, and `ofq train {run.id}` goes on from the last "
-            "checkpoint"
-        ) from None
+        cause = error.strerror or str(error)
+        with suppress(OSError):  # the disk is full or gone: the lock's end tells as much
+            folder.event("interrupted", cause=cause, seconds=this.seconds())
+        raise _no_fault_of_the_run(error, folder, run) from None
     except RunFailed as error:
         code = code_sha256()
         folder.event("failed", cause=str(error), code=code, seconds=this.seconds())
@@ -228,6 +228,9 @@ def _recorded(this: Attempt, run: Run) -> Iterator[None]:
         raise
 
 
-def _event_if_possible(folder: RunFolder, kind: str, **facts: Any) -> None:
-    with suppress(OSError):  # the disk is full or gone: the lock's end tells as much
-        folder.event(kind, **facts)
+def _no_fault_of_the_run(error: OSError, folder: RunFolder, run: Run) -> TryAgain:
+    """What to say when a disk is full, or a file system is away."""
+    return TryAgain(
+        f"{error.filename or folder.path}: {error.strerror or error}; mend that, and "
+        f"`ofq train {run.id}` goes on from the last checkpoint"
+    )

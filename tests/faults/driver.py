@@ -6,6 +6,7 @@ A fault strikes in the process itself, so that its moment is exact and can be re
 """
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -16,29 +17,29 @@ from ofq.attempt import Attempt
 from ofq.training import checkpoint
 
 
-def _at_step(moment: int, strike: Callable[[], None]) -> None:
+def _at_step(moment: int, strike: Callable[[Attempt], object]) -> None:
     """Strike once, after an optimizer step."""
     step = Attempt.step
 
     def struck(self: Attempt, now: int) -> None:
         step(self, now)
         if now == moment:
-            strike()
+            strike(self)
 
     Attempt.step = struck  # type: ignore[method-assign]
 
 
 def kill_at_step(moment: str) -> None:
-    _at_step(int(moment), lambda: os.kill(os.getpid(), signal.SIGKILL))
+    _at_step(int(moment), lambda attempt: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def terminate_at_step(moment: str) -> None:
-    _at_step(int(moment), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    _at_step(int(moment), lambda attempt: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def stop_at_step(moment: str) -> None:
     """Stand still, as a process does whose host is suspended."""
-    _at_step(int(moment), lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    _at_step(int(moment), lambda attempt: os.kill(os.getpid(), signal.SIGSTOP))
 
 
 def kill_in_save(number: str) -> None:
@@ -60,12 +61,22 @@ def kill_in_save(number: str) -> None:
     checkpoint._save = counted
 
 
+def fill_at_step(moment: str) -> None:
+    """Leave no room on the run folder's disk."""
+
+    def fill(attempt: Attempt) -> None:
+        free = shutil.disk_usage(attempt.folder.path).free
+        (attempt.folder.path / "ballast").write_bytes(bytes(free))
+
+    _at_step(int(moment), fill)
+
+
 def jump_at_step(moment: str) -> None:
     """Let the wall clock jump, forward and then back beyond where it was."""
     clock, jump = time.time, [0.0]
     first, second = (int(part) for part in moment.split(","))
-    _at_step(first, lambda: jump.__setitem__(0, 7200.0))
-    _at_step(second, lambda: jump.__setitem__(0, -7200.0))
+    _at_step(first, lambda attempt: jump.__setitem__(0, 7200.0))
+    _at_step(second, lambda attempt: jump.__setitem__(0, -7200.0))
     time.time = lambda: clock() + jump[0]
 
 
