@@ -35,7 +35,7 @@ check: .venv/ready
 	@mypy
 
 ui: .venv/ready
-	@mlflow ui --backend-store-uri "$$(ofq track uri)" --port $(PORT)
+	@ofq track ui --port $(PORT)
 
 soak: .venv/ready
 	@OMP_NUM_THREADS=1 python tests/faults/soak.py --jobs $(CORES) --json benchmarks/results/soak.json

@@ -1,7 +1,6 @@
 """The ``ofq`` command; each subcommand is a few lines over the package."""
 
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,12 +15,11 @@ from ofq import __version__
 from ofq.errors import RunFailed, TryAgain, UserError
 from ofq.interruption import StopRequest, deadline
 from ofq.progress import summary
-from ofq.study import Quantization, Run, Workspace
+from ofq.study import Quantization, Workspace
 from ofq.study.files import parse
 
 _STARTED = time.monotonic()
 _LOOK = 0.5  # seconds between two looks at a request
-_MIRROR_WAIT = 30  # seconds that a finished run waits for its mirror
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -114,6 +112,7 @@ def train(
     """
     from ofq import jobs
     from ofq.attempt import Options, attempt, run_folder
+    from ofq.tracking.mirroring import await_mirror, start_mirror
 
     console = Console()
     workspace = Workspace()
@@ -129,11 +128,12 @@ def train(
         with attempt(workspace, run, console, stop, options) as this:
             if not jobs.begin(workspace, run, homes, this, console):
                 return
-            mirror = _start_mirror(workspace, run) if tracked else None
+            mirror = start_mirror(this.folder, run.id) if tracked else None
             jobs.train(workspace, run, this, console)
     finally:
         if mirror is not None:
-            _await_mirror(mirror, workspace, run, console)
+            folder, uri = run_folder(workspace, run), workspace.tracking_uri
+            await_mirror(mirror, folder, run.id, uri, console, options.deadline)
 
 
 @app.command()
@@ -226,49 +226,84 @@ def report(study: StudyName) -> None:
 
 @track.command()
 def sync(
-    study: StudyName,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="STUDY|RUN", help="All run folders and reports if none."),
+    ] = None,
     uri: Annotated[str | None, typer.Option(help="Another tracking URI than the site's.")] = None,
 ) -> None:
-    """Mirror all of a study's runs, and its report, to a tracking URI.
+    """Mirror runs, and studies' reports, to a tracking URI.
 
-    Doing it twice changes nothing; so this also moves a study to another server.
+    Doing it twice changes nothing, so this also moves everything to another server. Exits with 75
+    if something remains.
     """
-    from ofq.attempt import run_folder
-    from ofq.tracking.mirror import Mirror
+    from ofq.credentials import redact, redacted_output, refuse_credentials
 
+    if uri is not None:
+        refuse_credentials(uri, "--uri")
     workspace = Workspace()
-    grid = workspace.grid(study)
-    mirror = Mirror(uri or workspace.tracking_uri, workspace.results / "mlflow-artifacts")
-    folders = [run_folder(workspace, run) for run in grid.runs().values()]
-    started = [folder for folder in folders if (folder.path / "provenance.json").exists()]
-    for folder in started:
-        mirror.sync(folder)
-    page = workspace.reports / study
-    if (page / "index.html").exists():
-        mirror.sync_report(study, grid.cells[0].dataset, page)
-    Console().print(f"mirrored {len(started)} of {len(folders)} runs", highlight=False)
+    with redacted_output():
+        from ofq.tracking.mirror import Mirror
+        from ofq.tracking.syncing import find_items, sync_items
+
+        items = find_items(workspace, names or [])
+        mirror = Mirror(uri or workspace.tracking_uri, workspace.results)
+        console = Console()
+        remaining = sync_items(mirror, items, console)
+        text = f"mirrored {len(items) - len(remaining)} of {len(items)} to {redact(mirror.uri)}"
+        if remaining:
+            left = " ".join(dict.fromkeys(item.name for item in remaining))
+            text += f"; the rest, later: ofq track sync {left}"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+    if remaining:
+        raise typer.Exit(TryAgain.exit_code)
 
 
 @track.command()
 def uri() -> None:
-    """Print the site's tracking URI, as `mlflow ui --backend-store-uri` takes it."""
-    print(Workspace().tracking_uri)
+    """Print the tracking URI, without a password if it has one."""
+    from ofq.credentials import redact
+
+    print(redact(Workspace().tracking_uri))
 
 
 @track.command()
-def follow(
-    run_id: RunId,
-    trainer: Annotated[int, typer.Option(help="Process id of the trainer.")],
-) -> None:
-    """Mirror one run while another process trains it (`ofq train` starts this by itself)."""
-    from ofq.attempt import run_folder
-    from ofq.tracking.mirror import Mirror
-    from ofq.tracking.mirror import follow as follow_run
+def ui(port: Annotated[int, typer.Option(help="Port of this machine.")] = 5000) -> None:
+    """Browse runs and curves in MLflow's pages."""
+    from ofq.credentials import redact
+    from ofq.tracking.store import open_store
 
+    store = Workspace().tracking_uri
+    if store.startswith("http"):
+        print(f"the tracking server has the pages: {redact(store)}")
+        return
+    open_store(store)
+    # in the environment, since everyone on the machine sees a command line
+    environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": store}
+    arguments = ["-m", "mlflow", "ui", "--port", str(port)]
+    os.execve(sys.executable, [sys.executable, *arguments], environment)
+
+
+@track.command()
+def follow(run_id: RunId) -> None:
+    """Mirror one run while another process trains it (`ofq train` starts this by itself)."""
+    import logging
+
+    from ofq.credentials import redacted_output
+    from ofq.tracking import RunFolder, mirroring
+
+    os.nice(10)  # training comes first
     workspace = Workspace()
-    run, _ = workspace.find(run_id)
-    mirror = Mirror(workspace.tracking_uri, workspace.results / "mlflow-artifacts")
-    follow_run(mirror, run_folder(workspace, run), trainer)
+    folder = RunFolder(workspace.results / "runs" / run_id)
+    folder.description()  # a slip is said at once
+    with redacted_output():
+        logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr, force=True)
+        mirroring.leave_with(folder)
+        from ofq.tracking.mirror import Mirror
+
+        mirror = Mirror(workspace.tracking_uri, workspace.results)
+        if not mirroring.follow(mirror, folder):
+            raise typer.Exit(TryAgain.exit_code)
 
 
 def _quantization(bits: str, qkr: bool, quantizer: str) -> Quantization:
@@ -289,37 +324,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-def _start_mirror(workspace: Workspace, run: Run) -> subprocess.Popen[bytes]:
-    """A mirror in a process and session of its own, which no signal to the trainer reaches."""
-    log = workspace.results / "runs" / run.id / "mirror.log"
-    command = ["track", "follow", run.id, "--trainer", str(os.getpid())]
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "ofq", *command],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-
-
-def _await_mirror(
-    mirror: subprocess.Popen[bytes], workspace: Workspace, run: Run, console: Console
-) -> None:
-    try:
-        failed = mirror.wait(timeout=_MIRROR_WAIT) != 0
-    except subprocess.TimeoutExpired:
-        failed = True
-    if failed:
-        log = workspace.results / "runs" / run.id / "mirror.log"
-        console.print(
-            f"MLflow doesn't show all of {run.id} yet (see {log}); nothing is lost: "
-            "`ofq track sync STUDY` completes it",
-            highlight=False,
-            soft_wrap=True,
-        )
 
 
 def main() -> None:

@@ -171,7 +171,8 @@ class Site(Strict):
         studies: What ``snakemake`` builds when it is given no target.
         results: Folder of the run folders and of the embedded MLflow store.
         reports: Folder of the reports.
-        tracking_uri: MLflow's store; left out, an SQLite file in ``results``.
+        tracking_uri: MLflow's store, without a password; left out, ``MLFLOW_TRACKING_URI``,
+            or else an SQLite file in ``results``.
         data: Folders of data sets that don't come with the package.
         checkpoint_minutes: Time between two checkpoints: the most that an abrupt end can cost.
     """

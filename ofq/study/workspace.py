@@ -4,6 +4,7 @@ import os
 from functools import cached_property
 from pathlib import Path
 
+from ofq.credentials import refuse_credentials
 from ofq.errors import UserError
 from ofq.study.config import Recipe, Site, Study
 from ofq.study.fields import NAME
@@ -31,6 +32,7 @@ class Workspace:
         if not path.exists():
             raise UserError(f"{path}: no such file; run this in a checkout, where config/ is")
         site = parse(Site, read_yaml(path), str(path))
+        refuse_credentials(site.tracking_uri or "", f"{path}: key 'tracking_uri'")
         for name in site.studies:
             if name not in self.study_names:
                 hint = suggest(name, self.study_names)
@@ -49,8 +51,9 @@ class Workspace:
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's store: the site's, or an SQLite file in the results folder."""
-        return self.site.tracking_uri or f"sqlite:///{(self.results / 'mlflow.db').resolve()}"
+        """MLflow's store: the site's, ``MLFLOW_TRACKING_URI``, or an SQLite file in the results."""
+        given = self.site.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        return given or f"sqlite:///{(self.results / 'mlflow.db').resolve()}"
 
     def data_folder(self, dataset: str) -> Path:
         """Where a data set lies: the site's ``data``, or else the variable ``DATASET_DIR``.

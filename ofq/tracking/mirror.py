@@ -1,56 +1,45 @@
 """Run folders as runs in MLflow, for browsing.
 
 A mirror only reads run folders, from a process of its own, so a slow or dead tracking server can
-never hold up training. What is in MLflow already isn't sent again, so mirroring twice changes
-nothing.
+never hold up training. While a run trains, its new epochs are appended. Once it has ended, MLflow
+is compared with the folder, point by point, and mended where they differ; so mirroring twice, or
+by several mirrors at once, comes to the same as mirroring once.
 """
 
-import logging
-import os
 import re
-import tempfile
-import time
-from collections.abc import Callable
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-
+# opens MLflow's store, and so has to come before MLflow
+from ofq.tracking.store import artifact_root, open_store  # isort: skip
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from ofq.tracking.folder import RunFolder
+from ofq.tracking.folder import RESULT, TABLES, RunFolder
+from ofq.tracking.sent import Sent, note_sent
+from ofq.tracking.snapshot import Snapshot
 
 _ID = "ofq.run"  # the tag by which a run is found again
-_SQLITE = "sqlite:///"
-_POINTS_PER_CALL = 1000  # MLflow's limit of one batch
-_STATES = {"failed": "FAILED", "interrupted": "KILLED"}
-_NOT_METRICS = {"epoch", "step", "time"}
-_ARTIFACTS = ("run.json", "provenance.json", "metrics.parquet", "layers.parquet", "result.json")
+_CONTENT = "ofq.content"  # and the one that says of what content all is there
+_STATES = {"running": "RUNNING", "done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+_POINTS_PER_CALL, _PARAMS_PER_CALL, _DIGEST = 1000, 100, 36  # MLflow's limits
+_FILES = (
+    *("run.json", "provenance.json", "events.jsonl"),
+    *(f"{table}.parquet" for table in TABLES),
+    RESULT,
+)
 
 
-def prepare_store(uri: str) -> None:
-    """Create an SQLite store with its tables, if there is none yet.
+@dataclass
+class _There:
+    """A run in MLflow, and which points it has: metrics and epochs."""
 
-    Several processes that open a fresh store at once would all fail in its migration; so each
-    migrates a file of its own, and the first to finish puts it in place.
-    """
-    if not uri.startswith(_SQLITE) or Path(uri.removeprefix(_SQLITE)).exists():
-        return
-    store = Path(uri.removeprefix(_SQLITE))
-    store.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=store.parent) as folder:
-        fresh = Path(folder) / "mlflow.db"
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-        MlflowClient(f"{_SQLITE}{fresh}").search_experiments(max_results=1)
-        try:
-            os.link(fresh, store)
-        except FileExistsError:
-            return
+    run_id: str
+    points: set[tuple[str, int]]
 
 
 class Mirror:
@@ -58,63 +47,130 @@ class Mirror:
 
     Args:
         uri: MLflow's tracking URI.
-        artifacts: Folder for artifacts of an SQLite store; a server keeps its own.
+        results: The results folder; artifacts of a database lie there.
     """
 
-    def __init__(self, uri: str, artifacts: Path) -> None:
-        prepare_store(uri)
-        self.client = MlflowClient(uri)
-        self.artifacts = artifacts.resolve().as_uri() if uri.startswith(_SQLITE) else None
-        self._sent: dict[str, int] = {}
+    def __init__(self, uri: str, results: Path) -> None:
+        self.uri = uri
+        self._artifacts = artifact_root(uri, results)
+        self._live: dict[str, _There] = {}
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """MLflow's client; the store is opened, and made if need be, on first use."""
+        return open_store(self.uri)
+
+    def check(self) -> None:
+        """Ask the store for something; whatever MLflow raises if it doesn't answer."""
+        self.client.search_experiments(max_results=1)
 
     def sync(self, folder: RunFolder) -> None:
-        """Bring a run's mirror up to date with its folder, creating it if need be."""
-        description, provenance = folder.description(), folder.provenance()
-        run = self._find(description["id"], description["config"]["dataset"])
-        if run is None:
-            run = self._create(description, provenance)
-        if run.info.run_id not in self._sent:
-            self._describe(run, description["config"])
-        run_id = run.info.run_id
-        state = _state(folder)
-        self._send_rows(run_id, folder)
-        if state == "RUNNING":
-            self.client.update_run(run_id, status=state)
-            return
-        for name in _ARTIFACTS:
-            if (folder.path / name).exists():
-                self.client.log_artifact(run_id, str(folder.path / name))
-        ended = int(1000 * folder.events()[-1]["time"])
-        self.client.set_terminated(run_id, status=state, end_time=ended)
+        """Bring a run's mirror up to date with its folder, creating it if need be.
 
-    def mark_killed(self, folder: RunFolder) -> None:
-        """Show a run as killed whose trainer died without a word."""
-        description = folder.description()
-        run = self._find(description["id"], description["config"]["dataset"])
-        if run is not None:
-            self.client.set_terminated(run.info.run_id, status="KILLED")
+        Raises:
+            UserError: It isn't a run folder, or the store is of another MLflow's schema.
+            Exception: Whatever MLflow raises when the store doesn't answer, or refuses.
+        """
+        snapshot = Snapshot.take(folder)
+        if snapshot is None:
+            return
+        there = self._live.pop(snapshot.id, None)  # after an error, what is there isn't known
+        if there is None or snapshot.state != "running":
+            run = self._claim(snapshot)
+            if _up_to_date(run, snapshot):
+                note_sent(folder, self.uri, Sent(run.info.run_id, snapshot.last_epoch, True))
+                return
+            there = self._compare(run, snapshot)
+        self._send_points(there, snapshot)
+        note_sent(folder, self.uri, Sent(there.run_id, snapshot.last_epoch))
+        if snapshot.state == "running":
+            self.client.update_run(there.run_id, status="RUNNING")
+            self._live[snapshot.id] = there
+        else:
+            self._finish(there.run_id, snapshot, folder)
 
     def sync_report(self, study: str, dataset: str, report: Path) -> None:
         """Mirror a study's report (tables, figures, page) as the artifacts of one run."""
         key = f"report/{study}"
-        run = self._find(key, dataset)
-        if run is None:
+        found = self._find(dataset, f"tags.`{_ID}` = '{key}'")
+        if not found:
             tags = {_ID: key, "mlflow.runName": key, "study": study, "stage": "report"}
-            run = self.client.create_run(self._experiment(dataset), tags=tags)
-        self.client.log_artifacts(run.info.run_id, str(report))
-        self.client.set_terminated(run.info.run_id)
+            found = [self.client.create_run(self._experiment(dataset), tags=tags)]
+        self.client.log_artifacts(found[0].info.run_id, str(report))
+        self.client.set_terminated(found[0].info.run_id)
 
-    def _find(self, key: str, dataset: str) -> Run | None:
-        found = self.client.search_runs(
-            [self._experiment(dataset)], filter_string=f"tags.`{_ID}` = '{key}'", max_results=1
-        )
-        return found[0] if found else None
+    def _finish(self, run_id: str, snapshot: Snapshot, folder: RunFolder) -> None:
+        for name in _FILES:
+            if (folder.path / name).exists():
+                self.client.log_artifact(run_id, str(folder.path / name))
+        self.client.set_terminated(run_id, _STATES[snapshot.state], snapshot.ended)
+        self.client.set_tag(run_id, _CONTENT, snapshot.digest())
+        note_sent(folder, self.uri, Sent(run_id, snapshot.last_epoch, True))
+
+    def _claim(self, snapshot: Snapshot) -> Run:
+        """The one run in MLflow for a run folder.
+
+        Of several mirrors that make one at the same moment, on whatever hosts, each finds all of
+        them afterwards, and all keep the same.
+        """
+        dataset = snapshot.config["dataset"]
+        wanted = f"tags.`{_ID}` = '{snapshot.id}' and attributes.start_time = {snapshot.started}"
+        found = self._find(dataset, wanted)
+        if not found:
+            experiment, tags = self._experiment(dataset), _tags(snapshot)
+            self.client.create_run(experiment, start_time=snapshot.started, tags=tags)
+            found = self._find(dataset, wanted)
+        kept, *others = sorted(found, key=lambda run: run.info.run_id)
+        for run in others:
+            self.client.delete_run(run.info.run_id)
+        return kept
+
+    def _compare(self, run: Run, snapshot: Snapshot) -> _There:
+        """Find out what is there already, and start anew if it contradicts the folder.
+
+        That is so when a training went on from a checkpoint and came to other numbers than before
+        it was killed, since MLflow can't take points back.
+        """
+        points = self._points(run)
+        if not _agree(points, snapshot):
+            self.client.delete_run(run.info.run_id)
+            run, points = self._claim(snapshot), {}
+        self._describe(run, snapshot)
+        return _There(run.info.run_id, set(points))
+
+    def _points(self, run: Run) -> dict[tuple[str, int], list[float]]:
+        found = defaultdict(list)
+        for key in run.data.metrics:
+            for point in self.client.get_metric_history(run.info.run_id, key):
+                found[key, point.step].append(point.value)
+        return found
+
+    def _describe(self, run: Run, snapshot: Snapshot) -> None:
+        run_id = run.info.run_id
+        params = [Param(k, str(v)) for k, v in _flat(snapshot.config).items() if v is not None]
+        for first in range(0, len(params), _PARAMS_PER_CALL):
+            self.client.log_batch(run_id, params=params[first : first + _PARAMS_PER_CALL])
+        tags = [RunTag(key, value) for key, value in _tags(snapshot).items()]
+        self.client.log_batch(run_id, tags=tags)
+        if not run.inputs or not run.inputs.dataset_inputs:
+            self.client.log_inputs(run_id, datasets=[DatasetInput(_dataset(snapshot))])
+
+    def _send_points(self, there: _There, snapshot: Snapshot) -> None:
+        points = [p for p in snapshot.points() if (p.key, p.epoch) not in there.points]
+        for first in range(0, len(points), _POINTS_PER_CALL):
+            batch = points[first : first + _POINTS_PER_CALL]
+            metrics = [Metric(p.key, p.value, p.timestamp, p.epoch) for p in batch]
+            self.client.log_batch(there.run_id, metrics=metrics)
+        there.points.update((p.key, p.epoch) for p in points)
+
+    def _find(self, dataset: str, condition: str) -> list[Run]:
+        return list(self.client.search_runs([self._experiment(dataset)], condition))
 
     def _experiment(self, name: str) -> str:
         known = self.client.get_experiment_by_name(name)
         if known is not None:
             return known.experiment_id
-        location = f"{self.artifacts}/{name}" if self.artifacts else None
+        location = f"{self._artifacts}/{name}" if self._artifacts else None
         try:
             return self.client.create_experiment(name, artifact_location=location)
         except MlflowException:  # another mirror was first
@@ -123,107 +179,50 @@ class Mirror:
                 raise
             return known.experiment_id
 
-    def _create(self, description: dict[str, Any], provenance: dict[str, Any]) -> Run:
-        config = description["config"]
-        return self.client.create_run(
-            self._experiment(config["dataset"]), tags=_tags(description, provenance)
-        )
 
-    def _describe(self, run: Run, config: dict[str, Any]) -> None:
-        """Log parameters and data set, and find out which epochs are there already."""
-        run_id = run.info.run_id
-        params = [Param(k, str(v)) for k, v in _flat(config).items() if v is not None]
-        self.client.log_batch(run_id, params=params)
-        if not run.inputs or not run.inputs.dataset_inputs:
-            data = Dataset(config["dataset"], f"seed-{config['seed']}", "ofq", config["dataset"])
-            self.client.log_inputs(run_id, datasets=[DatasetInput(data)])
-        known = self.client.get_metric_history(run_id, "loss")
-        self._sent[run_id] = max((point.step for point in known), default=-1)
-
-    def _send_rows(self, run_id: str, folder: RunFolder) -> None:
-        """Send the epochs that aren't there yet; resumed training records equal ones again."""
-        rows = [row for row in folder.rows("metrics") if row["epoch"] > self._sent[run_id]]
-        points = [
-            Metric(key, value, int(1000 * row["time"]), row["epoch"])
-            for row in rows
-            for key, value in row.items()
-            if key not in _NOT_METRICS and value is not None
-        ]
-        for first in range(0, len(points), _POINTS_PER_CALL):
-            self.client.log_batch(run_id, metrics=points[first : first + _POINTS_PER_CALL])
-        self._sent[run_id] = max((row["epoch"] for row in rows), default=self._sent[run_id])
+def _up_to_date(run: Run, snapshot: Snapshot) -> bool:
+    there = (run.data.tags.get(_CONTENT), run.info.status)
+    return there == (snapshot.digest(), _STATES[snapshot.state])
 
 
-def follow(mirror: Mirror, folder: RunFolder, trainer: int, interval: float = 0.5) -> None:
-    """Mirror a run while it trains, until it has ended or its trainer is gone (then as killed).
-
-    Args:
-        mirror: Where to.
-        folder: The run's folder.
-        trainer: Process id of the trainer.
-        interval: Seconds between looks at the folder.
-    """
-    seen = -1.0
-    while True:
-        # read before mirroring: what comes later is seen in the next round
-        alive, state, changed = _alive(trainer), _state(folder), _changed(folder)
-        if changed != seen and _tried(lambda: mirror.sync(folder)):
-            seen = changed
-        if state != "RUNNING" or not alive:
-            break
-        time.sleep(interval)
-    if state == "RUNNING":
-        mirror.mark_killed(folder)
-    elif seen != changed:
-        mirror.sync(folder)
+def _agree(points: dict[tuple[str, int], list[float]], snapshot: Snapshot) -> bool:
+    """Whether MLflow's points are the folder's; a resumed training may still lack the last ones."""
+    expected = {(p.key, p.epoch): p.value for p in snapshot.points()}
+    unsaid = float("inf") if snapshot.state == "done" else snapshot.last_epoch
+    return all(
+        len(values) == 1 and _same(values[0], expected[key, epoch])
+        if (key, epoch) in expected
+        else epoch > unsaid
+        for (key, epoch), values in points.items()
+    )
 
 
-def _tried(action: Callable[[], None]) -> bool:
-    """Do something that a busy or absent server may refuse; whether it worked."""
-    try:
-        action()
-    except (MlflowException, OSError) as error:
-        logging.getLogger(__name__).warning("will try again: %s", error)
-        return False
-    return True
+def _same(one: float, other: float) -> bool:
+    return one == other or (one != one and other != other)
 
 
-def _state(folder: RunFolder) -> str:
-    if folder.result() is not None:
-        return "FINISHED"
-    events = folder.events()
-    last = events[-1]["event"] if events else "started"
-    return _STATES.get(last, "RUNNING")
+def _dataset(snapshot: Snapshot) -> Dataset:
+    name, data = snapshot.config["dataset"], snapshot.provenance["data"]
+    digest = data["fingerprint"].removeprefix("sha256:")[:_DIGEST]
+    return Dataset(name, digest, "ofq", name)
 
 
-def _changed(folder: RunFolder) -> float:
-    names = ("metrics.jsonl", "events.jsonl", "result.json")
-    paths = [folder.path / name for name in names]
-    return max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _tags(description: dict[str, Any], provenance: dict[str, Any]) -> dict[str, str]:
-    config = description["config"]
+def _tags(snapshot: Snapshot) -> dict[str, str]:
+    config, provenance = snapshot.config, snapshot.provenance
+    commit = provenance["attempts"][-1]["commit"]
     tags = {
-        _ID: description["id"],
-        "mlflow.runName": description["id"].rpartition("/")[2],
-        "mlflow.source.git.commit": provenance["commit"],
+        _ID: snapshot.id,
+        "mlflow.runName": snapshot.id.rpartition("/")[2],
+        "mlflow.source.git.commit": commit,
         "study": ",".join(provenance["studies"]),
         "method": ",".join(provenance["methods"]),
         "bits": config["quantization"]["bits"] if config["quantization"] else "FP",
         "model": config["model"],
         "seed": config["seed"],
         "stage": config["stage"],
-        "parent": description["parent"],
-        "commit": provenance["commit"],
+        "parent": snapshot.description["parent"],
+        "commit": commit,
+        "nonfinite": snapshot.nonfinite() or None,
     }
     return {key: str(value) for key, value in tags.items() if value is not None}
 

@@ -1,0 +1,56 @@
+"""How far a run's mirrors are, noted in its folder, so that a trainer can say what MLflow lacks.
+
+The note only informs. What is in MLflow is looked up there.
+"""
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ofq.atomic import write_json
+from ofq.credentials import redact
+from ofq.tracking.folder import RunFolder
+
+_NOTE = "mirror.json"
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What has been sent of a run to one store.
+
+    Attributes:
+        run_id: The run's id in MLflow.
+        epoch: The last epoch.
+        complete: Whether all of an ended run is there, files included.
+    """
+
+    run_id: str = ""
+    epoch: int = -1
+    complete: bool = False
+
+
+def note_sent(folder: RunFolder, uri: str, sent: Sent) -> None:
+    """Note what has been sent to the store at a tracking URI, if the folder can be written."""
+    with suppress(OSError):
+        write_json(folder.path / _NOTE, _notes(folder) | {redact(uri): asdict(sent)})
+
+
+def lacking(folder: RunFolder, uri: str) -> str:
+    """What the store at a tracking URI lacks of a run, in words; empty if nothing."""
+    sent = Sent(**_notes(folder).get(redact(uri), {}))
+    last = max((row["epoch"] for row in folder.rows("metrics")), default=-1)
+    parts = []
+    if sent.epoch < last:
+        first = sent.epoch + 1
+        parts.append(f"epoch {last}" if first == last else f"epochs {first} to {last}")
+    if not sent.complete:
+        parts.append("the final files")
+    return " and ".join(parts)
+
+
+def _notes(folder: RunFolder) -> dict[str, dict[str, Any]]:
+    try:
+        return json.loads((folder.path / _NOTE).read_text())
+    except (FileNotFoundError, ValueError):
+        return {}

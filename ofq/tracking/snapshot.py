@@ -1,0 +1,126 @@
+"""What of a run folder is mirrored, as it is at one moment."""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ofq.errors import some
+from ofq.tracking.folder import RunFolder, State
+
+POINTS = 300
+"""Points per metric, about; a longer run is thinned, and its Parquet tables have every epoch."""
+
+_NOT_METRICS = {"epoch", "step", "time"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of one metric.
+
+    Attributes:
+        key: The metric.
+        epoch: The epoch it was measured after.
+        value: The value; NaN for any number that isn't finite.
+        timestamp: When it was recorded, in milliseconds since the epoch.
+    """
+
+    key: str
+    epoch: int
+    value: float
+    timestamp: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run folder's content.
+
+    Attributes:
+        description: ``run.json``.
+        provenance: ``provenance.json``.
+        state: What has become of the run.
+        events: ``events.jsonl``.
+        rows: The table ``metrics``.
+    """
+
+    description: dict[str, Any]
+    provenance: dict[str, Any]
+    state: State
+    events: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+
+    @classmethod
+    def take(cls, folder: RunFolder) -> "Snapshot | None":
+        """Read a run folder; None if nothing has happened in it yet.
+
+        Raises:
+            UserError: It isn't a run folder.
+        """
+        state = folder.state()  # first: what a trainer writes from here on isn't taken for the end
+        description, events = folder.description(), folder.events()
+        if not events:
+            return None
+        return cls(description, folder.provenance(), state, events, folder.rows("metrics"))
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self.description["id"]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The run's resolved config."""
+        return self.description["config"]
+
+    @property
+    def started(self) -> int:
+        """When the run began, in milliseconds; another time is another training."""
+        return int(1000 * self.events[0]["time"])
+
+    @property
+    def ended(self) -> int:
+        """The last that is known of the run, in milliseconds."""
+        return int(1000 * max(entry["time"] for entry in [*self.events, *self.rows[-1:]]))
+
+    @property
+    def last_epoch(self) -> int:
+        """The last epoch that is recorded; -1 if none is."""
+        return max((row["epoch"] for row in self.rows), default=-1)
+
+    def digest(self) -> str:
+        """A hash of all of it."""
+        parts = [self.description, self.provenance, self.state, self.events, self.rows]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def points(self) -> list[Point]:
+        """The metrics of evenly chosen epochs, the run's first and last among them.
+
+        Which epochs depends on the run's length alone, so a growing run never changes its mind.
+        """
+        training = self.config["training"]
+        last = training["epochs"] if training else 0
+        stride = math.ceil(max(last, 1) / POINTS)
+        return [
+            Point(key, row["epoch"], float(value), int(1000 * row["time"]))
+            if math.isfinite(value)
+            else Point(key, row["epoch"], math.nan, int(1000 * row["time"]))
+            for row in self.rows
+            if row["epoch"] % stride == 0 or row["epoch"] == last
+            for key, value in _metrics(row)
+        ]
+
+    def nonfinite(self) -> str:
+        """Which values aren't finite: MLflow has no infinity, so all are NaN there."""
+        return some(
+            [
+                f"{key} is {value} after epoch {row['epoch']}"
+                for row in self.rows
+                for key, value in _metrics(row)
+                if not math.isfinite(value)
+            ]
+        )
+
+
+def _metrics(row: dict[str, Any]) -> list[tuple[str, float]]:
+    return [(k, v) for k, v in row.items() if k not in _NOT_METRICS and v is not None]

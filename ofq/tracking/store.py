@@ -1,0 +1,108 @@
+"""Opening an MLflow store: a tracking server, an SQLite file or another database."""
+
+import logging
+import os
+import sqlite3
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+from ofq.errors import UserError
+
+# Before MLflow is imported. Its own retries would hold a call for minutes; mirrors have their own.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
+
+import mlflow
+import sqlalchemy
+from alembic.script import ScriptDirectory
+from mlflow import MlflowClient
+
+_SQLITE = "sqlite:///"
+_SERVER = ("http://", "https://")
+
+
+def open_store(uri: str) -> MlflowClient:
+    """A client of a store that is ready for use.
+
+    Raises:
+        UserError: It is an SQLite file of another MLflow's schema.
+    """
+    for name in ("alembic", "mlflow", "urllib3"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is raised, and said once
+    if uri.startswith(_SQLITE):
+        prepare_store(uri)
+    elif not uri.startswith(_SERVER):
+        # fails at once, where MLflow's client would try for minutes
+        sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect().close()
+    return MlflowClient(uri)
+
+
+def artifact_root(uri: str, results: Path) -> str | None:
+    """Where a store's artifacts lie: beside an SQLite file; None where a server keeps them."""
+    if uri.startswith(_SERVER):
+        return None
+    beside = _file(uri).parent if uri.startswith(_SQLITE) else results
+    return (beside / "mlflow-artifacts").resolve().as_uri()
+
+
+def prepare_store(uri: str) -> None:
+    """Create an SQLite store with its tables, if there is none yet.
+
+    Several processes that open a fresh store at once would all fail in its migration; so each
+    migrates a file of its own, and the first to finish puts it in place.
+
+    Raises:
+        UserError: There is one, of another MLflow's schema.
+    """
+    store = _file(uri)
+    if store.exists():
+        _check_schema(store)
+        return
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=store.parent) as folder:
+        fresh = Path(folder) / "mlflow.db"
+        MlflowClient(f"{_SQLITE}{fresh}").search_experiments(max_results=1)
+        try:
+            os.link(fresh, store)
+        except FileExistsError:
+            return
+
+
+def _file(uri: str) -> Path:
+    return Path(uri.removeprefix(_SQLITE))
+
+
+def _check_schema(store: Path) -> None:
+    scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    found = _schema(store)
+    if found == scripts.get_current_head():
+        return
+    anew = "or move the file away, and `ofq track sync` makes it anew from the run folders"
+    if found in {script.revision for script in scripts.walk_revisions()}:
+        raise UserError(
+            f"{store} was made by an older MLflow than {mlflow.__version__}: while nothing trains, "
+            f"back it up and run `mlflow db upgrade {_SQLITE}{store}`; {anew}"
+        )
+    if found is None:
+        raise UserError(f"{store} isn't an MLflow store: move the file away; it is made anew")
+    raise UserError(
+        f"{store} was made by a newer MLflow than {mlflow.__version__}: install that one, {anew}"
+    )
+
+
+def _schema(store: Path) -> str | None:
+    """The revision of a file's tables; None if it isn't MLflow's."""
+    with closing(sqlite3.connect(f"{store.resolve().as_uri()}?mode=rw", uri=True)) as connection:
+        try:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+        except sqlite3.OperationalError:
+            raise  # busy
+        except sqlite3.DatabaseError:
+            return None
+        if "alembic_version" not in tables:
+            return None
+        return connection.execute("SELECT version_num FROM alembic_version").fetchone()[0]

@@ -1,0 +1,74 @@
+"""Passwords stay out of config files, logs and what is printed."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ofq.credentials import redact, refuse_credentials
+
+SECRET = "s3cr:et/p@ss"
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        ("at postgresql://ofq:pa/ss@db:5432/mlflow:", "at postgresql://***@db:5432/mlflow:"),
+        ("https://me:p@ss@host/x, again", "https://***@host/x, again"),
+        ("https://token@host", "https://***@host"),
+        ("postgresql://db/mlflow?user=a&password=b&x=1", "postgresql://db/mlflow?user=a&password=***&x=1"),
+        ("postgresql://ofq@db:5432/mlflow", "postgresql://ofq@db:5432/mlflow"),
+        ("http://host:5000 and mail a@b.org", "http://host:5000 and mail a@b.org"),
+        ("sqlite:////data/a@b/mlflow.db", "sqlite:////data/a@b/mlflow.db"),
+    ],
+)  # fmt: skip
+def test_credentials_of_uris_are_redacted(text, redacted):
+    assert redact(text) == redacted
+
+
+def test_secrets_of_the_environment_are_redacted_wherever_they_stand(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ofq:a%40b@db/mlflow")
+    assert redact("login with hunter2, 'a%40b' or 'a@b'") == "login with ***, '***' or '***'"
+
+
+@pytest.mark.parametrize("uri", ["postgresql://ofq@db/mlflow", "http://host:5000", "sqlite:///a"])
+def test_uri_without_a_password_is_accepted(uri):
+    refuse_credentials(uri, "--uri")
+
+
+def ofq(checkout, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "ofq", *arguments],
+        cwd=checkout, capture_output=True, text=True, env=os.environ | environment,
+    )  # fmt: skip
+
+
+def test_password_in_the_config_is_refused_without_being_shown(checkout):
+    site = checkout / "config/config.yaml"
+    site.write_text(site.read_text() + f"tracking_uri: http://me:{SECRET}@127.0.0.1:9\n")
+    run = ofq(checkout, "runs", "tiny").stdout.split()[0]
+    for command in (["train", run], ["track", "uri"], ["track", "sync"], ["track", "ui"]):
+        done = ofq(checkout, *command)
+        assert done.returncode == 2
+        assert "config.yaml: key 'tracking_uri' holds credentials" in done.stderr
+        for name in ("USERNAME", "PASSWORD", "URI"):
+            assert f"MLFLOW_TRACKING_{name}" in done.stderr
+        assert SECRET not in done.stdout + done.stderr
+
+
+def test_password_on_the_command_line_is_refused(checkout):
+    done = ofq(checkout, "track", "sync", "--uri", f"http://me:{SECRET}@127.0.0.1:9")
+    assert done.returncode == 2
+    assert "--uri holds credentials" in done.stderr
+    assert SECRET not in done.stderr
+
+
+def test_uri_of_the_environment_is_used_and_its_password_not_printed(checkout):
+    shown = ofq(checkout, "track", "uri", MLFLOW_TRACKING_URI=f"postgresql://me:{SECRET}@db/x")
+    assert shown.stdout == "postgresql://***@db/x\n"
+    site = checkout / "config/config.yaml"
+    site.write_text(site.read_text() + "tracking_uri: http://host:5000\n")
+    shown = ofq(checkout, "track", "uri", MLFLOW_TRACKING_URI=f"postgresql://me:{SECRET}@db/x")
+    assert shown.stdout == "http://host:5000\n"
