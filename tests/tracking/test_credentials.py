@@ -1,10 +1,7 @@
 """Passwords stay out of config files, logs and what is printed."""
 
-import os
-import subprocess
-import sys
-
 import pytest
+from commands import ofq
 
 from ofq.credentials import redact, refuse_credentials
 
@@ -36,13 +33,6 @@ def test_secrets_of_the_environment_are_redacted_wherever_they_stand(monkeypatch
 @pytest.mark.parametrize("uri", ["postgresql://ofq@db/mlflow", "http://host:5000", "sqlite:///a"])
 def test_uri_without_a_password_is_accepted(uri):
     refuse_credentials(uri, "--uri")
-
-
-def ofq(checkout, *arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "ofq", *arguments],
-        cwd=checkout, capture_output=True, text=True, env=os.environ | environment,
-    )  # fmt: skip
 
 
 def test_password_in_the_config_is_refused_without_being_shown(checkout):

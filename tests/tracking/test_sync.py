@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from commands import ofq
 from mlflow import MlflowClient
 from runs import Training, artifacts, find, mirrored, points, recorded
 
-from ofq.cli import main
 from ofq.study import Workspace
 from ofq.tracking.store import prepare_store
 
@@ -26,20 +26,11 @@ def fresh(tmp_path_factory):
 
 
 @pytest.fixture
-def sync(checkout, fresh, monkeypatch, capsys):
+def sync(checkout, fresh):
     """A function that runs the command in a checkout with an empty store."""
     (checkout / "results").mkdir()
     shutil.copy(fresh, checkout / "results")
-    monkeypatch.chdir(checkout)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ofq", "track", "sync", *arguments])
-        with pytest.raises(SystemExit) as left:
-            main()
-        shown = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, left.value.code, shown.out, shown.err)
-
-    return run
+    return lambda *arguments: ofq(checkout, "track", "sync", *arguments)
 
 
 def ended(checkout, name):
