@@ -44,6 +44,7 @@ bench: .venv/ready
 	@python benchmarks/step.py
 	@python benchmarks/dag.py
 	@python benchmarks/recording.py
+	@python benchmarks/tracking.py
 
 # The environment is complete when the file exists; a changed pin makes it anew.
 .venv/ready: requirements.lock pyproject.toml

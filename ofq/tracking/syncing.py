@@ -85,7 +85,7 @@ def sync_items(mirror: Mirror, items: list[Item], console: Console) -> list[Item
     with _Shown(console, len(items)) as shown:
         for done, item in enumerate(items):
             if silence is not None:
-                shown.say(f"{redact(mirror.uri)} doesn't answer: {silence}")
+                shown.say(f"stopped, since {redact(mirror.uri)} can't be used: {silence}")
                 return remaining + items[done:]
             problem = _send(mirror, item)
             if problem is not None:
@@ -112,7 +112,8 @@ class _Shown:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._bar.stop()
 
     def step(self, done: int) -> None:
         if self._console.is_terminal:
@@ -137,7 +138,7 @@ def _send(mirror: Mirror, item: Item) -> str | None:
 
 
 def _silence(mirror: Mirror) -> str | None:
-    """Why a store doesn't answer; None if it does."""
+    """Why a store can't be used; None if it can."""
     try:
         mirror.check()
     except UserError:

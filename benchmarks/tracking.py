@@ -1,0 +1,137 @@
+"""What a tracking server can do to training: nothing, and a bounded wait at the end.
+
+The same short training on digits runs as `ofq train` does it, with tracking off, with a server that
+takes connections and never answers, and with SQLite, in turn within one run. Compared are the time
+to the first step, the time per step from then on (evaluations and records included), and the time
+from the last step to the end of the process.
+
+    python benchmarks/tracking.py [--rounds 5] [--epochs 15] [--json FILE]
+"""
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from machine import machine
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("start", "step", "end")
+
+CONFIG = {
+    "config.yaml": "studies: [short]\n",
+    "methods/lsq.yaml": "lsq: {label: LSQ, weight_quantizer: lsq}\n",
+    "recipes/short.yaml": """
+dataset: digits
+models: [micro_deit_patch2_8]
+stages:
+  fp: {epochs: EPOCHS, batch_size: 32, lr: 2.0e-3}
+  qat: {epochs: 1, batch_size: 32, lr: 1.0e-3}
+""",
+    "studies/short.yaml": """
+title: Short
+description: For the benchmark.
+recipe: short
+models: [micro_deit_patch2_8]
+bits: [W2A2]
+methods: [lsq]
+seeds: [0]
+figures: [accuracy]
+""",
+}
+
+TRAINER = """
+import json, sys, time
+from ofq.cli import main
+from ofq.jobs import Recorder
+
+times, step = [], Recorder.step
+
+def timed(self, number):
+    times.append(time.monotonic())
+    step(self, number)
+
+Recorder.step = timed
+try:
+    main()
+finally:
+    with open("times.json", "w") as file:
+        json.dump(times, file)
+"""
+
+
+def train(folder: Path, epochs: int, uri: str | None) -> dict[str, float]:
+    """Seconds of one training: to its first step, per step, and from the last step to the exit.
+
+    Args:
+        folder: Where it works.
+        epochs: How long it trains.
+        uri: Where it is mirrored; nowhere if None, in SQLite if empty.
+    """
+    from ofq.study import Workspace
+
+    for name, text in CONFIG.items():
+        path = folder / "config" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.replace("EPOCHS", str(epochs)))
+    run = next(iter(Workspace(folder).grid("short").runs()))
+    tracked = ["--no-track"] if uri is None else []
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": uri or ""}
+    began = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-c", TRAINER, "train", run, *tracked],
+        cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    ended = time.monotonic()
+    times = json.loads((folder / "times.json").read_text())
+    per_step = (times[-1] - times[0]) / (len(times) - 1)
+    return {"start": times[0] - began, "step": per_step, "end": ended - times[-1]}
+
+
+def compare(rounds: int, epochs: int) -> dict[str, list[dict[str, float]]]:
+    """Times of all ways of tracking, in turn."""
+    with socket.socket() as hung:
+        hung.bind(("127.0.0.1", 0))
+        hung.listen(64)
+        ways = {"off": None, "hung": f"http://127.0.0.1:{hung.getsockname()[1]}", "sqlite": ""}
+        times: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+        for _ in range(rounds):
+            for way, uri in ways.items():
+                with tempfile.TemporaryDirectory() as name:
+                    times[way].append(train(Path(name), epochs, uri))
+    return times
+
+
+def main() -> None:
+    """Print times and ratios, and keep them if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    options = parser.parse_args()
+    times = compare(options.rounds, options.epochs)
+    figures = {}
+    for way, rounds in times.items():
+        medians = {part: statistics.median(r[part] for r in rounds) for part in PARTS}
+        ratios = {
+            part: statistics.median(
+                r[part] / off[part] for r, off in zip(rounds, times["off"], strict=True)
+            )
+            for part in PARTS
+        }
+        figures[way] = {"seconds": medians, "over_off": ratios}
+        shown = "   ".join(f"{p} {medians[p]:8.4f} s (x {ratios[p]:.2f})" for p in PARTS)
+        print(f"{way:<7} {shown}")
+    if options.json:
+        kept = {"machine": machine(), "rounds": options.rounds, "tracking": figures}
+        options.json.write_text(json.dumps(kept, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
