@@ -78,7 +78,7 @@ class Mirror:
         if there is None or snapshot.state != "running":
             run = self._claim(snapshot)
             if _up_to_date(run, snapshot):
-                note_sent(folder, self.uri, Sent(run.info.run_id, snapshot.last_epoch, True))
+                self._note_all(folder, run.info.run_id, snapshot)
                 return
             there = self._compare(run, snapshot)
         self._send_points(there, snapshot)
@@ -105,7 +105,10 @@ class Mirror:
                 self.client.log_artifact(run_id, str(folder.path / name))
         self.client.set_terminated(run_id, _STATES[snapshot.state], snapshot.ended)
         self.client.set_tag(run_id, _CONTENT, snapshot.digest())
-        note_sent(folder, self.uri, Sent(run_id, snapshot.last_epoch, True))
+        self._note_all(folder, run_id, snapshot)
+
+    def _note_all(self, folder: RunFolder, run_id: str, snapshot: Snapshot) -> None:
+        note_sent(folder, self.uri, Sent(run_id, snapshot.last_epoch, snapshot.digest()))
 
     def _claim(self, snapshot: Snapshot) -> Run:
         """The one run in MLflow for a run folder.

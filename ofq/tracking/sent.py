@@ -11,6 +11,7 @@ from typing import Any
 from ofq.atomic import write_json
 from ofq.credentials import redact
 from ofq.tracking.folder import RunFolder
+from ofq.tracking.snapshot import Snapshot
 
 _NOTE = "mirror.json"
 
@@ -22,12 +23,12 @@ class Sent:
     Attributes:
         run_id: The run's id in MLflow.
         epoch: The last epoch.
-        complete: Whether all of an ended run is there, files included.
+        content: The digest of the ended run all of which is there, files included.
     """
 
     run_id: str = ""
     epoch: int = -1
-    complete: bool = False
+    content: str = ""
 
 
 def note_sent(folder: RunFolder, uri: str, sent: Sent) -> None:
@@ -38,13 +39,15 @@ def note_sent(folder: RunFolder, uri: str, sent: Sent) -> None:
 
 def lacking(folder: RunFolder, uri: str) -> str:
     """What the store at a tracking URI lacks of a run, in words; empty if nothing."""
-    sent = Sent(**_notes(folder).get(redact(uri), {}))
-    last = max((row["epoch"] for row in folder.rows("metrics")), default=-1)
+    snapshot = Snapshot.take(folder)
+    if snapshot is None:
+        return ""
+    sent, last = Sent(**_notes(folder).get(redact(uri), {})), snapshot.last_epoch
     parts = []
     if sent.epoch < last:
         first = sent.epoch + 1
         parts.append(f"epoch {last}" if first == last else f"epochs {first} to {last}")
-    if not sent.complete:
+    if sent.content != snapshot.digest():
         parts.append("the final files")
     return " and ".join(parts)
 

@@ -8,7 +8,7 @@ import time
 import pytest
 from commands import ofq
 from mlflow import MlflowClient
-from runs import Training, mirrored, points, recorded
+from runs import Training, mirrored, points, recorded, until
 from servers import Server, dead_port, hung_server
 
 from ofq.study import Workspace
@@ -100,7 +100,7 @@ def test_server_killed_midway_and_back_again_misses_nothing(checkout, server, mo
     mirror = start_mirror(training.folder, training.id)
     client = MlflowClient(server.uri)
     training.train(0, 1)
-    until(lambda: len(points(client, training.folder)) == len(recorded(training.folder)))
+    until(lambda: points(client, training.folder) == recorded(training.folder))
     server.kill()
     training.train(2, 3)
     until(lambda: "will try again" in (training.folder.path / "mirror.log").read_text())
@@ -114,15 +114,3 @@ def test_server_killed_midway_and_back_again_misses_nothing(checkout, server, mo
     assert "works again" in log
     assert "Traceback" not in log
     check_that_sync_completes(checkout, server, training.folder)
-
-
-def until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            if condition():
-                return
-        except (ValueError, OSError):  # not there yet
-            pass
-        assert time.monotonic() < deadline
-        time.sleep(0.2)

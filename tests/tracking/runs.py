@@ -1,7 +1,8 @@
 """Run folders as trainers write them, and what MLflow holds of them."""
 
 import json
-import math
+import time
+from contextlib import suppress
 
 from ofq.tracking import RunFolder
 from ofq.tracking.lock import RunLock
@@ -103,5 +104,12 @@ def artifacts(client, folder):
     return {i.path for i in client.list_artifacts(mirrored(client, folder).info.run_id)}
 
 
-def is_nan(value):
-    return isinstance(value, float) and math.isnan(value)
+def until(condition, seconds=120):
+    """Wait until something holds, which may not even be there yet."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with suppress(ValueError, OSError):
+            if condition():
+                return
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)

@@ -9,7 +9,7 @@ import time
 import urllib.request
 from contextlib import contextmanager
 
-START = 120  # seconds, on a busy machine
+START = 240  # seconds, on a busy machine
 
 
 def free_port():
@@ -45,23 +45,32 @@ class Server:
             self._process = subprocess.Popen(
                 self._command, env=self._environment, stdout=log, stderr=log, start_new_session=True
             )
-        deadline = time.monotonic() + START
-        while not self._healthy():
-            if time.monotonic() > deadline or self._process.poll() is not None:
-                self.kill()
-                raise RuntimeError(self._log.read_text())
-            time.sleep(0.1)
+        try:
+            await_health(self._process, self.port)
+        except TimeoutError:
+            self.kill()
+            raise RuntimeError(self._log.read_text()) from None
         return self
 
     def kill(self):
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def _healthy(self):
-        try:
-            return urllib.request.urlopen(f"{self.uri}/health", timeout=5).status == 200
-        except OSError:
-            return False
+
+def await_health(process, port):
+    """Wait until a server answers."""
+    deadline = time.monotonic() + START
+    while not _healthy(port):
+        if time.monotonic() > deadline or process.poll() is not None:
+            raise TimeoutError("no server came up")
+        time.sleep(0.1)
+
+
+def _healthy(port):
+    try:
+        return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status == 200
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import time
 
 import pytest
 from mlflow.exceptions import MlflowException
-from runs import CONFIG, Training, artifacts, find, mirrored, points, recorded
+from runs import CONFIG, Training, artifacts, find, mirrored, points, recorded, until
 
 from ofq.tracking import RunFolder
 from ofq.tracking.mirror import Mirror
@@ -266,10 +266,9 @@ def test_following_ends_when_the_trainer_was_killed(mirror, training):
     trainer.stdout.readline()
     following = threading.Thread(target=follow, args=(mirror, training.folder))
     following.start()
-    time.sleep(1.0)
-    assert mirrored(mirror.client, training.folder).info.status == "RUNNING"
+    until(lambda: mirrored(mirror.client, training.folder).info.status == "RUNNING")
     trainer.kill()
-    following.join(timeout=20)
+    following.join(timeout=120)
     trainer.communicate()
     assert not following.is_alive()
     assert mirrored(mirror.client, training.folder).info.status == "KILLED"
@@ -279,11 +278,10 @@ def test_run_is_followed_to_its_end(mirror, training):
     following = threading.Thread(target=follow, args=(mirror, training.folder))
     training.train(0, 1)
     following.start()
-    time.sleep(1.0)
-    assert points(mirror.client, training.folder) == recorded(training.folder)
+    until(lambda: points(mirror.client, training.folder) == recorded(training.folder))
     training.train(2, 3, 4)
     training.finish()
-    following.join(timeout=20)
+    following.join(timeout=120)
     assert not following.is_alive()
     assert points(mirror.client, training.folder) == recorded(training.folder)
     assert mirrored(mirror.client, training.folder).info.status == "FINISHED"
@@ -292,10 +290,10 @@ def test_run_is_followed_to_its_end(mirror, training):
 def test_mirror_leaves_a_run_to_the_mirror_of_its_next_attempt(mirror, training):
     following = threading.Thread(target=follow, args=(mirror, training.folder))
     following.start()
-    time.sleep(0.2)
+    until(lambda: find(mirror.client, training.id))
     training.stop()
     training.begin()
-    following.join(timeout=20)
+    following.join(timeout=120)
     assert not following.is_alive()
     assert mirrored(mirror.client, training.folder).info.status == "RUNNING"
 

@@ -3,21 +3,21 @@
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
 from commands import ofq
 from mlflow import MlflowClient
 from runs import Training, artifacts, mirrored, points, recorded
-from servers import Server, free_port
+from servers import Server, await_health, free_port
 
 from ofq.study import Workspace
 from ofq.tracking import RunFolder
-
-psycopg2 = pytest.importorskip("psycopg2")
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -97,6 +97,7 @@ def server(postgres, tmp_path_factory):
     server.kill()
 
 
+@pytest.mark.timeout(900)  # on a busy machine
 def test_eight_trainers_at_once_are_all_mirrored(checkout, server):
     study = checkout / "config/studies/tiny.yaml"
     study.write_text(study.read_text().replace("[0, 1]", str(list(range(TRAINERS)))))
@@ -141,3 +142,21 @@ def test_runs_move_from_sqlite_to_the_server_and_to_a_database(checkout, server,
     assert wrong.returncode == 75
     assert "password authentication failed" in wrong.stdout
     assert "wr0ng" not in wrong.stdout + wrong.stderr
+
+
+def test_pages_are_served_from_a_store_that_no_command_line_shows(checkout):
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ofq", "track", "ui", "--port", str(port)],
+        cwd=checkout, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+    )  # fmt: skip
+    try:
+        await_health(process, port)
+        server = psutil.Process(process.pid)
+        lines = [" ".join(p.cmdline()) for p in [server, *server.children(recursive=True)]]
+        assert any("mlflow" in line for line in lines)
+        assert not any("mlflow.db" in line for line in lines)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
