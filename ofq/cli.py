@@ -18,6 +18,7 @@ from ofq.interruption import StopRequest, deadline
 from ofq.progress import summary
 from ofq.study import Quantization, Run, Workspace
 from ofq.study.files import parse
+from ofq.tracking.folder import State
 
 _STARTED = time.monotonic()
 _LOOK = 0.5  # seconds between two looks at a request
@@ -31,8 +32,8 @@ app = typer.Typer(
     help="Reproduce, ablate and extend [bold]Oscillation-free Quantization[/bold] for low-bit "
     "vision transformers.\n\nRun it in a checkout, where [cyan]config/[/cyan] defines studies. "
     "[cyan]snakemake --cores 2 STUDY[/cyan] runs a whole study; the commands here are its steps.",
-    epilog="Examples:  [cyan]ofq runs digits[/cyan]   [cyan]ofq train RUN[/cyan]   "
-    "[cyan]ofq report digits[/cyan]",
+    epilog="Examples:  [cyan]ofq status digits[/cyan]   [cyan]ofq train RUN[/cyan]   "
+    "[cyan]ofq doctor RUN[/cyan]   [cyan]ofq report digits[/cyan]",
 )
 track = typer.Typer(no_args_is_help=True, help="Mirror run folders in MLflow.")
 app.add_typer(track, name="track")
@@ -61,24 +62,65 @@ def studies() -> None:
 
 
 @app.command()
-def runs(study: StudyName) -> None:
-    """List a study's runs, parents first: what is done, and what isn't.
+def runs(
+    study: StudyName,
+    state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
+) -> None:
+    """List a study's runs, parents first, and the state that each is in.
 
-    Prints one id per line when the output isn't a terminal.
+    Prints one id per line when the output isn't a terminal, so that it can be handed on:
+    `ofq doctor $(ofq runs digits --state interrupted)`. `ofq status` sums them up by cells.
     """
-    from ofq.attempt import run_folder
+    from ofq.status.look import Watch
+    from ofq.status.table import STYLES
 
-    workspace = Workspace()
-    found = workspace.grid(study).runs()
     console = Console()
-    if not console.is_terminal:
-        print("\n".join(found))
+    watch = Watch(Workspace(), study)
+    if state is None and not console.is_terminal:
+        print("\n".join(watch.runs))
         return
-    table = Table("run", "done", box=None)
-    for run in found.values():
-        done = run_folder(workspace, run).complete()
-        table.add_row(run.id, "yes" if done else "no")
+    states = {name: look.state for name, look in watch.look().items()}
+    wanted = [name for name in states if state in (None, states[name])]
+    if not console.is_terminal:
+        print("".join(f"{name}\n" for name in wanted), end="")
+        return
+    table = Table("run", "state", box=None)
+    for name in wanted:
+        table.add_row(name, states[name], style=STYLES[states[name]])
     console.print(table)
+
+
+@app.command()
+def status(
+    studies: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[STUDY]...", help="Studies; left out, the site's."),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print it once, whole, and leave.")] = False,
+) -> None:
+    """Show how far studies are: what is done, running, interrupted, failed and waiting.
+
+    One row per cell. It counts the cell's runs, all seeds and stages; a stage that several cells
+    share is counted in one row. For running ones it shows how far they are together, the steps
+    per second of one, and when the last of them ends. Below are the failed runs: why, where the
+    log is, what to do.
+
+    In a terminal this is live, until all is done or Ctrl-C; elsewhere it is a line per cell, once.
+    """
+    from ofq.status.lines import lines
+    from ofq.status.look import Watch
+    from ofq.status.table import Page, follow
+
+    console = Console()
+    workspace = Workspace()
+    watches = [Watch(workspace, name) for name in studies or workspace.site.studies]
+    if not console.is_terminal:
+        for watch in watches:
+            print("\n".join(lines(watch)))
+    elif once:
+        console.print(Page(watches, console).draw(fit=False))
+    else:
+        follow(Page(watches, console))
 
 
 @app.command()

@@ -48,6 +48,11 @@ class Workspace:
         return self.root / self.site.reports
 
     @property
+    def logs(self) -> Path:
+        """Where the workflow puts what a run's job prints, as ``RUN.log``."""
+        return self.root / "logs" / "train"
+
+    @property
     def tracking_uri(self) -> str:
         """MLflow's store: the site's, or an SQLite file in the results folder."""
         return self.site.tracking_uri or f"sqlite:///{(self.results / 'mlflow.db').resolve()}"

@@ -1,0 +1,217 @@
+"""A study's state in a terminal, as much of it as there is room for."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from ofq.status.estimate import time_left, waiting_for
+from ofq.status.figures import duration, progress, significant, tally
+from ofq.status.fit import fitting
+from ofq.status.look import STATES, Look, Row, Watch
+
+STYLES = {
+    "done": "green",
+    "running": "cyan",
+    "interrupted": "yellow",
+    "failed": "bold red",
+    "waiting": "dim",
+}
+"""How each state is shown."""
+
+_PAUSE = 2.0  # seconds between two looks
+_WIDE = 100  # columns from which running runs have a bar
+_BAR = 18
+_STATE = 18  # columns that the states of a row's runs have at least
+_FRAME = 4  # lines of a study beside its rows, failures and hints
+_SOME = 3  # failures that are shown where lines are scarce
+
+
+class Page:
+    """What the state of some studies looks like.
+
+    Args:
+        watches: The studies.
+        console: Where it is shown.
+
+    Attributes:
+        finished: Whether all runs were done at the last look.
+    """
+
+    def __init__(self, watches: Sequence[Watch], console: Console) -> None:
+        self.watches = watches
+        self.console = console
+        self.finished = False
+
+    def draw(self, *, fit: bool) -> RenderableType:
+        """Look, and draw what there is to see; if it is to fit, no more than the screen holds."""
+        looks = [watch.look() for watch in self.watches]
+        self.finished = all(k.state == "done" for found in looks for k in found.values())
+        lines = self.console.height // len(looks) if fit else None
+        pairs = zip(self.watches, looks, strict=True)
+        return Group(*(_Study(*pair, self.console.width).draw(lines) for pair in pairs))
+
+
+def follow(page: Page) -> None:
+    """Show a page until all is done or the user has seen enough, and leave its last state."""
+    try:
+        with Live(console=page.console, screen=True, auto_refresh=False) as live:
+            while not page.finished:
+                live.update(page.draw(fit=True), refresh=True)
+                time.sleep(_PAUSE)
+    except KeyboardInterrupt:
+        pass
+    page.console.print(page.draw(fit=True))
+
+
+class _Study:
+    """One study as it was found."""
+
+    def __init__(self, watch: Watch, looks: Mapping[str, Look], width: int) -> None:
+        self.watch = watch
+        self.looks = looks
+        self.width = width
+        self.counts = tally(looks.values())
+
+    def draw(self, lines: int | None) -> RenderableType:
+        rows, below = self.watch.rows, self._failures(lines is None) + self._hints()
+        if lines is not None:
+            rows = fitting(rows, self.looks, max(2, lines - _FRAME - len(below)))
+        return Group(*self._head(), *self._rows(rows), *below, Text())
+
+    def _head(self) -> list[RenderableType]:
+        counts = [Text(f"{self.counts[s]} {s}", STYLES[s]) for s in STATES if self.counts[s]]
+        name = Text.assemble((self.watch.grid.study, "bold"), f"  {len(self.looks)} runs: ")
+        done = self.counts["done"] + sum(k.step / k.total for k in self.looks.values() if k.total)
+        estimate = time_left(self.watch.runs, self.looks)
+        left = f"about {duration(estimate.seconds)} left" if estimate else ""
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_column(ratio=1)
+        bar.add_column()
+        bar.add_row(
+            ProgressBar(len(self.looks), done),
+            f"{100 * done / len(self.looks):.0f} %  {left}".strip(),
+        )
+        return [_line(name + Text(", ").join(counts)), bar]
+
+    def _rows(self, rows: Sequence[Row]) -> Iterator[RenderableType]:
+        """The table, with a line for each model, and one for what has no room."""
+        columns = _Columns(self.watch.rows, self.looks, self.width)
+        yield columns.heading()
+        for model, group in groupby(rows, lambda row: row.cell.model):
+            yield _line(Text(model, "bold"))
+            yield columns.table(group)
+        shown = {id(row) for row in rows}
+        rest = [row for row in self.watch.rows if id(row) not in shown]
+        if rest:
+            done = sum(all(self.looks[run.id].state == "done" for run in row.runs) for row in rest)
+            text = f"… and {len(rest)} more cells, {done} of them done; ofq status --once has all"
+            yield _line(Text(text, "dim"))
+
+    def _failures(self, every: bool) -> list[RenderableType]:
+        """Each failed run with its error, its log and what to do."""
+        failed = {name: look.failure for name, look in self.looks.items() if look.failure}
+        waiting = waiting_for(self.watch.runs, self.looks)
+        lines = []
+        for name in list(failed)[: len(failed) if every else _SOME]:
+            failure, log = failed[name], self.watch.log(name)
+            behind = f"  {len(waiting[name])} runs wait for it" if waiting[name] else ""
+            lines += [Text.assemble(("failed ", STYLES["failed"]), name, (behind, "dim"))]
+            lines += [Text(f"  {failure.error}", "red")]
+            lines += [Text(f"  log: {log}")] if log.exists() else []
+            lines += [Text(f"  {failure.todo}")]
+        if not every and len(failed) > _SOME:
+            rest = f"… and {len(failed) - _SOME} more failed; ofq status --once has all"
+            lines.append(Text(rest, "dim"))
+        return [_line(line) for line in lines]
+
+    def _hints(self) -> list[RenderableType]:
+        if not self.counts["interrupted"]:
+            return []
+        text = f"interrupted runs go on with  snakemake --cores 2 {self.watch.grid.study}"
+        return [_line(Text(text, STYLES["interrupted"]))]
+
+
+class _Columns:
+    """The columns of a study's table, as wide in each of its parts.
+
+    Args:
+        rows: All rows.
+        looks: How each run is.
+        width: Columns of the terminal.
+    """
+
+    def __init__(self, rows: Sequence[Row], looks: Mapping[str, Look], width: int) -> None:
+        self.looks = looks
+        self.running = any(look.state == "running" for look in looks.values())
+        self.bar = self.running and width >= _WIDE
+        bits = max(4, *(len(row.cell.bits) for row in rows))
+        done = max(4, *(2 * len(str(len(row.runs))) + 1 for row in rows))
+        numbers = [*([_BAR] if self.bar else []), 4, 7, 8] if self.running else []
+        around = sum(n + 2 for n in (1, bits, done, *numbers))
+        label = min(max(len(row.cell.label) for row in rows), width - around - _STATE - 2)
+        self.widths = [bits, max(6, label), done, *numbers]
+
+    def heading(self) -> Table:
+        """Their names."""
+        names = ["bits", "method", "done"]
+        names += [*([""] if self.bar else []), "%", "steps/s", "left"] if self.running else []
+        table = self._empty()
+        table.add_row(*(Text(name, "dim") for name in [*names, ""]))
+        return table
+
+    def table(self, rows: Iterator[Row]) -> Table:
+        """Some rows."""
+        table = self._empty()
+        for row in rows:
+            looks = [self.looks[run.id] for run in row.runs]
+            done = f"{tally(looks)['done']}/{len(looks)}"
+            label = _middle(row.cell.label, self.widths[1])
+            table.add_row(row.cell.bits, label, done, *self._numbers(looks), _states(looks))
+        return table
+
+    def _empty(self) -> Table:
+        table = Table.grid(padding=(0, 2, 0, 0))
+        for index, width in enumerate(self.widths):
+            table.add_column(width=width, no_wrap=True, justify="left" if index < 2 else "right")
+        table.add_column(no_wrap=True)
+        return table
+
+    def _numbers(self, looks: Sequence[Look]) -> list[RenderableType]:
+        if not self.running:
+            return []
+        now = progress(looks)
+        if now is None:
+            return [""] * (len(self.widths) - 3)
+        bar: list[RenderableType] = [ProgressBar(1.0, now.share)] if self.bar else []
+        rate = significant(now.rate) if now.rate else ""
+        left = duration(now.left) if now.left is not None else ""
+        return [*bar, f"{100 * now.share:.0f}", rate, left]
+
+
+def _states(looks: Sequence[Look]) -> Text:
+    """The states that a row's runs are in, those that want attention first."""
+    counts = tally(looks)
+    if set(counts) == {"done"}:
+        return Text("done", STYLES["done"])
+    order = ("failed", "interrupted", "running", "waiting")
+    return Text(", ").join(Text(f"{counts[s]} {s}", STYLES[s]) for s in order if counts[s])
+
+
+def _middle(text: str, width: int) -> str:
+    """A text that fits: its two ends, which tell methods apart, without what is between them."""
+    if len(text) <= width:
+        return text
+    first = (width - 1) // 2
+    return f"{text[:first]}…{text[len(text) - (width - 1 - first) :]}"
+
+
+def _line(text: Text) -> Text:
+    """A text that stays on one line."""
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text
