@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -20,8 +20,12 @@ from ofq.study import Quantization, Run, Workspace
 from ofq.study.files import parse
 from ofq.tracking.folder import State
 
+if TYPE_CHECKING:
+    from ofq.doctor import Diagnosis
+
 _STARTED = time.monotonic()
 _LOOK = 0.5  # seconds between two looks at a request
+_LEVELS = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 _MIRROR_WAIT = 30  # seconds that a finished run waits for its mirror
 
 app = typer.Typer(
@@ -121,6 +125,32 @@ def status(
         console.print(Page(watches, console).draw(fit=False))
     else:
         follow(Page(watches, console))
+
+
+@app.command()
+def doctor(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Runs' ids, or paths of run folders.")
+    ],
+) -> None:
+    """Check run folders, and say what to do about what is wrong; changes nothing.
+
+    It reads all of a folder: config, lock, events, provenance, tables, final files and
+    checkpoints by their SHA-256, the runs that this one builds on, and what a killed trainer left.
+    A problem means that something is lost or in the way; a warning mends itself, or only deserves
+    to be known. Each comes with what to do, as a command wherever there is one.
+
+    Exits with 0 if all is sound, with 1 if there is a problem.
+    """
+    from ofq.doctor import examine
+
+    workspace = Workspace()
+    console = Console()
+    diagnoses = [examine(workspace, name) for name in runs]
+    for diagnosis in diagnoses:
+        _show(diagnosis, console)
+    if not all(diagnosis.sound for diagnosis in diagnoses):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -311,6 +341,15 @@ def follow(
     run, _ = workspace.find(run_id)
     mirror = Mirror(workspace.tracking_uri, workspace.results / "mlflow-artifacts")
     follow_run(mirror, run_folder(workspace, run), trainer)
+
+
+def _show(diagnosis: "Diagnosis", console: Console) -> None:
+    console.print(f"[bold]{escape(diagnosis.name)}[/]", highlight=False, soft_wrap=True)
+    for finding in diagnosis.findings:
+        text = f"  [{_LEVELS[finding.level]}]{finding.level:7}[/]  {escape(finding.text)}"
+        console.print(text, highlight=False, soft_wrap=True)
+        if finding.todo is not None:
+            console.print(f"           → {escape(finding.todo)}", highlight=False, soft_wrap=True)
 
 
 def _quantization(bits: str, qkr: bool, quantizer: str) -> Quantization:

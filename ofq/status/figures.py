@@ -52,6 +52,6 @@ def duration(seconds: float) -> str:
 
 
 def significant(number: float) -> str:
-    """A number with two significant digits at least, and no exponent: ``0.042``, ``7.5``, ``120``."""
+    """A number to two or three digits, never with an exponent: ``0.042``, ``7.5``, ``120``."""
     digits = 3 if number < 0.1 else 2 if number < 1 else 1 if number < 100 else 0
     return f"{number:.{digits}f}"

@@ -19,7 +19,7 @@ _TAIL = 16_384  # bytes at a log's end in which its last error is looked for
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a run failed, and what to do."""
+    """Why a run failed, and what to do: a command first."""
 
     error: str
     todo: str
@@ -68,7 +68,7 @@ class Watch:
     Attributes:
         grid: Its cells.
         runs: All its runs by id, parents first.
-        rows: A row per cell.
+        rows: A row per cell, model after model.
     """
 
     def __init__(self, workspace: Workspace, study: str) -> None:
@@ -76,7 +76,7 @@ class Watch:
         self.grid = workspace.grid(study)
         self.runs = self.grid.runs()
         self.rows = _rows(self.grid)
-        self._folders = {name: run_folder(workspace, run) for name, run in self.runs.items()}
+        self._folders = {name: _folder(workspace, run) for name, run in self.runs.items()}
         self._groups = {name.rpartition("/")[0] for name in self.runs}
         self._done: dict[str, Look] = {}
 
@@ -126,7 +126,8 @@ def _rows(grid: Grid) -> list[Row]:
         kept = {name for name in runs if name in last or name not in own | counted}
         counted |= kept
         rows.append(Row(cell, tuple(run for name, run in runs.items() if name in kept)))
-    return rows
+    models = list(dict.fromkeys(cell.model for cell in grid.cells))
+    return sorted(rows, key=lambda row: models.index(row.cell.model))
 
 
 def _listed(root: Path, groups: Iterable[str]) -> set[str]:
@@ -136,6 +137,12 @@ def _listed(root: Path, groups: Iterable[str]) -> set[str]:
         with suppress(FileNotFoundError):
             found.update(f"{group}/{name}" for name in os.listdir(root / group))
     return found
+
+
+def _folder(workspace: Workspace, run: Run) -> RunFolder:
+    folder = run_folder(workspace, run)
+    folder.warn = lambda text: None  # what a crash has torn is `ofq doctor`'s matter
+    return folder
 
 
 def _look(name: str, folder: RunFolder) -> Look:
@@ -173,10 +180,10 @@ def _running(folder: RunFolder) -> Look:
 def _failure(name: str, folder: RunFolder) -> Failure:
     last = folder.events()[-1]
     by_its_numbers = "code" in last
-    again = f"change its recipe or method, which makes a new run; or  ofq train {name} --again"
+    again = f"ofq train {name} --again  once more; or change its recipe or method"
     error = last["cause"].partition("\n")[0]
     return Failure(error, again if by_its_numbers else _retry(name))
 
 
 def _retry(name: str) -> str:
-    return f"mend that, then  ofq train {name}"
+    return f"ofq train {name}  once that is mended"

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ofq.status.estimate import time_left, waiting_for
 from ofq.status.figures import duration, progress, significant, tally
-from ofq.status.fit import fitting
+from ofq.status.fit import fitting, height, shares
 from ofq.status.look import STATES, Look, Row, Watch
 
 STYLES = {
@@ -27,7 +27,7 @@ STYLES = {
 _PAUSE = 2.0  # seconds between two looks
 _WIDE = 100  # columns from which running runs have a bar
 _BAR = 18
-_STATE = 18  # columns that the states of a row's runs have at least
+_STATE = 14  # columns that the states of a row's runs have at least
 _FRAME = 4  # lines of a study beside its rows, failures and hints
 _SOME = 3  # failures that are shown where lines are scarce
 
@@ -52,9 +52,10 @@ class Page:
         """Look, and draw what there is to see; if it is to fit, no more than the screen holds."""
         looks = [watch.look() for watch in self.watches]
         self.finished = all(k.state == "done" for found in looks for k in found.values())
-        lines = self.console.height // len(looks) if fit else None
         pairs = zip(self.watches, looks, strict=True)
-        return Group(*(_Study(*pair, self.console.width).draw(lines) for pair in pairs))
+        studies = [_Study(*pair, self.console.width, fit=fit) for pair in pairs]
+        lines = shares([study.height for study in studies], self.console.height)
+        return Group(*(study.draw(n) for study, n in zip(studies, lines, strict=True)))
 
 
 def follow(page: Page) -> None:
@@ -70,19 +71,22 @@ def follow(page: Page) -> None:
 
 
 class _Study:
-    """One study as it was found."""
+    """One study as it was found; what it draws has an end if it is to fit."""
 
-    def __init__(self, watch: Watch, looks: Mapping[str, Look], width: int) -> None:
+    def __init__(self, watch: Watch, looks: Mapping[str, Look], width: int, *, fit: bool) -> None:
         self.watch = watch
         self.looks = looks
         self.width = width
+        self.fit = fit
         self.counts = tally(looks.values())
+        self.below = [*self._failures(), *self._hints()]
+        self.height = _FRAME + height(watch.rows) + len(self.below)
 
-    def draw(self, lines: int | None) -> RenderableType:
-        rows, below = self.watch.rows, self._failures(lines is None) + self._hints()
-        if lines is not None:
-            rows = fitting(rows, self.looks, max(2, lines - _FRAME - len(below)))
-        return Group(*self._head(), *self._rows(rows), *below, Text())
+    def draw(self, lines: int) -> RenderableType:
+        rows = self.watch.rows
+        if self.fit:
+            rows = fitting(rows, self.looks, max(2, lines - _FRAME - len(self.below)))
+        return Group(*self._head(), *self._rows(rows), *self.below, Text())
 
     def _head(self) -> list[RenderableType]:
         counts = [Text(f"{self.counts[s]} {s}", STYLES[s]) for s in STATES if self.counts[s]]
@@ -93,10 +97,8 @@ class _Study:
         bar = Table.grid(padding=(0, 1), expand=True)
         bar.add_column(ratio=1)
         bar.add_column()
-        bar.add_row(
-            ProgressBar(len(self.looks), done),
-            f"{100 * done / len(self.looks):.0f} %  {left}".strip(),
-        )
+        share = f"{100 * done / len(self.looks):.0f} %"
+        bar.add_row(ProgressBar(len(self.looks), done), f"{share}  {left}".strip())
         return [_line(name + Text(", ").join(counts)), bar]
 
     def _rows(self, rows: Sequence[Row]) -> Iterator[RenderableType]:
@@ -113,22 +115,22 @@ class _Study:
             text = f"… and {len(rest)} more cells, {done} of them done; ofq status --once has all"
             yield _line(Text(text, "dim"))
 
-    def _failures(self, every: bool) -> list[RenderableType]:
+    def _failures(self) -> list[RenderableType]:
         """Each failed run with its error, its log and what to do."""
         failed = {name: look.failure for name, look in self.looks.items() if look.failure}
         waiting = waiting_for(self.watch.runs, self.looks)
         lines = []
-        for name in list(failed)[: len(failed) if every else _SOME]:
+        for name in list(failed)[: _SOME if self.fit else len(failed)]:
             failure, log = failed[name], self.watch.log(name)
             behind = f"  {len(waiting[name])} runs wait for it" if waiting[name] else ""
             lines += [Text.assemble(("failed ", STYLES["failed"]), name, (behind, "dim"))]
             lines += [Text(f"  {failure.error}", "red")]
             lines += [Text(f"  log: {log}")] if log.exists() else []
             lines += [Text(f"  {failure.todo}")]
-        if not every and len(failed) > _SOME:
+        if self.fit and len(failed) > _SOME:
             rest = f"… and {len(failed) - _SOME} more failed; ofq status --once has all"
             lines.append(Text(rest, "dim"))
-        return [_line(line) for line in lines]
+        return [_line(line) if self.fit else line for line in lines]
 
     def _hints(self) -> list[RenderableType]:
         if not self.counts["interrupted"]:
@@ -195,12 +197,14 @@ class _Columns:
 
 
 def _states(looks: Sequence[Look]) -> Text:
-    """The states that a row's runs are in, those that want attention first."""
+    """The states that a row's runs are in; those that wait go without saying beside others."""
     counts = tally(looks)
-    if set(counts) == {"done"}:
+    found = [s for s in ("failed", "interrupted", "running") if counts[s]]
+    if not found:
+        found = ["waiting" if counts["waiting"] else "done"]
+    if found == ["done"]:
         return Text("done", STYLES["done"])
-    order = ("failed", "interrupted", "running", "waiting")
-    return Text(", ").join(Text(f"{counts[s]} {s}", STYLES[s]) for s in order if counts[s])
+    return Text(", ").join(Text(f"{counts[s]} {s}", STYLES[s]) for s in found)
 
 
 def _middle(text: str, width: int) -> str:
