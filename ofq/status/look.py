@@ -117,15 +117,14 @@ def _rows(grid: Grid) -> list[Row]:
     So a run that several cells build on is counted in one row, and a row that waits for others
     says so.
     """
-    own = {run.id for cell in grid.cells for run in cell.runs}
-    counted: set[str] = set()
+    taken = {run.id for cell in grid.cells for run in cell.runs}
     rows = []
     for cell in grid.cells:
         runs = {run.id: run for last in cell.runs for run in reversed(list(last.chain()))}
         last = {run.id for run in cell.runs}
-        kept = {name for name in runs if name in last or name not in own | counted}
-        counted |= kept
-        rows.append(Row(cell, tuple(run for name, run in runs.items() if name in kept)))
+        kept = {name: run for name, run in runs.items() if name in last or name not in taken}
+        taken.update(kept)
+        rows.append(Row(cell, tuple(kept.values())))
     models = list(dict.fromkeys(cell.model for cell in grid.cells))
     return sorted(rows, key=lambda row: models.index(row.cell.model))
 

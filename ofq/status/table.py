@@ -29,7 +29,7 @@ _WIDE = 100  # columns from which running runs have a bar
 _BAR = 18
 _STATE = 14  # columns that the states of a row's runs have at least
 _FRAME = 4  # lines of a study beside its rows, failures and hints
-_SOME = 3  # failures that are shown where lines are scarce
+_LINES_PER_FAILURE = 12  # of the screen: so a third of it is failures, at most
 
 
 class Page:
@@ -53,7 +53,8 @@ class Page:
         looks = [watch.look() for watch in self.watches]
         self.finished = all(k.state == "done" for found in looks for k in found.values())
         pairs = zip(self.watches, looks, strict=True)
-        studies = [_Study(*pair, self.console.width, fit=fit) for pair in pairs]
+        most = max(1, self.console.height // _LINES_PER_FAILURE) if fit else None
+        studies = [_Study(*pair, self.console.width, most) for pair in pairs]
         lines = shares([study.height for study in studies], self.console.height)
         return Group(*(study.draw(n) for study, n in zip(studies, lines, strict=True)))
 
@@ -71,20 +72,22 @@ def follow(page: Page) -> None:
 
 
 class _Study:
-    """One study as it was found; what it draws has an end if it is to fit."""
+    """One study as it was found; all of it, unless there is a limit to failures."""
 
-    def __init__(self, watch: Watch, looks: Mapping[str, Look], width: int, *, fit: bool) -> None:
+    def __init__(
+        self, watch: Watch, looks: Mapping[str, Look], width: int, most_failures: int | None
+    ) -> None:
         self.watch = watch
         self.looks = looks
         self.width = width
-        self.fit = fit
+        self.most_failures = most_failures
         self.counts = tally(looks.values())
         self.below = [*self._failures(), *self._hints()]
         self.height = _FRAME + height(watch.rows) + len(self.below)
 
     def draw(self, lines: int) -> RenderableType:
         rows = self.watch.rows
-        if self.fit:
+        if self.most_failures is not None:
             rows = fitting(rows, self.looks, max(2, lines - _FRAME - len(self.below)))
         return Group(*self._head(), *self._rows(rows), *self.below, Text())
 
@@ -119,18 +122,19 @@ class _Study:
         """Each failed run with its error, its log and what to do."""
         failed = {name: look.failure for name, look in self.looks.items() if look.failure}
         waiting = waiting_for(self.watch.runs, self.looks)
+        shown = list(failed)[: self.most_failures]
         lines = []
-        for name in list(failed)[: _SOME if self.fit else len(failed)]:
+        for name in shown:
             failure, log = failed[name], self.watch.log(name)
             behind = f"  {len(waiting[name])} runs wait for it" if waiting[name] else ""
             lines += [Text.assemble(("failed ", STYLES["failed"]), name, (behind, "dim"))]
             lines += [Text(f"  {failure.error}", "red")]
             lines += [Text(f"  log: {log}")] if log.exists() else []
             lines += [Text(f"  {failure.todo}")]
-        if self.fit and len(failed) > _SOME:
-            rest = f"… and {len(failed) - _SOME} more failed; ofq status --once has all"
+        if len(shown) < len(failed):
+            rest = f"… and {len(failed) - len(shown)} more failed; ofq status --once has all"
             lines.append(Text(rest, "dim"))
-        return [_line(line) if self.fit else line for line in lines]
+        return [line if self.most_failures is None else _line(line) for line in lines]
 
     def _hints(self) -> list[RenderableType]:
         if not self.counts["interrupted"]:
@@ -150,12 +154,13 @@ class _Columns:
 
     def __init__(self, rows: Sequence[Row], looks: Mapping[str, Look], width: int) -> None:
         self.looks = looks
+        self.width = width
         self.running = any(look.state == "running" for look in looks.values())
         self.bar = self.running and width >= _WIDE
         bits = max(4, *(len(row.cell.bits) for row in rows))
         done = max(4, *(2 * len(str(len(row.runs))) + 1 for row in rows))
         numbers = [*([_BAR] if self.bar else []), 4, 7, 8] if self.running else []
-        around = sum(n + 2 for n in (1, bits, done, *numbers))
+        around = sum(n + 2 for n in (bits, done, *numbers))
         label = min(max(len(row.cell.label) for row in rows), width - around - _STATE - 2)
         self.widths = [bits, max(6, label), done, *numbers]
 
@@ -178,10 +183,11 @@ class _Columns:
         return table
 
     def _empty(self) -> Table:
-        table = Table.grid(padding=(0, 2, 0, 0))
+        table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
         for index, width in enumerate(self.widths):
             table.add_column(width=width, no_wrap=True, justify="left" if index < 2 else "right")
-        table.add_column(no_wrap=True)
+        rest = self.width - sum(width + 2 for width in self.widths)
+        table.add_column(width=max(1, rest), no_wrap=True)
         return table
 
     def _numbers(self, looks: Sequence[Look]) -> list[RenderableType]:
