@@ -1,6 +1,7 @@
 """What the folder says of its attempts."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from ofq.attempt import ENDINGS
@@ -36,39 +37,37 @@ def check_events(patient: Patient) -> Iterator[Finding]:
         yield warning(f"events.jsonl: {_lines(torn)} torn by a crash; readers leave them out")
     if patient.running:
         return
-    endless = _endless(patient.events)
+    endless = _endless(patient.events, dead=patient.held is not None)
     if endless:
-        yield warning(f"events.jsonl: the end of {endless} attempts isn't on record")
+        yield warning(f"events.jsonl: attempts whose end isn't on record: {endless}")
     elif patient.events:
-        yield ok(f"{len(patient.events)} events, each attempt with its end")
+        yield ok(f"events.jsonl: {len(patient.events)} events, no attempt without its end")
     yield from _outcome(patient)
 
 
 def _outcome(patient: Patient) -> Iterator[Finding]:
     """What became of the last attempt."""
     last: dict[str, Any] = patient.events[-1] if patient.events else {}
-    kind, cause = last.get("event"), last.get("cause", "no cause is on record")
+    kind, cause = last.get("event"), str(last.get("cause")).partition("\n")[0]
     if patient.done:
         if not any(event.get("event") == "finished" for event in patient.events):
             yield warning("the run is complete, but events.jsonl doesn't say that it finished")
     elif kind == "failed" and "code" in last:
-        todo = f"change its recipe or method, which makes a new run; or {patient.train} --again"
+        todo = f"{patient.train} --again  once more; or change its recipe or method"
         yield problem(f"the run failed: {cause}", todo)
     elif kind == "failed":
-        yield problem(f"the run failed: {cause}", f"mend that, then {patient.train}")
+        yield problem(f"the run failed: {cause}", f"{patient.train}  once that is mended")
     elif kind in ENDINGS and kind != "finished":
-        yield warning(f"the run was interrupted by {cause}", patient.train)
+        yield warning(f"the run was interrupted: {cause}", patient.train)
     elif not patient.events:
         yield warning("no attempt is on record", patient.train)
 
 
-def _endless(events: list[dict[str, Any]]) -> int:
-    """How many attempts opened without an end before the next one, or at all."""
+def _endless(events: list[dict[str, Any]], *, dead: bool) -> int:
+    """How many attempts opened without an end; a dead lock's is still to be noted, by the next."""
     kinds = [event.get("event") for event in events if event.get("event") in ("opened", *ENDINGS)]
-    return sum(
-        k == "opened" and n in (None, "opened")
-        for k, n in zip(kinds, [*kinds[1:], None], strict=True)
-    )
+    pairs = pairwise([*kinds, "lost" if dead else None])
+    return sum(kind == "opened" and after not in ENDINGS for kind, after in pairs)
 
 
 def _lines(numbers: list[int]) -> str:
