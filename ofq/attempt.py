@@ -23,7 +23,7 @@ _ADVICE = (
     "Change its recipe or method, which makes a new run; or `ofq train {} --again` tries once more "
     "from the last good checkpoint"
 )
-_ENDINGS = ("interrupted", "lost", "failed", "finished")
+ENDINGS = ("interrupted", "lost", "failed", "finished")
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Attempt:
         for event in events:
             if event["event"] == "opened":
                 devices, attempts = event["devices"], attempts + 1
-            elif event["event"] in _ENDINGS:
+            elif event["event"] in ENDINGS:
                 seconds += event["seconds"]
                 device_seconds += event["seconds"] * devices
         return {
@@ -180,7 +180,7 @@ def _patience(options: Options, stop: StopRequest, console: Console) -> Callable
 def _note_death(folder: RunFolder, dead: Held) -> None:
     """Record the end of an attempt that couldn't do so itself."""
     events = folder.events()
-    if events and events[-1]["event"] not in _ENDINGS:
+    if events and events[-1]["event"] not in ENDINGS:
         opened = [event["time"] for event in events if event["event"] == "opened"]
         lasted = max(0.0, dead.beat - opened[-1]) if opened else 0.0
         cause = f"{dead} ended without a word"

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -17,9 +17,14 @@ from ofq.interruption import StopRequest, deadline
 from ofq.progress import summary
 from ofq.study import Quantization, Workspace
 from ofq.study.files import parse
+from ofq.tracking.folder import State
+
+if TYPE_CHECKING:
+    from ofq.doctor import Diagnosis
 
 _STARTED = time.monotonic()
 _LOOK = 0.5  # seconds between two looks at a request
+_LEVELS = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,8 +34,8 @@ app = typer.Typer(
     help="Reproduce, ablate and extend [bold]Oscillation-free Quantization[/bold] for low-bit "
     "vision transformers.\n\nRun it in a checkout, where [cyan]config/[/cyan] defines studies. "
     "[cyan]snakemake --cores 2 STUDY[/cyan] runs a whole study; the commands here are its steps.",
-    epilog="Examples:  [cyan]ofq runs digits[/cyan]   [cyan]ofq train RUN[/cyan]   "
-    "[cyan]ofq report digits[/cyan]",
+    epilog="Examples:  [cyan]ofq status digits[/cyan]   [cyan]ofq train RUN[/cyan]   "
+    "[cyan]ofq doctor RUN[/cyan]   [cyan]ofq report digits[/cyan]",
 )
 track = typer.Typer(no_args_is_help=True, help="Mirror run folders in MLflow.")
 app.add_typer(track, name="track")
@@ -59,24 +64,91 @@ def studies() -> None:
 
 
 @app.command()
-def runs(study: StudyName) -> None:
-    """List a study's runs, parents first: what is done, and what isn't.
+def runs(
+    study: StudyName,
+    state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
+) -> None:
+    """List a study's runs, parents first, and the state that each is in.
 
-    Prints one id per line when the output isn't a terminal.
+    Prints one id per line when the output isn't a terminal, so that it can be handed on:
+    `ofq doctor $(ofq runs digits --state interrupted)`. `ofq status` sums them up by cells.
     """
-    from ofq.attempt import run_folder
+    from ofq.status.look import Watch
+    from ofq.status.table import STYLES
+
+    console = Console()
+    watch = Watch(Workspace(), study)
+    if state is None and not console.is_terminal:
+        print("\n".join(watch.runs))
+        return
+    states = {name: look.state for name, look in watch.look().items()}
+    wanted = [name for name in states if state in (None, states[name])]
+    if not console.is_terminal:
+        print("".join(f"{name}\n" for name in wanted), end="")
+        return
+    table = Table("run", "state", box=None)
+    for name in wanted:
+        table.add_row(name, states[name], style=STYLES[states[name]])
+    console.print(table)
+
+
+@app.command()
+def status(
+    studies: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[STUDY]...", help="Studies; left out, the site's."),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print it once, whole, and leave.")] = False,
+) -> None:
+    """Show how far studies are: what is done, running, interrupted, failed and waiting.
+
+    One row per cell. It counts the cell's runs, all seeds and stages; a stage that several cells
+    share is counted in one row. For running ones it shows how far they are together, the steps
+    per second of one, and when the last of them ends. Below are the failed runs: why, where the
+    log is, what to do.
+
+    In a terminal this is live, until all is done or Ctrl-C; elsewhere it is a line per cell, once.
+    """
+    from ofq.status.lines import lines
+    from ofq.status.look import Watch
+    from ofq.status.table import Page, follow
+
+    console = Console()
+    workspace = Workspace()
+    watches = [Watch(workspace, name) for name in studies or workspace.site.studies]
+    if not console.is_terminal:
+        for watch in watches:
+            print("\n".join(lines(watch)))
+    elif once:
+        console.print(Page(watches, console).draw(fit=False))
+    else:
+        follow(Page(watches, console))
+
+
+@app.command()
+def doctor(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Runs' ids, or paths of run folders.")
+    ],
+) -> None:
+    """Check run folders, and say what to do about what is wrong; changes nothing.
+
+    It reads all of a folder: config, lock, events, provenance, tables, final files and
+    checkpoints by their SHA-256, the runs that this one builds on, and what a killed trainer left.
+    A problem means that something is lost or in the way; a warning mends itself, or only deserves
+    to be known. Each comes with what to do, as a command wherever there is one.
+
+    Exits with 0 if all is sound, with 1 if there is a problem.
+    """
+    from ofq.doctor import examine
 
     workspace = Workspace()
-    found = workspace.grid(study).runs()
     console = Console()
-    if not console.is_terminal:
-        print("\n".join(found))
-        return
-    table = Table("run", "done", box=None)
-    for run in found.values():
-        done = run_folder(workspace, run).complete()
-        table.add_row(run.id, "yes" if done else "no")
-    console.print(table)
+    diagnoses = [examine(workspace, name) for name in runs]
+    for diagnosis in diagnoses:
+        _show(diagnosis, console)
+    if not all(diagnosis.sound for diagnosis in diagnoses):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -304,6 +376,15 @@ def follow(run_id: RunId) -> None:
         mirror = Mirror(workspace.tracking_uri, workspace.results)
         if not mirroring.follow(mirror, folder):
             raise typer.Exit(TryAgain.exit_code)
+
+
+def _show(diagnosis: "Diagnosis", console: Console) -> None:
+    console.print(f"[bold]{escape(diagnosis.name)}[/]", highlight=False, soft_wrap=True)
+    for finding in diagnosis.findings:
+        text = f"  [{_LEVELS[finding.level]}]{finding.level:7}[/]  {escape(finding.text)}"
+        console.print(text, highlight=False, soft_wrap=True)
+        if finding.todo is not None:
+            console.print(f"           → {escape(finding.todo)}", highlight=False, soft_wrap=True)
 
 
 def _quantization(bits: str, qkr: bool, quantizer: str) -> Quantization:

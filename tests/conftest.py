@@ -1,5 +1,8 @@
 """A small workspace of its own for every test that needs one."""
 
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -39,11 +42,52 @@ figures: [accuracy, oscillation_over_training, oscillation_by_role]
 }
 
 
+_OWNER = """
+import sys, time
+from pathlib import Path
+from ofq.tracking.lock import RunLock
+RunLock(Path(sys.argv[1]), beat=300).acquire()
+print("holds it", flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.fixture(scope="session")
+def make_checkout() -> Callable[[Path], Path]:
+    """Makes a folder with a small ``config/``: a study of two methods, two seeds, short stages."""
+
+    def make(root: Path) -> Path:
+        for name, text in CONFIG.items():
+            path = root / "config" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return root
+
+    return make
+
+
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A folder with a small ``config/``: one study of two methods, two seeds and short stages."""
-    for name, text in CONFIG.items():
-        path = tmp_path / "config" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return tmp_path
+def checkout(tmp_path: Path, make_checkout: Callable[[Path], Path]) -> Path:
+    """Such a folder for one test."""
+    return make_checkout(tmp_path)
+
+
+@pytest.fixture
+def hold() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
+    """Lets another process hold the lock on a run folder, until it is killed or the test ends."""
+    owners = []
+
+    def start(folder: Path) -> subprocess.Popen[str]:
+        folder.mkdir(parents=True, exist_ok=True)
+        owner = subprocess.Popen(
+            [sys.executable, "-c", _OWNER, folder], stdout=subprocess.PIPE, text=True
+        )
+        owners.append(owner)
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "holds it\n"
+        return owner
+
+    yield start
+    for owner in owners:
+        owner.kill()
+        owner.communicate()

@@ -34,6 +34,7 @@ class Targets:
     def __init__(self, root: Path = Path()) -> None:
         self.workspace = Workspace(root)
         self.runs_folder = str(self.workspace.results / "runs")
+        self.logs_folder = str(self.workspace.logs)
         self.reports_folder = str(self.workspace.reports)
         self._runs: dict[str, Run] = {}
 

@@ -50,6 +50,11 @@ class Workspace:
         return self.root / self.site.reports
 
     @property
+    def logs(self) -> Path:
+        """Where the workflow puts what a run's job prints, as ``RUN.log``."""
+        return self.root / "logs" / "train"
+
+    @property
     def tracking_uri(self) -> str:
         """MLflow's store: the site's, ``MLFLOW_TRACKING_URI``, or an SQLite file in the results."""
         given = self.site.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")

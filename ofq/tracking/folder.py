@@ -41,10 +41,10 @@ TABLES: tuple[Table, ...] = ("metrics", "layers", "trajectories")
 _log = logging.getLogger(__name__)
 
 
-def _agrees(stored: Any, config: Any) -> bool:
+def agrees(stored: Any, config: Any) -> bool:
     """Whether a config is the stored one; keys that came later, with the default, may be added."""
     if isinstance(stored, dict) and isinstance(config, dict):
-        return all(key in config and _agrees(stored[key], config[key]) for key in stored)
+        return all(key in config and agrees(stored[key], config[key]) for key in stored)
     return bool(stored == config)
 
 
@@ -56,11 +56,13 @@ class RunFolder:
 
     Attributes:
         guard: Called before each write; raises if this process may not write the folder (any more).
+        warn: Told of each torn line, once; by default, logs it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.guard: Callable[[], None] = lambda: None
+        self.warn: Callable[[str], None] = _log.warning
         self._said: set[tuple[str, int]] = set()
 
     def make(self) -> None:
@@ -145,6 +147,10 @@ class RunFolder:
         """A table's rows so far, in order; a torn line is left out, and logged."""
         return self._rows(f"{table}.jsonl")
 
+    def torn(self, name: str) -> list[int]:
+        """Numbers of the lines of one of the ``.jsonl`` files that a crash has torn, from 1."""
+        return [n for n, row in enumerate(self._lines(name), 1) if row is None]
+
     def write_json(self, name: str, data: Any) -> None:
         """Replace one of the folder's JSON files."""
         self.guard()
@@ -215,7 +221,7 @@ class RunFolder:
             write_file(folder / f"{table}.parquet", lambda to: parquet.write_table(content, to))
 
     def _check(self, description: dict[str, Any]) -> None:
-        if not _agrees(self.description()["config"], description["config"]):
+        if not agrees(self.description()["config"], description["config"]):
             raise UserError(
                 f"{self.path}: run.json holds another config than this run's, although both have "
                 "one name; move the folder away to train anew"
@@ -233,7 +239,7 @@ class RunFolder:
             return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; is {self.path} a run folder?") from None
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise UserError(f"{path}: not valid JSON ({error})") from None
 
     def _append(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
@@ -249,18 +255,22 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def _rows(self, name: str) -> list[dict[str, Any]]:
+        rows = self._lines(name)
+        for number, row in enumerate(rows, 1):
+            if row is None and (name, number) not in self._said:
+                self._said.add((name, number))
+                self.warn(f"{self.path / name}:{number}: torn by a crash, left out")
+        return [row for row in rows if row is not None]
+
+    def _lines(self, name: str) -> list[dict[str, Any] | None]:
+        """Each line's row, or None for a torn one."""
         path = self.path / name
         if not path.exists():
             return []
         lines = path.read_bytes().splitlines(keepends=True)
         if lines and not lines[-1].endswith(b"\n") and self._is_written():
             del lines[-1]  # on its way, not torn
-        parsed = [_parsed(line) for line in lines]
-        for number, row in enumerate(parsed, 1):
-            if row is None and (name, number) not in self._said:
-                self._said.add((name, number))
-                _log.warning("%s:%d: torn by a crash, left out", path, number)
-        return [row for row in parsed if row is not None]
+        return [_parsed(line) for line in lines]
 
     def _is_written(self) -> bool:
         held = holder(self.path) if self.path.exists() else None

@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ofq.credentials import redact
+
 _LOCK = "requirements.lock"
 _PACKAGE = Path(__file__).parents[1]
 _SLURM = re.compile(
@@ -49,7 +51,7 @@ def gather(root: Path) -> dict[str, Any]:
         "platform": platform.platform(),
         "pid": os.getpid(),
         "slurm": {name: v for name, v in sorted(os.environ.items()) if _SLURM.fullmatch(name)},
-        "command": redacted(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "command": redact(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
     }
 
 
@@ -59,11 +61,6 @@ def code_sha256() -> str:
     for path in sorted(_PACKAGE.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def redacted(text: str) -> str:
-    """A text without the user names and passwords of addresses in it."""
-    return re.sub(r"(\w://)[^/\s@]+@", r"\1***@", text)
 
 
 def _packages() -> dict[str, str | None]:

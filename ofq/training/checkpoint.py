@@ -1,7 +1,6 @@
 """Resumable training state on disk: whole or not at all, hashed, the last two kept."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +9,7 @@ from typing import IO, Any
 import torch
 
 from ofq.atomic import write_file, write_json
-
-FORMAT = 1
-"""Raised when the state's layout changes, so that an older one isn't misread."""
+from ofq.manifest import FORMAT, examine, manifests
 
 _KEPT = 2
 
@@ -53,11 +50,11 @@ class CheckpointStore:
         self._guard()
         manifest = {"format": FORMAT, "step": step, "sha256": hashes[0]}
         write_json(path.with_suffix(".json"), manifest)
-        self._keep(self._manifests()[-_KEPT:])
+        self._keep(manifests(self.folder)[-_KEPT:])
 
     def load(self) -> dict[str, Any] | None:
         """The newest undamaged state, or None; damaged ones are told of and removed."""
-        for manifest in reversed(self._manifests()):
+        for manifest in reversed(manifests(self.folder)):
             path = manifest.with_suffix(".pt")
             problem = examine(manifest)
             if problem is None:
@@ -78,26 +75,6 @@ class CheckpointStore:
         for path in self.folder.glob("step-*"):
             if path.stem not in kept:
                 path.unlink(missing_ok=True)
-
-    def _manifests(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*.json"))
-
-
-def examine(manifest: Path) -> str | None:
-    """What is wrong with a checkpoint, given its ``step-N.json``; None if nothing is."""
-    path = manifest.with_suffix(".pt")
-    try:
-        facts = json.loads(manifest.read_text())
-        expected, form = facts["sha256"], facts["format"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "is damaged: its .json can't be read"
-    if form != FORMAT:
-        return f"is of format {form}, this version reads format {FORMAT}"
-    if not path.exists():
-        return "is missing"
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    return None if found == expected else "is damaged: its SHA-256 is another"
 
 
 class _Hashing:

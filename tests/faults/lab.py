@@ -109,6 +109,31 @@ def differences(disturbed: RunFolder, undisturbed: RunFolder) -> list[str]:
     return found + [f"{name} was left" for name in left]
 
 
+def mirrored_differences(folder: RunFolder, results: Path) -> list[str]:
+    """How a run in MLflow, brought up to date now, differs from its folder."""
+    from ofq.tracking.mirror import Mirror
+
+    mirror = Mirror(f"sqlite:///{results / 'mlflow.db'}", results)
+    mirror.sync(folder)
+    experiment = mirror.client.get_experiment_by_name("digits").experiment_id
+    tag = f"tags.`ofq.run` = '{folder.description()['id']}'"
+    runs = mirror.client.search_runs([experiment], tag)
+    if [run.info.status for run in runs] != ["FINISHED"]:
+        return [f"MLflow has {[run.info.status for run in runs]}"]
+    there = sorted(
+        (point.key, point.step, point.value)
+        for key in runs[0].data.metrics
+        for point in mirror.client.get_metric_history(runs[0].info.run_id, key)
+    )
+    expected = sorted(
+        (key, row["epoch"], value)
+        for row in folder.rows("metrics")
+        for key, value in row.items()
+        if key not in ("epoch", "step", "time") and value is not None
+    )
+    return [] if there == expected else ["MLflow's points differ"]
+
+
 def _numbers(folder: RunFolder) -> dict:
     return {key: value for key, value in folder.result().items() if key not in TIMES}
 

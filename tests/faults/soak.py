@@ -43,7 +43,7 @@ def soak(undisturbed: Lab, root: Path, seed: int, kills: int) -> Counter[str]:
     done = lab.train(stage)
     counts["lost runs"] += done.returncode != 0
     found = differences(lab.folder(stage), undisturbed.folder(stage))
-    found += mirrored_differences(lab, stage)
+    found += mirrored_differences(lab.folder(stage), lab.root / "results")
     for what in found:
         print(f"seed {seed}: {what}", flush=True)
     counts["differing weights"] += any("weights" in what for what in found)

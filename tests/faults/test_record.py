@@ -11,7 +11,7 @@ from lab import STEPS
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from ofq.tracking.provenance import redacted
+from ofq.credentials import redact
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
@@ -58,7 +58,7 @@ def test_attempt_names_code_machine_and_command(undisturbed):
 
 def test_passwords_of_addresses_stay_out_of_the_record(lab):
     command = "ofq train --uri=postgresql://me:sesame@example.org/runs"
-    assert redacted(command) == "ofq train --uri=postgresql://***@example.org/runs"
+    assert redact(command) == "ofq train --uri=postgresql://***@example.org/runs"
     lab.forget("fp")
     environment = {"SLURM_JOB_ID": "99", "SLURM_JWT": "sesame"}
     os.environ.update(environment)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 
 import pytest
-from lab import STEPS, assert_same, wait_for
+from lab import STEPS, assert_same, mirrored_differences, wait_for
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
@@ -37,6 +37,7 @@ def test_killed_twice_at_random_steps(lab, undisturbed, stage):
     assert len(lost) == 2
     assert all("ended without a word" in event["cause"] for event in lost)
     assert lab.folder(stage).result()["attempts"] == 3
+    assert mirrored_differences(lab.folder(stage), lab.root / "results") == []
 
 
 @pytest.mark.parametrize("stage", ["qat", "cga"])

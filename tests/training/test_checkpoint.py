@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from ofq.training.checkpoint import CheckpointStore, examine
+from ofq.manifest import examine
+from ofq.training.checkpoint import CheckpointStore
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ rule train:
         f"{targets.runs_folder}/{{run}}/model.safetensors",
         f"{targets.runs_folder}/{{run}}/metrics.parquet",
     log:
-        "logs/train/{run}.log",
+        f"{targets.logs_folder}/{{run}}.log",
     threads: lambda wildcards: targets.run(wildcards.run).resources.threads
     resources:
         mem_mb=lambda wildcards: targets.run(wildcards.run).resources.mem_mb,

@@ -1,0 +1,35 @@
+"""What the run was made from: the runs that it builds on, and files of the user's own."""
+
+from collections.abc import Iterator
+
+from ofq.doctor.finding import Finding, ok, problem, warning
+from ofq.doctor.patient import Patient
+from ofq.tracking.folder import RESULT, WEIGHTS, sha256
+
+
+def check_inputs(patient: Patient) -> Iterator[Finding]:
+    """Its parents are complete, and all that it was made from is still as it was then."""
+    parents = _parents(patient)
+    for name in parents:
+        if not all((patient.runs / name / file).exists() for file in (RESULT, WEIGHTS)):
+            finding = warning if patient.done else problem
+            yield finding(f"{name}, which it builds on, isn't complete", f"ofq train {name}")
+    recorded = (patient.read("provenance.json") or {}).get("inputs")
+    if recorded is None and parents and patient.done:
+        yield warning("the weights that it builds on aren't on record")
+    for name, expected in (recorded or {}).items():
+        weights = patient.runs / name / WEIGHTS
+        path = weights if name in parents else patient.workspace.root / name
+        if path.exists() and sha256(path) == expected:
+            yield ok(f"{name} is as it was")
+        elif path.exists():
+            yield problem(f"{path} isn't what the run was made from (SHA-256)", patient.anew)
+        elif name not in parents:
+            yield warning(f"{path}, which the run was made from, is missing", "put it back")
+
+
+def _parents(patient: Patient) -> list[str]:
+    """The runs whose weights it starts from and is taught by."""
+    description = patient.read("run.json") or {}
+    names = (description.get("parent"), description.get("teacher"))
+    return list(dict.fromkeys(name for name in names if name))

@@ -1,0 +1,94 @@
+"""The run folder that is examined, and what its checks have in common."""
+
+import json
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ofq.study import Run, Workspace
+from ofq.tracking import RunFolder
+from ofq.tracking.folder import RESULT, WEIGHTS
+from ofq.tracking.lock import Held, holder
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A run folder.
+
+    Attributes:
+        workspace: The checkout.
+        path: The folder.
+        id: The run's id.
+        run: The run as a study has it; None if none has it (any more).
+        studies: The studies that have it.
+    """
+
+    workspace: Workspace
+    path: Path
+    id: str
+    run: Run | None
+    studies: list[str]
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the folder is where the workflow looks for the run."""
+        return "/".join(self.path.resolve().parts[-3:]) == self.id
+
+    @property
+    def runs(self) -> Path:
+        """Where other runs' folders are."""
+        return self.path.resolve().parents[2] if self.in_place else self.workspace.results / "runs"
+
+    @cached_property
+    def folder(self) -> RunFolder:
+        """The folder, to be read."""
+        folder = RunFolder(self.path)
+        folder.warn = lambda text: None  # the checks say it themselves
+        return folder
+
+    @cached_property
+    def held(self) -> Held | None:
+        """The lock on it."""
+        return holder(self.path)
+
+    @property
+    def running(self) -> bool:
+        """Whether a living trainer writes it, so that it may look unfinished at any moment."""
+        return self.held is not None and self.held.alive()
+
+    @property
+    def done(self) -> bool:
+        """Whether it claims to be complete."""
+        return all((self.path / name).exists() for name in (RESULT, WEIGHTS))
+
+    @cached_property
+    def events(self) -> list[dict[str, Any]]:
+        """What happened to the run."""
+        return self.folder.events()
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """One of its JSON files, if it can be read."""
+        try:
+            content = json.loads((self.path / name).read_bytes())
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) else None
+
+    @property
+    def train(self) -> str:
+        """The command that goes on with the run, or puts its final files back."""
+        return f"ofq train {self.id}"
+
+    @property
+    def anew(self) -> str:
+        """The command that trains it anew, and keeps what there is."""
+        path = shlex.quote(str(self.path))
+        return f"mv {path} {path}.damaged && {self.train}"
+
+    @staticmethod
+    def remove(paths: Iterable[Path]) -> str:
+        """The command that removes some files."""
+        return "rm -r " + shlex.join(map(str, paths))

@@ -1,0 +1,74 @@
+"""What the folder says of its attempts."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+from ofq.attempt import ENDINGS
+from ofq.doctor.finding import Finding, ok, problem, warning
+from ofq.doctor.patient import Patient
+
+
+def check_provenance(patient: Patient) -> Iterator[Finding]:
+    """It is on record by which code, on which machine and by which command the run was made."""
+    opened = [event for event in patient.events if event.get("event") == "opened"]
+    provenance = patient.read("provenance.json")
+    attempts = (provenance or {}).get("attempts")
+    if not isinstance(attempts, list) or not attempts:
+        path = patient.path / "provenance.json"
+        if patient.done:
+            todo = f"put it back from a backup, or {patient.anew}"
+        else:
+            todo = (
+                f"{patient.remove([path])} && {patient.train}" if path.exists() else patient.train
+            )
+        if opened or path.exists() or patient.done:
+            yield problem("provenance.json is missing or can't be read", todo)
+    elif patient.running or len(attempts) in (len(opened), len(opened) + 1):
+        yield ok(f"provenance.json has each attempt ({len(attempts)})")
+    else:
+        yield warning(f"provenance of {len(attempts)} attempts, but events of {len(opened)}")
+
+
+def check_events(patient: Patient) -> Iterator[Finding]:
+    """Each attempt began and ended, and the last one as the folder looks."""
+    torn = patient.folder.torn("events.jsonl")
+    if torn:
+        yield warning(f"events.jsonl: {_lines(torn)} torn by a crash; readers leave them out")
+    if patient.running:
+        return
+    endless = _endless(patient.events, dead=patient.held is not None)
+    if endless:
+        yield warning(f"events.jsonl: attempts whose end isn't on record: {endless}")
+    elif patient.events:
+        yield ok(f"events.jsonl: {len(patient.events)} events, no attempt without its end")
+    yield from _outcome(patient)
+
+
+def _outcome(patient: Patient) -> Iterator[Finding]:
+    """What became of the last attempt."""
+    last: dict[str, Any] = patient.events[-1] if patient.events else {}
+    kind, cause = last.get("event"), str(last.get("cause")).partition("\n")[0]
+    if patient.done:
+        if not any(event.get("event") == "finished" for event in patient.events):
+            yield warning("the run is complete, but events.jsonl doesn't say that it finished")
+    elif kind == "failed" and "code" in last:
+        todo = f"{patient.train} --again  once more; or change its recipe or method"
+        yield problem(f"the run failed: {cause}", todo)
+    elif kind == "failed":
+        yield problem(f"the run failed: {cause}", f"{patient.train}  once that is mended")
+    elif kind in ENDINGS and kind != "finished":
+        yield warning(f"the run was interrupted: {cause}", patient.train)
+    elif not patient.events:
+        yield warning("no attempt is on record", patient.train)
+
+
+def _endless(events: list[dict[str, Any]], *, dead: bool) -> int:
+    """How many attempts opened without an end; a dead lock's is still to be noted, by the next."""
+    kinds = [event.get("event") for event in events if event.get("event") in ("opened", *ENDINGS)]
+    pairs = pairwise([*kinds, "lost" if dead else None])
+    return sum(kind == "opened" and after not in ENDINGS for kind, after in pairs)
+
+
+def _lines(numbers: list[int]) -> str:
+    return f"line{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"

@@ -1,0 +1,98 @@
+"""The tables: no row missing, none twice, and the final ones as they grew."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ofq.doctor.finding import Finding, ok, problem, warning
+from ofq.doctor.patient import Patient
+from ofq.errors import some
+from ofq.tracking.folder import RESULT, TABLES, Table
+
+Rows = list[dict[str, Any]]
+
+_KEYS: dict[Table, tuple[str, ...]] = {
+    "metrics": ("epoch",),
+    "layers": ("epoch", "layer", "role"),
+    "trajectories": ("step", "weight"),
+}
+_FIRST: dict[Table, int] = {"metrics": 0, "layers": 0, "trajectories": 1}
+
+
+def check_tables(patient: Patient) -> Iterator[Finding]:
+    """Each epoch, layer and recorded step stands once, up to the last one."""
+    for table in TABLES:
+        if patient.done:
+            yield from _final(patient, table)
+        elif (patient.path / f"{table}.jsonl").exists():
+            yield from _growing(patient, table)
+
+
+def faults(table: Table, rows: Rows) -> list[str]:
+    """What is wrong with a table's rows: some of them missing, or standing twice."""
+    keys = _KEYS[table]
+    found: Counter[tuple[Any, ...]] = Counter(tuple(map(row.get, keys)) for row in rows)
+    strange = [key for key in found if not isinstance(key[0], int)]
+    doubled = [key for key, count in found.items() if count > 1]
+    known = found.keys() - set(strange)
+    last = max((key[0] for key in known), default=-1)
+    rest = {key[1:] for key in known}
+    wanted = ((n, *parts) for n in range(_FIRST[table], last + 1) for parts in rest)
+    missing = [key for key in wanted if key not in known]
+    kinds = {"missing": missing, "standing twice": doubled, "without its place": strange}
+    return [f"{_named(keys, found)} {kind}" for kind, found in kinds.items() if found]
+
+
+def _growing(patient: Patient, table: Table) -> Iterator[Finding]:
+    """A table of a run that isn't complete."""
+    name = f"{table}.jsonl"
+    torn, wrong = patient.folder.torn(name), faults(table, patient.folder.rows(table))
+    for fault in wrong:
+        yield problem(f"{name}: {fault}", patient.anew)
+    if torn:
+        yield warning(f"{name}: a line torn by a crash, which is left out", patient.train)
+    if not torn and not wrong:
+        yield ok(f"{name}: nothing missing, nothing twice")
+
+
+def _final(patient: Patient, table: Table) -> Iterator[Finding]:
+    """A table of a complete run."""
+    name, rows = f"{table}.parquet", _parquet(patient, table)
+    if rows is None:
+        return  # the checks of the final files say so
+    wrong = faults(table, rows)
+    epochs = (patient.read(RESULT) or {}).get("epochs")
+    last = rows[-1].get("epoch") if rows else None
+    if table == "metrics" and epochs is not None and last != epochs:
+        wrong.append(f"ends at epoch {last}, but {RESULT} tells of {epochs}")
+    for fault in wrong:
+        yield problem(f"{name}: {fault}", patient.anew)
+    if not _equal(rows, patient.folder.rows(table)):
+        yield warning(f"{table}.jsonl isn't as {name}, which is what reports are made from")
+    elif not wrong:
+        yield ok(f"{name}: nothing missing, nothing twice; as {table}.jsonl")
+
+
+def _parquet(patient: Patient, table: Table) -> Rows | None:
+    from pyarrow import parquet
+
+    try:
+        return parquet.read_table(patient.path / f"{table}.parquet").to_pylist()
+    except (OSError, ValueError):
+        return None
+
+
+def _equal(final: Rows, grown: Rows) -> bool:
+    """Whether rows are the same; a final table has all columns in each row."""
+    columns = final[0].keys() if final else ()
+    filled = [{column: row.get(column) for column in columns} for row in grown]
+    return [*map(_comparable, final)] == [*map(_comparable, filled)]
+
+
+def _comparable(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: "NaN" if value != value else value for key, value in row.items()}
+
+
+def _named(keys: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> str:
+    pairs = [", ".join(f"{k} {v}" for k, v in zip(keys, row, strict=True)) for row in rows]
+    return some([f"({pair})" if len(keys) > 1 else pair for pair in pairs])

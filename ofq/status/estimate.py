@@ -1,0 +1,84 @@
+"""How long a study still takes: said only if something is known of everything that is left."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ofq.status.look import Look
+from ofq.study import Run
+
+_Kind = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Time left, if as many runs as now go on at once."""
+
+    seconds: float
+    at_once: int
+
+
+def time_left(runs: Mapping[str, Run], looks: Mapping[str, Look]) -> Estimate | None:
+    """What the runs that can still be done will take, from what others like them took.
+
+    Args:
+        runs: A study's runs, parents first.
+        looks: How each of them is.
+
+    Returns:
+        None if nothing runs, or if nothing is known of some runs' pace.
+    """
+    at_once = sum(look.state == "running" for look in looks.values())
+    blocked = {name for names in waiting_for(runs, looks).values() for name in names}
+    seconds_per_epoch = _paces(runs, looks)
+    ends: dict[str, float] = {}
+    work = 0.0
+    for name, run in runs.items():
+        look = looks[name]
+        if look.state in ("done", "failed") or name in blocked:
+            continue
+        seconds = look.left
+        if seconds is None:
+            if _kind(run) not in seconds_per_epoch:
+                return None
+            seconds = seconds_per_epoch[_kind(run)] * _epochs(run)
+        work += seconds
+        ends[name] = seconds + max((ends.get(need.id, 0.0) for need in run.needs()), default=0.0)
+    if not at_once:
+        return None
+    return Estimate(max(work / at_once, *ends.values()), at_once)
+
+
+def waiting_for(runs: Mapping[str, Run], looks: Mapping[str, Look]) -> dict[str, set[str]]:
+    """The runs that can't be trained before a failed one is, for each failed one."""
+    causes: dict[str, set[str]] = {}
+    held: dict[str, set[str]] = {name: set() for name in runs if looks[name].state == "failed"}
+    for name, run in runs.items():
+        if looks[name].state == "done":
+            continue
+        mine = {cause for need in run.needs() for cause in causes.get(need.id, ())}
+        for cause in mine:
+            held[cause].add(name)
+        causes[name] = mine | ({name} if name in held else set())
+    return held
+
+
+def _paces(runs: Mapping[str, Run], looks: Mapping[str, Look]) -> dict[_Kind, float]:
+    """Seconds per epoch of runs of one kind, over those of which they are known."""
+    seconds: defaultdict[_Kind, float] = defaultdict(float)
+    epochs: Counter[_Kind] = Counter()
+    for name, run in runs.items():
+        look = looks[name]
+        took = look.seconds if look.pace is None else look.pace * look.total
+        if took is not None:
+            seconds[_kind(run)] += took
+            epochs[_kind(run)] += _epochs(run)
+    return {kind: seconds[kind] / epochs[kind] for kind in seconds}
+
+
+def _kind(run: Run) -> _Kind:
+    return run.config.dataset, run.config.model, run.config.stage
+
+
+def _epochs(run: Run) -> int:
+    return run.config.training.epochs if run.config.training else 1
