@@ -157,7 +157,9 @@ class Cluster:
             "log-file": self.folder / "log/munged.log",
             "seed-file": self.folder / "munge.seed",
         }  # fmt: skip
-        self._start("munged", "--foreground", *(f"--{name}={path}" for name, path in files.items()))
+        # by force, since its socket may lie below a folder of the user's own
+        options = ("--foreground", "--force", *(f"--{k}={path}" for k, path in files.items()))
+        self._start("munged", *options)
         self._await(10, "munged", lambda: self.command("munge", "-n", "-S", str(socket_)) != "")
 
     def _write_configuration(self) -> None:
