@@ -1,6 +1,8 @@
 """The workflow on a real Slurm cluster: real daemons, a real queue, fake GPUs."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable
 
@@ -56,6 +58,18 @@ def test_jobs_queue_for_gpus_and_each_sees_its_own(checkout):
     output, _ = workflow.communicate()
     assert workflow.returncode == 0, output
     assert len(checkout.results()) == GPUS + 1
+
+
+def test_interrupted_master_cancels_its_jobs(checkout):
+    checkout.toy("long", "gpu: 1", methods="gated")
+    checkout.toy("short", "runtime: 5", methods="gated", model="toy_regression_4")
+    workflow = checkout.start("long", "short", "--until", "train", "train_short")
+    assert eventually(lambda: len(seen(checkout)) == 2, seconds=120)
+    assert len(checkout.cluster.queue()) == 2
+    os.killpg(workflow.pid, signal.SIGINT)
+    assert eventually(lambda: not checkout.cluster.queue())
+    workflow.communicate(timeout=60)
+    assert workflow.returncode != 0
 
 
 @pytest.fixture(scope="module")
