@@ -1,10 +1,10 @@
 """What the master costs on a Slurm cluster, per job and in memory, against the plugin's own floor.
 
 Three workflows of equally many jobs run in turn on one throw-away cluster: the suite's, with
-``sleep`` in place of training, once as submitted jobs and once as short ones, and a bare workflow
-with the Slurm plugin's default settings. The overhead of a job is the time from the master's
-selecting it to the master's noticing its end, less the time that the job's own command took. Where
-there are more jobs than the nodes have cores, it includes waiting in the queue.
+sleeps of random length in place of training, once as submitted jobs and once as short ones, and a
+bare workflow with the Slurm plugin's default settings. The overhead of a job is the time from the
+master's selecting it to the master's noticing its end, less the time that the job's own command
+took. Where there are more jobs than the nodes have cores, it includes waiting in the queue.
 
     python benchmarks/slurm.py [--jobs 12] [--seconds 20]
 """
@@ -30,7 +30,7 @@ from cluster import Cluster  # noqa: E402
 # in place of training: notes when it ran, and makes the files that the workflow waits for
 FAKE = """
 began=$(date +%s.%N)
-sleep {seconds}
+sleep $((RANDOM % (2 * {seconds} + 1)))
 mkdir -p "$1" && touch "$1"/result.json "$1"/model.safetensors "$1"/metrics.parquet
 echo "$1 $began $(date +%s.%N)" >> trace
 """
@@ -65,7 +65,7 @@ class Measured:
     twice: int
 
 
-def lay_suite(folder: Path, cluster: Cluster, jobs: int, seconds: float, resources: str) -> None:
+def lay_suite(folder: Path, cluster: Cluster, jobs: int, seconds: int, resources: str) -> None:
     """The suite's workflow with a sleep in place of training."""
     checkout = Checkout(folder, cluster)
     checkout.toy("many", f"{resources}, mem_mb: 500", seeds=jobs)
@@ -76,7 +76,7 @@ def lay_suite(folder: Path, cluster: Cluster, jobs: int, seconds: float, resourc
     checkout.write("fake.sh", FAKE.format(seconds=seconds))
 
 
-def lay_bare(folder: Path, jobs: int, seconds: float) -> None:
+def lay_bare(folder: Path, jobs: int, seconds: int) -> None:
     """A workflow of as many jobs, with nothing of the suite."""
     (folder / "Snakefile").write_text(BARE.format(jobs=jobs))
     (folder / "fake.sh").write_text(FAKE.format(seconds=seconds))
@@ -134,7 +134,7 @@ def main() -> None:
     """Print overheads, and their ratios to the bare workflow's."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=12)
-    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--seconds", type=int, default=20, help="mean length of a job")
     options = parser.parse_args()
     jobs, seconds = options.jobs, options.seconds
     folder = Path(tempfile.mkdtemp(prefix="slurm"))
@@ -154,7 +154,7 @@ def main() -> None:
     finally:
         cluster.down()
         shutil.rmtree(folder)
-    print(f"{jobs} jobs of {seconds:g} s on two virtual nodes of 8 cores")
+    print(f"{jobs} jobs of {seconds} s on average on two virtual nodes of 8 cores")
     _show("bare workflow", floor, floor)
     _show("suite, submitted", submitted, floor)
     _show("suite, short runs", short, floor)

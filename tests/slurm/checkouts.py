@@ -122,13 +122,11 @@ class Checkout:
         self.write("config/config.yaml", f"studies: [{name}]\n")
 
     def clear(self) -> None:
-        """End the workflows that were started here, their jobs, and runs that outlived these."""
+        """End the workflows that were started here, and all jobs."""
         for process in self._started:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-        for job, *_ in self.cluster.queue():
-            self.cluster.command("scancel", "--full", "--signal=KILL", job)
-        self.write("gate", "")
+        self.cluster.clear()
 
     def results(self) -> list[Path]:
         return sorted(self.folder.glob("results/runs/*/*/*/result.json"))

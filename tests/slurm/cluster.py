@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ CLIENTS = (
 )  # fmt: skip
 NODES = ("n0", "n1")
 GPUS = 2  # per node
+_JOB = "SLURM_JOB_ID="
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # where distributions keep daemons
 
 
@@ -116,12 +118,27 @@ class Cluster:
         self._await(30, "nodes", lambda: self._idle() == len(NODES))
 
     def down(self) -> None:
-        """Cancel all jobs, then stop the daemons."""
-        if self._daemon("slurmctld").pid() is not None:
-            self.command("scancel", "--user", getpass.getuser())
-            _within(30, lambda: not self.queue())
+        """End all jobs, then stop the daemons."""
+        self.clear()
         for name in (*map(_slurmd, NODES), "slurmctld", "slurmdbd", "mariadbd", "munged"):
             self._daemon(name).stop()
+
+    def clear(self) -> None:
+        """End all jobs at once, with what became of their processes.
+
+        Without cgroups, Slurm loses sight of a process whose parent has ended; but each process
+        of a job has the job's id and this cluster's configuration in its environment.
+        """
+        if self._daemon("slurmctld").pid() is not None:
+            self.command("scancel", "--full", "--signal=KILL", "--user", getpass.getuser())
+            self.command("scancel", "--user", getpass.getuser())
+            _within(30, lambda: not self.queue())
+        configuration = f"SLURM_CONF={self.folder}/slurm.conf"
+        for environment in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):
+                variables = environment.read_bytes().decode(errors="replace").split("\0")
+                if configuration in variables and any(v.startswith(_JOB) for v in variables):
+                    os.kill(int(environment.parent.name), signal.SIGKILL)
 
     def command(self, *command: str) -> str:
         """What one of Slurm's commands prints; empty if it fails."""
