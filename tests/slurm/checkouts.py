@@ -1,5 +1,6 @@
 """Checkouts whose jobs go to a cluster, with studies of seconds."""
 
+import json
 import os
 import shutil
 import signal
@@ -43,6 +44,7 @@ METHODS = """
 lsq: {label: LSQ, weight_quantizer: lsq}
 statsq: {label: StatsQ, weight_quantizer: statsq}
 gated: {label: Waits for its gate, weight_quantizer: gated, module: gated}
+slow: {label: Takes a minute and more, weight_quantizer: slow, module: slow}
 broken: {label: Can't be imported, weight_quantizer: broken, module: broken}
 """
 # A run of this method notes what its job was given, and goes on when the test opens the gate.
@@ -56,6 +58,18 @@ facts = {key: os.environ.get(key) for key in ("CUDA_VISIBLE_DEVICES", "SLURMD_NO
 Path(f"seen-{os.environ['SLURM_JOB_ID']}.json").write_text(json.dumps(facts))
 while not Path("gate").exists():
     time.sleep(0.1)
+"""
+SLOW = """
+import time
+from pathlib import Path
+import ofq
+
+@ofq.register_weight_quantizer("slow")
+class Slow(ofq.StatsQ):
+    def forward(self, weight):
+        if not Path("fast").exists():
+            time.sleep(0.3)
+        return super().forward(weight)
 """
 BROKEN = 'raise RuntimeError("this quantizer is broken")\n'
 
@@ -72,6 +86,7 @@ class Checkout:
         shutil.copy(ROOT / "Snakefile", folder)
         self.write("config/methods/methods.yaml", METHODS)
         self.write("gated.py", GATED)
+        self.write("slow.py", SLOW)
         self.write("broken.py", BROKEN)
 
     def write(self, name: str, text: str) -> None:
@@ -128,5 +143,11 @@ class Checkout:
                 os.killpg(process.pid, signal.SIGKILL)
         self.cluster.clear()
 
+    def events(self) -> list[str]:
+        """What happened to the only run, as its record has it."""
+        [path] = self.folder.glob("results/runs/*/*/*/events.jsonl")
+        return [json.loads(line)["event"] for line in path.read_text().splitlines()]
+
     def results(self) -> list[Path]:
+        """The results so far."""
         return sorted(self.folder.glob("results/runs/*/*/*/result.json"))

@@ -311,7 +311,7 @@ def main() -> None:
     parser.add_argument("--no-accounting", action="store_true", help="without a database")
     options = parser.parse_args()
     if lacking := missing(accounting=not options.no_accounting):
-        sys.exit(f"missing: {', '.join(lacking)}; see docs/cluster.md for the packages")
+        sys.exit(f"missing: {', '.join(lacking)}; docs/cluster.md names the packages")
     cluster = Cluster(options.folder, accounting=not options.no_accounting)
     if options.action == "down":
         cluster.down()

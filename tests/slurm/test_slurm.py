@@ -8,8 +8,14 @@ from collections.abc import Callable
 
 import pytest
 from checkouts import Checkout
+from cluster import NODES
 
-pytestmark = [pytest.mark.slurm, pytest.mark.integration, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.integration,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+]
 GPUS = 4  # of the two nodes together
 
 
@@ -70,6 +76,84 @@ def test_interrupted_master_cancels_its_jobs(checkout):
     assert eventually(lambda: not checkout.cluster.queue())
     workflow.communicate(timeout=60)
     assert workflow.returncode != 0
+
+
+def wait_for_start(checkout: Checkout) -> str:
+    """Wait until the only run has begun, and tell its job's id."""
+    assert eventually(lambda: len(seen(checkout)) == 1, seconds=120)
+    [[job, *_]] = checkout.cluster.queue()
+    return job
+
+
+def running(checkout: Checkout) -> int:
+    return len(checkout.cluster.queue("--states=RUNNING"))
+
+
+def test_cancelled_job_goes_on_in_another_that_waits_for_the_old_process(checkout):
+    checkout.toy("one", "gpu: 1", methods="gated")
+    workflow = checkout.start("one", "--until", "train")
+    job = wait_for_start(checkout)
+    checkout.cluster.command("scancel", job)
+    assert eventually(lambda: running(checkout) == 1 and checkout.cluster.queue()[0][0] != job)
+    assert len(seen(checkout)) == 1
+    checkout.write("gate", "")
+    output, _ = workflow.communicate()
+    assert workflow.returncode == 0, output
+    assert checkout.events().count("opened") == 2
+    assert checkout.events()[-1] == "finished"
+
+
+def test_jobs_of_a_killed_master_are_not_doubled(checkout):
+    checkout.toy("one", "gpu: 1", methods="gated")
+    workflow = checkout.start("one", "--until", "train")
+    wait_for_start(checkout)
+    os.killpg(workflow.pid, signal.SIGKILL)
+    status, output = checkout.run("one", "--until", "train")
+    assert status != 0
+    assert "--unlock" in output
+    assert checkout.run("--unlock")[0] == 0
+    workflow = checkout.start("one", "--until", "train")
+    assert eventually(lambda: running(checkout) == 2)
+    checkout.write("gate", "")
+    output, _ = workflow.communicate()
+    assert workflow.returncode == 0, output
+    assert len(seen(checkout)) == 1
+    assert checkout.events().count("opened") == 1
+    assert len(checkout.results()) == 1
+
+
+def test_run_outlives_its_node_s_daemon_and_is_written_by_one_trainer(checkout):
+    checkout.toy("one", "gpu: 1", methods="gated")
+    workflow = checkout.start("one", "--until", "train")
+    wait_for_start(checkout)
+    [[_, _, node, _]] = checkout.cluster.queue()
+    checkout.cluster.kill_node(node)
+    try:
+        other = [n for n in NODES if n != node]
+        assert eventually(lambda: [j[2] for j in checkout.cluster.queue("-t", "R")] == other, 120)
+        checkout.write("gate", "")
+        output, _ = workflow.communicate()
+    finally:
+        checkout.cluster.start_node(node)
+    assert workflow.returncode == 0, output
+    assert len(seen(checkout)) == 1
+    assert checkout.events().count("opened") == 1
+    assert len(checkout.results()) == 1
+
+
+def test_run_that_needs_two_time_limits_ends_identical(checkout, tmp_path_factory):
+    checkout.toy("one", "gpu: 1, runtime: 1", methods="slow")
+    status, output = checkout.run("one", "--until", "train")
+    assert status == 0, output
+    assert checkout.events().count("resumed") == 1
+    undisturbed = Checkout(tmp_path_factory.mktemp("undisturbed"), checkout.cluster)
+    undisturbed.toy("one", "gpu: 1", methods="slow")
+    undisturbed.write("fast", "")
+    assert undisturbed.run("one", "--until", "train")[0] == 0
+    one, other = (
+        path.results()[0].with_name("model.safetensors") for path in (checkout, undisturbed)
+    )
+    assert one.read_bytes() == other.read_bytes()
 
 
 @pytest.fixture(scope="module")

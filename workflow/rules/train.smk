@@ -1,7 +1,6 @@
 # One rule for every stage: what a run computes is in its id, what it needs in its recipe.
-# Only final files are declared; resumable state lies beside them, and `ofq train` goes on from it by
-# itself. They are to be updated, so that Snakemake never deletes them before a job: a job of a
-# master that was killed may have finished the run while this one was in the queue.
+# Only final files are declared, since Snakemake deletes the declared files of a failed job;
+# resumable state lies beside them, and `ofq train` goes on from it by itself.
 
 
 rule train:
@@ -9,9 +8,9 @@ rule train:
         # a run's id holds its parents' hashes, so only their absence matters, never their age
         lambda wildcards: ancient(targets.needs(wildcards.run)),
     output:
-        update(f"{targets.runs_folder}/{{run}}/result.json"),
-        update(f"{targets.runs_folder}/{{run}}/model.safetensors"),
-        update(f"{targets.runs_folder}/{{run}}/metrics.parquet"),
+        f"{targets.runs_folder}/{{run}}/result.json",
+        f"{targets.runs_folder}/{{run}}/model.safetensors",
+        f"{targets.runs_folder}/{{run}}/metrics.parquet",
     log:
         "logs/train/{run}.log",
     threads: lambda wildcards: targets.run(wildcards.run).resources.threads
