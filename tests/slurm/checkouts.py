@@ -68,7 +68,7 @@ import ofq
 class Slow(ofq.StatsQ):
     def forward(self, weight):
         if not Path("fast").exists():
-            time.sleep(0.3)
+            time.sleep(0.5)
         return super().forward(weight)
 """
 BROKEN = 'raise RuntimeError("this quantizer is broken")\n'
@@ -131,6 +131,12 @@ class Checkout:
         process = self.start(*arguments)
         output, _ = process.communicate()
         return process.returncode, output
+
+    def train_here(self, run: str) -> None:
+        """Train a run at once, without workflow and cluster."""
+        command = [sys.executable, "-m", "ofq", "train", run, "--no-track"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(command, cwd=self.folder, env=environment, check=True)
 
     def _study(self, name: str, **values: str) -> None:
         self.write(f"config/studies/{name}.yaml", STUDY.format(name=name, **values))

@@ -11,7 +11,8 @@ from cluster import Cluster, missing
 def needs_slurm() -> None:
     """Skip where Slurm's packages are missing, unless they are required."""
     if lacking := missing():
-        reason = f"no Slurm here: {', '.join(lacking)} not found (docs/cluster.md names the packages)"
+        names = ", ".join(lacking)
+        reason = f"no Slurm here: {names} not found (docs/cluster.md names the packages)"
         if "slurm" in os.environ.get("OFQ_REQUIRE", "").split(","):
             pytest.fail(reason)
         pytest.skip(reason)
