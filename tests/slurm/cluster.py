@@ -89,13 +89,11 @@ class Cluster:
     Args:
         folder: Where its state is, or will be.
         accounting: Whether jobs are recorded in a database, so that ``sacct`` knows them.
-        settings: Lines that ``slurm.conf`` gets in addition.
     """
 
-    def __init__(self, folder: Path, accounting: bool = True, settings: str = "") -> None:
+    def __init__(self, folder: Path, accounting: bool = True) -> None:
         self.folder = folder.resolve()
         self.accounting = accounting
-        self.settings = settings
         self.environment = os.environ | {
             "SLURM_CONF": str(self.folder / "slurm.conf"),
             "MYSQL_UNIX_PORT": str(self._socket("mysql")),
@@ -195,7 +193,6 @@ class Cluster:
             text = _filled((HERE / "templates" / name).read_text(), values)
             if name == "slurm.conf":
                 text += _filled((HERE / "templates" / f"{kind}.conf").read_text(), values)
-                text += self.settings
             (self.folder / name).write_text(text)
             (self.folder / name).chmod(0o600 if name == "slurmdbd.conf" else 0o644)
         for node in NODES:
