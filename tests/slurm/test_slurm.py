@@ -43,8 +43,8 @@ def seen(checkout: Checkout) -> list[dict[str, str]]:
 
 def jobs_of_results(checkout: Checkout) -> set[str]:
     """The Slurm jobs that made the results."""
-    records = [path.with_name("provenance.json").read_text() for path in checkout.results()]
-    return {json.loads(text)["slurm"]["SLURM_JOB_ID"] for text in records}
+    records = [path.with_name("events.jsonl").read_text() for path in checkout.results()]
+    return {json.loads(text.splitlines()[0])["slurm_job"] for text in records} - {None}
 
 
 def test_study_is_built_to_its_report(checkout):
