@@ -52,10 +52,7 @@ def test_study_is_built_to_its_report(checkout):
     status, output = checkout.run()
     assert status == 0, output
     assert (checkout.folder / "reports/small/index.html").exists()
-    provenance = [
-        json.loads((r.parent / "provenance.json").read_text()) for r in checkout.results()
-    ]
-    assert len({facts["slurm"]["SLURM_JOB_ID"] for facts in provenance}) == 2
+    assert len(jobs_of_results(checkout)) == 2
     assert list((checkout.folder / "logs/slurm").glob("efficiency_report_*.csv"))
 
 
