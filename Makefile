@@ -6,6 +6,7 @@
 # make soak    kills trainers at 200 random moments, and compares how the runs ended
 # make bench   benchmarks; ratios measured in one run
 # make lock    renew requirements.lock from pyproject.toml
+# make slurm-up, make slurm-down   a throw-away Slurm cluster on this machine, in .slurm
 
 PYTHON ?= python3
 CORES  ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
@@ -15,7 +16,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: setup demo test check ui soak bench lock clean
+.PHONY: setup demo test check ui soak bench lock slurm-up slurm-down clean
 
 setup: .venv/ready
 
@@ -45,6 +46,9 @@ bench: .venv/ready
 	@python benchmarks/dag.py
 	@python benchmarks/recording.py
 	@python benchmarks/tracking.py
+
+slurm-up slurm-down: slurm-%: .venv/ready
+	@python tests/slurm/cluster.py $* $(SLURM)
 
 # The environment is complete when the file exists; a changed pin makes it anew.
 .venv/ready: requirements.lock pyproject.toml

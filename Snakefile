@@ -10,6 +10,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from ofq.errors import UserError
+from ofq.slurm import srun
 from ofq.study.targets import Targets
 
 # jobs find `ofq` beside the Python that runs this, whether or not its environment is active

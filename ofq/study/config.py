@@ -111,6 +111,12 @@ class Recipe(Strict):
             )
         return given
 
+    @property
+    def short(self) -> bool:
+        """Whether the jobs of all stages are short."""
+        stages: tuple[Stage, ...] = (*self.stages,) or ("released",)
+        return all(self.resources.get(stage, Resources()).short for stage in stages)
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if self.dataset not in DATASETS:

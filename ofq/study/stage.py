@@ -6,6 +6,9 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 
 from ofq.study.files import Strict, suggest
 
+SHORT = 15
+"""Minutes up to which a job without GPU counts as short."""
+
 
 class Training(Strict):
     """Hyperparameters of one stage.
@@ -61,6 +64,11 @@ class Resources(Strict):
     mem_mb: PositiveInt = 2000
     runtime: PositiveInt = 30
     gpu: NonNegativeInt = 0
+
+    @property
+    def short(self) -> bool:
+        """Whether a cluster should run the job without the cost of submitting it."""
+        return self.runtime <= SHORT and self.gpu == 0
 
 
 def check_hyperparameters(values: dict[str, Any]) -> None:

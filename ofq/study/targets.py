@@ -1,6 +1,8 @@
 """What the workflow asks of the studies: files, and what each job needs."""
 
+import re
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +20,8 @@ REPORT = (
     "runs.csv",
     "differences.csv",
 )
-_RULES = {"all", "train"}
+_RULES = {"all", "train", "train_short"}
+_NOTHING = "(?!)"  # a pattern that matches no run
 
 
 class Targets:
@@ -98,6 +101,21 @@ class Targets:
     def needs(self, run: str) -> list[str]:
         """The weights that a run starts from and is taught by."""
         return [self._file(needed, WEIGHTS) for needed in self.run(run).needs()]
+
+    def short_runs(self) -> str:
+        """A pattern of the runs that are short by all recipes that have their data set and model.
+
+        A recipe whose file is wrong is passed over; the study that uses it says so.
+        """
+        short: dict[str, bool] = {}
+        for name in self.workspace.recipe_names:
+            with suppress(UserError):
+                recipe = self.workspace.recipe(name)
+                for model in recipe.models:
+                    folder = f"{recipe.dataset}/{model}"
+                    short[folder] = short.get(folder, True) and recipe.short
+        folders = [re.escape(folder) for folder, is_short in short.items() if is_short]
+        return f"({'|'.join(folders)})/[^/]+" if folders else _NOTHING
 
     def run(self, run_id: str) -> Run:
         """A run by its id; all studies are expanded if no requested one has it.

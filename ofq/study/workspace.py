@@ -109,6 +109,11 @@ class Workspace:
         """A recipe, by its name."""
         return self._load(Recipe, "recipes", name, "recipe")
 
+    @property
+    def recipe_names(self) -> list[str]:
+        """The recipes that have a file."""
+        return [path.stem for path in self._files("recipes")]
+
     def study_path(self, name: str) -> Path:
         """The file that defines a study."""
         return self.root / "config" / "studies" / f"{name}.yaml"
@@ -121,9 +126,8 @@ class Workspace:
         """A study's cells; expanded on first use."""
         if name not in self._grids:
             study, path = self.study(name), self.study_path(name)
-            names = [p.stem for p in self._files("recipes")]
-            if study.recipe not in names:
-                hint = suggest(study.recipe, names)
+            if study.recipe not in self.recipe_names:
+                hint = suggest(study.recipe, self.recipe_names)
                 raise UserError(f"{path}: key 'recipe': unknown recipe '{study.recipe}' ({hint})")
             recipe = self.recipe(study.recipe)
             self._grids[name] = expand(name, study, recipe, self.methods, str(path))

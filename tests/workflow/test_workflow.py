@@ -116,6 +116,15 @@ def test_deleted_figure_is_regenerated_without_training(copy):
     assert figure.read_bytes() == before
 
 
+def test_short_runs_have_a_rule_of_their_own(copy):
+    """On a cluster they aren't submitted; here they are trained as all others are."""
+    recipe = copy / "config/recipes/small.yaml"
+    stages = ", ".join(f"{stage}: {{runtime: 5}}" for stage in ("fp", "qat", "cga"))
+    recipe.write_text(recipe.read_text() + f"resources: {{{stages}}}\n")
+    shutil.rmtree(copy / "results/runs")
+    assert jobs(copy) == {"all": 1, "report_tiny": 1, "train_short": 8}
+
+
 def test_changed_label_rebuilds_the_report_alone(copy):
     path = copy / "config/methods/known.yaml"
     path.write_text(path.read_text().replace("label: OFQ", "label: Ours"))

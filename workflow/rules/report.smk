@@ -13,6 +13,7 @@ for study in studies:
             targets.report(study),
         log:
             f"logs/report/{study}.log",
+        localrule: True
         resources:
             mem_mb=2000,
             runtime=10,

@@ -19,10 +19,31 @@ rule train:
         runtime=lambda wildcards: targets.run(wildcards.run).resources.runtime,
         gpu=lambda wildcards: targets.run(wildcards.run).resources.gpu,
     params:
+        launcher="",
         # a scheduler ends a job at its limit; here, nobody does
         limit=lambda wildcards, resources: (
-            f"--time-limit {resources.runtime}" if workflow.remote_exec else ""
+            f"--time-limit {resources.runtime}"
+            if workflow.remote_exec or not workflow.local_exec
+            else ""
         ),
     shell:
         # waits for a trainer that an earlier call of the workflow left behind, and takes what it made
-        "ofq train {wildcards.run} --wait {params.limit} >> {log} 2>&1"
+        "{params.launcher} ofq train {wildcards.run} --wait {params.limit} >> {log} 2>&1"
+
+
+# Submitting a job costs seconds, and minutes may pass until its end is noticed. On a cluster, a
+# short run is therefore started from here, on a node of the cluster, and waited for.
+use rule train as train_short with:
+    wildcard_constraints:
+        run=targets.short_runs(),
+    params:
+        launcher=lambda wildcards, threads, resources: (
+            "" if workflow.local_exec else srun(resources, threads, wildcards.run)
+        ),
+
+
+ruleorder: train_short > train
+
+
+localrules:
+    train_short,

@@ -1,0 +1,164 @@
+"""What the master costs on a Slurm cluster, per job and in memory, against the plugin's own floor.
+
+Three workflows of equally many jobs run in turn on one throw-away cluster: the suite's, with
+sleeps of random length in place of training, once as submitted jobs and once as short ones, and a
+bare workflow with the Slurm plugin's default settings. The overhead of a job is the time from the
+master's selecting it to the master's noticing its end, less the time that the job's own command
+took. Where there are more jobs than the nodes have cores, it includes waiting in the queue.
+
+    python benchmarks/slurm.py [--jobs 12] [--seconds 20]
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "slurm"))
+
+from checkouts import Checkout  # noqa: E402
+from cluster import Cluster  # noqa: E402
+
+# in place of training: notes when it ran, and makes the files that the workflow waits for
+FAKE = """
+began=$(date +%s.%N)
+sleep $((RANDOM % (2 * {seconds} + 1)))
+mkdir -p "$1" && touch "$1"/result.json "$1"/model.safetensors "$1"/metrics.parquet
+echo "$1 $began $(date +%s.%N)" >> trace
+"""
+BARE = """
+rule all:
+    input: [f"results/runs/{{n}}/result.json" for n in range({jobs})]
+    default_target: True
+
+rule train:
+    output: "results/runs/{{n}}/result.json"
+    resources: mem_mb=500, runtime=30
+    shell: "bash fake.sh results/runs/{{wildcards.n}}"
+
+localrules: all
+"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one workflow cost.
+
+    Attributes:
+        overhead: Seconds per job that aren't the job's own.
+        wall: Seconds in all.
+        memory: The master's resident megabytes, once a second.
+        twice: Jobs that ran more than once.
+    """
+
+    overhead: float
+    wall: float
+    memory: list[float]
+    twice: int
+
+
+def lay_suite(folder: Path, cluster: Cluster, jobs: int, seconds: int, resources: str) -> None:
+    """The suite's workflow with a sleep in place of training."""
+    checkout = Checkout(folder, cluster)
+    checkout.toy("many", f"{resources}, mem_mb: 500", seeds=jobs)
+    rule = folder / "workflow/rules/train.smk"
+    text, count = re.subn("ofq train ", "bash fake.sh results/runs/", rule.read_text())
+    assert count, f"{rule} doesn't run 'ofq train' any more"
+    rule.write_text(text)
+    checkout.write("fake.sh", FAKE.format(seconds=seconds))
+
+
+def lay_bare(folder: Path, jobs: int, seconds: int) -> None:
+    """A workflow of as many jobs, with nothing of the suite."""
+    (folder / "Snakefile").write_text(BARE.format(jobs=jobs))
+    (folder / "fake.sh").write_text(FAKE.format(seconds=seconds))
+
+
+def measure(folder: Path, cluster: Cluster, jobs: int, *options: str) -> Measured:
+    """Run a workflow and watch its master."""
+    command = [sys.executable, "-m", "snakemake", *options]
+    began = time.time()
+    master = subprocess.Popen(
+        command, cwd=folder, env=cluster.environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    memory: list[float] = []
+    watch = threading.Thread(target=lambda: memory.extend(_memory(master)))
+    watch.start()
+    assert master.stdout is not None
+    selected, noticed, rule, lines = 0.0, 0.0, "", []
+    for line in master.stdout:
+        lines.append(line)
+        if found := re.match(r"(?:local)?rule (\w+):", line):
+            rule = found[1]
+        elif line.startswith("    jobid: ") and rule.startswith("train"):
+            selected += time.time()
+        elif line.startswith("Finished jobid") and "train" in line:
+            noticed += time.time()
+    assert master.wait() == 0, "".join(lines)
+    watch.join()
+    trace = [line.split() for line in (folder / "trace").read_text().splitlines()]
+    own = sum(float(end) - float(start) for _, start, end in trace)
+    twice = len(trace) - len({name for name, *_ in trace})
+    assert len(trace) - twice == jobs
+    return Measured((noticed - selected - own) / jobs, time.time() - began, memory, twice)
+
+
+def _memory(process: subprocess.Popen[str]) -> Iterator[float]:
+    status = Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        if found := re.search(r"VmRSS:\s+(\d+)", status.read_text()):
+            yield int(found[1]) / 1024
+        time.sleep(1)
+
+
+def _show(name: str, measured: Measured, floor: Measured) -> None:
+    half = len(measured.memory) // 2
+    print(
+        f"{name:18} overhead {measured.overhead:6.1f} s/job  "
+        f"ratio {measured.overhead / floor.overhead:4.2f}   wall {measured.wall:6.1f} s  "
+        f"ratio {measured.wall / floor.wall:4.2f}   master {measured.memory[half]:.0f} MB midway, "
+        f"{measured.memory[-1]:.0f} MB at the end   ran twice: {measured.twice}"
+    )
+
+
+def main() -> None:
+    """Print overheads, and their ratios to the bare workflow's."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=12)
+    parser.add_argument("--seconds", type=int, default=20, help="mean length of a job")
+    options = parser.parse_args()
+    jobs, seconds = options.jobs, options.seconds
+    folder = Path(tempfile.mkdtemp(prefix="slurm"))
+    cluster = Cluster(folder / "cluster")
+    for name in ("bare", "submitted", "short"):
+        (folder / name).mkdir()
+    lay_bare(folder / "bare", jobs, seconds)
+    lay_suite(folder / "submitted", cluster, jobs, seconds, "runtime: 30")
+    lay_suite(folder / "short", cluster, jobs, seconds, "runtime: 5")
+    try:
+        cluster.up()
+        default = ("--executor", "slurm", "--jobs", "500")
+        profile = ("--profile", "slurm", "many", "--until", "train", "train_short")
+        floor = measure(folder / "bare", cluster, jobs, *default)
+        submitted = measure(folder / "submitted", cluster, jobs, *profile)
+        short = measure(folder / "short", cluster, jobs, *profile)
+    finally:
+        cluster.down()
+        shutil.rmtree(folder)
+    print(f"{jobs} jobs of {seconds} s on average on two virtual nodes of 8 cores")
+    _show("bare workflow", floor, floor)
+    _show("suite, submitted", submitted, floor)
+    _show("suite, short runs", short, floor)
+
+
+if __name__ == "__main__":
+    main()

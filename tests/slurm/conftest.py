@@ -1,0 +1,40 @@
+"""A real cluster for the tests."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from cluster import Cluster, missing
+
+
+@pytest.fixture(scope="session")
+def needs_slurm() -> None:
+    """Skip where Slurm's packages are missing, unless they are required."""
+    if lacking := missing():
+        names = ", ".join(lacking)
+        reason = f"no Slurm here: {names} not found (docs/cluster.md names the packages)"
+        if "slurm" in os.environ.get("OFQ_REQUIRE", "").split(","):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def cluster(needs_slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster with accounting."""
+    cluster = Cluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        cluster.up()
+        yield cluster
+    finally:
+        cluster.down()
+
+
+@pytest.fixture(scope="session")
+def bare_cluster(needs_slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster without accounting."""
+    cluster = Cluster(tmp_path_factory.mktemp("slurm"), accounting=False)
+    try:
+        cluster.up()
+        yield cluster
+    finally:
+        cluster.down()
