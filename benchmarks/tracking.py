@@ -2,8 +2,8 @@
 
 The same short training on digits runs as `ofq train` does it, with tracking off, with a server that
 takes connections and never answers, and with SQLite, in turn within one run. Compared are the time
-to the first step, the time per step from then on (evaluations and records included), and the time
-from the last step to the end of the process.
+to the first step, the median step, all from the first step to the last (evaluations and records
+included), and from the last step to the end of the process.
 
     python benchmarks/tracking.py [--rounds 5] [--epochs 15] [--json FILE]
 """
@@ -17,12 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 from machine import machine
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("start", "step", "end")
+PARTS = ("start", "step", "training", "end")
 
 CONFIG = {
     "config.yaml": "studies: [short]\n",
@@ -67,7 +68,7 @@ finally:
 
 
 def train(folder: Path, epochs: int, uri: str | None) -> dict[str, float]:
-    """Seconds of one training: to its first step, per step, and from the last step to the exit.
+    """Seconds of one training, by part.
 
     Args:
         folder: Where it works.
@@ -90,8 +91,12 @@ def train(folder: Path, epochs: int, uri: str | None) -> dict[str, float]:
     )  # fmt: skip
     ended = time.monotonic()
     times = json.loads((folder / "times.json").read_text())
-    per_step = (times[-1] - times[0]) / (len(times) - 1)
-    return {"start": times[0] - began, "step": per_step, "end": ended - times[-1]}
+    return {
+        "start": times[0] - began,
+        "step": statistics.median(after - before for before, after in pairwise(times)),
+        "training": times[-1] - times[0],
+        "end": ended - times[-1],
+    }
 
 
 def compare(rounds: int, epochs: int) -> dict[str, list[dict[str, float]]]:
@@ -105,6 +110,8 @@ def compare(rounds: int, epochs: int) -> dict[str, list[dict[str, float]]]:
             for way, uri in ways.items():
                 with tempfile.TemporaryDirectory() as name:
                     times[way].append(train(Path(name), epochs, uri))
+                shown = "   ".join(f"{p} {times[way][-1][p]:8.4f} s" for p in PARTS)
+                print(f"{way:<7} {shown}", flush=True)
     return times
 
 
@@ -126,8 +133,8 @@ def main() -> None:
             for part in PARTS
         }
         figures[way] = {"seconds": medians, "over_off": ratios}
-        shown = "   ".join(f"{p} {medians[p]:8.4f} s (x {ratios[p]:.2f})" for p in PARTS)
-        print(f"{way:<7} {shown}")
+        shown = "   ".join(f"{part} x {ratios[part]:.2f}" for part in PARTS)
+        print(f"median ratio to off, {way:<7} {shown}")
     if options.json:
         kept = {"machine": machine(), "rounds": options.rounds, "tracking": figures}
         options.json.write_text(json.dumps(kept, indent=2) + "\n")
