@@ -87,8 +87,8 @@ class Watch:
         looks = {}
         for name, folder in self._folders.items():
             look = self._done.get(name) or _look(name, folder) if name in begun else Look("waiting")
-            if look.state in ("waiting", "interrupted") and f"{name}.log" in logged:
-                look = _stopped_early(name, folder, self.log(name)) or look
+            if look.state == "waiting" and f"{name}.log" in logged:
+                look = _never_began(name, self.log(name)) or look
             if look.state == "done":
                 self._done[name] = look
             looks[name] = look
@@ -158,11 +158,8 @@ def _look(name: str, folder: RunFolder) -> Look:
         return Look("failed", failure=Failure(first, f"ofq doctor {name}  says what to do"))
 
 
-def _stopped_early(name: str, folder: RunFolder, log: Path) -> Look | None:
+def _never_began(name: str, log: Path) -> Look | None:
     """A job that failed before it could note so in its folder: its log alone tells."""
-    events = folder.events()
-    if events and log.stat().st_mtime < events[-1]["time"]:
-        return None
     error = last_error(log)
     return Look("failed", failure=Failure(error, _retry(name))) if error else None
 
