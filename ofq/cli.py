@@ -176,7 +176,8 @@ def train(
     """Train one run, or resume it where it was interrupted.
 
     The runs that it builds on must be complete. One trainer writes a run at a time; another one
-    leaves, or waits with --wait. A signal (SIGTERM, SIGINT, SIGUSR1, SIGUSR2) or the time limit
+    leaves, or waits with --wait. GPUs are leased, as many as the recipe asks for, from those in
+    CUDA_VISIBLE_DEVICES or else the machine's: runs at the same time never share one. A signal (SIGTERM, SIGINT, SIGUSR1, SIGUSR2) or the time limit
     makes it save its state and leave.
 
     Exits with 0 when the run is complete; with 75 when it was interrupted, or another trainer has
@@ -194,7 +195,7 @@ def train(
         return
     stop = StopRequest().listen()
     jobs.check(workspace, run, homes)
-    options = Options(deadline(_STARTED, time_limit), wait, keep, again)
+    options = Options(deadline(_STARTED, time_limit), wait, keep, again, run.resources.gpu)
     mirror = None
     try:
         with attempt(workspace, run, console, stop, options) as this:
