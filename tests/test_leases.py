@@ -10,6 +10,7 @@ import textwrap
 import time
 import uuid
 from collections import defaultdict
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -71,11 +72,8 @@ def start(machine):
 
     yield job
     for process in started:
-        with_group = process.pid
-        try:
-            os.killpg(with_group, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 

@@ -12,6 +12,7 @@ from ofq.study.files import Model, parse, read_yaml, suggest
 from ofq.study.grid import expand
 from ofq.study.method import Method
 from ofq.study.run import Grid, Run
+from ofq.study.runtimes import Minutes, read
 
 
 class Workspace:
@@ -109,6 +110,21 @@ class Workspace:
         """A recipe, by its name."""
         return self._load(Recipe, "recipes", name, "recipe")
 
+    @property
+    def recipe_names(self) -> list[str]:
+        """The recipes that have a file."""
+        return [path.stem for path in self._files("recipes")]
+
+    @property
+    def runtimes_path(self) -> Path:
+        """The file of measured time limits, which need not exist."""
+        return self.root / "config" / "runtimes.yaml"
+
+    @cached_property
+    def runtimes(self) -> dict[str, Minutes]:
+        """Time limits by recipe, model and stage that stand in for the recipes'."""
+        return read(self.runtimes_path, self.recipe_names)
+
     def study_path(self, name: str) -> Path:
         """The file that defines a study."""
         return self.root / "config" / "studies" / f"{name}.yaml"
@@ -121,12 +137,12 @@ class Workspace:
         """A study's cells; expanded on first use."""
         if name not in self._grids:
             study, path = self.study(name), self.study_path(name)
-            names = [p.stem for p in self._files("recipes")]
-            if study.recipe not in names:
-                hint = suggest(study.recipe, names)
+            if study.recipe not in self.recipe_names:
+                hint = suggest(study.recipe, self.recipe_names)
                 raise UserError(f"{path}: key 'recipe': unknown recipe '{study.recipe}' ({hint})")
             recipe = self.recipe(study.recipe)
-            self._grids[name] = expand(name, study, recipe, self.methods, str(path))
+            runtimes = self.runtimes.get(study.recipe, {})
+            self._grids[name] = expand(name, study, recipe, self.methods, str(path), runtimes)
         return self._grids[name]
 
     def find(self, run_id: str) -> tuple[Run, list[str]]:
