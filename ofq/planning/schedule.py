@@ -54,11 +54,14 @@ def makespan(tasks: Sequence[Task], capacity: Mapping[str, int]) -> float:
                 heapq.heappush(running, (now + task.seconds, started, task))
             else:
                 waiting.append(task)
-        now, _, ended = heapq.heappop(running)
-        free[ended.pool] += ended.width
-        for task in followers[ended.name]:
-            blocked[task.name] -= 1
-        ready = waiting + [task for task in followers[ended.name] if not blocked[task.name]]
+        ready, now = waiting, running[0][0]
+        while running and running[0][0] == now:
+            _, _, ended = heapq.heappop(running)
+            free[ended.pool] += ended.width
+            for task in followers[ended.name]:
+                blocked[task.name] -= 1
+                if not blocked[task.name]:
+                    ready.append(task)
     return now
 
 

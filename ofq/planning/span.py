@@ -64,5 +64,5 @@ def figures(values: Range) -> str:
 def _figure(value: float) -> str:
     if round(value, 1) >= 10:
         return f"{value:.0f}"
-    digits = 1 if value >= 0.1 else 2
+    digits = 1 if round(value, 2) >= 1 else 2
     return f"{value:.{digits}f}".rstrip("0").rstrip(".") or "0"

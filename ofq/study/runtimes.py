@@ -3,7 +3,6 @@
 They belong to the site's hardware, as recipes don't; no run's identity depends on them.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import PositiveInt, RootModel
@@ -47,7 +46,19 @@ def read(path: Path, recipes: list[str]) -> dict[str, Minutes]:
     return found
 
 
-def update(path: Path, recipes: list[str], recipe: str, minutes: Mapping[str, Mapping]) -> None:
+def check_models(path: Path, minutes: Minutes, recipe: str, models: list[str]) -> None:
+    """Make sure that a recipe has the models for which there are minutes.
+
+    Raises:
+        UserError: It hasn't.
+    """
+    for name in minutes:
+        if name not in models:
+            hint = suggest(name, models)
+            raise UserError(f"{path}: key '{recipe}': its recipe has no model '{name}' ({hint})")
+
+
+def update(path: Path, recipes: list[str], recipe: str, minutes: Minutes) -> None:
     """Set what the file says of some models and stages of a recipe; the rest stays as it is.
 
     Raises:

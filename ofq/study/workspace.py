@@ -12,7 +12,7 @@ from ofq.study.files import Model, parse, read_yaml, suggest
 from ofq.study.grid import expand
 from ofq.study.method import Method
 from ofq.study.run import Grid, Run
-from ofq.study.runtimes import Minutes, read
+from ofq.study.runtimes import Minutes, check_models, read
 
 
 class Workspace:
@@ -141,8 +141,9 @@ class Workspace:
                 hint = suggest(study.recipe, self.recipe_names)
                 raise UserError(f"{path}: key 'recipe': unknown recipe '{study.recipe}' ({hint})")
             recipe = self.recipe(study.recipe)
-            runtimes = self.runtimes.get(study.recipe, {})
-            self._grids[name] = expand(name, study, recipe, self.methods, str(path), runtimes)
+            minutes = self.runtimes.get(study.recipe, {})
+            check_models(self.runtimes_path, minutes, study.recipe, recipe.models)
+            self._grids[name] = expand(name, study, recipe, self.methods, str(path), minutes)
         return self._grids[name]
 
     def find(self, run_id: str) -> tuple[Run, list[str]]:
