@@ -19,6 +19,7 @@ import pytest
 from ofq import leases
 from ofq.errors import UserError
 from ofq.leases import NoDevice, devices, lease
+from ofq.study import Workspace
 
 ROOT = Path(__file__).parents[1]
 
@@ -259,6 +260,39 @@ methods: [lsq, statsq]
 seeds: [0, 1, 2]
 figures: [loss]
 """
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_run_without_its_gpu_waits_in_good_order(checkout, monkeypatch):
+    """It has the run's folder, and nothing else; asked to stop, it leaves no trace."""
+    device = f"GPU-{uuid.uuid4()}"
+    monkeypatch.setenv(leases.VISIBLE, device)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    (checkout / "config/recipes/toy.yaml").write_text(RECIPE)
+    (checkout / "config/studies/leased.yaml").write_text(STUDY)
+    run = next(iter(Workspace(checkout).grid("leased").runs()))
+    command = [sys.executable, "-m", "ofq", "train", "--no-track", run]
+    held = lease(1, "somebody")
+    monkeypatch.setenv(leases.VISIBLE, device)
+    waiting = subprocess.Popen(
+        command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    said = waiting.stdout.readline()
+    assert f"waiting for 1 of the GPUs {device}" in said
+    assert f"{device} to process {os.getpid()}, somebody" in said
+    waiting.terminate()
+    _, error = waiting.communicate(timeout=60)
+    assert waiting.returncode == 75
+    assert "stopped by SIGTERM, while waiting for" in error
+    folder = checkout / "results/runs" / run
+    assert not [path for path in folder.iterdir() if path.suffix == ".json"]
+    os.close(held.descriptors[0])
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "result.json").read_text())["attempts"] == 1
+    for path in Path(f"/tmp/ofq-leases-{os.getuid()}").glob(f"{device}*"):
+        path.unlink()
 
 
 @pytest.mark.slow
