@@ -56,7 +56,6 @@ class Row:
         each: Seconds that each of those takes; None if there is none.
         device_hours: Hours of GPUs that they take together, or of cores if they ask for no GPU.
         sources: How that is known.
-        measured: Whether all of it rests on measurements.
     """
 
     model: str
@@ -67,7 +66,6 @@ class Row:
     each: Range | None
     device_hours: Range
     sources: tuple[str, ...]
-    measured: bool
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,7 @@ class Plan:
         wall: Seconds until all is done.
         chain: Seconds that the longest chain of runs takes, on any number of devices.
         devices: Names of the hardware that was measured.
+        measurable: Whether a calibration on this machine would tell more.
     """
 
     study: str
@@ -95,6 +94,7 @@ class Plan:
     wall: Range
     chain: Range
     devices: tuple[str, ...]
+    measurable: bool
 
     @property
     def done(self) -> int:
@@ -166,6 +166,9 @@ class Planner:
             wall=_ordered(makespan(lows, capacity), makespan(highs, capacity)),
             chain=Range(critical_path(lows), critical_path(highs)),
             devices=tuple(self.estimator.devices),
+            measurable=any(
+                run.config.training and not run.resources.gpu for run in self.unmeasured()
+            ),
         )
 
     def _tasks(self, high: bool) -> list[Task]:
@@ -196,11 +199,9 @@ class Planner:
         for run in self.runs.values():
             config = run.config
             groups.setdefault((config.model, config.bits or "FP", config.stage), []).append(run)
-        order = {model: number for number, (model, *_) in enumerate(groups)}
-        return tuple(
-            self._row(key, runs)
-            for key, runs in sorted(groups.items(), key=lambda group: order[group[0][0]])
-        )
+        models = list(dict.fromkeys(model for model, *_ in groups))
+        together = sorted(groups.items(), key=lambda group: models.index(group[0][0]))
+        return tuple(self._row(key, runs) for key, runs in together)
 
     def _row(self, key: tuple[str, str, str], runs: list[Run]) -> Row:
         to_do = [run for run in runs if self._left[run.id]]
@@ -212,7 +213,6 @@ class Planner:
             each=hull(estimate.seconds for estimate in estimates) if estimates else None,
             device_hours=total(self._hours(to_do, left=True).values()),
             sources=tuple(sorted({estimate.source for estimate in estimates})),
-            measured=all(estimate.measured for estimate in estimates),
         )
 
 

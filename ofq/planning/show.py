@@ -51,8 +51,8 @@ def summary(plan: Plan) -> Iterator[str]:
     )
     if plan.devices:
         yield f"measured on: {', '.join(plan.devices)}"
-    if any(not row.measured and row.stage != "released" for row in plan.rows):
-        yield f"not all of that was measured; ofq plan {plan.study} --measure does, in seconds each"
+    if plan.measurable:
+        yield f"ofq plan {plan.study} --measure measures what wasn't yet, in seconds each"
 
 
 def _tables(plan: Plan, console: Console) -> None:
