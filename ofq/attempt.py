@@ -10,6 +10,7 @@ from rich.console import Console
 
 from ofq.errors import RunFailed, TryAgain, UserError
 from ofq.interruption import Interrupted, StopRequest, passed
+from ofq.leases import lease
 from ofq.study import Run, Workspace
 from ofq.tracking import RunFolder
 from ofq.tracking.lock import Held, LockLost, RunLock
@@ -35,12 +36,14 @@ class Options:
         wait: Whether to wait for another trainer that writes the run folder.
         keep: Whether checkpoints stay when the run has finished.
         again: Whether to try once more what is known to fail.
+        gpus: Number of GPUs to lease from those of this machine.
     """
 
     deadline: float | None = None
     wait: bool = False
     keep: bool = False
     again: bool = False
+    gpus: int = 0
 
 
 class Attempt:
@@ -59,6 +62,10 @@ class Attempt:
         self._began = time.monotonic()
         self._progress: dict[str, Any] = {}
         self._step = self._first = 0
+
+    def start(self) -> None:
+        """Let its time count from here: what came before was waiting."""
+        self._began = time.monotonic()
 
     def seconds(self) -> float:
         """How long it has lasted."""
@@ -130,11 +137,14 @@ def run_folder(workspace: Workspace, run: Run) -> RunFolder:
 def attempt(
     workspace: Workspace, run: Run, console: Console, stop: StopRequest, options: Options
 ) -> Iterator[Attempt]:
-    """Hold a run's folder, and record how the attempt ended.
+    """Hold a run's folder and its GPUs, and record how the attempt ended.
+
+    The folder comes first: no GPU is held while another trainer writes it.
 
     Raises:
-        UserError: The folder can't be written.
+        UserError: The folder can't be written, or there are too few GPUs.
         LockHeld: Another trainer writes it.
+        NoDevice: The GPUs were leased to others until it had to leave.
         RunFailed: The run failed before, and would again.
         TryAgain: The attempt was interrupted, by a request or by its surroundings.
     """
@@ -152,6 +162,9 @@ def attempt(
             _note_death(folder, dead)
         if not options.again:
             _refuse_hopeless(folder, run)
+        if not folder.complete():
+            _lease(run, stop, options, console)
+        this.start()
         with _recorded(this, run):
             yield this
     finally:
@@ -175,6 +188,16 @@ def _patience(options: Options, stop: StopRequest, console: Console) -> Callable
         return True
 
     return waits
+
+
+def _lease(run: Run, stop: StopRequest, options: Options, console: Console) -> None:
+    def cause() -> str | None:
+        return stop.cause or ("the time limit" if passed(options.deadline) else None)
+
+    def tell(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    lease(options.gpus, run.id, cause, tell)
 
 
 def _note_death(folder: RunFolder, dead: Held) -> None:

@@ -152,6 +152,62 @@ def doctor(
 
 
 @app.command()
+def plan(
+    study: StudyName,
+    gpus: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="GPUs to plan for; left out, this machine's."),
+    ] = None,
+    cores: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="CPU cores for runs without GPU; left out, this machine's."
+        ),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="First train each kind of run for some seconds here.")
+    ] = False,
+    write_runtime: Annotated[
+        bool,
+        typer.Option("--write-runtime", help="Write jobs' time limits to config/runtimes.yaml."),
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="MINUTES", min=5, help="With --write-runtime: the most that a job may ask for."
+        ),
+    ] = None,
+) -> None:
+    """Say what a study will cost, before anything is submitted.
+
+    Runs to do and done, what shared stages save, GPU-hours, and the time until all is done.
+    Times are ranges: from finished runs, else from --measure (kept in the results folder), else
+    assumed, which the last column says. On a cluster, measure on a node like those of the jobs:
+    [cyan]srun --cpus-per-task=8 ofq plan STUDY --measure[/cyan]
+
+    With --write-runtime the workflow asks for time by these estimates in place of the recipe's.
+    That re-runs nothing. A run that takes longer than --limit goes on in further jobs.
+    """
+    from ofq.planning.limits import write
+    from ofq.planning.plan import Machine, Planner
+    from ofq.planning.show import show
+
+    console = Console()
+    workspace = Workspace()
+    planner = Planner(workspace, study)
+    if measure:
+        from ofq.planning.calibration import measure as measure_runs
+
+        with console.status("measuring"):
+            measure_runs(workspace, planner.unmeasured(), console.print)
+        planner = Planner(workspace, study)
+    show(planner.plan(Machine.given(gpus, cores, planner.to_do())), console)
+    if write_runtime:
+        for line in write(workspace, planner, limit):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def train(
     run_id: RunId,
     tracked: Annotated[
@@ -176,8 +232,9 @@ def train(
     """Train one run, or resume it where it was interrupted.
 
     The runs that it builds on must be complete. One trainer writes a run at a time; another one
-    leaves, or waits with --wait. A signal (SIGTERM, SIGINT, SIGUSR1, SIGUSR2) or the time limit
-    makes it save its state and leave.
+    leaves, or waits with --wait. As many GPUs as the recipe asks for are leased from those in
+    CUDA_VISIBLE_DEVICES, or else the machine's: runs at the same time never share one. A signal
+    (SIGTERM, SIGINT, SIGUSR1, SIGUSR2) or the time limit makes it save its state and leave.
 
     Exits with 0 when the run is complete; with 75 when it was interrupted, or another trainer has
     it: the same command goes on later; with 3 when it would fail again; with 2 for a mistake.
@@ -194,7 +251,7 @@ def train(
         return
     stop = StopRequest().listen()
     jobs.check(workspace, run, homes)
-    options = Options(deadline(_STARTED, time_limit), wait, keep, again)
+    options = Options(deadline(_STARTED, time_limit), wait, keep, again, run.resources.gpu)
     mirror = None
     try:
         with attempt(workspace, run, console, stop, options) as this:

@@ -9,6 +9,7 @@ from ofq.study.fields import OFF, TrainedStage, parse_bits
 from ofq.study.files import parse, suggest
 from ofq.study.method import Method, Quantization
 from ofq.study.run import Cell, Grid, Run, RunConfig
+from ofq.study.runtimes import Minutes
 from ofq.study.stage import Resources, Training
 
 
@@ -19,6 +20,7 @@ class _Builder:
     recipe: Recipe
     source: str
     checkpoints: dict[str, dict[str, str]]
+    runtimes: Minutes
     runs: dict[str, Run] = field(default_factory=dict)
     known: dict[tuple[Any, ...], Training] = field(default_factory=dict)
     quantizations: dict[tuple[Any, ...], Quantization] = field(default_factory=dict)
@@ -59,6 +61,9 @@ class _Builder:
         name = f"{config.dataset}/{config.model}/{config.slug()}-{config.digest()}"
         if name not in self.runs:
             resources = self.recipe.resources.get(config.stage, Resources())
+            minutes = self.runtimes.get(config.model, {}).get(config.stage)
+            if minutes is not None:
+                resources = resources.model_copy(update={"runtime": minutes})
             self.runs[name] = Run(config, name, parent, teacher, resources)
         return self.runs[name]
 
@@ -127,7 +132,12 @@ class _Builder:
 
 
 def expand(
-    name: str, study: Study, recipe: Recipe, methods: dict[str, Method], source: str
+    name: str,
+    study: Study,
+    recipe: Recipe,
+    methods: dict[str, Method],
+    source: str,
+    runtimes: Minutes,
 ) -> Grid:
     """Expand a study into its cells.
 
@@ -137,13 +147,14 @@ def expand(
         recipe: The recipe that it names.
         methods: All known methods by name.
         source: The study's file, for errors.
+        runtimes: Minutes of its jobs that stand in for the recipe's.
 
     Raises:
         UserError: The study names something that its recipe or the methods lack, or asks for a
             cell that can't exist.
     """
     _check(study, recipe, methods, source)
-    builder = _Builder(recipe, source, study.checkpoints)
+    builder = _Builder(recipe, source, study.checkpoints, runtimes)
     cells = []
     if "fp" in recipe.stages and not study.checkpoints:
         for model in study.models:

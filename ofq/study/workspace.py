@@ -12,6 +12,7 @@ from ofq.study.files import Model, parse, read_yaml, suggest
 from ofq.study.grid import expand
 from ofq.study.method import Method
 from ofq.study.run import Grid, Run
+from ofq.study.runtimes import Minutes, check_models, read
 
 
 class Workspace:
@@ -114,6 +115,16 @@ class Workspace:
         """The recipes that have a file."""
         return [path.stem for path in self._files("recipes")]
 
+    @property
+    def runtimes_path(self) -> Path:
+        """The file of measured time limits, which need not exist."""
+        return self.root / "config" / "runtimes.yaml"
+
+    @cached_property
+    def runtimes(self) -> dict[str, Minutes]:
+        """Time limits by recipe, model and stage that stand in for the recipes'."""
+        return read(self.runtimes_path, self.recipe_names)
+
     def study_path(self, name: str) -> Path:
         """The file that defines a study."""
         return self.root / "config" / "studies" / f"{name}.yaml"
@@ -130,7 +141,9 @@ class Workspace:
                 hint = suggest(study.recipe, self.recipe_names)
                 raise UserError(f"{path}: key 'recipe': unknown recipe '{study.recipe}' ({hint})")
             recipe = self.recipe(study.recipe)
-            self._grids[name] = expand(name, study, recipe, self.methods, str(path))
+            minutes = self.runtimes.get(study.recipe, {})
+            check_models(self.runtimes_path, minutes, study.recipe, recipe.models)
+            self._grids[name] = expand(name, study, recipe, self.methods, str(path), minutes)
         return self._grids[name]
 
     def find(self, run_id: str) -> tuple[Run, list[str]]:

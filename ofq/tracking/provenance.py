@@ -32,7 +32,8 @@ def gather(root: Path) -> dict[str, Any]:
         Plain JSON data. ``commit`` and ``diff`` are None outside a git checkout; ``diff`` is the
         uncommitted change to tracked files under ``ofq`` and ``config`` (empty if there is none),
         ``untracked`` the other files there. ``code_sha256`` is of the package's source as it runs;
-        ``packages`` has the versions of what it depends on. Passwords in the command's addresses
+        ``packages`` has the versions of what it depends on; ``visible_gpus`` the GPUs that it was
+        given, None for any. Passwords in the command's addresses
         are left out.
     """
     lock = root / _LOCK
@@ -50,6 +51,7 @@ def gather(root: Path) -> dict[str, Any]:
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "pid": os.getpid(),
+        "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "slurm": {name: v for name, v in sorted(os.environ.items()) if _SLURM.fullmatch(name)},
         "command": redact(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
     }

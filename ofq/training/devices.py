@@ -1,11 +1,11 @@
 """The devices that this process computes on, for the record."""
 
-import platform
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from ofq.hardware import processor
 
 
 def describe() -> dict[str, Any]:
@@ -17,21 +17,12 @@ def describe() -> dict[str, Any]:
     """
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "devices": gpus or [_processor()],
+        "devices": gpus or [processor()],
         "driver": _driver() if gpus else None,
         "cuda": torch.version.cuda if gpus else None,
         "cudnn": torch.backends.cudnn.version() if gpus else None,
         "threads": torch.get_num_threads(),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _driver() -> str | None:

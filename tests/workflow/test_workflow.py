@@ -125,6 +125,19 @@ def test_short_runs_have_a_rule_of_their_own(copy):
     assert jobs(copy) == {"all": 1, "report_tiny": 1, "train_short": 8}
 
 
+def test_measured_time_limits_are_asked_for_and_rerun_nothing(copy):
+    command = [sys.executable, "-m", "ofq", "plan", "tiny", "--write-runtime"]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "8 runs, 8 done, 0 to do" in done.stdout
+    assert jobs(copy) == {}
+    limits = copy / "config/runtimes.yaml"
+    limits.write_text(limits.read_text().replace("fp: ", "fp: 1000"))
+    shutil.rmtree(copy / "results/runs")
+    shown = snakemake(copy, "--dry-run").stdout
+    assert shown.count("runtime=1000") == 2
+
+
 def test_changed_label_rebuilds_the_report_alone(copy):
     path = copy / "config/methods/known.yaml"
     path.write_text(path.read_text().replace("label: OFQ", "label: Ours"))

@@ -1,0 +1,119 @@
+"""What runs took on some hardware: finished ones, and short calibrations."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ofq.errors import UserError
+from ofq.planning.kind import Kind, kind_of_config
+from ofq.planning.span import Range
+from ofq.study import Workspace
+from ofq.study.files import Strict, parse
+from ofq.tracking import RunFolder
+
+FILE = "throughput.jsonl"
+"""The calibrations, in the results folder; one line each, so that several machines may add some."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What runs of a kind take.
+
+    Attributes:
+        kind: Their kind.
+        device: The hardware's name.
+        source: A finished run, or a calibration.
+        epoch: Seconds per epoch, its evaluation included.
+        fixed: Seconds of an attempt beside its epochs.
+    """
+
+    kind: Kind
+    device: str
+    source: Literal["run", "calibration"]
+    epoch: Range
+    fixed: float = 0.0
+
+
+class Calibration(Strict):
+    """A line of the file.
+
+    Attributes:
+        kind: What was measured.
+        device: On what.
+        threads: CPU threads.
+        versions: Of what computed it.
+        date: When, in UTC.
+        step_seconds: Mean times of a training step, in several stretches.
+        steps_per_epoch: Steps of an epoch.
+        evaluation_seconds: One evaluation.
+        startup_seconds: From the start of a job to its first step.
+    """
+
+    kind: Kind
+    device: str
+    threads: int
+    versions: dict[str, str | None]
+    date: str
+    step_seconds: tuple[float, ...]
+    steps_per_epoch: int
+    evaluation_seconds: float
+    startup_seconds: float
+
+    def sample(self) -> Sample:
+        """What follows for whole runs."""
+        epochs = [s * self.steps_per_epoch + self.evaluation_seconds for s in self.step_seconds]
+        fixed = self.startup_seconds + self.evaluation_seconds  # one evaluation precedes training
+        return Sample(self.kind, self.device, "calibration", Range(min(epochs), max(epochs)), fixed)
+
+
+def calibrations(results: Path) -> list[Calibration]:
+    """All calibrations so far.
+
+    Raises:
+        UserError: A line of the file isn't one.
+    """
+    path = results / FILE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [_parsed(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+
+
+def samples(workspace: Workspace, models: Iterable[tuple[str, str]]) -> list[Sample]:
+    """Whatever is known of some models.
+
+    Args:
+        workspace: Where the results are.
+        models: Pairs of data set and model.
+    """
+    wanted = set(models)
+    measured = [c.sample() for c in calibrations(workspace.results)]
+    found = [s for s in measured if (s.kind.dataset, s.kind.model) in wanted]
+    for dataset, model in sorted(wanted):
+        folder = workspace.results / "runs" / dataset / model
+        found += _finished(folder) if folder.exists() else []
+    return found
+
+
+def _finished(folder: Path) -> Iterator[Sample]:
+    for path in sorted(folder.iterdir()):
+        run = RunFolder(path)
+        result = run.result()
+        if result is None or not result.get("seconds"):
+            continue
+        attempt = run.attempts()[-1]
+        kind = kind_of_config(run.description()["config"], _gpus(attempt))
+        seconds = result["seconds"] / max(1, result["epochs"])
+        yield Sample(kind, attempt["devices"][0], "run", Range(seconds, seconds))
+
+
+def _gpus(attempt: dict[str, Any]) -> int:
+    return len(attempt["devices"]) if attempt["cuda"] else 0
+
+
+def _parsed(line: str, source: str) -> Calibration:
+    try:
+        data = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{source}: not valid JSON ({error}); remove the line") from None
+    return parse(Calibration, data, source)
