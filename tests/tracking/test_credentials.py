@@ -4,6 +4,7 @@ import pytest
 from commands import ofq
 
 from ofq.credentials import redact, refuse_credentials
+from ofq.study import Workspace
 
 SECRET = "s3cr:et/p@ss"
 
@@ -36,10 +37,16 @@ def test_uri_without_a_password_is_accepted(uri):
 
 
 def test_password_in_the_config_is_refused_without_being_shown(checkout):
+    run = next(iter(Workspace(checkout).grid("tiny").runs()))
     site = checkout / "config/config.yaml"
     site.write_text(site.read_text() + f"tracking_uri: http://me:{SECRET}@127.0.0.1:9\n")
-    run = ofq(checkout, "runs", "tiny").stdout.split()[0]
-    for command in (["train", run], ["track", "uri"], ["track", "sync"], ["track", "ui"]):
+    for command in (
+        ["train", run],
+        ["runs", "tiny"],
+        ["track", "uri"],
+        ["track", "sync"],
+        ["track", "ui"],
+    ):
         done = ofq(checkout, *command)
         assert done.returncode == 2
         assert "config.yaml: key 'tracking_uri' holds credentials" in done.stderr
