@@ -9,7 +9,7 @@ from ofq.study.fields import OFF, TrainedStage, parse_bits
 from ofq.study.files import parse, suggest
 from ofq.study.method import Method, Quantization
 from ofq.study.run import Cell, Grid, Run, RunConfig
-from ofq.study.stage import Resources, Training
+from ofq.study.stage import Resources, Training, split
 
 
 @dataclass
@@ -59,8 +59,20 @@ class _Builder:
         name = f"{config.dataset}/{config.model}/{config.slug()}-{config.digest()}"
         if name not in self.runs:
             resources = self.recipe.resources.get(config.stage, Resources())
+            self._check_devices(config, resources)
             self.runs[name] = Run(config, name, parent, teacher, resources)
         return self.runs[name]
+
+    def _check_devices(self, config: RunConfig, resources: Resources) -> None:
+        devices = max(1, resources.gpu)
+        where = f"recipe of {self.source}: key 'resources.{config.stage}.gpu'"
+        if config.training is not None:
+            try:
+                split(config.training.batch_size, devices, resources.device_batch)
+            except UserError as error:
+                raise UserError(f"{where}: {config.model}: {error}") from None
+        elif devices > 1:
+            raise UserError(f"{where} is {devices}; an evaluation takes one device")
 
     def fp(self, model: str, seed: int) -> Run | None:
         if "fp" not in self.recipe.stages:

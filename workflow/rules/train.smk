@@ -25,4 +25,4 @@ rule train:
         ),
     shell:
         # waits for a trainer that an earlier call of the workflow left behind, and takes what it made
-        "ofq train {wildcards.run} --wait {params.limit} >> {log} 2>&1"
+        "ofq train {wildcards.run} --devices {resources.gpu} --wait {params.limit} >> {log} 2>&1"
