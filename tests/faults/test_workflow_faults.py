@@ -44,7 +44,8 @@ def kill_master_while_running(lab, stage):
     trainer = holder(lab.folder(stage).path).owner.pid
     os.kill(trainer, signal.SIGSTOP)
     master.kill()
-    master.communicate()
+    master.wait()
+    master.stdout.close()  # not read to its end: the orphaned job holds it open
     assert snakemake(lab, "--unlock").wait() == 0
     return trainer
 
