@@ -15,6 +15,8 @@ from ofq.errors import UserError
 from ofq.study import Workspace
 from ofq.tracking import RunFolder
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for four trainings
+
 OFQ = [sys.executable, "-m", "ofq"]
 
 
