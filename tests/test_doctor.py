@@ -149,6 +149,11 @@ def test_interrupted_run_is_sound_and_goes_on(stopped):
     assert stopped.found("problem") == []
 
 
+def test_attempt_that_was_killed_before_its_first_event_is_no_finding(stopped):
+    stopped.edit_json("provenance.json", attempts=[{}, {}])
+    assert not any("provenance of" in finding.text for finding in stopped.findings())
+
+
 def test_nothing_is_changed(checkout):
     before = snapshot(checkout)
     for mark in ("fp-s0", "fp-s1", "w2a2-statsq-qkr-s0"):
