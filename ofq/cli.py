@@ -122,7 +122,7 @@ def status(
     elif once:
         console.print(Page(watches, console).draw(fit=False))
     else:
-        follow(Page(watches, console))
+        follow(Page(watches, console), StopRequest().listen())
 
 
 @app.command()

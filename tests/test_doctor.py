@@ -15,6 +15,8 @@ from ofq.errors import UserError
 from ofq.study import Workspace
 from ofq.tracking import RunFolder
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for four trainings
+
 OFQ = [sys.executable, "-m", "ofq"]
 
 
@@ -145,6 +147,11 @@ def test_interrupted_run_is_sound_and_goes_on(stopped):
     assert stopped.found("warning")[0].todo == f"ofq train {stopped.id}"
     assert sum("checkpoint" in f.text and "whole" in f.text for f in stopped.found("ok")) == 2
     assert stopped.found("problem") == []
+
+
+def test_attempt_that_was_killed_before_its_first_event_is_no_finding(stopped):
+    stopped.edit_json("provenance.json", attempts=[{}, {}])
+    assert not any("provenance of" in finding.text for finding in stopped.findings())
 
 
 def test_nothing_is_changed(checkout):

@@ -412,11 +412,6 @@ def read(main, until=None):
     return shown.decode()
 
 
-def finish_all(study):
-    for name in study.runs:
-        study.done(name)
-
-
 def test_live_table_ends_when_all_is_done(study, hold):
     for name in study.runs:
         if name != study.id("cga", 1):
@@ -432,10 +427,11 @@ def test_live_table_ends_when_all_is_done(study, hold):
     assert "running" not in last
 
 
-def test_live_table_ends_with_ctrl_c_and_leaves_its_last_state(study):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_live_table_ends_when_asked_to_and_leaves_its_last_state(study, number):
     process, main = terminal(study.root, "status", "tiny")
     read(main, b"8 waiting")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     last = read(main).rpartition("\x1b[?1049l")[2]
     assert process.wait(timeout=60) == 0
     assert "8 waiting" in last

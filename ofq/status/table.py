@@ -10,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ofq.interruption import StopRequest
 from ofq.status.estimate import time_left, waiting_for
 from ofq.status.figures import duration, progress, significant, tally
 from ofq.status.fit import fitting, height, shares
@@ -25,6 +26,7 @@ STYLES = {
 """How each state is shown."""
 
 _PAUSE = 2.0  # seconds between two looks
+_NAP = 0.1  # seconds after which Ctrl-C is noticed
 _WIDE = 100  # columns from which running runs have a bar
 _BAR = 18
 _STATE = 14  # columns that the states of a row's runs have at least
@@ -59,16 +61,28 @@ class Page:
         return Group(*(study.draw(n) for study, n in zip(studies, lines, strict=True)))
 
 
-def follow(page: Page) -> None:
-    """Show a page until all is done or the user has seen enough, and leave its last state."""
-    try:
-        with Live(console=page.console, screen=True, auto_refresh=False) as live:
-            while not page.finished:
-                live.update(page.draw(fit=True), refresh=True)
-                time.sleep(_PAUSE)
-    except KeyboardInterrupt:
-        pass
-    page.console.print(page.draw(fit=True))
+def follow(page: Page, stop: StopRequest) -> None:
+    """Show a page until all is done or the user has seen enough, and leave its last state.
+
+    Args:
+        page: The page.
+        stop: Looked at instead of being interrupted, which could hit in the middle of drawing.
+    """
+    with Live(console=page.console, screen=True, auto_refresh=False) as live:
+        while True:
+            drawn = page.draw(fit=True)
+            live.update(drawn, refresh=True)
+            if page.finished or _pause(stop):
+                break
+    page.console.print(drawn)
+
+
+def _pause(stop: StopRequest) -> bool:
+    """Wait for the next look; whether a stop was requested."""
+    end = time.monotonic() + _PAUSE
+    while stop.cause is None and time.monotonic() < end:
+        time.sleep(_NAP)
+    return stop.cause is not None
 
 
 class _Study:
