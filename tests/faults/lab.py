@@ -140,7 +140,8 @@ def _numbers(folder: RunFolder) -> dict:
 
 def assert_same(disturbed: RunFolder, undisturbed: RunFolder) -> None:
     """Make sure that a disturbed run ended as if nothing had happened."""
-    assert differences(disturbed, undisturbed) == []
+    found = differences(disturbed, undisturbed)
+    assert not found, found
 
 
 def wait_for(condition, seconds: float = 60) -> None:
