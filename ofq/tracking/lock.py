@@ -213,10 +213,14 @@ class RunLock:
             descriptor = os.open(self._path(), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
             return False
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(asdict(self._owner), file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(asdict(self._owner), file)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:  # a full disk must not leave a lock that nobody holds
+            self._path().unlink()
+            raise
         if _newest(self.folder)[0] != number:  # made while another was being renamed
             self._path().unlink()
             return False
