@@ -110,6 +110,10 @@ class Attempt:
         for name in ("progress.json", SAVE_REQUEST):
             (self.folder.path / name).unlink(missing_ok=True)
 
+    def lost(self, cause: str) -> None:
+        """Note that the attempt ends here, since another of the run's processes was lost."""
+        self.folder.event("interrupted", cause=cause, seconds=self.seconds())
+
     def totals(self) -> dict[str, Any]:
         """Time and devices over all attempts, this one included."""
         seconds = device_seconds = 0.0
