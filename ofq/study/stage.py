@@ -70,6 +70,11 @@ class Resources(Strict):
     gpu: NonNegativeInt = 0
     device_batch: PositiveInt | None = None
 
+    @property
+    def short(self) -> bool:
+        """Whether a cluster should run the job without the cost of submitting it."""
+        return self.runtime <= SHORT and self.gpu == 0
+
 
 @dataclass(frozen=True)
 class Split:
@@ -113,11 +118,6 @@ def split(batch_size: int, devices: int, device_batch: int | None = None) -> Spl
     most = device_batch or share
     passes = next(n for n in range(1, share + 1) if share % n == 0 and share // n <= most)
     return Split(devices, passes, share // passes)
-
-    @property
-    def short(self) -> bool:
-        """Whether a cluster should run the job without the cost of submitting it."""
-        return self.runtime <= SHORT and self.gpu == 0
 
 
 def check_hyperparameters(values: dict[str, Any]) -> None:

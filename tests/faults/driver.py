@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import ofq.cli
 from ofq.attempt import Attempt
@@ -35,6 +36,16 @@ def kill_at_step(moment: str) -> None:
 
 def terminate_at_step(moment: str) -> None:
     _at_step(int(moment), lambda attempt: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def kill_helper_at_step(moment: str) -> None:
+    """Kill the process that was started first, of those that train along."""
+
+    def strike() -> None:
+        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
+        os.kill(int(children.split()[0]), signal.SIGKILL)
+
+    _at_step(int(moment), strike)
 
 
 def stop_at_step(moment: str) -> None:
