@@ -125,6 +125,9 @@ class Solo:
         """This process's part of some examples; the parts differ by one in length at most."""
         return slice(examples * self.rank // self.count, examples * (self.rank + 1) // self.count)
 
+    def wait(self) -> None:
+        """Wait for the other processes to come here."""
+
     def diverge(self, seed: int) -> None:
         """Let random numbers, as of drop path, differ between the processes from here on."""
 
@@ -212,6 +215,10 @@ class Group(Solo):
         if stop:
             cause = next(found for found in self.gather(cause) if found is not None)
         return cause, bool(save)
+
+    def wait(self) -> None:
+        """See :meth:`Solo.wait`; doesn't wait for the device."""
+        self.gather(None)
 
     def diverge(self, seed: int) -> None:
         """See :meth:`Solo.diverge`."""

@@ -294,8 +294,11 @@ class Trainer:
             "rng": self.process.gather(_rng_state(self.process.device)),
             "seconds": self.pace.seconds,
         }
-        with self.pace.measure("save"):
-            self.checkpoints.save(self.step, state)
+        try:
+            with self.pace.measure("save"):
+                self.checkpoints.save(self.step, state)
+        finally:  # a scheduler may end all processes once one has left
+            self.process.wait()
         self.stop.checkpoint = False
         self.observer.saved(self.step)
 

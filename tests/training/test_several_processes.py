@@ -69,9 +69,10 @@ def apart(some: Lab, others: Lab, stage: str) -> float:
     start = weights(some, {"qat": "fp", "cga": "qat"}[stage])
     ends = [weights(lab, stage) for lab in (some, others)]
     assert ends[0].keys() == ends[1].keys()
+    pairs = [(tensor, ends[1][name]) for name, tensor in ends[0].items()]
     shared = [name for name in ends[0] if name in start and ends[0][name].is_floating_point()]
     went = sum(float((ends[0][n] - start[n]).square().sum()) for n in shared) ** 0.5
-    between = sum(float((ends[0][n] - ends[1][n]).square().sum()) for n in ends[0]) ** 0.5
+    between = sum(float((a.float() - b.float()).square().sum()) for a, b in pairs) ** 0.5
     assert went > 0
     return between / went
 
