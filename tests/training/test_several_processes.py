@@ -13,11 +13,6 @@ import torch
 from lab import Lab, assert_same, build, environment, wait_for
 from safetensors.torch import load_file
 
-from ofq.errors import UserError
-from ofq.study.stage import split
-from ofq.training.data import Data
-from ofq.training.devices import Solo
-
 # Plain SGD and few steps: a sum in another order moves an activation over a rounding threshold now
 # and then, and with 2 bits (and AdamW, whose step doesn't shrink with the gradient) such a grain
 # grows until the trainings have nothing but their statistics in common.
@@ -31,7 +26,7 @@ stages:
 """
 TOLERANCE = 1e-3  # of the way that the weights went
 
-together = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -78,34 +73,35 @@ def apart(some: Lab, others: Lab, stage: str) -> float:
 
 
 @pytest.mark.parametrize("stage", ["qat", "cga"])
-class TestTwo:
-    pytestmark = together
+def test_they_train_the_weights_of_one(one, two, stage):
+    assert apart(one, two[stage], stage) < TOLERANCE
 
-    def test_they_train_the_weights_of_one(self, one, two, stage):
-        assert apart(one, two[stage], stage) < TOLERANCE
 
-    def test_each_image_is_counted_once(self, one, two, stage):
-        rows = [lab.folder(stage).rows("metrics") for lab in (one, two[stage])]
-        assert len(rows[0]) == len(rows[1])
-        for alone, both in zip(*rows, strict=True):
-            assert alone["images"] == both["images"] == 900
-        # before the first step their weights and scales are the same, bit for bit
-        assert rows[0][0]["correct"] == rows[1][0]["correct"]
-        assert rows[0][0]["loss"] == pytest.approx(rows[1][0]["loss"], rel=1e-6)
+@pytest.mark.parametrize("stage", ["qat", "cga"])
+def test_each_image_is_counted_once(one, two, stage):
+    rows = [lab.folder(stage).rows("metrics") for lab in (one, two[stage])]
+    assert len(rows[0]) == len(rows[1])
+    for alone, both in zip(*rows, strict=True):
+        assert alone["images"] == both["images"] == 900
+    # before the first step their weights and scales are the same, bit for bit
+    assert rows[0][0]["correct"] == rows[1][0]["correct"]
+    assert rows[0][0]["loss"] == pytest.approx(rows[1][0]["loss"], rel=1e-6)
 
-    def test_interrupted_they_go_on_as_if_nothing_had_happened(self, one, two, stage, tmp_path):
-        lab = copy(one, tmp_path / "lab", stage)
-        left = lab.train(stage, "--devices", "2", fault=("terminate_at_step", 3))
-        assert left.returncode == 75, left.stdout + left.stderr
-        assert "stopped by SIGTERM" in left.stderr
-        assert "Traceback" not in left.stderr
-        begun = shutil.copytree(lab.root, tmp_path / "begun")
-        assert lab.train(stage, "--devices", "2").returncode == 0
-        assert_same(lab.folder(stage), two[stage].folder(stage))
-        # and one process can go on with what two have begun
-        assert Lab(begun).train(stage).returncode == 0
-        assert apart(two[stage], Lab(begun), stage) < TOLERANCE
-        assert Lab(begun).folder(stage).result()["attempts"] == 2
+
+@pytest.mark.parametrize("stage", ["qat", "cga"])
+def test_interrupted_they_go_on_as_if_nothing_had_happened(one, two, stage, tmp_path):
+    lab = copy(one, tmp_path / "lab", stage)
+    left = lab.train(stage, "--devices", "2", fault=("terminate_at_step", 3))
+    assert left.returncode == 75, left.stdout + left.stderr
+    assert "stopped by SIGTERM" in left.stderr
+    assert "Traceback" not in left.stderr
+    begun = shutil.copytree(lab.root, tmp_path / "begun")
+    assert lab.train(stage, "--devices", "2").returncode == 0
+    assert_same(lab.folder(stage), two[stage].folder(stage))
+    # and one process can go on with what two have begun
+    assert Lab(begun).train(stage).returncode == 0
+    assert apart(two[stage], Lab(begun), stage) < TOLERANCE
+    assert Lab(begun).folder(stage).result()["attempts"] == 2
 
 
 @pytest.fixture
@@ -113,71 +109,74 @@ def qat(one, tmp_path) -> Lab:
     return copy(one, tmp_path / "lab", "qat")
 
 
-class TestFaults:
-    pytestmark = together
+def test_two_go_on_with_what_one_has_begun(qat, one):
+    assert qat.train("qat", fault=("terminate_at_step", 3)).returncode == 75
+    assert qat.train("qat", "--devices", "2").returncode == 0
+    assert apart(one, qat, "qat") < TOLERANCE
 
-    def test_two_go_on_with_what_one_has_begun(self, qat, one):
-        assert qat.train("qat", fault=("terminate_at_step", 3)).returncode == 75
-        assert qat.train("qat", "--devices", "2").returncode == 0
-        assert apart(one, qat, "qat") < TOLERANCE
 
-    def test_killed_helper_ends_the_attempt_and_says_so(self, qat, two):
-        left = qat.train("qat", "--devices", "2", fault=("kill_helper_at_step", 3))
-        assert left.returncode == 75, left.stdout + left.stderr
-        assert "process 1 was killed by SIGKILL" in left.stderr
-        assert "Traceback" not in left.stderr
-        assert qat.folder("qat").events()[-1]["event"] == "interrupted"
-        assert qat.train("qat", "--devices", "2").returncode == 0
-        assert_same(qat.folder("qat"), two["qat"].folder("qat"))
+def test_killed_helper_ends_the_attempt_and_says_so(qat, two):
+    left = qat.train("qat", "--devices", "2", fault=("kill_helper_at_step", 3))
+    assert left.returncode == 75, left.stdout + left.stderr
+    assert "process 1 was killed by SIGKILL" in left.stderr
+    assert "Traceback" not in left.stderr
+    assert qat.folder("qat").events()[-1]["event"] == "interrupted"
+    assert qat.train("qat", "--devices", "2").returncode == 0
+    assert_same(qat.folder("qat"), two["qat"].folder("qat"))
 
-    def test_helpers_end_with_the_first_process(self, qat):
-        killed = qat.train("qat", "--devices", "2", fault=("kill_at_step", 3))
-        assert killed.returncode == -signal.SIGKILL
-        wait_for(lambda: not helpers_of(qat.runs["qat"].id))
 
-    def test_signal_to_any_process_makes_all_save_and_leave(self, qat):
-        run = qat.runs["qat"].id
-        process = qat.start("qat", "--devices", "2", fault=("slow_steps", 0.3))
-        metrics = qat.folder("qat").path / "metrics.jsonl"
-        wait_for(lambda: metrics.exists() and metrics.read_text(), 300)
-        os.kill(helpers_of(run)[0], signal.SIGUSR1)
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 75, output
-        assert "stopped by SIGUSR1" in output
-        assert not helpers_of(run)
+def test_helpers_end_with_the_first_process(qat):
+    killed = qat.train("qat", "--devices", "2", fault=("kill_at_step", 3))
+    assert killed.returncode == -signal.SIGKILL
+    wait_for(lambda: not helpers_of(qat.runs["qat"].id))
 
-    def test_bad_numbers_are_found_by_all(self, qat):
-        recipe = qat.root / "config/recipes/disturbed.yaml"
-        recipe.write_text(recipe.read_text().replace("lr: 0.02", "lr: 1.0e+30"))
-        lab = Lab(qat.root)
-        failed = lab.train("qat", "--devices", "2")
-        assert failed.returncode == 3, failed.stdout + failed.stderr
-        assert "error: step" in failed.stderr
-        assert "Traceback" not in failed.stderr
 
-    def test_processes_started_by_others_meet_by_their_environment(self, qat, two):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-        started = [
-            subprocess.Popen(
-                [sys.executable, "-m", "ofq", "train", "--no-track", qat.runs["qat"].id],
-                cwd=qat.root, env=environment() | shared | {"RANK": rank, "LOCAL_RANK": rank},
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )
-            for rank in "01"
-        ]  # fmt: skip
-        said = [process.communicate(timeout=300)[0] for process in started]
-        assert [process.returncode for process in started] == [0, 0], said
-        assert said[1] == ""
-        assert_same(qat.folder("qat"), two["qat"].folder("qat"))
+def test_signal_to_any_process_makes_all_save_and_leave(qat):
+    run = qat.runs["qat"].id
+    process = qat.start("qat", "--devices", "2", fault=("slow_steps", 0.3))
+    metrics = qat.folder("qat").path / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text(), 300)
+    os.kill(helpers_of(run)[0], signal.SIGUSR1)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    assert "stopped by SIGUSR1" in output
+    assert not helpers_of(run)
 
-    def test_batch_that_cannot_be_split_is_refused_before_anything_is_written(self, qat):
-        refused = qat.train("qat", "--devices", "3")
-        assert refused.returncode == 2
-        assert "batch_size 224 can't be split over 3 devices: 224 = 3 x 74 + 2" in refused.stderr
-        assert not qat.folder("qat").path.exists()
+
+def test_bad_numbers_are_found_by_all(qat):
+    recipe = qat.root / "config/recipes/disturbed.yaml"
+    recipe.write_text(recipe.read_text().replace("lr: 0.02", "lr: 1.0e+30"))
+    lab = Lab(qat.root)
+    failed = lab.train("qat", "--devices", "2")
+    assert failed.returncode == 3, failed.stdout + failed.stderr
+    assert "error: step" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_processes_started_by_others_meet_by_their_environment(qat, two):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "ofq", "train", "--no-track", qat.runs["qat"].id],
+            cwd=qat.root, env=environment() | shared | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    said = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert said[1] == ""
+    assert_same(qat.folder("qat"), two["qat"].folder("qat"))
+
+
+def test_batch_that_cannot_be_split_is_refused_before_anything_is_written(qat):
+    refused = qat.train("qat", "--devices", "3")
+    assert refused.returncode == 2
+    assert "batch_size 224 can't be split over 3 devices: 224 = 3 x 74 + 2" in refused.stderr
+    assert not qat.folder("qat").path.exists()
 
 
 def helpers_of(run: str) -> list[int]:
@@ -193,8 +192,6 @@ def helpers_of(run: str) -> list[int]:
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_passes_add_up_to_one_batch(one, tmp_path):
     lab = copy(one, tmp_path / "lab", "qat")
     recipe = lab.root / "config/recipes/disturbed.yaml"
@@ -203,70 +200,3 @@ def test_passes_add_up_to_one_batch(one, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "224 images per step = 1 devices x 4 passes x 56 images" in done.stdout
     assert apart(one, lab, "qat") < TOLERANCE
-
-
-def test_recipe_that_asks_for_an_impossible_split_is_refused_with_its_place(checkout):
-    from ofq.study import Workspace
-
-    recipe = checkout / "config/recipes/small.yaml"
-    recipe.write_text(recipe.read_text() + "resources:\n  qat: {gpu: 3}\n")
-    with pytest.raises(UserError, match=r"resources.qat.gpu.*64 = 3 x 21 \+ 1"):
-        Workspace(checkout).grid("tiny")
-
-
-def test_devices_leave_runs_their_names(checkout):
-    from ofq.study import Workspace
-
-    before = list(Workspace(checkout).grid("tiny").runs())
-    recipe = checkout / "config/recipes/small.yaml"
-    recipe.write_text(recipe.read_text() + "resources:\n  qat: {gpu: 4, device_batch: 5}\n")
-    assert list(Workspace(checkout).grid("tiny").runs()) == before
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "devices", "device_batch", "passes", "images"),
-    [(32, 1, None, 1, 32), (32, 2, None, 1, 16), (32, 2, 5, 4, 4), (14, 2, 6, 7, 1)],
-)
-def test_batch_is_split_into_as_few_equal_passes_as_fit(
-    batch_size, devices, device_batch, passes, images
-):
-    found = split(batch_size, devices, device_batch)
-    assert (found.devices, found.passes, found.images) == (devices, passes, images)
-
-
-@pytest.mark.parametrize(("batch_size", "devices"), [(32, 3), (2, 4)])
-def test_batch_that_cannot_be_split_evenly_is_refused(batch_size, devices):
-    with pytest.raises(UserError, match=f"batch_size {batch_size} can't be split over {devices}"):
-        split(batch_size, devices)
-
-
-def member(rank: int, count: int) -> Solo:
-    """One of several processes, as far as data are concerned."""
-    process = Solo(torch.device("cpu"))
-    process.rank, process.count = rank, count
-    return process
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
-@pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_parts_of_the_test_set_are_equally_many_and_make_it_up(count, batch_size):
-    numbers = torch.arange(23)
-    data = Data(numbers, numbers, numbers, numbers, classes=0, seed=0)
-    parts = [list(data.test_batches(batch_size, member(rank, count))) for rank in range(count)]
-    assert len({len(batches) for batches in parts}) == 1
-    assert all(len(inputs) <= batch_size for batches in parts for inputs, _ in batches)
-    seen = torch.cat([inputs for batches in parts for inputs, _ in batches])
-    assert sorted(seen.tolist()) == numbers.tolist()
-
-
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_parts_of_a_training_batch_make_it_up_in_order(count):
-    numbers = torch.arange(23)
-    data = Data(numbers, numbers, numbers, numbers, classes=0, seed=3)
-    whole = [inputs for inputs, _ in data.train_batches(1, 8)]
-    parts = [
-        [inputs for inputs, _ in data.train_batches(1, 8, process=member(rank, count))]
-        for rank in range(count)
-    ]
-    for batch, pieces in zip(whole, zip(*parts, strict=True), strict=True):
-        assert torch.equal(batch, torch.cat(pieces))
