@@ -196,13 +196,13 @@ def train(
 
 
 def _show_devices(run: Run, console: Console, devices: "Devices") -> None:
-    """Say how a batch is spread, unless it's one device's in one piece."""
+    """Say where a run trains, and how a batch is spread; of one processor in one pass, nothing."""
     training = run.config.training
     if training is None:
         return
     parts = split(training.batch_size, devices.count, run.resources.device_batch)
-    if parts.devices * parts.passes > 1:
-        console.print(f"{parts} ({devices})", highlight=False, soft_wrap=True)
+    if devices.gpus or parts.devices * parts.passes > 1:
+        console.print(f"{parts}, {devices}", highlight=False, soft_wrap=True)
 
 
 def assist(workspace: Workspace, run: Run, devices: "Devices", stop: StopRequest) -> None:

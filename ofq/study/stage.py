@@ -92,10 +92,8 @@ class Split:
 
     def __str__(self) -> str:
         total = self.devices * self.passes * self.images
-        return (
-            f"{total} images per step = {self.devices} devices x {self.passes} passes x "
-            f"{self.images} images"
-        )
+        product = f"{self.devices} x {self.passes} x {self.images}"
+        return f"{total} images per step = {product} (devices x passes x images)"
 
 
 def split(batch_size: int, devices: int, device_batch: int | None = None) -> Split:

@@ -35,17 +35,19 @@ class Devices:
     Attributes:
         count: Number of devices, and of processes.
         kind: GPUs, or the processor, which then stands in for each of them.
+        gpus: Number of GPUs that were asked for.
         started: Whether all processes are there, started by torchrun or srun, this one among them.
     """
 
     count: int
     kind: Kind
+    gpus: int
     started: bool
 
     def __str__(self) -> str:
         if self.kind == "cuda":
-            return f"{self.count} of {torch.cuda.get_device_name()}"
-        return f"no CUDA: {self.count} processes on the CPU"
+            return f"on {self.count} x {torch.cuda.get_device_name()}"
+        return "on the CPU, since there is no CUDA" if self.gpus else "on the CPU"
 
     def describe(self) -> dict[str, Any]:
         """What the record says of them.
@@ -76,10 +78,10 @@ def choose(gpus: int) -> Devices:
     present = torch.cuda.device_count() if gpus else 0
     kind: Kind = "cuda" if present else "cpu"
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return Devices(int(os.environ["WORLD_SIZE"]), kind, started=True)
+        return Devices(int(os.environ["WORLD_SIZE"]), kind, gpus, started=True)
     if present and gpus > present:
         raise UserError(f"{gpus} GPUs are asked for; this process sees {present}")
-    return Devices(max(1, gpus), kind, started=False)
+    return Devices(max(1, gpus), kind, gpus, started=False)
 
 
 class Solo:

@@ -51,7 +51,7 @@ def two(one, tmp_path_factory) -> dict[str, Lab]:
         labs[stage] = copy(one, tmp_path_factory.mktemp("two") / stage, stage)
         done = labs[stage].train(stage, "--devices", "2")
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "224 images per step = 2 devices x 1 passes x 112 images" in done.stdout
+        assert "224 images per step = 2 x 1 x 112" in done.stdout
     return labs
 
 
@@ -198,5 +198,5 @@ def test_passes_add_up_to_one_batch(one, tmp_path):
     recipe.write_text(recipe.read_text() + "resources:\n  qat: {device_batch: 60}\n")
     done = lab.train("qat")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "224 images per step = 1 devices x 4 passes x 56 images" in done.stdout
+    assert "224 images per step = 1 x 4 x 56" in done.stdout
     assert apart(one, lab, "qat") < TOLERANCE
