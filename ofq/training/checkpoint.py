@@ -89,6 +89,9 @@ class NoCheckpoints(CheckpointStore):
     def load(self) -> None:
         """Nothing."""
 
+    def clear(self) -> None:
+        """Remove nothing."""
+
 
 class _Hashing:
     """A file that hashes what is written to it: cheaper, and surer, than reading it again."""
