@@ -149,8 +149,15 @@ def test_bad_numbers_are_found_by_all(qat):
     lab = Lab(qat.root)
     failed = lab.train("qat", "--devices", "2")
     assert failed.returncode == 3, failed.stdout + failed.stderr
-    assert "error: step" in failed.stderr
+    assert f"{lab.runs['qat'].id} failed: step 2: patch_embed.proj: " in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_checkpoint_that_finds_no_room_is_left_out_by_all(qat, two):
+    done = qat.train("qat", "--devices", "2", fault=("fail_in_save", 3))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no checkpoint at step" in done.stdout
+    assert_same(qat.folder("qat"), two["qat"].folder("qat"))
 
 
 def test_processes_started_by_others_meet_by_their_environment(qat, two):
