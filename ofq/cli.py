@@ -261,16 +261,16 @@ def train(
         console.print(f"{run.id} is already complete", highlight=False, soft_wrap=True)
         return
     stop = StopRequest().listen()
-    chosen = jobs.devices(run, devices)
-    jobs.check(workspace, run, homes, chosen)
-    options = Options(deadline(_STARTED, time_limit), wait, keep, again, chosen.gpus)
+    gpus = run.resources.gpu if devices is None else devices
+    jobs.check(workspace, run, homes, gpus)
+    options = Options(deadline(_STARTED, time_limit), wait, keep, again, gpus)
     mirror = None
     try:
         with attempt(workspace, run, console, stop, options) as this:
-            if not jobs.begin(workspace, run, homes, this, console, chosen):
+            if not jobs.begin(workspace, run, homes, this, console):
                 return
             mirror = start_mirror(this.folder, run.id) if tracked else None
-            jobs.train(workspace, run, this, console, chosen)
+            jobs.train(workspace, run, this, console)
     finally:
         if mirror is not None:
             folder, uri = run_folder(workspace, run), workspace.tracking_uri
@@ -498,10 +498,10 @@ def _assist(run_id: str, gpus: int | None) -> None:
     if run_folder(workspace, run).complete():
         return
     stop = StopRequest().listen()
-    devices = jobs.devices(run, gpus)
-    jobs.check(workspace, run, homes, devices)
+    gpus = run.resources.gpu if gpus is None else gpus
+    jobs.check(workspace, run, homes, gpus)
     try:
-        jobs.assist(workspace, run, devices, stop)
+        jobs.assist(workspace, run, gpus, stop)
     except (Interrupted, RunFailed) as told:
         raise SystemExit(told.exit_code) from None
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ofq.errors import RunFailed, TryAgain
@@ -35,11 +35,15 @@ class Helpers:
     Args:
         run_id: The run.
         count: Number of the run's processes, the first one included.
+        leased: Descriptors that hold the lease of the GPUs, so that it lasts until the last of them
+            ends.
         on_loss: Told, from a thread, why the first process is about to be ended, when a helper was
             lost and the first process still waits for it.
     """
 
-    def __init__(self, run_id: str, count: int, on_loss: Callable[[str], None]) -> None:
+    def __init__(
+        self, run_id: str, count: int, leased: Sequence[int], on_loss: Callable[[str], None]
+    ) -> None:
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         self._on_loss = on_loss
@@ -59,6 +63,7 @@ class Helpers:
                 command,
                 env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdin=subprocess.PIPE,  # which closes when this process ends, however it does
+                pass_fds=leased,
                 start_new_session=True,  # a terminal's Ctrl+C is for this process
             )
             for rank in range(1, count)
@@ -96,12 +101,15 @@ class Helpers:
 
 
 @contextmanager
-def helpers(run_id: str, count: int, on_loss: Callable[[str], None]) -> Iterator[None]:
+def helpers(
+    run_id: str, count: int, leased: Sequence[int], on_loss: Callable[[str], None]
+) -> Iterator[None]:
     """Have helpers while the first process trains.
 
     Args:
         run_id: The run.
         count: Number of the run's processes, the first one included.
+        leased: As of :class:`Helpers`.
         on_loss: As of :class:`Helpers`.
 
     Raises:
@@ -110,7 +118,7 @@ def helpers(run_id: str, count: int, on_loss: Callable[[str], None]) -> Iterator
     """
     from ofq.training.devices import OthersGone
 
-    started = Helpers(run_id, count, on_loss)
+    started = Helpers(run_id, count, leased, on_loss)
     try:
         yield
     except OthersGone as broken:

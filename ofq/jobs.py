@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from ofq.attempt import CHECKPOINT, Attempt, run_folder
 from ofq.errors import UserError
+from ofq.hardware import are_started, processes
 from ofq.helpers import helpers
 from ofq.interruption import StopRequest
 from ofq.progress import Bar, Lines, display, summary
@@ -18,7 +19,6 @@ from ofq.study import Run, RunConfig, Workspace
 from ofq.study.config import FROM_FOLDERS, HUB
 from ofq.study.run import describe
 from ofq.study.stage import split
-from ofq.tracking import RunFolder
 from ofq.tracking.folder import WEIGHTS, sha256
 from ofq.tracking.provenance import gather
 
@@ -78,29 +78,14 @@ class Recorder:
         self.this.note("warning", text)
 
 
-def devices(run: Run, gpus: int | None) -> "Devices":
-    """The devices that a run gets.
-
-    Args:
-        run: What to train.
-        gpus: Number of GPUs; None for as many as its recipe asks for.
-
-    Raises:
-        UserError: There are fewer GPUs.
-    """
-    from ofq.training.devices import choose
-
-    return choose(run.resources.gpu if gpus is None else gpus)
-
-
-def check(workspace: Workspace, run: Run, studies: list[str], devices: "Devices") -> None:
+def check(workspace: Workspace, run: Run, studies: list[str], gpus: int) -> None:
     """Make sure that a run can start, before anything of it is written.
 
     Raises:
         UserError: A run that it builds on isn't complete, a file that it starts from is missing, or
             it can't be spread over the devices.
     """
-    _check_devices(run, devices)
+    _check_devices(run, processes(gpus))
     for needed in run.needs():
         if not run_folder(workspace, needed).complete():
             raise UserError(f"{run.id} builds on {needed.id}; run `ofq train {needed.id}` first")
@@ -115,15 +100,15 @@ def check(workspace: Workspace, run: Run, studies: list[str], devices: "Devices"
             raise UserError(f"{keys[name]} is '{name}': no such file")
 
 
-def _check_devices(run: Run, devices: "Devices") -> None:
+def _check_devices(run: Run, count: int) -> None:
     training = run.config.training
     if training is not None:
         try:
-            split(training.batch_size, devices.count, run.resources.device_batch)
+            split(training.batch_size, count, run.resources.device_batch)
         except UserError as error:
             raise UserError(f"{run.id}: {error}") from None
-    elif devices.count > 1:
-        raise UserError(f"{run.id} is an evaluation, which takes one device, not {devices.count}")
+    elif count > 1:
+        raise UserError(f"{run.id} is an evaluation, which takes one device, not {count}")
 
 
 def begin(
@@ -132,7 +117,6 @@ def begin(
     studies: list[str],
     this: Attempt,
     console: Console,
-    devices: "Devices",
 ) -> bool:
     """Make a run's locked folder ready for an attempt, with its provenance.
 
@@ -142,7 +126,6 @@ def begin(
         studies: The studies that it belongs to.
         this: The attempt.
         console: Where to say so if there is nothing to do.
-        devices: What the run trains on.
 
     Returns:
         False if the run is complete, or its final files could be put back.
@@ -153,13 +136,11 @@ def begin(
     if this.folder.restore():
         console.print(f"{run.id} is already complete", highlight=False, soft_wrap=True)
         return False
-    _open(workspace, run, studies, this.folder, devices)
+    _open(workspace, run, studies, this)
     return True
 
 
-def train(
-    workspace: Workspace, run: Run, this: Attempt, console: Console, devices: "Devices"
-) -> None:
+def train(workspace: Workspace, run: Run, this: Attempt, console: Console) -> None:
     """Do a run in its opened folder: train it, or evaluate the checkpoint that it names.
 
     Training resumes where an earlier attempt stopped.
@@ -169,7 +150,6 @@ def train(
         run: What to train.
         this: The attempt.
         console: Where to show progress.
-        devices: What it trains on.
 
     Raises:
         UserError: Something that the run needs can't be had.
@@ -177,14 +157,16 @@ def train(
         TryAgain: It was interrupted.
     """
     from ofq.training.checkpoint import CheckpointStore
-    from ofq.training.devices import take_part
+    from ofq.training.devices import choose, take_part
     from ofq.training.weights import save_weights
 
     folder = this.folder
+    devices = choose(this.options.gpus)
     _show_devices(run, console, devices)
     work = _evaluate if run.config.stage == "released" else _train
-    alone = devices.count == 1 or devices.started
-    with nullcontext() if alone else helpers(run.id, devices.count, this.lost):
+    all_here = devices.count == 1 or are_started()
+    leased = this.lease.descriptors
+    with nullcontext() if all_here else helpers(run.id, devices.count, leased, this.lost):
         process = take_part(devices, run.resources.threads)
         done = work(workspace, run, this, console, process)
         process.leave()
@@ -205,13 +187,13 @@ def _show_devices(run: Run, console: Console, devices: "Devices") -> None:
         console.print(f"{parts}, {devices}", highlight=False, soft_wrap=True)
 
 
-def assist(workspace: Workspace, run: Run, devices: "Devices", stop: StopRequest) -> None:
+def assist(workspace: Workspace, run: Run, gpus: int, stop: StopRequest) -> None:
     """Take part in a run's training as one of its further processes, which keep no record.
 
     Args:
         workspace: Where the run's parents are.
         run: What to train.
-        devices: What it trains on.
+        gpus: Number of GPUs that it trains on.
         stop: What the training loop looks at.
 
     Raises:
@@ -220,19 +202,20 @@ def assist(workspace: Workspace, run: Run, devices: "Devices", stop: StopRequest
         TryAgain: It was interrupted, or the first process has gone.
     """
     from ofq.training.checkpoint import NoCheckpoints
-    from ofq.training.devices import take_part
+    from ofq.training.devices import choose, take_part
     from ofq.training.loop import Silence
     from ofq.training.pace import Pace
 
-    process = take_part(devices, run.resources.threads)
+    process = take_part(choose(gpus), run.resources.threads)
     _trainer(workspace, run, Silence(), NoCheckpoints(), stop, Pace(), process).run()
     process.leave()
 
 
-def _open(
-    workspace: Workspace, run: Run, studies: list[str], folder: RunFolder, devices: "Devices"
-) -> None:
+def _open(workspace: Workspace, run: Run, studies: list[str], this: Attempt) -> None:
     """Make a run's folder ready for an attempt, with its provenance."""
+    from ofq.training.devices import choose
+
+    folder, devices = this.folder, choose(this.options.gpus)
     folder.open(describe(run))
     attempt = {**gather(workspace.root), **devices.describe(), "threads": run.resources.threads}
     folder.write_json(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ofq.errors import TryAgain, UserError
-from ofq.hardware import processor
+from ofq.hardware import processes, processor
 
 Kind = Literal["cuda", "cpu"]
 
@@ -36,13 +36,11 @@ class Devices:
         count: Number of devices, and of processes.
         kind: GPUs, or the processor, which then stands in for each of them.
         gpus: Number of GPUs that were asked for.
-        started: Whether all processes are there, started by torchrun or srun, this one among them.
     """
 
     count: int
     kind: Kind
     gpus: int
-    started: bool
 
     def __str__(self) -> str:
         if self.kind == "cuda":
@@ -69,19 +67,10 @@ def choose(gpus: int) -> Devices:
     """The devices for a run that asks for some GPUs; without CUDA, so many processes on the CPU.
 
     Args:
-        gpus: Number of GPUs, 0 for the CPU. Where processes were started by others, as torchrun
-            does, their number counts instead.
-
-    Raises:
-        UserError: There are GPUs, but too few.
+        gpus: Number of GPUs, leased already; 0 for the CPU.
     """
-    present = torch.cuda.device_count() if gpus else 0
-    kind: Kind = "cuda" if present else "cpu"
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return Devices(int(os.environ["WORLD_SIZE"]), kind, gpus, started=True)
-    if present and gpus > present:
-        raise UserError(f"{gpus} GPUs are asked for; this process sees {present}")
-    return Devices(max(1, gpus), kind, gpus, started=False)
+    kind: Kind = "cuda" if gpus and torch.cuda.is_available() else "cpu"
+    return Devices(processes(gpus), kind, gpus)
 
 
 class Solo:
