@@ -5,12 +5,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from ofq.training.devices import describe
+import torch
+
+from ofq.training.devices import choose
 
 
 def machine() -> dict[str, Any]:
     """Devices, cores that this process may use, and the checkout's commit."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    devices = describe()["devices"]
+    devices = choose(torch.cuda.device_count()).describe()["devices"]
     return {"devices": devices, "cores": len(os.sched_getaffinity(0)), "commit": commit or None}

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ofq.errors import RunFailed, TryAgain, UserError
 from ofq.interruption import Interrupted, StopRequest, passed
-from ofq.leases import lease
+from ofq.leases import Lease, lease
 from ofq.study import Run, Workspace
 from ofq.tracking import RunFolder
 from ofq.tracking.lock import Held, LockLost, RunLock
@@ -53,12 +53,16 @@ class Attempt:
         folder: The run's folder, locked.
         stop: What the training loop looks at.
         options: How it behaves.
+
+    Attributes:
+        lease: Its GPUs.
     """
 
     def __init__(self, folder: RunFolder, stop: StopRequest, options: Options) -> None:
         self.folder = folder
         self.stop = stop
         self.options = options
+        self.lease = Lease()
         self._began = time.monotonic()
         self._progress: dict[str, Any] = {}
         self._step = self._first = 0
@@ -109,6 +113,10 @@ class Attempt:
         """Remove what only matters while training."""
         for name in ("progress.json", SAVE_REQUEST):
             (self.folder.path / name).unlink(missing_ok=True)
+
+    def lost(self, cause: str) -> None:
+        """Note that the attempt ends here, since another of the run's processes was lost."""
+        self.folder.event("interrupted", cause=cause, seconds=self.seconds())
 
     def totals(self) -> dict[str, Any]:
         """Time and devices over all attempts, this one included."""
@@ -163,7 +171,7 @@ def attempt(
         if not options.again:
             _refuse_hopeless(folder, run)
         if not folder.complete():
-            _lease(run, stop, options, console)
+            this.lease = _lease(run, stop, options, console)
         this.start()
         with _recorded(this, run):
             yield this
@@ -190,14 +198,14 @@ def _patience(options: Options, stop: StopRequest, console: Console) -> Callable
     return waits
 
 
-def _lease(run: Run, stop: StopRequest, options: Options, console: Console) -> None:
+def _lease(run: Run, stop: StopRequest, options: Options, console: Console) -> Lease:
     def cause() -> str | None:
         return stop.cause or ("the time limit" if passed(options.deadline) else None)
 
     def tell(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    lease(options.gpus, run.id, cause, tell)
+    return lease(options.gpus, run.id, cause, tell)
 
 
 def _note_death(folder: RunFolder, dead: Held) -> None:

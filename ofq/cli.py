@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ofq import __version__
 from ofq.errors import RunFailed, TryAgain, UserError
-from ofq.interruption import StopRequest, deadline
+from ofq.interruption import Interrupted, StopRequest, deadline
 from ofq.progress import summary
 from ofq.study import Quantization, Workspace
 from ofq.study.files import parse
@@ -228,6 +228,14 @@ def train(
     again: Annotated[
         bool, typer.Option("--again", help="Try once more what failed by its numbers.")
     ] = False,
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="GPUs, or processes without CUDA; left out, the recipe's `gpu`.",
+        ),
+    ] = None,
 ) -> None:
     """Train one run, or resume it where it was interrupted.
 
@@ -243,6 +251,9 @@ def train(
     from ofq.attempt import Options, attempt, run_folder
     from ofq.tracking.mirroring import await_mirror, start_mirror
 
+    if int(os.environ.get("RANK", "0")) > 0:  # started by torchrun or srun
+        _assist(run_id, devices)
+        return
     console = Console()
     workspace = Workspace()
     run, homes = workspace.find(run_id)
@@ -250,8 +261,9 @@ def train(
         console.print(f"{run.id} is already complete", highlight=False, soft_wrap=True)
         return
     stop = StopRequest().listen()
-    jobs.check(workspace, run, homes)
-    options = Options(deadline(_STARTED, time_limit), wait, keep, again, run.resources.gpu)
+    gpus = run.resources.gpu if devices is None else devices
+    jobs.check(workspace, run, homes, gpus)
+    options = Options(deadline(_STARTED, time_limit), wait, keep, again, gpus)
     mirror = None
     try:
         with attempt(workspace, run, console, stop, options) as this:
@@ -263,6 +275,18 @@ def train(
         if mirror is not None:
             folder, uri = run_folder(workspace, run), workspace.tracking_uri
             await_mirror(mirror, folder, run.id, uri, console, options.deadline)
+
+
+@app.command(hidden=True)
+def assist(
+    run_id: RunId,
+    devices: Annotated[int, typer.Option(help="As of `ofq train`.")],
+) -> None:
+    """Be one of a run's further processes (`ofq train` starts them by itself)."""
+    from ofq.helpers import end_with_first
+
+    end_with_first()
+    _assist(run_id, devices)
 
 
 @app.command()
@@ -462,6 +486,24 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+def _assist(run_id: str, gpus: int | None) -> None:
+    """Train along; what all processes end by, the first one says."""
+    from ofq import jobs
+    from ofq.attempt import run_folder
+
+    workspace = Workspace()
+    run, homes = workspace.find(run_id)
+    if run_folder(workspace, run).complete():
+        return
+    stop = StopRequest().listen()
+    gpus = run.resources.gpu if gpus is None else gpus
+    jobs.check(workspace, run, homes, gpus)
+    try:
+        jobs.assist(workspace, run, gpus, stop)
+    except (Interrupted, RunFailed) as told:
+        raise SystemExit(told.exit_code) from None
 
 
 def main() -> None:

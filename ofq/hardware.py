@@ -1,5 +1,6 @@
 """What this machine computes with, found without torch, so that asking takes no GPU and no time."""
 
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -20,6 +21,19 @@ def gpus() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return ["NVIDIA GPU" for _ in Path("/proc/driver/nvidia/gpus").glob("*")]
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def are_started() -> bool:
+    """Whether a run's processes are all there, started by torchrun or srun, this one among them."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def processes(gpus: int) -> int:
+    """Number of processes of a run that asks for some GPUs: one for each, and one without.
+
+    Where they are started already, it is their number that counts.
+    """
+    return int(os.environ["WORLD_SIZE"]) if are_started() else max(1, gpus)
 
 
 def processor() -> str:

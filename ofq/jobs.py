@@ -1,6 +1,7 @@
 """One run, from its config to its finished folder: where study, training and record meet."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,16 +11,24 @@ from rich.markup import escape
 
 from ofq.attempt import CHECKPOINT, Attempt, run_folder
 from ofq.errors import UserError
+from ofq.hardware import are_started, processes
+from ofq.helpers import helpers
+from ofq.interruption import StopRequest
 from ofq.progress import Bar, Lines, display, summary
 from ofq.study import Run, RunConfig, Workspace
 from ofq.study.config import FROM_FOLDERS, HUB
 from ofq.study.run import describe
-from ofq.tracking import RunFolder
+from ofq.study.stage import split
 from ofq.tracking.folder import WEIGHTS, sha256
 from ofq.tracking.provenance import gather
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ofq.training.checkpoint import CheckpointStore
+    from ofq.training.devices import Devices, Solo
+    from ofq.training.loop import Observer, Trainer
+    from ofq.training.pace import Pace
 
 
 class Recorder:
@@ -69,12 +78,14 @@ class Recorder:
         self.this.note("warning", text)
 
 
-def check(workspace: Workspace, run: Run, studies: list[str]) -> None:
+def check(workspace: Workspace, run: Run, studies: list[str], gpus: int) -> None:
     """Make sure that a run can start, before anything of it is written.
 
     Raises:
-        UserError: A run that it builds on isn't complete, or a file that it starts from is missing.
+        UserError: A run that it builds on isn't complete, a file that it starts from is missing, or
+            it can't be spread over the devices.
     """
+    _check_devices(run, processes(gpus))
     for needed in run.needs():
         if not run_folder(workspace, needed).complete():
             raise UserError(f"{run.id} builds on {needed.id}; run `ofq train {needed.id}` first")
@@ -89,8 +100,23 @@ def check(workspace: Workspace, run: Run, studies: list[str]) -> None:
             raise UserError(f"{keys[name]} is '{name}': no such file")
 
 
+def _check_devices(run: Run, count: int) -> None:
+    training = run.config.training
+    if training is not None:
+        try:
+            split(training.batch_size, count, run.resources.device_batch)
+        except UserError as error:
+            raise UserError(f"{run.id}: {error}") from None
+    elif count > 1:
+        raise UserError(f"{run.id} is an evaluation, which takes one device, not {count}")
+
+
 def begin(
-    workspace: Workspace, run: Run, studies: list[str], this: Attempt, console: Console
+    workspace: Workspace,
+    run: Run,
+    studies: list[str],
+    this: Attempt,
+    console: Console,
 ) -> bool:
     """Make a run's locked folder ready for an attempt, with its provenance.
 
@@ -110,7 +136,7 @@ def begin(
     if this.folder.restore():
         console.print(f"{run.id} is already complete", highlight=False, soft_wrap=True)
         return False
-    _open(workspace, run, studies, this.folder)
+    _open(workspace, run, studies, this)
     return True
 
 
@@ -131,13 +157,19 @@ def train(workspace: Workspace, run: Run, this: Attempt, console: Console) -> No
         TryAgain: It was interrupted.
     """
     from ofq.training.checkpoint import CheckpointStore
-    from ofq.training.stage import use_threads
+    from ofq.training.devices import choose, take_part
     from ofq.training.weights import save_weights
 
     folder = this.folder
-    use_threads(run.resources.threads)
+    devices = choose(this.options.gpus)
+    _show_devices(run, console, devices)
     work = _evaluate if run.config.stage == "released" else _train
-    done = work(workspace, run, this, console)
+    all_here = devices.count == 1 or are_started()
+    leased = this.lease.descriptors
+    with nullcontext() if all_here else helpers(run.id, devices.count, leased, this.lost):
+        process = take_part(devices, run.resources.threads)
+        done = work(workspace, run, this, console, process)
+        process.leave()
     folder.event("finished", seconds=this.seconds())
     folder.finish(_result(run, done, this.totals()), lambda path: save_weights(done.model, path))
     if not this.options.keep:
@@ -145,12 +177,47 @@ def train(workspace: Workspace, run: Run, this: Attempt, console: Console) -> No
     console.print(f"finished {run.id}: {summary(done.metrics)}", highlight=False, soft_wrap=True)
 
 
-def _open(workspace: Workspace, run: Run, studies: list[str], folder: RunFolder) -> None:
-    """Make a run's folder ready for an attempt, with its provenance."""
-    from ofq.training import devices
+def _show_devices(run: Run, console: Console, devices: "Devices") -> None:
+    """Say where a run trains, and how a batch is spread; of one processor in one pass, nothing."""
+    training = run.config.training
+    if training is None:
+        return
+    parts = split(training.batch_size, devices.count, run.resources.device_batch)
+    if devices.gpus or parts.devices * parts.passes > 1:
+        console.print(f"{parts}, {devices}", highlight=False, soft_wrap=True)
 
+
+def assist(workspace: Workspace, run: Run, gpus: int, stop: StopRequest) -> None:
+    """Take part in a run's training as one of its further processes, which keep no record.
+
+    Args:
+        workspace: Where the run's parents are.
+        run: What to train.
+        gpus: Number of GPUs that it trains on.
+        stop: What the training loop looks at.
+
+    Raises:
+        UserError: Something that the run needs can't be had.
+        RunFailed: It can't be trained to its end.
+        TryAgain: It was interrupted, or the first process has gone.
+    """
+    from ofq.training.checkpoint import NoCheckpoints
+    from ofq.training.devices import choose, take_part
+    from ofq.training.loop import Silence
+    from ofq.training.pace import Pace
+
+    process = take_part(choose(gpus), run.resources.threads)
+    _trainer(workspace, run, Silence(), NoCheckpoints(), stop, Pace(), process).run()
+    process.leave()
+
+
+def _open(workspace: Workspace, run: Run, studies: list[str], this: Attempt) -> None:
+    """Make a run's folder ready for an attempt, with its provenance."""
+    from ofq.training.devices import choose
+
+    folder, devices = this.folder, choose(this.options.gpus)
     folder.open(describe(run))
-    attempt = {**gather(workspace.root), **devices.describe()}
+    attempt = {**gather(workspace.root), **devices.describe(), "threads": run.resources.threads}
     folder.write_json(
         "provenance.json",
         {
@@ -165,7 +232,7 @@ def _open(workspace: Workspace, run: Run, studies: list[str], folder: RunFolder)
         commit=attempt["commit"],
         host=attempt["host"],
         slurm_job=attempt["slurm"].get("SLURM_JOB_ID"),
-        devices=len(attempt["devices"]),
+        devices=devices.count,
     )
 
 
@@ -178,31 +245,52 @@ class _Done:
     primary: str
 
 
-def _train(workspace: Workspace, run: Run, this: Attempt, console: Console) -> _Done:
+def _train(
+    workspace: Workspace, run: Run, this: Attempt, console: Console, process: "Solo"
+) -> _Done:
     from ofq.training.checkpoint import CheckpointStore
     from ofq.training.pace import Pace
-    from ofq.training.stage import prepare
 
     assert run.config.training is not None
     shown = display(console, run.config.training.epochs)
     recorder = Recorder(this, shown, console)
+    checkpoints = CheckpointStore(this.folder.path / CHECKPOINT, this.folder.guard, recorder.warn)
+    pace = Pace(60 * workspace.site.checkpoint_minutes, this.options.deadline)
     try:
-        trainer = prepare(
-            run.config,
-            _weights(workspace, run.parent),
-            _weights(workspace, run.teacher),
-            recorder,
-            CheckpointStore(this.folder.path / CHECKPOINT, this.folder.guard, recorder.warn),
-            this.stop,
-            _pretrained(workspace, run.config),
-            Pace(60 * workspace.site.checkpoint_minutes, this.options.deadline),
-        )
+        trainer = _trainer(workspace, run, recorder, checkpoints, this.stop, pace, process)
         return _Done(trainer.model, trainer.run(), trainer.objective.primary)
     finally:
         shown.end()
 
 
-def _evaluate(workspace: Workspace, run: Run, this: Attempt, console: Console) -> _Done:
+def _trainer(
+    workspace: Workspace,
+    run: Run,
+    observer: "Observer",
+    checkpoints: "CheckpointStore",
+    stop: StopRequest,
+    pace: "Pace",
+    process: "Solo",
+) -> "Trainer":
+    from ofq.training.stage import prepare
+
+    return prepare(
+        run.config,
+        _weights(workspace, run.parent),
+        _weights(workspace, run.teacher),
+        observer,
+        checkpoints,
+        stop,
+        _pretrained(workspace, run.config),
+        pace,
+        process,
+        run.resources.device_batch,
+    )
+
+
+def _evaluate(
+    workspace: Workspace, run: Run, this: Attempt, console: Console, process: "Solo"
+) -> _Done:
     from ofq.training import evaluation
     from ofq.training.importing import import_released
 
@@ -218,7 +306,7 @@ def _evaluate(workspace: Workspace, run: Run, this: Attempt, console: Console) -
     this.folder.rewind(None)
     dropped = {reason: len(names) for reason, names in imported.reasons().items()}
     this.folder.event("started", dropped=dropped)
-    measures = evaluation.evaluate(imported.model, images, console, this.stop)
+    measures = evaluation.evaluate(imported.model, images, console, this.stop, process)
     metrics = {"epoch": 0, "step": 0, "time": time.time(), **measures}
     this.folder.append("metrics", [metrics])
     return _Done(imported.model, metrics, "top1")

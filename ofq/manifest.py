@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the state's layout changes, so that an older one isn't misread."""
 
 

@@ -121,9 +121,10 @@ def _import_torch() -> float:
 def _calibrate(run: Run) -> dict[str, Any]:
     """Train a run's kind for some seconds, from fresh weights; its times."""
     from ofq.training.checkpoint import CheckpointStore
-    from ofq.training.stage import prepare, use_threads
+    from ofq.training.devices import choose, take_part
+    from ofq.training.stage import prepare
 
-    use_threads(run.resources.threads)
+    take_part(choose(gpus=0), run.resources.threads)
     stop = StopRequest()
     watch = _Stopwatch(stop)
     began = time.perf_counter()

@@ -10,7 +10,7 @@ from ofq.study.files import parse, suggest
 from ofq.study.method import Method, Quantization
 from ofq.study.run import Cell, Grid, Run, RunConfig
 from ofq.study.runtimes import Minutes
-from ofq.study.stage import Resources, Training
+from ofq.study.stage import Resources, Training, split
 
 
 @dataclass
@@ -64,8 +64,20 @@ class _Builder:
             minutes = self.runtimes.get(config.model, {}).get(config.stage)
             if minutes is not None:
                 resources = resources.model_copy(update={"runtime": minutes})
+            self._check_devices(config, resources)
             self.runs[name] = Run(config, name, parent, teacher, resources)
         return self.runs[name]
+
+    def _check_devices(self, config: RunConfig, resources: Resources) -> None:
+        devices = max(1, resources.gpu)
+        where = f"recipe of {self.source}: key 'resources.{config.stage}.gpu'"
+        if config.training is not None:
+            try:
+                split(config.training.batch_size, devices, resources.device_batch)
+            except UserError as error:
+                raise UserError(f"{where}: {config.model}: {error}") from None
+        elif devices > 1:
+            raise UserError(f"{where} is {devices}; an evaluation takes one device")
 
     def fp(self, model: str, seed: int) -> Run | None:
         if "fp" not in self.recipe.stages:

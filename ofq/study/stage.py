@@ -1,9 +1,11 @@
 """What a stage trains with, and what its jobs ask for."""
 
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from ofq.errors import UserError
 from ofq.study.files import Strict, suggest
 
 SHORT = 15
@@ -54,21 +56,66 @@ class Resources(Strict):
     """What one job of a stage asks the scheduler for.
 
     Attributes:
-        threads: CPU cores.
+        threads: CPU cores, over all devices.
         mem_mb: Memory in megabytes.
         runtime: Minutes.
-        gpu: Number of GPUs.
+        gpu: Number of GPUs, each with a process of its own.
+        device_batch: The most images that a GPU's memory holds in one pass; left out, all of its
+            part of a batch.
     """
 
     threads: PositiveInt = 1
     mem_mb: PositiveInt = 2000
     runtime: PositiveInt = 30
     gpu: NonNegativeInt = 0
+    device_batch: PositiveInt | None = None
 
     @property
     def short(self) -> bool:
         """Whether a cluster should run the job without the cost of submitting it."""
         return self.runtime <= SHORT and self.gpu == 0
+
+
+@dataclass(frozen=True)
+class Split:
+    """How the images of one optimizer step are spread; their number is the recipe's, always.
+
+    Attributes:
+        devices: Number of devices.
+        passes: Forward and backward passes that each makes before the step.
+        images: Images in one pass on one device.
+    """
+
+    devices: int
+    passes: int
+    images: int
+
+    def __str__(self) -> str:
+        total = self.devices * self.passes * self.images
+        product = f"{self.devices} x {self.passes} x {self.images}"
+        return f"{total} images per step = {product} (devices x passes x images)"
+
+
+def split(batch_size: int, devices: int, device_batch: int | None = None) -> Split:
+    """Spread a batch evenly over devices, in as few equal passes as their memory allows.
+
+    Args:
+        batch_size: Images per optimizer step.
+        devices: Number of devices.
+        device_batch: The most images in one pass on one device; None for any number.
+
+    Raises:
+        UserError: The batch can't be spread evenly.
+    """
+    share, rest = divmod(batch_size, devices)
+    if rest or not share:
+        raise UserError(
+            f"batch_size {batch_size} can't be split over {devices} devices: "
+            f"{batch_size} = {devices} x {share} + {rest}"
+        )
+    most = device_batch or share
+    passes = next(n for n in range(1, share + 1) if share % n == 0 and share // n <= most)
+    return Split(devices, passes, share // passes)
 
 
 def check_hyperparameters(values: dict[str, Any]) -> None:

@@ -53,12 +53,12 @@ class CheckpointStore:
         self._keep(manifests(self.folder)[-_KEPT:])
 
     def load(self) -> dict[str, Any] | None:
-        """The newest undamaged state, or None; damaged ones are told of and removed."""
+        """The newest undamaged state, on the CPU, or None; damaged ones are told of and removed."""
         for manifest in reversed(manifests(self.folder)):
             path = manifest.with_suffix(".pt")
             problem = examine(manifest)
             if problem is None:
-                return torch.load(path, weights_only=True)
+                return torch.load(path, map_location="cpu", weights_only=True)
             self._warn(f"checkpoint {path} {problem}; going back to the one before it")
             self._guard()
             manifest.unlink()
@@ -75,6 +75,22 @@ class CheckpointStore:
         for path in self.folder.glob("step-*"):
             if path.stem not in kept:
                 path.unlink(missing_ok=True)
+
+
+class NoCheckpoints(CheckpointStore):
+    """For processes that get their state from the first one, which alone keeps checkpoints."""
+
+    def __init__(self) -> None:
+        super().__init__(Path())
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Save nothing."""
+
+    def load(self) -> None:
+        """Nothing."""
+
+    def clear(self) -> None:
+        """Remove nothing."""
 
 
 class _Hashing:

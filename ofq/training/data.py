@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ofq.errors import UserError
 from ofq.interruption import Interrupted, StopRequest
+from ofq.training.devices import ALONE, Solo
 
 Batch = tuple[Tensor, Tensor]
 
@@ -48,31 +49,62 @@ class Data:
             )
         return steps
 
-    def train_batches(self, epoch: int, batch_size: int, first: int = 0) -> Iterator[Batch]:
-        """The shuffled training batches of an epoch, from batch number ``first`` on."""
+    def to(self, device: torch.device) -> "Data":
+        """The same data on a device."""
+        parts = ("train_inputs", "train_targets", "test_inputs", "test_targets")
+        return replace(self, **{part: getattr(self, part).to(device) for part in parts})
+
+    def train_batches(
+        self, epoch: int, batch_size: int, first: int = 0, process: Solo = ALONE
+    ) -> Iterator[Batch]:
+        """A process's part of the shuffled training batches of an epoch.
+
+        Args:
+            epoch: With the seed, decides the order, for any number of processes.
+            batch_size: Images of a whole batch, over all processes.
+            first: Number of the batch to begin with.
+            process: Whose part.
+        """
         generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
         order = torch.randperm(len(self.train_inputs), generator=generator)
+        order = order.to(self.train_inputs.device)
+        part = process.part(batch_size)
         for step in range(first, self.steps_per_epoch(batch_size)):
-            chosen = order[step * batch_size : (step + 1) * batch_size]
+            chosen = order[step * batch_size : (step + 1) * batch_size][part]
             yield self.train_inputs[chosen], self.train_targets[chosen]
 
-    def test_batches(self, batch_size: int = 300) -> Iterator[Batch]:
-        """The test set, in order."""
-        yield from zip(
-            self.test_inputs.split(batch_size), self.test_targets.split(batch_size), strict=True
-        )
+    def test_batches(self, batch_size: int = 300, process: Solo = ALONE) -> Iterator[Batch]:
+        """A process's part of the test set, in order.
+
+        Args:
+            batch_size: The most images in one of a process's batches.
+            process: Whose part; all processes get equally many batches, of which some may be empty.
+        """
+        together = batch_size * process.count
+        for inputs, targets in zip(
+            self.test_inputs.split(together), self.test_targets.split(together), strict=True
+        ):
+            part = process.part(len(inputs))
+            yield inputs[part], targets[part]
 
 
-def until(stop: StopRequest, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Batches, until a stop is requested.
+def until(stop: StopRequest, batches: Iterable[Batch], process: Solo = ALONE) -> Iterator[Batch]:
+    """Batches that aren't empty, until a stop is requested of any process.
+
+    Args:
+        stop: The request.
+        batches: As many in every process.
+        process: This process.
 
     Raises:
-        Interrupted: It is.
+        Interrupted: A stop is requested.
     """
     for batch in batches:
-        if stop.cause is not None:
-            raise Interrupted(stop.cause)
-        yield batch
+        cause, _ = process.agree(stop.cause, save=False)
+        if cause is not None:
+            raise Interrupted(cause)
+        if len(batch[0]):
+            yield batch
 
 
 def fingerprint(dataset: str, model: str, seed: int, folder: Path | None) -> dict[str, Any]:

@@ -1,28 +1,268 @@
-"""The devices that this process computes on, for the record."""
+"""Devices and processes: one process for each device that a run trains on.
 
+A run's processes hold the same weights at every moment. Each takes its share of every batch; the
+gradients are averaged before the optimizer steps, so all of them take the same step.
+"""
+
+import os
+import random
 import subprocess
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy
 import torch
+from torch import Tensor, distributed, nn
 
-from ofq.hardware import processor
+from ofq.errors import TryAgain, UserError
+from ofq.hardware import processes, processor
+
+Kind = Literal["cuda", "cpu"]
+
+_APART = 1_000_003  # between the seeds of two processes
 
 
-def describe() -> dict[str, Any]:
-    """Names and drivers of this process's devices.
+class OthersGone(TryAgain):
+    """This process can't reach the others of its run."""
 
-    Returns:
-        ``devices``: names, one per GPU that this process sees, or the processor's alone;
-        ``driver``, ``cuda`` and ``cudnn``: versions, None without a GPU; ``threads``: CPU threads.
+
+@dataclass(frozen=True)
+class Devices:
+    """What a run trains on.
+
+    Attributes:
+        count: Number of devices, and of processes.
+        kind: GPUs, or the processor, which then stands in for each of them.
+        gpus: Number of GPUs that were asked for.
     """
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "devices": gpus or [processor()],
-        "driver": _driver() if gpus else None,
-        "cuda": torch.version.cuda if gpus else None,
-        "cudnn": torch.backends.cudnn.version() if gpus else None,
-        "threads": torch.get_num_threads(),
-    }
+
+    count: int
+    kind: Kind
+    gpus: int
+
+    def __str__(self) -> str:
+        if self.kind == "cuda":
+            return f"on {self.count} x {torch.cuda.get_device_name()}"
+        return "on the CPU, since there is no CUDA" if self.gpus else "on the CPU"
+
+    def describe(self) -> dict[str, Any]:
+        """What the record says of them.
+
+        Returns:
+            ``devices``: names, one per process; ``driver``, ``cuda`` and ``cudnn``: versions, None
+            without a GPU.
+        """
+        gpu = self.kind == "cuda"
+        return {
+            "devices": [torch.cuda.get_device_name() if gpu else processor()] * self.count,
+            "driver": _driver() if gpu else None,
+            "cuda": torch.version.cuda if gpu else None,
+            "cudnn": torch.backends.cudnn.version() if gpu else None,
+        }
+
+
+def choose(gpus: int) -> Devices:
+    """The devices for a run that asks for some GPUs; without CUDA, so many processes on the CPU.
+
+    Args:
+        gpus: Number of GPUs, leased already; 0 for the CPU.
+    """
+    kind: Kind = "cuda" if gpus and torch.cuda.is_available() else "cpu"
+    return Devices(processes(gpus), kind, gpus)
+
+
+class Solo:
+    """The only process of a run. What several would have to agree on, it decides by itself.
+
+    Args:
+        device: What it computes on.
+
+    Attributes:
+        rank: Number of this process, from 0; the first one writes the record.
+        count: Number of processes.
+    """
+
+    rank = 0
+    count = 1
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by its mean over the processes; doesn't wait for the device."""
+
+    def total(self, sums: Tensor) -> Tensor:
+        """The sum of a tensor over the processes."""
+        return sums
+
+    def gather(self, value: Any) -> list[Any]:
+        """Each process's value, by rank."""
+        return [value]
+
+    def spread(self, value: Any) -> Any:
+        """The first process's value."""
+        return value
+
+    def align(self, model: nn.Module) -> None:
+        """Give a model the first process's parameters and buffers."""
+
+    def agree(self, cause: str | None, save: bool) -> tuple[str | None, bool]:
+        """Why to stop, if any process has a cause, and whether any wants a checkpoint."""
+        return cause, save
+
+    def part(self, examples: int) -> slice:
+        """This process's part of some examples; the parts differ by one in length at most."""
+        return slice(examples * self.rank // self.count, examples * (self.rank + 1) // self.count)
+
+    def wait(self) -> None:
+        """Wait for the other processes to come here."""
+
+    def diverge(self, seed: int) -> None:
+        """Let random numbers, as of drop path, differ between the processes from here on."""
+
+    def leave(self) -> None:
+        """Take leave of the other processes."""
+
+
+ALONE = Solo(torch.device("cpu"))
+"""What a process is unless it is told otherwise."""
+
+
+class Group(Solo):
+    """One of several processes that train one run.
+
+    Joins the others by torchrun's environment variables: ``RANK``, ``LOCAL_RANK``, ``WORLD_SIZE``,
+    ``MASTER_ADDR`` and ``MASTER_PORT``.
+
+    Args:
+        kind: What the processes compute on. Tensors there travel by NCCL on GPUs; decisions, and
+            all else in main memory, by gloo.
+
+    Raises:
+        UserError: A variable is missing, or there are fewer GPUs than processes on this machine.
+        OthersGone: Another process didn't come; raised by all methods, too, if one has gone.
+    """
+
+    def __init__(self, kind: Kind) -> None:
+        super().__init__(_own_device(kind))
+        backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+        try:
+            distributed.init_process_group(backend)
+        except ValueError as error:
+            raise UserError(f"several processes, but {error}") from None
+        except distributed.DistError as error:
+            raise OthersGone(f"the processes of this run didn't meet: {error}") from None
+        self.rank = distributed.get_rank()
+        self.count = distributed.get_world_size()
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """One reduction of all tensors in a fixed layout.
+
+        So the order of sums, and with it the last bits, are the same after a resumption, for any
+        number of processes.
+        """
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        with _reaching():
+            distributed.all_reduce(flat)
+        flat /= self.count
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def total(self, sums: Tensor) -> Tensor:
+        """See :meth:`Solo.total`."""
+        with _reaching():
+            distributed.all_reduce(sums)
+        return sums
+
+    def gather(self, value: Any) -> list[Any]:
+        """See :meth:`Solo.gather`."""
+        values = [None] * self.count
+        with _reaching():
+            distributed.all_gather_object(values, value)
+        return values
+
+    def spread(self, value: Any) -> Any:
+        """See :meth:`Solo.spread`."""
+        values = [value]
+        with _reaching():
+            distributed.broadcast_object_list(values)
+        return values[0]
+
+    def align(self, model: nn.Module) -> None:
+        """See :meth:`Solo.align`."""
+        for tensor in model.state_dict().values():
+            with _reaching():
+                distributed.broadcast(tensor, src=0)
+
+    def agree(self, cause: str | None, save: bool) -> tuple[str | None, bool]:
+        """One small reduction in main memory; doesn't wait for the device."""
+        wishes = torch.tensor([cause is not None, save], dtype=torch.uint8)
+        with _reaching():
+            distributed.all_reduce(wishes, distributed.ReduceOp.MAX)
+        stop, save = wishes.tolist()
+        if stop:
+            cause = next(found for found in self.gather(cause) if found is not None)
+        return cause, bool(save)
+
+    def wait(self) -> None:
+        """See :meth:`Solo.wait`; doesn't wait for the device."""
+        self.gather(None)
+
+    def diverge(self, seed: int) -> None:
+        """See :meth:`Solo.diverge`."""
+        seed_everything(seed + _APART * self.rank)
+
+    def leave(self) -> None:
+        """See :meth:`Solo.leave`."""
+        with suppress(RuntimeError):  # the others may be gone
+            distributed.destroy_process_group()
+
+
+def take_part(devices: Devices, threads: int) -> Solo:
+    """This process's part in a run, with its device set up; ends with :meth:`Solo.leave`.
+
+    Args:
+        devices: What the run trains on.
+        threads: CPU threads of all processes; the number decides the last bits of sums.
+    """
+    torch.set_num_threads(max(1, threads // devices.count))
+    return Group(devices.kind) if devices.count > 1 else Solo(_own_device(devices.kind))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch, NumPy and Python, and ask torch for deterministic algorithms."""
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def gradients(model: nn.Module) -> Iterable[Tensor]:
+    """The gradients that the last backward passes left, in the order of the parameters."""
+    return (p.grad for p in model.parameters() if p.grad is not None)
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """Around what needs the other processes."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise OthersGone(f"another process of this run is gone ({reason})") from None
+
+
+def _own_device(kind: Kind) -> torch.device:
+    if kind == "cpu":
+        return torch.device("cpu")
+    index, present = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if index >= present:
+        raise UserError(f"LOCAL_RANK is {index}, but this process sees {present} GPUs")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def _driver() -> str | None:

@@ -18,6 +18,7 @@ from ofq.interruption import SIGNALS, StopRequest
 from ofq.progress import counted
 from ofq.training import data, models
 from ofq.training.data import Batch
+from ofq.training.devices import ALONE, Solo
 from ofq.training.objective import Classification
 
 Transform = Callable[[Image.Image], Tensor]
@@ -42,7 +43,11 @@ class LabelledImages:
 
 
 def evaluate(
-    model: nn.Module, images: LabelledImages, console: Console, stop: StopRequest
+    model: nn.Module,
+    images: LabelledImages,
+    console: Console,
+    stop: StopRequest,
+    process: Solo = ALONE,
 ) -> dict[str, float]:
     """Measure a model, and show how far it is.
 
@@ -51,6 +56,7 @@ def evaluate(
         images: What it is measured on.
         console: Where to show progress.
         stop: Looked at after every batch.
+        process: The process, whose device is used.
 
     Returns:
         ``top1`` and ``top5`` in percent (``top5`` with five classes or more), ``loss``, and the
@@ -61,9 +67,12 @@ def evaluate(
         Interrupted: A stop was requested.
         TryAgain: A process that loads images was killed.
     """
-    batches = counted(console, data.until(stop, images.batches), images.images)
+    moved = (
+        (inputs.to(process.device), labels.to(process.device)) for inputs, labels in images.batches
+    )
+    batches = counted(console, data.until(stop, moved), images.images)
     with _workers_watched():
-        return Classification().evaluate(model, batches)
+        return Classification().evaluate(model.to(process.device), batches, process)
 
 
 def digits(model: str, seed: int, batch_size: int = BATCH_SIZE) -> LabelledImages:

@@ -15,6 +15,7 @@ from ofq.quantization import Oscillation, OscillationTracker, combine
 from ofq.study import Training
 from ofq.training.checkpoint import CheckpointStore
 from ofq.training.data import Batch, Data, until
+from ofq.training.devices import ALONE, Solo, gradients
 from ofq.training.numerics import (
     BadNumbers,
     LossWatch,
@@ -58,11 +59,36 @@ class Observer(Protocol):
         """Something went wrong that a person should know of; training goes on."""
 
 
+class Silence:
+    """An observer that does nothing, for processes beside the first one."""
+
+    def begin(self, done: int | None, total: int, recorded: int) -> None:
+        """See :class:`Observer`, as all of these."""
+
+    def step(self, step: int) -> None:
+        """Nothing."""
+
+    def epoch(self, metrics: dict[str, Any], layers: list[dict[str, Any]]) -> None:
+        """Nothing."""
+
+    def trajectory(self, rows: list[dict[str, Any]]) -> None:
+        """Nothing."""
+
+    def saved(self, step: int) -> None:
+        """Nothing."""
+
+    def warn(self, text: str) -> None:
+        """Nothing."""
+
+
 class Trainer:
-    """Trains one model for one stage.
+    """Trains one model for one stage, in one process or several.
+
+    Several processes hold the same weights and do the same, each on its part of every batch; what
+    one of them can't know, such as a signal that another one got, they agree on between two steps.
 
     Args:
-        model: The model; a quantized one is calibrated.
+        model: The model, on the process's device; a quantized one is calibrated.
         data: What it trains on.
         objective: What it minimizes.
         training: The stage's hyperparameters.
@@ -72,6 +98,8 @@ class Trainer:
         stop: Looked at after every step.
         scale_lr: Factor on the learning rate of learned weight scales.
         pace: When to save, and when to leave.
+        process: This process among those of the run.
+        passes: Forward and backward passes that a process's part of a batch is split into.
     """
 
     def __init__(
@@ -86,6 +114,8 @@ class Trainer:
         stop: StopRequest,
         scale_lr: float = 1.0,
         pace: Pace | None = None,
+        process: Solo = ALONE,
+        passes: int = 1,
     ) -> None:
         self.model = model
         self.data = data
@@ -96,6 +126,8 @@ class Trainer:
         self.checkpoints = checkpoints
         self.stop = stop
         self.pace = pace or Pace()
+        self.process = process
+        self.passes = passes
         self.tracker = OscillationTracker(model)
         self.trajectories = Trajectories(model, training.trajectories)
         self.optimizer = make_optimizer(model, training, scale_lr)
@@ -104,8 +136,8 @@ class Trainer:
         self.total_steps = training.epochs * self.steps_per_epoch
         self.step = 0
         self.evaluated = -1  # the last epoch that was evaluated and reported
-        self.loss_sum = torch.zeros(())
-        self.watch = LossWatch(self.loss_sum.device)
+        self.loss_sum = torch.zeros((), device=process.device)
+        self.watch = LossWatch(process.device)
         self.metrics: dict[str, Any] = {}
 
     def run(self) -> dict[str, Any]:
@@ -118,7 +150,7 @@ class Trainer:
             Interrupted: A stop was requested, or the time is up; the state is saved.
             BadNumbers: Training can't go on; the last checkpoint is from before that.
         """
-        resumed = self.checkpoints.load()
+        resumed = self.process.spread(self.checkpoints.load())
         if resumed is not None:
             self._restore(resumed)
         recorded = self.evaluated * self.steps_per_epoch if self.evaluated >= 0 else -1
@@ -140,27 +172,42 @@ class Trainer:
             self.model.train()
             self.schedule.step(epoch - 1)
             first = self.step - (epoch - 1) * self.steps_per_epoch
-            yield from self.data.train_batches(epoch - 1, self.training.batch_size, first)
+            batch_size = self.training.batch_size
+            yield from self.data.train_batches(epoch - 1, batch_size, first, self.process)
 
     def _train_step(self, inputs: Tensor, targets: Tensor) -> None:
+        """One optimizer step on a whole batch, of which this process has a part."""
         self.optimizer.zero_grad(set_to_none=True)
         progress = self.step / self.total_steps
-        loss = self.objective.loss(self.model(inputs), targets, inputs)
-        (loss + self.stepper.penalty(progress)).backward()
+        loss = self._backward(inputs, targets, progress)
+        # all processes see one loss, so that they judge it alike
+        self.process.average([loss, *gradients(self.model)])
         self.stepper.step(self.optimizer, progress)
         self.step += 1
-        self.loss_sum += loss.detach()
+        self.loss_sum += loss
         self.watch.observe(loss, self.step)
         self.tracker.update()
         self.trajectories.update(self.step)
+
+    def _backward(self, inputs: Tensor, targets: Tensor, progress: float) -> Tensor:
+        """Leave the gradients of the mean loss over the given part of a batch; return that loss."""
+        mean = torch.zeros((), device=self.process.device)
+        parts = zip(inputs.chunk(self.passes), targets.chunk(self.passes), strict=True)
+        for part, labels in parts:
+            loss = self.objective.loss(self.model(part), labels, part)
+            ((loss + self.stepper.penalty(progress)) / self.passes).backward()
+            mean += loss.detach() / self.passes
+        return mean
 
     def _finish_epoch(self, epoch: int) -> None:
         """Evaluate and report after an epoch; after none, the model as it is at the start."""
         self._check_numbers()
         try:
             with self.pace.measure("evaluation"):
-                batches = until(self.stop, self.data.test_batches())
-                measures = self.objective.evaluate(self.model, batches)
+                batches = self.data.test_batches(process=self.process)
+                measures = self.objective.evaluate(
+                    self.model, until(self.stop, batches, self.process), self.process
+                )
         except Interrupted:
             self._save()
             raise
@@ -189,10 +236,12 @@ class Trainer:
         cause = self.stop.cause
         if cause is None and not self.pace.fits(coming):
             cause = "the time limit"
+        due = self.stop.checkpoint or self.pace.save_due()
+        cause, due = self.process.agree(cause, due)
         if cause is not None:
             self._save()
             raise Interrupted(cause)
-        if self.stop.checkpoint or self.pace.save_due():
+        if due:
             try:
                 self._save()
             except OSError as error:
@@ -213,7 +262,7 @@ class Trainer:
 
         By now the bad loss has spoilt all weights, so that they tell nothing.
         """
-        good = self.checkpoints.load()
+        good = self.process.spread(self.checkpoints.load())
         unknown = BadNumbers(step, "", "the loss isn't finite")
         if good is None:
             return unknown
@@ -223,8 +272,9 @@ class Trainer:
             for inputs, targets in self._batches(epoch):
                 if self.step == step - 1:
                     found = first_bad_parameter(self.model) or first_bad_output(self.model, inputs)
-                    return BadNumbers(step, *found) if found else unknown
-                if self.stop.cause is not None:
+                    anyones = next(filter(None, self.process.gather(found)), None)
+                    return BadNumbers(step, *anyones) if anyones else unknown
+                if self.process.agree(self.stop.cause, save=False)[0] is not None:
                     return unknown
                 self._train_step(inputs, targets)
             epoch += 1
@@ -241,11 +291,14 @@ class Trainer:
             "loss_sum": self.loss_sum,
             "metrics": self.metrics,
             "trajectories": self.trajectories.rows,
-            "rng": _rng_state(),
+            "rng": self.process.gather(_rng_state(self.process.device)),
             "seconds": self.pace.seconds,
         }
-        with self.pace.measure("save"):
-            self.checkpoints.save(self.step, state)
+        try:
+            with self.pace.measure("save"):
+                self.checkpoints.save(self.step, state)
+        finally:  # a scheduler may end all processes once one has left
+            self.process.wait()
         self.stop.checkpoint = False
         self.observer.saved(self.step)
 
@@ -256,12 +309,13 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.stepper.state.load_state_dict(state["stepper"])
         self.tracker.load_state_dict(state["tracker"])
-        self.loss_sum = state["loss_sum"]
+        self.loss_sum.copy_(state["loss_sum"])
         self.metrics = state["metrics"]
         self.trajectories.rows = state["trajectories"]
         self.pace.seconds = state["seconds"]
         self.watch.reset()
-        _set_rng_state(state["rng"])
+        if self.process.rank < len(state["rng"]):  # else it goes on from its own seed
+            _set_rng_state(state["rng"][self.process.rank], self.process.device)
 
 
 def _by_role(parts: list[Oscillation]) -> dict[str, float]:
@@ -277,11 +331,11 @@ def _by_role(parts: list[Oscillation]) -> dict[str, float]:
     }
 
 
-def _rng_state() -> dict[str, Any]:
+def _rng_state(device: torch.device) -> dict[str, Any]:
     kind, keys, position, has_gauss, gauss = numpy.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         "numpy": [
             kind,
             torch.from_numpy(numpy.asarray(keys).astype("int64")),
@@ -293,17 +347,10 @@ def _rng_state() -> dict[str, Any]:
     }
 
 
-def _set_rng_state(state: dict[str, Any]) -> None:
+def _set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     kind, keys, position, has_gauss, gauss = state["numpy"]
     torch.set_rng_state(state["torch"])
-    torch.cuda.set_rng_state_all(state["cuda"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
     numpy.random.set_state((kind, keys.numpy().astype("uint32"), position, has_gauss, gauss))
     random.setstate(state["python"])
-
-
-def seed_everything(seed: int) -> None:
-    """Seed torch, NumPy and Python, and ask torch for deterministic algorithms."""
-    random.seed(seed)
-    numpy.random.seed(seed)
-    torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofq.training.data import Batch, Data
+from ofq.training.devices import ALONE, Solo
 
 Outputs = Tensor | tuple[Tensor, Tensor]
 
@@ -26,8 +27,13 @@ class Objective(Protocol):
     def loss(self, outputs: Outputs, targets: Tensor, inputs: Tensor) -> Tensor:
         """The training loss of one batch, a scalar."""
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """Measures over all batches, each example counted once."""
+    def evaluate(
+        self, model: nn.Module, batches: Iterable[Batch], process: Solo = ALONE
+    ) -> dict[str, float]:
+        """Measures over the batches of all processes, each example counted once.
+
+        Waits for the device.
+        """
 
 
 class Classification:
@@ -39,27 +45,33 @@ class Classification:
         """Mean cross-entropy; of a distilled model, with the class head."""
         return F.cross_entropy(_class_logits(outputs), targets)
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+    def evaluate(
+        self, model: nn.Module, batches: Iterable[Batch], process: Solo = ALONE
+    ) -> dict[str, float]:
         """``top1`` (percent), ``loss``, and the counts ``correct`` and ``images``.
 
         With five classes or more, ``top5`` too.
         """
-        correct = among_five = images = classes = 0
-        loss = 0.0
+        classes = 0
+        sums = _Sums(process, "correct", "among_five", "loss", "images")
         with _evaluating(model):
             for inputs, targets in batches:
                 logits = model(inputs)
                 classes = logits.shape[-1]
-                correct += int((logits.argmax(-1) == targets).sum())
                 best = logits.topk(min(_FIVE, classes)).indices
-                among_five += int((best == targets.unsqueeze(-1)).sum())
-                loss += float(F.cross_entropy(logits, targets, reduction="sum"))
-                images += len(targets)
-        top5 = {"top5": 100 * among_five / images} if classes >= _FIVE else {}
+                sums.add(
+                    correct=(logits.argmax(-1) == targets).sum(),
+                    among_five=(best == targets.unsqueeze(-1)).sum(),
+                    loss=F.cross_entropy(logits, targets, reduction="sum"),
+                    images=len(targets),
+                )
+        total = sums.total()
+        correct, images = int(total["correct"]), int(total["images"])
+        top5 = {"top5": 100 * total["among_five"] / images} if classes >= _FIVE else {}
         return {
             "top1": 100 * correct / images,
             **top5,
-            "loss": loss / images,
+            "loss": total["loss"] / images,
             "correct": correct,
             "images": images,
         }
@@ -96,14 +108,17 @@ class Regression:
         assert isinstance(outputs, Tensor)
         return F.mse_loss(outputs, targets)
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+    def evaluate(
+        self, model: nn.Module, batches: Iterable[Batch], process: Solo = ALONE
+    ) -> dict[str, float]:
         """``loss``, the mean squared error, and the number of examples ``images``."""
-        total, examples = 0.0, 0
+        sums = _Sums(process, "loss", "images")
         with _evaluating(model):
             for inputs, targets in batches:
-                total += float(F.mse_loss(model(inputs), targets, reduction="sum"))
-                examples += len(targets)
-        return {"loss": total / examples, "images": examples}
+                loss = F.mse_loss(model(inputs), targets, reduction="sum")
+                sums.add(loss=loss, images=len(targets))
+        total = sums.total()
+        return {"loss": total["loss"] / total["images"], "images": int(total["images"])}
 
 
 def distillation_loss(outputs: Outputs, targets: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -124,6 +139,30 @@ def objective(data: Data, teacher: nn.Module | None) -> Objective:
     if data.classes == 0:
         return Regression()
     return Classification() if teacher is None else Distillation(teacher)
+
+
+class _Sums:
+    """Named sums over the batches of all processes, in float64 on the device.
+
+    Args:
+        process: This process.
+        names: Of the sums.
+    """
+
+    def __init__(self, process: Solo, *names: str) -> None:
+        self._process = process
+        zero = torch.zeros((), dtype=torch.float64, device=process.device)
+        self._sums = {name: zero.clone() for name in names}
+
+    def add(self, **values: Tensor | int) -> None:
+        """Add a batch's values; doesn't wait for the device."""
+        for name, value in values.items():
+            self._sums[name] += value
+
+    def total(self) -> dict[str, float]:
+        """The sums; waits for the device."""
+        sums = self._process.total(torch.stack(list(self._sums.values())))
+        return dict(zip(self._sums, sums.tolist(), strict=True))
 
 
 class _evaluating:

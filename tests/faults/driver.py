@@ -5,12 +5,14 @@
 A fault strikes in the process itself, so that its moment is exact and can be repeated.
 """
 
+import errno
 import os
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import ofq.cli
 from ofq.attempt import Attempt
@@ -37,6 +39,16 @@ def terminate_at_step(moment: str) -> None:
     _at_step(int(moment), lambda attempt: os.kill(os.getpid(), signal.SIGTERM))
 
 
+def kill_helper_at_step(moment: str) -> None:
+    """Kill the process that was started first, of those that train along."""
+
+    def strike(attempt: Attempt) -> None:
+        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
+        os.kill(int(children.split()[0]), signal.SIGKILL)
+
+    _at_step(int(moment), strike)
+
+
 def stop_at_step(moment: str) -> None:
     """Stand still, as a process does whose host is suspended."""
     _at_step(int(moment), lambda attempt: os.kill(os.getpid(), signal.SIGSTOP))
@@ -58,6 +70,19 @@ def kill_in_save(number: str) -> None:
         return write(self, data)
 
     checkpoint._Hashing.write = torn  # type: ignore[method-assign]
+    checkpoint._save = counted
+
+
+def fail_in_save(number: str) -> None:
+    """Let the nth checkpoint find no room."""
+    save, count = checkpoint._save, [0]
+
+    def counted(*arguments: object) -> str:
+        count[0] += 1
+        if count[0] == int(number):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return save(*arguments)  # type: ignore[arg-type]
+
     checkpoint._save = counted
 
 

@@ -152,13 +152,13 @@ def wait_for(condition, seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
-def build(root: Path) -> Lab:
+def build(root: Path, recipe: str = RECIPE) -> Lab:
     """Lay out the study in a folder, and train all three stages, in one go each."""
     for folder in ("recipes", "studies", "methods"):
         (root / "config" / folder).mkdir(parents=True)
     # a checkpoint after every step: the faults are to meet as many as they can
     (root / "config" / "config.yaml").write_text("studies: [disturbed]\ncheckpoint_minutes: 1e-9\n")
-    (root / "config" / "recipes" / "disturbed.yaml").write_text(RECIPE)
+    (root / "config" / "recipes" / "disturbed.yaml").write_text(recipe)
     (root / "config" / "studies" / "disturbed.yaml").write_text(STUDY)
     methods = Path(__file__).parents[2] / "config" / "methods" / "ofq.yaml"
     shutil.copy(methods, root / "config" / "methods")

@@ -28,7 +28,8 @@ rule train:
         ),
     shell:
         # waits for a trainer that an earlier call of the workflow left behind, and takes what it made
-        "{params.launcher} ofq train {wildcards.run} --wait {params.limit} >> {log} 2>&1"
+        "{params.launcher} ofq train {wildcards.run} --devices {resources.gpu} --wait {params.limit}"
+        " >> {log} 2>&1"
 
 
 # Submitting a job costs seconds, and minutes may pass until its end is noticed. On a cluster, a
