@@ -298,7 +298,8 @@ def test_run_without_its_gpu_waits_in_good_order(checkout, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.integration
 def test_workflow_spreads_its_runs_over_the_devices(checkout, machine):
-    (checkout / "config/recipes/toy.yaml").write_text(RECIPE)
+    # so long that the first run hasn't ended when the fourth has started, on a busy machine too
+    (checkout / "config/recipes/toy.yaml").write_text(RECIPE.replace("epochs: 2", "epochs: 40"))
     (checkout / "config/studies/leased.yaml").write_text(STUDY)
     for name in ("Snakefile", "workflow", "profiles"):
         source = ROOT / name

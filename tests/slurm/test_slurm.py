@@ -165,7 +165,7 @@ def troubled(cluster, tmp_path_factory):
     checkout = Checkout(tmp_path_factory.mktemp("troubled"), cluster)
     checkout.toy("well", "gpu: 1")
     checkout.toy("broken", "gpu: 1", methods="broken")
-    checkout.toy("greedy", "gpu: 99", methods="statsq")
+    checkout.toy("greedy", "gpu: 16", methods="statsq")
     checkout.toy("lost", "runtime: 5", model="toy_regression_4")
     nowhere = ("--set-resources", "train_short:slurm_partition=nowhere")
     options = (*nowhere, "--retries", "0", "--until", "train", "train_short")
