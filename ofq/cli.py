@@ -16,6 +16,7 @@ from ofq.errors import RunFailed, TryAgain, UserError
 from ofq.interruption import Interrupted, StopRequest, deadline
 from ofq.progress import summary
 from ofq.study import Quantization, Workspace
+from ofq.study.dataset import locate
 from ofq.study.files import parse
 from ofq.tracking.folder import State
 
@@ -345,7 +346,7 @@ def evaluate(
     weights: Annotated[Path, typer.Argument(help="Weights of a quantized model (.safetensors).")],
     model: ModelName,
     bits: Bits,
-    data: Annotated[str, typer.Option(help="`digits`, or a folder with val/CLASS/IMAGE.")],
+    data: Annotated[str, typer.Option(help="`digits`, or a data set (docs/data.md).")],
     qkr: Qkr = False,
     quantizer: Quantizer = "statsq",
     batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1)] = 64,
@@ -353,6 +354,7 @@ def evaluate(
 ) -> None:
     """Evaluate weights: top-1 and top-5, each image counted once whatever the batch size."""
     from ofq.training import evaluation, models
+    from ofq.training.images import Files
     from ofq.training.weights import load_weights
 
     console = Console()
@@ -360,7 +362,8 @@ def evaluate(
     if data == "digits":
         images = evaluation.digits(model, seed, batch_size)
     else:
-        images = evaluation.image_folder(Path(data), model, batch_size)
+        files = Files(locate(data, Path()))
+        images = evaluation.image_files(files, model, batch_size)
     quantized = models.quantized(models.build(model, images.classes), wanted)
     measures = evaluation.evaluate(load_weights(quantized, weights), images, console, StopRequest())
     count = f"{measures['correct']} of {measures['images']} images right"

@@ -1,8 +1,10 @@
 """One run, from its config to its finished folder: where study, training and record meet."""
 
+import hashlib
+import json
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from ofq.helpers import helpers
 from ofq.interruption import StopRequest
 from ofq.progress import Bar, Lines, display, summary
 from ofq.study import Run, RunConfig, Workspace
-from ofq.study.config import FROM_FOLDERS, HUB
+from ofq.study.config import HUB
 from ofq.study.run import describe
 from ofq.study.stage import split
 from ofq.tracking.folder import WEIGHTS, sha256
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from ofq.training.checkpoint import CheckpointStore
     from ofq.training.devices import Devices, Solo
+    from ofq.training.images import Files
     from ofq.training.loop import Observer, Trainer
     from ofq.training.pace import Pace
 
@@ -45,6 +48,9 @@ class Recorder:
         self.folder = this.folder
         self.shown = shown
         self.console = console
+        self._steps = 0
+        self._seconds = 0.0  # of the steps alone
+        self._mark = time.perf_counter()
 
     def begin(self, done: int | None, total: int, recorded: int) -> None:
         """Drop what was recorded after the checkpoint, and note the start."""
@@ -52,25 +58,49 @@ class Recorder:
         self.folder.event("started" if done is None else "resumed", step=done or 0, total=total)
         self.this.begin(done or 0, total)
         self.shown.begin(done, total)
+        self._mark = time.perf_counter()
 
     def step(self, step: int) -> None:
         """Note progress."""
         self.this.step(step)
         self.shown.step(step)
+        now = time.perf_counter()
+        self._steps += 1
+        self._seconds += now - self._mark
+        self._mark = now
 
     def epoch(self, metrics: dict[str, Any], layers: list[dict[str, Any]]) -> None:
         """Append an epoch's rows."""
         self.folder.append("layers", layers)
         self.folder.append("metrics", [metrics])
         self.shown.epoch(metrics)
+        self._mark = time.perf_counter()
 
     def trajectory(self, rows: list[dict[str, Any]]) -> None:
         """Append the recorded weights' paths."""
         self.folder.append("trajectories", rows)
 
+    def unreadable(self, name: str) -> None:
+        """Name an image that was skipped, and record it."""
+        _note_unreadable(self.this, self.console, name)
+
+    def taught(self, trainer: "Trainer") -> None:
+        """Record what the teacher cost in this attempt, if it answered in it."""
+        clock = trainer.objective.clock
+        answer = clock.mean() if clock else None
+        if answer is not None and self._steps:
+            step, teacher = self._seconds / self._steps, answer * trainer.passes
+            self.folder.event(
+                "taught",
+                seconds_per_step=round(step, 6),
+                teacher_seconds_per_step=round(teacher, 6),
+                teacher_share=round(teacher / step, 4),
+            )
+
     def saved(self, step: int) -> None:
         """Answer a request to save."""
         self.this.saved()
+        self._mark = time.perf_counter()
 
     def warn(self, text: str) -> None:
         """Say it loudly, and record it."""
@@ -171,7 +201,7 @@ def train(workspace: Workspace, run: Run, this: Attempt, console: Console) -> No
         done = work(workspace, run, this, console, process)
         process.leave()
     folder.event("finished", seconds=this.seconds())
-    folder.finish(_result(run, done, this.totals()), lambda path: save_weights(done.model, path))
+    folder.finish(_result(run, done, this), lambda path: save_weights(done.model, path))
     if not this.options.keep:
         CheckpointStore(folder.path / CHECKPOINT, folder.guard).clear()
     console.print(f"finished {run.id}: {summary(done.metrics)}", highlight=False, soft_wrap=True)
@@ -203,11 +233,15 @@ def assist(workspace: Workspace, run: Run, gpus: int, stop: StopRequest) -> None
     """
     from ofq.training.checkpoint import NoCheckpoints
     from ofq.training.devices import choose, take_part
+    from ofq.training.images import files_of
+    from ofq.training.loading import workers_watched
     from ofq.training.loop import Silence
     from ofq.training.pace import Pace
 
     process = take_part(choose(gpus), run.resources.threads)
-    _trainer(workspace, run, Silence(), NoCheckpoints(), stop, Pace(), process).run()
+    files = files_of(workspace, run)
+    with workers_watched():
+        _trainer(workspace, run, Silence(), NoCheckpoints(), stop, Pace(), process, files).run()
     process.leave()
 
 
@@ -216,14 +250,17 @@ def _open(workspace: Workspace, run: Run, studies: list[str], this: Attempt) -> 
     from ofq.training.devices import choose
 
     folder, devices = this.folder, choose(this.options.gpus)
+    data = _data(workspace, run, studies)
     folder.open(describe(run))
     attempt = {**gather(workspace.root), **devices.describe(), "threads": run.resources.threads}
+    comparison = workspace.compare(run, devices.count)
     folder.write_json(
         "provenance.json",
         {
             **workspace.uses(run, studies),
+            "recipe": comparison.payload() if comparison else None,
             "inputs": _inputs(workspace, run),
-            "data": _data(workspace, run.config),
+            "data": data,
             "attempts": [*folder.attempts(), attempt],
         },
     )
@@ -249,6 +286,8 @@ def _train(
     workspace: Workspace, run: Run, this: Attempt, console: Console, process: "Solo"
 ) -> _Done:
     from ofq.training.checkpoint import CheckpointStore
+    from ofq.training.images import files_of
+    from ofq.training.loading import workers_watched
     from ofq.training.pace import Pace
 
     assert run.config.training is not None
@@ -256,9 +295,15 @@ def _train(
     recorder = Recorder(this, shown, console)
     checkpoints = CheckpointStore(this.folder.path / CHECKPOINT, this.folder.guard, recorder.warn)
     pace = Pace(60 * workspace.site.checkpoint_minutes, this.options.deadline)
+    files = files_of(workspace, run, recorder.unreadable)
     try:
-        trainer = _trainer(workspace, run, recorder, checkpoints, this.stop, pace, process)
-        return _Done(trainer.model, trainer.run(), trainer.objective.primary)
+        with workers_watched():
+            trainer = _trainer(
+                workspace, run, recorder, checkpoints, this.stop, pace, process, files
+            )
+            metrics = trainer.run()
+        recorder.taught(trainer)
+        return _Done(trainer.model, metrics, trainer.objective.primary)
     finally:
         shown.end()
 
@@ -271,6 +316,7 @@ def _trainer(
     stop: StopRequest,
     pace: "Pace",
     process: "Solo",
+    files: "Files | None",
 ) -> "Trainer":
     from ofq.training.stage import prepare
 
@@ -285,6 +331,8 @@ def _trainer(
         pace,
         process,
         run.resources.device_batch,
+        files,
+        _answers(workspace, run),
     )
 
 
@@ -292,15 +340,17 @@ def _evaluate(
     workspace: Workspace, run: Run, this: Attempt, console: Console, process: "Solo"
 ) -> _Done:
     from ofq.training import evaluation
+    from ofq.training.images import files_of
     from ofq.training.importing import import_released
 
     config = run.config
     assert config.checkpoint is not None
     assert config.quantization is not None
-    if config.dataset == "digits":
+    files = files_of(workspace, run, lambda name: _note_unreadable(this, console, name))
+    if files is None:
         images = evaluation.digits(config.model, config.seed)
     else:
-        images = evaluation.image_folder(workspace.data_folder(config.dataset), config.model)
+        images = evaluation.image_files(files, config.model)
     path = workspace.root / config.checkpoint
     imported = import_released(path, config.model, config.quantization, images.classes)
     this.folder.rewind(None)
@@ -325,12 +375,54 @@ def _files(config: RunConfig) -> list[str]:
     return [name for name in (config.checkpoint, config.pretrained) if name and name != HUB]
 
 
-def _data(workspace: Workspace, config: RunConfig) -> dict[str, Any]:
-    from ofq.training.data import fingerprint
+def _data(workspace: Workspace, run: Run, studies: list[str]) -> dict[str, Any]:
+    """What a run's record says of its data, which are checked before."""
+    from ofq.training import data, readers
+    from ofq.training.images import files_of
 
-    on_disk = config.dataset in FROM_FOLDERS
-    folder = workspace.data_folder(config.dataset) if on_disk else None
-    return fingerprint(config.dataset, config.model, config.seed, folder)
+    config, name = run.config, {"name": run.config.dataset}
+    files = files_of(workspace, run)
+    if files is None:
+        return name | data.fingerprint(config.dataset, config.model, config.seed)
+    classes = workspace.recipe(workspace.study(studies[0]).recipe).classes
+    splits: tuple[readers.SplitName, ...] = (
+        ("val",) if config.training is None else ("train", "val")
+    )
+    try:
+        census = readers.examine(files.place, classes, *splits)
+    except UserError as error:
+        raise UserError(f"{workspace.data_source(config.dataset)}: {error}") from None
+    return {**name, **asdict(census), **readers.fingerprint(files.place)}
+
+
+def _answers(workspace: Workspace, run: Run) -> Path | None:
+    """The file of the teacher's answers, named after all that decides them."""
+    training = run.config.training
+    if training is None or not training.teacher.cached:
+        return None
+    config = run.config
+    about = {
+        "teacher": config.teacher or config.pretrained,
+        "data": _fingerprint(workspace, run),
+        "seed": config.seed,
+        "model": config.model,
+        "images": training.images.model_dump() if training.images else None,
+        "precision": training.teacher.precision,
+    }
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return workspace.results / "teacher" / f"{config.model}-{digest[:12]}.npy"
+
+
+def _fingerprint(workspace: Workspace, run: Run) -> str:
+    """That of a run's data, from its record."""
+    return str(run_folder(workspace, run).provenance()["data"]["fingerprint"])
+
+
+def _note_unreadable(this: Attempt, console: Console, name: str) -> None:
+    """Name an image that was skipped, and record it."""
+    text = f"{name}: not a readable image; it is skipped"
+    console.print(f"[bold red]warning:[/] {escape(text)}", soft_wrap=True)
+    this.folder.event("unreadable", image=name)
 
 
 def _weights(workspace: Workspace, run: Run | None) -> Path | None:
@@ -343,8 +435,16 @@ def _pretrained(workspace: Workspace, config: RunConfig) -> Path | None:
     return workspace.root / str(config.pretrained)
 
 
-def _result(run: Run, done: _Done, totals: dict[str, Any]) -> dict[str, Any]:
+def _result(run: Run, done: _Done, this: Attempt) -> dict[str, Any]:
+    totals = this.totals()
     dropped = {"epoch", "step", "time", "lr"}
     final = {key: value for key, value in done.metrics.items() if key not in dropped}
     steps = {"epochs": done.metrics["epoch"], "steps": done.metrics["step"]}
-    return {"id": run.id, "primary": done.primary, **final, **steps, **totals}
+    return {"id": run.id, "primary": done.primary, **final, **steps, **totals, **_skipped(this)}
+
+
+def _skipped(this: Attempt) -> dict[str, int]:
+    """How many images the run couldn't read and skipped, if any."""
+    events = this.folder.events()
+    names = {event["image"] for event in events if event["event"] == "unreadable"}
+    return {"unreadable_images": len(names)} if names else {}

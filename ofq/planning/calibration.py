@@ -95,7 +95,7 @@ def measure(
     added = []
     for kind, run in missing.items():
         tell(f"measuring {kind.stage} of {kind.model} at {kind.bits}, {kind.method}")
-        measured = _calibrate(run)
+        measured = _calibrate(workspace, run)
         measured["startup_seconds"] += imports
         line = Calibration(
             kind=kind,
@@ -118,10 +118,11 @@ def _import_torch() -> float:
     return time.perf_counter() - began
 
 
-def _calibrate(run: Run) -> dict[str, Any]:
+def _calibrate(workspace: Workspace, run: Run) -> dict[str, Any]:
     """Train a run's kind for some seconds, from fresh weights; its times."""
     from ofq.training.checkpoint import CheckpointStore
     from ofq.training.devices import choose, take_part
+    from ofq.training.images import files_of
     from ofq.training.stage import prepare
 
     take_part(choose(gpus=0), run.resources.threads)
@@ -133,7 +134,9 @@ def _calibrate(run: Run) -> dict[str, Any]:
     stage: TrainedStage = "fp" if run.config.stage == "fp" else "qat"
     config = replace(run.config, stage=stage, pretrained=None)
     with tempfile.TemporaryDirectory() as folder, suppress(Interrupted):
-        trainer = prepare(config, None, None, watch, CheckpointStore(Path(folder)), stop)
+        store, files = CheckpointStore(Path(folder)), files_of(workspace, run)
+        answers = Path(folder) / "answers.npy"
+        trainer = prepare(config, None, None, watch, store, stop, files=files, answers=answers)
         startup = time.perf_counter() - began
         trainer.run()
     return {

@@ -7,13 +7,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     PositiveFloat,
+    PositiveInt,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from ofq.study.dataset import Unreadable
 from ofq.study.fields import Bits, Name, Names, Seed, Stage, TrainedStage, distinct
 from ofq.study.files import Strict, suggest
 from ofq.study.stage import Resources, Training, check_hyperparameters
@@ -22,10 +25,7 @@ DATASETS = ("digits", "imagenet", "toy_regression")
 """The data sets that a recipe may name."""
 
 FROM_FOLDERS = ("imagenet",)
-"""Those of them that lie in a folder of the site's."""
-
-EVALUATION_ONLY = ("imagenet",)
-"""Those of them on which released checkpoints are evaluated, and nothing is trained yet."""
+"""Those of them whose images are files of the site's."""
 
 CLASSIFICATION = ("digits", "imagenet")
 """Those of them whose images have classes."""
@@ -36,16 +36,31 @@ HUB = "timm"
 _WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 
 
-class Match(Strict):
-    """Which runs an override is for; a key left out matches every run."""
+def _listed(given: Any) -> Any:
+    return given if given is None or isinstance(given, list) else [given]
 
-    model: str | None = None
-    bits: Bits | None = None
-    stage: TrainedStage | None = None
+
+class Match(Strict):
+    """Which runs an override is for: by one value of a key, or a list of them.
+
+    A key left out matches every run.
+    """
+
+    model: Annotated[list[str] | None, BeforeValidator(_listed)] = None
+    bits: Annotated[list[Bits] | None, BeforeValidator(_listed)] = None
+    stage: Annotated[list[TrainedStage] | None, BeforeValidator(_listed)] = None
+
+    def fits(self, model: str, bits: str | None, stage: str) -> bool:
+        """Whether a run is among them."""
+        pairs = ((self.model, model), (self.bits, bits), (self.stage, stage))
+        return all(wanted is None or found in wanted for wanted, found in pairs)
 
 
 class Override(Strict):
-    """Hyperparameters that differ for some models, bits or stages; the last match wins."""
+    """Hyperparameters that differ for some models, bits or stages; the last match wins.
+
+    A mapping, such as ``images``, is merged with what it overrides, key by key; null ends it.
+    """
 
     match: Match
     set: dict[str, Any]
@@ -76,6 +91,7 @@ class Recipe(Strict):
     Attributes:
         dataset: The data set.
         models: Names of timm models, or of this package's own.
+        classes: How many classes a data set of files must have; None for any number.
         stages: Hyperparameters of each stage; none if the recipe's studies only evaluate released
             checkpoints.
         pretrained: Without an ``fp`` stage, the weights that QAT starts from and is taught by:
@@ -87,6 +103,7 @@ class Recipe(Strict):
 
     dataset: str
     models: Names
+    classes: PositiveInt | None = None
     stages: dict[TrainedStage, Training] = Field(default_factory=dict)
     pretrained: str | None = None
     overrides: tuple[Override, ...] = ()
@@ -122,13 +139,6 @@ class Recipe(Strict):
         if self.dataset not in DATASETS:
             raise ValueError(
                 f"unknown dataset '{self.dataset}' ({suggest(self.dataset, list(DATASETS))})"
-            )
-        if self.stages and self.dataset in EVALUATION_ONLY:
-            trained = [name for name in DATASETS if name not in EVALUATION_ONLY]
-            raise ValueError(
-                f"has 'stages' for dataset '{self.dataset}', but training on it isn't offered yet; "
-                f"allowed with stages: {', '.join(trained)}; without them, studies of released "
-                "checkpoints"
             )
         if self.stages and "qat" not in self.stages:
             raise ValueError("stages lacks 'qat', the stage that every method needs")
@@ -179,7 +189,10 @@ class Site(Strict):
         reports: Folder of the reports.
         tracking_uri: MLflow's store, without a password; left out, ``MLFLOW_TRACKING_URI``,
             or else an SQLite file in ``results``.
-        data: Folders of data sets that don't come with the package.
+        data: Where data sets lie that don't come with the package: a folder, ``wds/FOLDER`` or
+            ``hfds/NAME`` (docs/data.md).
+        unreadable: What an image that can't be read does: ``fail`` ends the run; ``skip`` trains
+            on the next one in its place, and evaluates without it.
         checkpoint_minutes: Time between two checkpoints: the most that an abrupt end can cost.
     """
 
@@ -188,4 +201,5 @@ class Site(Strict):
     reports: str = "reports"
     tracking_uri: str | None = None
     data: dict[Literal["imagenet"], str] = Field(default_factory=dict)
+    unreadable: Unreadable = "fail"
     checkpoint_minutes: PositiveFloat = 2

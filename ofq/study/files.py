@@ -63,6 +63,16 @@ def parse(model: type[Model], data: Any, source: str) -> Model:
         raise UserError("\n".join(lines)) from None
 
 
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Values with changes, which win; where both have a mapping, it is merged in the same way."""
+    both = dict(values)
+    for key, change in changes.items():
+        old = both.get(key)
+        nested = isinstance(old, dict) and isinstance(change, dict)
+        both[key] = merged(old, change) if nested else change  # type: ignore[arg-type]
+    return both
+
+
 def suggest(given: str, allowed: list[str]) -> str:
     """Say what is allowed, nearest first where the given word looks like a slip."""
     close = difflib.get_close_matches(given, allowed, n=1)

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ofq.errors import UserError
-from ofq.study.config import CLASSIFICATION, Recipe, Study
+from ofq.study.config import CLASSIFICATION, FROM_FOLDERS, Recipe, Study
 from ofq.study.fields import OFF, TrainedStage, parse_bits
-from ofq.study.files import parse, suggest
+from ofq.study.files import merged, parse, suggest
 from ofq.study.method import Method, Quantization
 from ofq.study.run import Cell, Grid, Run, RunConfig
 from ofq.study.runtimes import Minutes
@@ -39,17 +39,21 @@ class _Builder:
         self, stage: TrainedStage, model: str, bits: str | None, own: dict[str, Any]
     ) -> Training:
         values = self.recipe.stages[stage].model_dump()
-        facts = {"stage": stage, "model": model, "bits": bits}
         for override in self.recipe.overrides:
-            wanted = override.match.model_dump(exclude_none=True)
-            if all(facts[key] == value for key, value in wanted.items()):
-                values |= override.set
-        values |= own
+            if override.match.fits(model, bits, stage):
+                values = merged(values, override.set)
+        values = merged(values, own)
         where = (
             f"{self.source}: stage '{stage}' of {model} at {bits}, by its recipe, the recipe's "
             "overrides and the method's own 'training'"
         )
-        return parse(Training, values, where)
+        training = parse(Training, values, where)
+        if training.images is not None and self.recipe.dataset not in FROM_FOLDERS:
+            raise UserError(
+                f"{where}: key 'images': data set '{self.recipe.dataset}' comes ready; allowed "
+                f"with images: {', '.join(FROM_FOLDERS)}"
+            )
+        return training
 
     def quantization(self, method: Method, bits: str) -> Quantization:
         key = ("quantization", id(method), bits)

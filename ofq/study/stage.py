@@ -7,9 +7,23 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 
 from ofq.errors import UserError
 from ofq.study.files import Strict, suggest
+from ofq.study.images import Images
 
 SHORT = 15
 """Minutes up to which a job without GPU counts as short."""
+
+
+class Teaching(Strict):
+    """How the full-precision teacher answers.
+
+    Attributes:
+        precision: What its products are computed in; its logits are float32 in any case.
+        cached: Whether its logits on the training set are computed once and kept, for images that
+            are the same in every epoch.
+    """
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    cached: bool = False
 
 
 class Training(Strict):
@@ -20,15 +34,20 @@ class Training(Strict):
     constant.
 
     Attributes:
-        epochs: Passes over the training set.
+        epochs: Passes over the training set, ``cooldown_epochs`` included.
         batch_size: Images per optimizer step, over all devices.
         optimizer: AdamW (0.9, 0.999, 1e-8), or plain SGD without momentum.
         lr: Peak learning rate.
         min_lr: Learning rate at the end.
         warmup_epochs: Length of the linear warm-up.
         warmup_lr: Learning rate at its start.
+        cooldown_epochs: The last epochs, at ``min_lr``, after the cosine's end.
         weight_decay: AdamW's decoupled decay; biases, scales, shifts and embeddings get none.
         distillation: Whether the full-precision parent teaches (soft labels beside hard ones).
+        teacher: How it answers.
+        precision: What the model's products are computed in: bf16 by autocast; weights, quantizers
+            and the optimizer stay in float32.
+        images: How images of files are made ready; None for data that come ready.
         trajectories: Number of weights whose path is recorded at each step (0: none).
     """
 
@@ -39,16 +58,37 @@ class Training(Strict):
     min_lr: NonNegativeFloat = 0.0
     warmup_epochs: NonNegativeInt = 0
     warmup_lr: NonNegativeFloat = 1e-6
+    cooldown_epochs: NonNegativeInt = 0
     weight_decay: NonNegativeFloat = 0.0
     distillation: bool = False
+    teacher: Teaching = Teaching()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    images: Images | None = None
     trajectories: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _schedule_is_possible(self) -> Self:
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs} leaves none of {self.epochs}")
+        if self.warmup_epochs + self.cooldown_epochs >= self.epochs:
+            cooldown = self.cooldown_epochs
+            beside = f" and cooldown_epochs {cooldown}" if cooldown else ""
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs}{beside} leaves none of {self.epochs}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_can_be_cached(self) -> Self:
+        if self.teacher.cached and not self.distillation:
+            raise ValueError("teacher.cached is true, but nothing is distilled; allowed: false")
+        if self.teacher.cached and self.images is not None and not self.images.deterministic:
+            found = "augmentation" if self.images.augmentation else "mixing"
+            raise ValueError(
+                f"teacher.cached is true, but images.{found} changes the images at random, so the "
+                "teacher must see each anew; allowed: cached: false, or images without "
+                "augmentation and mixing"
+            )
         return self
 
 
@@ -62,6 +102,7 @@ class Resources(Strict):
         gpu: Number of GPUs, each with a process of its own.
         device_batch: The most images that a GPU's memory holds in one pass; left out, all of its
             part of a batch.
+        workers: Processes that load images of files, for each device.
     """
 
     threads: PositiveInt = 1
@@ -69,6 +110,7 @@ class Resources(Strict):
     runtime: PositiveInt = 30
     gpu: NonNegativeInt = 0
     device_batch: PositiveInt | None = None
+    workers: PositiveInt = 2
 
     @property
     def short(self) -> bool:

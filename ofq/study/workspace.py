@@ -7,10 +7,12 @@ from pathlib import Path
 from ofq.credentials import refuse_credentials
 from ofq.errors import UserError
 from ofq.study.config import Recipe, Site, Study
+from ofq.study.dataset import Place, locate
 from ofq.study.fields import NAME
 from ofq.study.files import Model, parse, read_yaml, suggest
 from ofq.study.grid import expand
 from ofq.study.method import Method
+from ofq.study.published import Comparison, Published, compare
 from ofq.study.run import Grid, Run
 from ofq.study.runtimes import Minutes, check_models, read
 
@@ -61,7 +63,7 @@ class Workspace:
         given = self.site.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
         return given or f"sqlite:///{(self.results / 'mlflow.db').resolve()}"
 
-    def data_folder(self, dataset: str) -> Path:
+    def data_place(self, dataset: str) -> Place:
         """Where a data set lies: the site's ``data``, or else the variable ``DATASET_DIR``.
 
         Raises:
@@ -73,9 +75,15 @@ class Workspace:
         if not given:
             raise UserError(
                 f"{self.root / 'config' / 'config.yaml'}: key 'data.{dataset}' is missing: give "
-                f"the folder that has {dataset}'s val/, or set {variable}"
+                f"the folder that has {dataset}'s train/ and val/, or set {variable}"
             )
-        return self.root / given
+        return locate(given, self.root)
+
+    def data_source(self, dataset: str) -> str:
+        """What says where a data set lies, for errors."""
+        if dataset in self.site.data:
+            return f"{self.root / 'config' / 'config.yaml'}: key 'data.{dataset}'"
+        return f"{dataset.upper()}_DIR"
 
     @cached_property
     def study_names(self) -> list[str]:
@@ -109,6 +117,28 @@ class Workspace:
     def recipe(self, name: str) -> Recipe:
         """A recipe, by its name."""
         return self._load(Recipe, "recipes", name, "recipe")
+
+    def published(self, dataset: str) -> Published | None:
+        """The published recipe for a data set; None if ``config/published`` has none.
+
+        Raises:
+            UserError: Its file is wrong.
+        """
+        path = self.root / "config" / "published" / f"{dataset}.yaml"
+        return parse(Published, read_yaml(path), str(path)) if path.exists() else None
+
+    def compare(self, run: Run, devices: int | None = None) -> Comparison | None:
+        """How a run differs from the published recipe; None if none was published for such a run.
+
+        Args:
+            run: The run.
+            devices: Number of devices that it trains on; None for as many as its recipe asks for.
+
+        Raises:
+            UserError: The published recipe's file is wrong.
+        """
+        count = max(1, run.resources.gpu) if devices is None else devices
+        return compare(run.config, count, self.published(run.config.dataset))
 
     @property
     def recipe_names(self) -> list[str]:

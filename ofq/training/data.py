@@ -3,9 +3,9 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -18,9 +18,70 @@ Batch = tuple[Tensor, Tensor]
 _DIGITS_MEAN, _DIGITS_DEVIATION = 4.884, 6.017
 
 
+class Source(Protocol):
+    """What is trained and evaluated on.
+
+    Attributes:
+        classes: Number of classes; 0 for regression.
+    """
+
+    @property
+    def classes(self) -> int:
+        """See above."""
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Full batches in an epoch; the incomplete last one is left out, as in the paper.
+
+        Raises:
+            UserError: The training set is smaller than one batch.
+        """
+
+    def train_batches(
+        self, epoch: int, batch_size: int, first: int = 0, process: Solo = ALONE
+    ) -> Iterator[Batch]:
+        """A process's part of the shuffled training batches of an epoch.
+
+        Args:
+            epoch: With the seed, decides the batches, for any number of processes.
+            batch_size: Images of a whole batch, over all processes.
+            first: Number of the batch to begin with.
+            process: Whose part.
+        """
+
+    def in_order(self, batch_size: int) -> Iterator[Batch]:
+        """All training examples once, in an order that is always the same."""
+
+    def taught(self, logits: numpy.ndarray) -> "Source":
+        """The same data with targets (B, 1 + classes) of labels and a teacher's logits.
+
+        Args:
+            logits: (examples, classes), in the order of :meth:`in_order`.
+        """
+
+    def test_batches(self, *, process: Solo = ALONE) -> Iterator[Batch]:
+        """A process's part of the test set, in order.
+
+        All processes get equally many batches, of which some may be empty.
+        """
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """See :meth:`Source.steps_per_epoch`."""
+    steps = examples // batch_size
+    if steps == 0:
+        raise UserError(f"batch_size {batch_size} exceeds the training set's {examples}")
+    return steps
+
+
+def order(seed: int, epoch: int, examples: int) -> Tensor:
+    """The order of the examples in an epoch: a permutation that seed and epoch decide."""
+    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+    return torch.randperm(examples, generator=generator)
+
+
 @dataclass(frozen=True)
 class Data:
-    """A data set that fits in memory, split in two.
+    """A data set that fits in memory, split in two (a :class:`Source`).
 
     Attributes:
         train_inputs, train_targets: What is trained on.
@@ -37,17 +98,8 @@ class Data:
     seed: int
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Full batches in an epoch; the incomplete last one is left out, as in the paper.
-
-        Raises:
-            UserError: The training set is smaller than one batch.
-        """
-        steps = len(self.train_inputs) // batch_size
-        if steps == 0:
-            raise UserError(
-                f"batch_size {batch_size} exceeds the training set's {len(self.train_inputs)}"
-            )
-        return steps
+        """See :meth:`Source.steps_per_epoch`."""
+        return steps_per_epoch(len(self.train_inputs), batch_size)
 
     def to(self, device: torch.device) -> "Data":
         """The same data on a device."""
@@ -57,21 +109,23 @@ class Data:
     def train_batches(
         self, epoch: int, batch_size: int, first: int = 0, process: Solo = ALONE
     ) -> Iterator[Batch]:
-        """A process's part of the shuffled training batches of an epoch.
-
-        Args:
-            epoch: With the seed, decides the order, for any number of processes.
-            batch_size: Images of a whole batch, over all processes.
-            first: Number of the batch to begin with.
-            process: Whose part.
-        """
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
-        order = torch.randperm(len(self.train_inputs), generator=generator)
-        order = order.to(self.train_inputs.device)
+        """See :meth:`Source.train_batches`."""
+        shuffled = order(self.seed, epoch, len(self.train_inputs)).to(self.train_inputs.device)
         part = process.part(batch_size)
         for step in range(first, self.steps_per_epoch(batch_size)):
-            chosen = order[step * batch_size : (step + 1) * batch_size][part]
+            chosen = shuffled[step * batch_size : (step + 1) * batch_size][part]
             yield self.train_inputs[chosen], self.train_targets[chosen]
+
+    def in_order(self, batch_size: int) -> Iterator[Batch]:
+        """See :meth:`Source.in_order`."""
+        parts = (self.train_inputs.split(batch_size), self.train_targets.split(batch_size))
+        yield from zip(*parts, strict=True)
+
+    def taught(self, logits: numpy.ndarray) -> "Data":
+        """See :meth:`Source.taught`."""
+        given = torch.from_numpy(logits).to(self.train_targets.device)
+        labels = self.train_targets.unsqueeze(1).to(given.dtype)
+        return replace(self, train_targets=torch.cat([labels, given], dim=1))
 
     def test_batches(self, batch_size: int = 300, process: Solo = ALONE) -> Iterator[Batch]:
         """A process's part of the test set, in order.
@@ -107,43 +161,36 @@ def until(stop: StopRequest, batches: Iterable[Batch], process: Solo = ALONE) ->
             yield batch
 
 
-def fingerprint(dataset: str, model: str, seed: int, folder: Path | None) -> dict[str, Any]:
-    """What tells whether two runs saw the same data.
+def fingerprint(dataset: str, model: str, seed: int) -> dict[str, Any]:
+    """What tells whether two runs saw the same data, of a data set that comes with the package.
 
     Args:
         dataset: The data set.
         model: As of :func:`load`.
         seed: As of :func:`load`.
-        folder: Where a data set of files lies; None for one that comes with the package.
 
     Returns:
-        ``name``, the number of ``files`` or of ``examples``, and ``fingerprint``: of files, the
-        SHA-256 of their names and sizes; else that of all numbers.
+        The number of ``examples``, and ``fingerprint``: the SHA-256 of all numbers.
     """
     digest = hashlib.sha256()
-    if folder is not None:
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        for path in files:
-            digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
-        return {"name": dataset, "files": len(files), "fingerprint": f"sha256:{digest.hexdigest()}"}
     data = load(dataset, model, seed)
     parts = (data.train_inputs, data.train_targets, data.test_inputs, data.test_targets)
     for part in parts:
         digest.update(part.contiguous().numpy().tobytes())
     examples = len(data.train_inputs) + len(data.test_inputs)
-    return {"name": dataset, "examples": examples, "fingerprint": f"sha256:{digest.hexdigest()}"}
+    return {"examples": examples, "fingerprint": f"sha256:{digest.hexdigest()}"}
 
 
 def load(dataset: str, model: str, seed: int) -> Data:
-    """Load a data set by name.
+    """Load a data set that comes with the package.
 
     Args:
-        dataset: One of :data:`ofq.study.config.DATASETS`.
+        dataset: Its name.
         model: The model's name; the toy regression has as many inputs as the model has weights.
         seed: Decides split and order.
 
     Raises:
-        UserError: Unknown, or its files are missing.
+        UserError: Unknown, or damaged.
     """
     if dataset not in _LOADERS:
         raise UserError(f"unknown dataset '{dataset}'; allowed: {', '.join(_LOADERS)}")
@@ -186,14 +233,7 @@ def _toy_regression(model: str, seed: int) -> Data:
     return Data(inputs[:960], noisy[:960], inputs[960:], clean[960:], classes=0, seed=seed)
 
 
-def _imagenet(model: str, seed: int) -> Data:
-    raise UserError(
-        "training on imagenet isn't offered yet; released checkpoints can be evaluated on it"
-    )
-
-
 _LOADERS: dict[str, Callable[[str, int], Data]] = {
     "digits": _digits,
-    "imagenet": _imagenet,
     "toy_regression": _toy_regression,
 }

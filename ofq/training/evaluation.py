@@ -1,30 +1,23 @@
 """Top-1 and top-5 of a model on a labelled data set, without training."""
 
-import signal
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
 from rich.console import Console
-from timm.data import create_dataset, create_transform, resolve_model_data_config
-from timm.data.readers.reader import Reader
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
 
-from ofq.errors import TryAgain, UserError
-from ofq.interruption import SIGNALS, StopRequest
+from ofq.interruption import StopRequest
 from ofq.progress import counted
-from ofq.training import data, models
+from ofq.training import data
+from ofq.training.augmentation import evaluation_transform
 from ofq.training.data import Batch
 from ofq.training.devices import ALONE, Solo
+from ofq.training.images import Files
+from ofq.training.loading import Key, Samples, load, workers_watched
 from ofq.training.objective import Classification
-
-Transform = Callable[[Image.Image], Tensor]
+from ofq.training.readers import open_split
 
 BATCH_SIZE = 64
-_WORKERS = 2
 
 
 @dataclass(frozen=True)
@@ -71,7 +64,7 @@ def evaluate(
         (inputs.to(process.device), labels.to(process.device)) for inputs, labels in images.batches
     )
     batches = counted(console, data.until(stop, moved), images.images)
-    with _workers_watched():
+    with workers_watched():
         return Classification().evaluate(model.to(process.device), batches, process)
 
 
@@ -82,97 +75,32 @@ def digits(model: str, seed: int, batch_size: int = BATCH_SIZE) -> LabelledImage
     return LabelledImages(batches, len(split.test_targets), split.classes)
 
 
-def image_folder(folder: Path, model: str, batch_size: int = BATCH_SIZE) -> LabelledImages:
-    """The validation split of a folder with a subfolder of images per class.
+def image_files(files: Files, model: str, batch_size: int = BATCH_SIZE) -> LabelledImages:
+    """The validation split of a data set of image files.
 
-    Labels count the subfolders in natural order, as timm's and torchvision's readers do. Images are
+    Labels count the classes in natural order, as timm's and torchvision's readers do. Images are
     resized, cropped and normalized as timm says for the model.
 
     Args:
-        folder: It, or its subfolder ``val`` or ``validation``, holds the classes.
+        files: Where it lies; of a folder, it, or its subfolder ``val`` or ``validation``, holds the
+            classes.
         model: The timm model's name.
         batch_size: Images per batch; the last batch may be smaller.
 
     Raises:
-        UserError: The folder is missing or holds no validation images, or timm doesn't know the
-            model's image size and normalization.
+        UserError: There are no validation images, or timm doesn't know the model's image size and
+            normalization.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; expected val/CLASS/IMAGE below it")
-    try:
-        reader = create_dataset("", root=str(folder), split="validation").reader
-    except RuntimeError as error:
-        raise UserError(f"{folder}: {error}") from None
-    if Path(reader.root) == folder and (folder / "train").is_dir():
-        raise UserError(f"{folder}: has train/, but neither val/ nor validation/ to evaluate on")
-    classes = len(reader.class_to_idx)
-    loader = DataLoader(
-        _Images(reader, _transform(model, classes)),
-        batch_size,
-        num_workers=_WORKERS,
-        worker_init_fn=_leave_signals_to_the_trainer,
-    )
-    return LabelledImages(_mended(loader), len(reader), classes)
+    split = open_split(files.place, "val")
+    transform = evaluation_transform(model, len(split.classes), None)
+    samples = Samples(split, transform, files.unreadable, replace=False)
+    return LabelledImages(_batches(samples, files, batch_size), len(split), len(split.classes))
 
 
-def _transform(name: str, classes: int) -> Transform:
-    model = models.build(name, classes)
-    if not getattr(model, "pretrained_cfg", None):
-        raise UserError(f"timm says neither image size nor normalization of {name}")
-    return create_transform(**resolve_model_data_config(model), is_training=False)
-
-
-class _Images(Dataset[tuple[Tensor, int]]):
-    """The images of one of timm's readers.
-
-    In place of timm's own data set, which puts the next image where one can't be read: every image
-    is to be counted once.
-    """
-
-    def __init__(self, reader: Reader, transform: Transform) -> None:
-        self.reader = reader
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.reader)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        file, label = self.reader[index]
-        try:
-            with file:
-                image = Image.open(file).convert("RGB")
-        except (OSError, UnidentifiedImageError):
-            name = self.reader.filename(index, absolute=True)
-            raise UserError(f"{name}: not a readable image") from None
-        return self.transform(image), label
-
-
-@contextmanager
-def _workers_watched() -> Iterator[None]:
-    """Tell of a loading process that was killed in a way that a person understands.
-
-    Raises:
-        TryAgain: One was; torch raises that anywhere in the main thread.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise TryAgain(
-            "a process that loads images was killed, perhaps for want of memory"
-        ) from None
-
-
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """A signal to the whole process group must not end loading before the trainer has saved."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _mended(loader: DataLoader[tuple[Tensor, int]]) -> Iterator[Batch]:
-    """The loader's batches; of an error in a worker, the message without the worker's traceback."""
-    try:
-        yield from loader
-    except UserError as error:
-        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+def _batches(samples: Samples, files: Files, batch_size: int) -> Iterator[Batch]:
+    keys = [Key(number, seed=0, epoch=0) for number in range(len(samples.split))]
+    whole = (keys[first : first + batch_size] for first in range(0, len(keys), batch_size))
+    for batch in load(samples, whole, files.workers):
+        for name in batch.unreadable:
+            files.heard(name)
+        yield batch.images, batch.labels

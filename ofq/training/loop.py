@@ -14,7 +14,7 @@ from ofq.interruption import Interrupted, StopRequest
 from ofq.quantization import Oscillation, OscillationTracker, combine
 from ofq.study import Training
 from ofq.training.checkpoint import CheckpointStore
-from ofq.training.data import Batch, Data, until
+from ofq.training.data import Batch, Source, until
 from ofq.training.devices import ALONE, Solo, gradients
 from ofq.training.numerics import (
     BadNumbers,
@@ -26,6 +26,7 @@ from ofq.training.numerics import (
 from ofq.training.objective import Objective
 from ofq.training.optimization import make_optimizer, make_schedule
 from ofq.training.pace import Pace, Part
+from ofq.training.precision import casting
 from ofq.training.stepping import Stepper
 from ofq.training.trajectory import Trajectories
 
@@ -105,7 +106,7 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        data: Data,
+        data: Source,
         objective: Objective,
         training: Training,
         stepper: Stepper,
@@ -194,7 +195,9 @@ class Trainer:
         mean = torch.zeros((), device=self.process.device)
         parts = zip(inputs.chunk(self.passes), targets.chunk(self.passes), strict=True)
         for part, labels in parts:
-            loss = self.objective.loss(self.model(part), labels, part)
+            with casting(self.training.precision, self.process.device):
+                outputs = self.model(part)
+            loss = self.objective.loss(outputs, labels, part)
             ((loss + self.stepper.penalty(progress)) / self.passes).backward()
             mean += loss.detach() / self.passes
         return mean
@@ -203,7 +206,8 @@ class Trainer:
         """Evaluate and report after an epoch; after none, the model as it is at the start."""
         self._check_numbers()
         try:
-            with self.pace.measure("evaluation"):
+            precise = casting(self.training.precision, self.process.device)
+            with self.pace.measure("evaluation"), precise:
                 batches = self.data.test_batches(process=self.process)
                 measures = self.objective.evaluate(
                     self.model, until(self.stop, batches, self.process), self.process

@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ofq.training.data import Batch, Data
+from ofq.training.data import Batch
 from ofq.training.devices import ALONE, Solo
+from ofq.training.precision import widened
+from ofq.training.teacher import Clock, Teacher
 
 Outputs = Tensor | tuple[Tensor, Tensor]
 
@@ -20,9 +22,11 @@ class Objective(Protocol):
 
     Attributes:
         primary: The measure that tables show: ``top1`` or ``loss``.
+        clock: What a teacher's answers cost; None without a teacher that answers.
     """
 
     primary: str
+    clock: Clock | None
 
     def loss(self, outputs: Outputs, targets: Tensor, inputs: Tensor) -> Tensor:
         """The training loss of one batch, a scalar."""
@@ -40,10 +44,14 @@ class Classification:
     """Cross-entropy with the labels; evaluation gives top-1 and top-5 in percent."""
 
     primary = "top1"
+    clock: Clock | None = None
 
     def loss(self, outputs: Outputs, targets: Tensor, inputs: Tensor) -> Tensor:
-        """Mean cross-entropy; of a distilled model, with the class head."""
-        return F.cross_entropy(_class_logits(outputs), targets)
+        """Mean cross-entropy; of a distilled model, with the class head.
+
+        Targets are labels (B,), or shares of the classes (B, classes).
+        """
+        return F.cross_entropy(widened(_class_logits(outputs)), targets)
 
     def evaluate(
         self, model: nn.Module, batches: Iterable[Batch], process: Solo = ALONE
@@ -56,7 +64,7 @@ class Classification:
         sums = _Sums(process, "correct", "among_five", "loss", "images")
         with _evaluating(model):
             for inputs, targets in batches:
-                logits = model(inputs)
+                logits = widened(model(inputs))
                 classes = logits.shape[-1]
                 best = logits.topk(min(_FIVE, classes)).indices
                 sums.add(
@@ -81,27 +89,37 @@ class Distillation(Classification):
     """Hard labels and a teacher, equally weighted (released code, ``KDLossSoftandHard``).
 
     CE(distillation logits, softmax(teacher)) + CE(class logits, label) at temperature 1, without
-    smoothing; with one head both terms use it. The teacher is in eval mode and gets no gradient; a
-    distilled one answers with the mean of its heads, as it does in evaluation.
+    smoothing; with one head both terms use it.
 
     Args:
         teacher: The full-precision model.
     """
 
-    def __init__(self, teacher: nn.Module) -> None:
-        self.teacher = teacher.eval().requires_grad_(False)
+    def __init__(self, teacher: Teacher) -> None:
+        self.teacher = teacher
+        self.clock = teacher.clock
 
     def loss(self, outputs: Outputs, targets: Tensor, inputs: Tensor) -> Tensor:
         """The sum of the two cross-entropies, each a mean over the batch."""
-        with torch.no_grad():
-            soft = self.teacher(inputs)
-        return distillation_loss(outputs, targets, soft)
+        return distillation_loss(outputs, targets, self.teacher.answer(inputs))
+
+
+class KeptDistillation(Classification):
+    """:class:`Distillation` by answers that are given with the targets.
+
+    See :meth:`ofq.training.data.Source.taught`.
+    """
+
+    def loss(self, outputs: Outputs, targets: Tensor, inputs: Tensor) -> Tensor:
+        """The sum of the two cross-entropies, for targets (B, 1 + classes)."""
+        return distillation_loss(outputs, targets[:, 0].long(), targets[:, 1:])
 
 
 class Regression:
     """Mean squared error."""
 
     primary = "loss"
+    clock: Clock | None = None
 
     def loss(self, outputs: Outputs, targets: Tensor, inputs: Tensor) -> Tensor:
         """Mean squared error of the batch."""
@@ -126,19 +144,12 @@ def distillation_loss(outputs: Outputs, targets: Tensor, teacher_logits: Tensor)
 
     Args:
         outputs: Logits (B, classes), or class and distillation logits.
-        targets: Labels (B,).
+        targets: Labels (B,), or shares of the classes (B, classes).
         teacher_logits: (B, classes).
     """
     class_logits, distillation_logits = outputs if isinstance(outputs, tuple) else (outputs,) * 2
-    soft = F.cross_entropy(distillation_logits, teacher_logits.softmax(-1))
-    return soft + F.cross_entropy(class_logits, targets)
-
-
-def objective(data: Data, teacher: nn.Module | None) -> Objective:
-    """The objective that fits a data set, with or without a teacher."""
-    if data.classes == 0:
-        return Regression()
-    return Classification() if teacher is None else Distillation(teacher)
+    soft = F.cross_entropy(widened(distillation_logits), teacher_logits.softmax(-1))
+    return soft + F.cross_entropy(widened(class_logits), targets)
 
 
 class _Sums:

@@ -44,10 +44,10 @@ def make_optimizer(model: nn.Module, training: Training, scale_lr: float = 1.0) 
 
 
 def make_schedule(optimizer: Optimizer, training: Training) -> CosineLRScheduler:
-    """Linear warm-up, then a cosine from ``lr`` to ``min_lr``, epoch by epoch."""
+    """Linear warm-up, a cosine from ``lr`` to ``min_lr``, the cooldown; epoch by epoch."""
     return CosineLRScheduler(
         optimizer,
-        t_initial=training.epochs,
+        t_initial=training.epochs - training.cooldown_epochs,
         lr_min=training.min_lr,
         warmup_t=training.warmup_epochs,
         warmup_lr_init=training.warmup_lr,

@@ -6,19 +6,29 @@ import torch
 from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 
+from ofq.errors import UserError
 from ofq.interruption import StopRequest
 from ofq.quantization import calibrate, set_gradient_batch
 from ofq.study import RunConfig
 from ofq.study.config import HUB
-from ofq.study.stage import split
+from ofq.study.images import Images
+from ofq.study.stage import Split, split
 from ofq.training import models
 from ofq.training.checkpoint import CheckpointStore
-from ofq.training.data import Data, load
+from ofq.training.data import Data, Source, load
 from ofq.training.devices import ALONE, Solo, seed_everything
+from ofq.training.images import Files, ImageData, open_images
 from ofq.training.loop import Observer, Trainer
-from ofq.training.objective import objective
+from ofq.training.objective import (
+    Classification,
+    Distillation,
+    KeptDistillation,
+    Objective,
+    Regression,
+)
 from ofq.training.pace import Pace
 from ofq.training.stepping import make_stepper
+from ofq.training.teacher import Teacher, kept_answers
 from ofq.training.weights import load_weights
 
 
@@ -33,6 +43,8 @@ def prepare(
     pace: Pace | None = None,
     process: Solo = ALONE,
     device_batch: int | None = None,
+    files: Files | None = None,
+    answers: Path | None = None,
 ) -> Trainer:
     """Build the trainer of a run.
 
@@ -47,6 +59,8 @@ def prepare(
         pace: When to save, and when to leave.
         process: This process among those of the run.
         device_batch: The most images in one pass on one device; None for any number.
+        files: Where a data set of image files lies; None for one that comes with the package.
+        answers: The file that keeps the teacher's answers, where the config wants them kept.
 
     Raises:
         UserError: The data, the model, or weights that it starts from can't be had, or the batch
@@ -56,20 +70,18 @@ def prepare(
     training = config.training
     assert training is not None
     parts = split(training.batch_size, process.count, device_batch)
-    data = load(config.dataset, config.model, config.seed).to(process.device)
+    data = _data(config, files, parts).to(process.device)
     model = _initial_model(config, data, parent, pretrained, process.device)
     set_gradient_batch(model, counted=training.batch_size, per_pass=parts.images)
     process.align(model)
-    taught_by = None
-    if training.distillation:
-        taught_by = _full_precision(config, data, teacher or pretrained).to(process.device)
-        if isinstance(model, VisionTransformerDistilled):
-            model.set_distilled_training(True)  # both heads' logits, each for its own term
+    if training.distillation and isinstance(model, VisionTransformerDistilled):
+        model.set_distilled_training(True)  # both heads' logits, each for its own term
+    seen, aim = _objective(config, data, teacher or pretrained, answers, process)
     process.diverge(config.seed)
     return Trainer(
         model,
-        data,
-        objective(data, taught_by),
+        seen,
+        aim,
         training,
         make_stepper(config, model),
         observer,
@@ -82,7 +94,41 @@ def prepare(
     )
 
 
-def _full_precision(config: RunConfig, data: Data, weights: Path | None) -> nn.Module:
+def _data(config: RunConfig, files: Files | None, parts: Split) -> Data | ImageData:
+    if files is None:
+        return load(config.dataset, config.model, config.seed)
+    assert config.training is not None
+    images = config.training.images or Images()
+    if images.mixing is not None and parts.images % 2:
+        raise UserError(
+            f"images.mixing mixes pairs, but {parts}; allowed: an even number of images in a pass"
+        )
+    return open_images(files, images, config.model, config.seed)
+
+
+def _objective(
+    config: RunConfig,
+    data: Data | ImageData,
+    weights: Path | None,
+    answers: Path | None,
+    process: Solo,
+) -> tuple[Source, Objective]:
+    """What is minimized; and the data, with a teacher's answers where they are kept."""
+    assert config.training is not None
+    if data.classes == 0:
+        return data, Regression()
+    if not config.training.distillation:
+        return data, Classification()
+    wanted = config.training.teacher
+    model = _full_precision(config, data, weights).to(process.device)
+    teacher = Teacher(model, wanted.precision)
+    if not wanted.cached:
+        return data, Distillation(teacher)
+    assert answers is not None
+    return data.taught(kept_answers(answers, teacher, data, process)), KeptDistillation()
+
+
+def _full_precision(config: RunConfig, data: Source, weights: Path | None) -> nn.Module:
     """The full-precision model with the given weights, else the hub's, else fresh ones."""
     if weights is None and config.pretrained == HUB:
         return models.from_hub(config.model, data.classes)
@@ -92,7 +138,7 @@ def _full_precision(config: RunConfig, data: Data, weights: Path | None) -> nn.M
 
 def _initial_model(
     config: RunConfig,
-    data: Data,
+    data: Source,
     parent: Path | None,
     pretrained: Path | None,
     device: torch.device,

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from golden.case import FORWARD, GRADIENT, Case
 from ofq.training.objective import Distillation, distillation_loss
+from ofq.training.teacher import Teacher as Answers
 
 
 def distillation(case: Case) -> None:
@@ -48,7 +49,7 @@ def _check_the_teacher_learns_nothing(
             return self.dropout(self.logits)
 
     teacher = Teacher()
-    ours = Distillation(teacher).loss(outputs, target, torch.empty(0))
+    ours = Distillation(Answers(teacher)).loss(outputs, target, torch.empty(0))
     assert torch.equal(ours, loss)
     ours.backward()
     assert teacher.logits.grad is None

@@ -54,10 +54,10 @@ def test_missing_data_set_is_explained(monkeypatch):
 
 
 def test_known_data_sets_are_those_that_recipes_allow():
-    from ofq.study.config import DATASETS
+    from ofq.study.config import DATASETS, FROM_FOLDERS
     from ofq.training.data import _LOADERS
 
-    assert set(DATASETS) == set(_LOADERS)
+    assert set(DATASETS) == {*_LOADERS, *FROM_FOLDERS}
 
 
 @pytest.mark.parametrize("name", ["deit_tinny", "toy_regression_x", "toy_regression_0"])

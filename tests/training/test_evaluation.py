@@ -4,6 +4,7 @@ import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from rich.console import Console
 import ofq
 from ofq.errors import UserError
 from ofq.interruption import Interrupted, StopRequest
+from ofq.study.dataset import locate
 from ofq.training import evaluation, models
 from ofq.training.data import load
+from ofq.training.images import Files
 from ofq.training.objective import Classification
 from ofq.training.weights import save_weights
 
@@ -55,6 +58,10 @@ def folder(tmp_path_factory):
     return root
 
 
+def image_folder(folder, model, batch_size=64):
+    return evaluation.image_files(Files(locate(str(folder), Path())), model, batch_size)
+
+
 class Fixed(torch.nn.Module):
     """Answers with the rows of a table, whatever the images."""
 
@@ -86,7 +93,7 @@ def test_fewer_than_five_classes_have_no_top5():
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 100])
 def test_folder_gives_each_validation_image_once(folder, batch_size):
-    images = evaluation.image_folder(folder, TINY, batch_size)
+    images = image_folder(folder, TINY, batch_size)
     assert (images.images, images.classes) == (CLASSES * EACH, CLASSES)
     batches = list(images.batches)
     assert torch.cat([t for _, t in batches]).tolist() == sorted([*range(CLASSES)] * EACH)
@@ -96,7 +103,7 @@ def test_folder_gives_each_validation_image_once(folder, batch_size):
 
 
 def test_folder_of_classes_needs_no_split(folder):
-    assert evaluation.image_folder(folder / "val", TINY).images == CLASSES * EACH
+    assert image_folder(folder / "val", TINY).images == CLASSES * EACH
 
 
 def test_images_are_transformed_as_timm_says_for_the_model(folder):
@@ -106,31 +113,31 @@ def test_images_are_transformed_as_timm_says_for_the_model(folder):
     left = (resized.width - 224) // 2
     pixels = np.asarray(resized.crop((left, 12, left + 224, 236))) / 255
     expected = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    found = next(iter(evaluation.image_folder(folder, TINY, 1).batches))[0][0]
+    found = next(iter(image_folder(folder, TINY, 1).batches))[0][0]
     assert np.abs(found.numpy() - expected.transpose(2, 0, 1)).max() < 0.03
 
 
 def test_folders_without_images_to_evaluate_on_are_explained(tmp_path):
     with pytest.raises(UserError, match="none: no such folder"):
-        evaluation.image_folder(tmp_path / "none", TINY)
+        image_folder(tmp_path / "none", TINY)
     with pytest.raises(UserError, match="Found 0 images"):
-        evaluation.image_folder(tmp_path, TINY)
+        image_folder(tmp_path, TINY)
     (tmp_path / "train/a").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "train/a/0.png")
     with pytest.raises(UserError, match="neither val/ nor validation/"):
-        evaluation.image_folder(tmp_path, TINY)
+        image_folder(tmp_path, TINY)
 
 
 def test_model_that_timm_says_nothing_of_is_explained(folder):
     with pytest.raises(UserError, match=f"neither image size nor normalization of {MICRO}"):
-        evaluation.image_folder(folder, MICRO)
+        image_folder(folder, MICRO)
 
 
 def test_unreadable_image_is_named_and_not_replaced_by_another(tmp_path):
     (tmp_path / "a").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "a/0.png")
     (tmp_path / "a/1.png").write_bytes(b"no image")
-    images = evaluation.image_folder(tmp_path, TINY)
+    images = image_folder(tmp_path, TINY)
     with pytest.raises(UserError) as caught:
         list(images.batches)
     assert str(caught.value) == f"{tmp_path / 'a/1.png'}: not a readable image"
@@ -193,7 +200,7 @@ def test_folder_is_evaluated_with_the_whole_model(folder, tmp_path):
     save_weights(model, path)
     done = ofq_eval(path, "--model", TINY, "--data", str(folder), "--batch-size", "5")
     assert done.returncode == 0, done.stderr
-    images = evaluation.image_folder(folder, TINY, 12)
+    images = image_folder(folder, TINY, 12)
     expected = evaluation.evaluate(model, images, QUIET, StopRequest())
     assert f"{expected['correct']} of {CLASSES * EACH} images right" in done.stdout
 

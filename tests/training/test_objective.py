@@ -5,6 +5,7 @@ import torch
 from ofq.training.data import load
 from ofq.training.models import build
 from ofq.training.objective import Classification, Distillation, distillation_loss
+from ofq.training.teacher import Teacher
 
 
 def log_softmax(x):
@@ -32,7 +33,7 @@ def test_one_head_serves_both_terms():
 def test_teacher_is_in_eval_mode_and_gets_no_gradient():
     teacher = build("micro_deit_patch2_8", 10).train()
     student = build("micro_deit_patch2_8", 10).train()
-    objective = Distillation(teacher)
+    objective = Distillation(Teacher(teacher))
     images, labels = torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 2])
     objective.loss(student(images), labels, images).backward()
     assert not teacher.training

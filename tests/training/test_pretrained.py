@@ -91,7 +91,7 @@ def test_training_starts_from_the_weights_and_is_taught_by_them(pretrained, tmp_
         state["blocks.0.attn.scores.qkv.weight"], weights["blocks.0.attn.qkv.weight"]
     )
     assert isinstance(made.objective, Distillation)
-    teacher = made.objective.teacher.state_dict()
+    teacher = made.objective.teacher.model.state_dict()
     assert all(torch.equal(teacher[name], tensor) for name, tensor in weights.items())
 
 

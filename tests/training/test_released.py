@@ -268,12 +268,6 @@ MISTAKES = {
         "toy_regression",
         ["'toy_regression'", "allowed: digits, imagenet"],
     ),
-    "training on imagenet": (
-        RECIPE,
-        "digits\n",
-        "imagenet\nstages: {qat: {epochs: 1, batch_size: 1, lr: 1}}\n",
-        ["evaluation.yaml", "'imagenet'", "isn't offered yet", "allowed"],
-    ),
 }
 
 
@@ -297,4 +291,4 @@ def test_shipped_study_names_a_file_for_each_cell():
 
 def test_data_folder_may_come_from_the_environment(checkout, monkeypatch):
     monkeypatch.setenv("IMAGENET_DIR", "/data/imagenet")
-    assert str(Workspace(checkout).data_folder("imagenet")) == "/data/imagenet"
+    assert str(Workspace(checkout).data_place("imagenet")) == "/data/imagenet"

@@ -1,0 +1,199 @@
+"""Training data of image files: loaded as needed, in an order that seed and epoch decide."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy
+import torch
+from torch import Tensor
+
+from ofq.study import Run, Workspace
+from ofq.study.config import FROM_FOLDERS
+from ofq.study.dataset import Place, Unreadable
+from ofq.study.images import Images
+from ofq.training.augmentation import (
+    evaluation_transform,
+    mix,
+    randomness_of,
+    training_transform,
+)
+from ofq.training.data import Batch, order, steps_per_epoch
+from ofq.training.devices import ALONE, Solo
+from ofq.training.loading import Key, Loaded, Samples, load
+from ofq.training.readers import open_split
+
+_TEST_BATCH = 128
+_MIXING = 0x6D6978  # between the random numbers of mixing and those of an image
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a site says of a data set of image files; nothing of it decides a run's numbers.
+
+    Attributes:
+        place: Where the data set lies.
+        workers: Processes that load images, for each device.
+        unreadable: What an image that can't be decoded does.
+        heard: Told the name of each such image, once, at the end of an epoch.
+    """
+
+    place: Place
+    workers: int = 2
+    unreadable: Unreadable = "fail"
+    heard: Callable[[str], None] = lambda name: None
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set of image files, split in two (a :class:`~ofq.training.data.Source`).
+
+    What an image looks like is a function of seed, epoch and image, and so independent of the
+    number of devices and of loading processes, and the same after an interruption.
+
+    Args:
+        train, test: The images of either split, made ready.
+        images: How; here for mixing and repeats.
+        classes: Number of classes.
+        seed: With the epoch, decides order and random changes.
+        files: Where they come from.
+        device: Where batches go.
+        logits: (images, classes), the teacher's, where they are given with the targets.
+    """
+
+    train: Samples
+    test: Samples
+    images: Images
+    classes: int
+    seed: int
+    files: Files
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    logits: numpy.ndarray | None = None
+    told: set[str] = field(default_factory=set)
+    unheard: list[str] = field(default_factory=list)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """See :class:`~ofq.training.data.Source`, as all of these."""
+        return steps_per_epoch(len(self.train.split), batch_size)
+
+    def to(self, device: torch.device) -> "ImageData":
+        """The same data, whose batches go to a device."""
+        return replace(self, device=device)
+
+    def taught(self, logits: numpy.ndarray) -> "ImageData":
+        """The same data, whose targets hold a teacher's logits too."""
+        return replace(self, logits=logits)
+
+    def train_batches(
+        self, epoch: int, batch_size: int, first: int = 0, process: Solo = ALONE
+    ) -> Iterator[Batch]:
+        """A process's part of the shuffled and augmented training batches of an epoch."""
+        steps = range(first, self.steps_per_epoch(batch_size))
+        shuffled = order(self.seed, epoch, len(self.train.split))
+        part = process.part(batch_size)
+        keys = (self._keys(shuffled, epoch, batch_size, step)[part] for step in steps)
+        for step, batch in zip(steps, self._load(self.train, keys), strict=True):
+            yield self._trained_on(batch, epoch, step)
+
+    def in_order(self, batch_size: int) -> Iterator[Batch]:
+        """All training images once, in their split's order."""
+        for batch in self._load(self.train, self._every(self.train, batch_size)):
+            yield self._moved(batch)
+
+    def test_batches(self, batch_size: int = _TEST_BATCH, process: Solo = ALONE) -> Iterator[Batch]:
+        """A process's part of the test set, in order; at its end, names of unreadable images."""
+        together = self._every(self.test, batch_size * process.count)
+        for batch in self._load(self.test, (keys[process.part(len(keys))] for keys in together)):
+            yield self._moved(batch)
+        self._tell(process)
+
+    def _keys(self, shuffled: Tensor, epoch: int, batch_size: int, step: int) -> list[Key]:
+        """A whole batch; copies of an image, which follow each other in an epoch, are far apart.
+
+        First come all first copies, then all second ones, so that none is mixed with its like.
+        """
+        times = self.images.repeats
+        places = range(step * batch_size, (step + 1) * batch_size)
+        indices = shuffled[torch.tensor(places) // times].tolist()
+        keys = [Key(i, self.seed, epoch, p % times) for i, p in zip(indices, places, strict=True)]
+        return sorted(keys, key=lambda key: key.copy)
+
+    def _every(self, samples: Samples, batch_size: int) -> Iterator[list[Key]]:
+        """All images of a split, in its order."""
+        count = len(samples.split)
+        for first in range(0, count, batch_size):
+            chosen = range(first, min(first + batch_size, count))
+            yield [Key(number, self.seed, epoch=0) for number in chosen]
+
+    def _load(self, samples: Samples, keys: Iterator[Sequence[Key]]) -> Iterator[Loaded]:
+        for batch in load(samples, keys, self.files.workers, self.device.type == "cuda"):
+            self.unheard.extend(batch.unreadable)
+            yield batch
+
+    def _moved(self, batch: Loaded) -> Batch:
+        return (
+            batch.images.to(self.device, non_blocking=True),
+            batch.labels.to(self.device, non_blocking=True),
+        )
+
+    def _trained_on(self, batch: Loaded, epoch: int, step: int) -> Batch:
+        images, labels = self._moved(batch)
+        if self.logits is not None:
+            taught = torch.from_numpy(self.logits[batch.numbers.numpy()]).to(self.device)
+            return images, torch.cat([labels.unsqueeze(1).to(taught.dtype), taught], dim=1)
+        if self.images.mixing is None:
+            return images, labels
+        with randomness_of(self.seed, epoch, step, _MIXING):
+            return mix(images, labels, self.classes, self.images.mixing)
+
+    def _tell(self, process: Solo) -> None:
+        """Name the unreadable images that any process met for the first time."""
+        for name in sorted({name for names in process.gather(self.unheard) for name in names}):
+            if name not in self.told:
+                self.told.add(name)
+                self.files.heard(name)
+        self.unheard.clear()
+
+
+def files_of(
+    workspace: Workspace, run: Run, heard: Callable[[str], None] = lambda name: None
+) -> Files | None:
+    """What the site says of a run's image files; None for data that come with the package.
+
+    Args:
+        workspace: The checkout.
+        run: The run.
+        heard: Told of unreadable images.
+
+    Raises:
+        UserError: The site doesn't say where they lie.
+    """
+    if run.config.dataset not in FROM_FOLDERS:
+        return None
+    place = workspace.data_place(run.config.dataset)
+    return Files(place, run.resources.workers, workspace.site.unreadable, heard)
+
+
+def open_images(files: Files, images: Images, model: str, seed: int) -> ImageData:
+    """Open a data set of image files for training.
+
+    Args:
+        files: Where it lies, and how it is read.
+        images: How images are made ready.
+        model: The timm model's name, by which timm knows size, mean and deviation.
+        seed: Decides order and random changes.
+
+    Raises:
+        UserError: A split is missing, or timm knows nothing of the model.
+    """
+    train, test = open_split(files.place, "train"), open_split(files.place, "val")
+    classes = len(train.classes)
+    training = training_transform(model, classes, images)
+    evaluation = evaluation_transform(model, classes, images)
+    return ImageData(
+        Samples(train, training, files.unreadable, replace=True),
+        Samples(test, evaluation, files.unreadable, replace=False),
+        images,
+        classes,
+        seed,
+        files,
+    )

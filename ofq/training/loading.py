@@ -1,0 +1,155 @@
+"""Processes that load images, and what can go wrong with them."""
+
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ofq.errors import TryAgain, UserError
+from ofq.interruption import SIGNALS
+from ofq.study.dataset import Unreadable as Policy
+from ofq.training.augmentation import Transform, randomness_of
+from ofq.training.readers import Split, Unreadable
+
+_TRIES = 20  # readable images are rare where so many in a row aren't
+
+
+class Key(NamedTuple):
+    """An image of a split, by its number, and what else its random changes are a function of."""
+
+    number: int
+    seed: int
+    epoch: int
+    copy: int = 0
+
+
+class Sample(NamedTuple):
+    """An image made ready (or None, if it is to be left out), and names of unreadable ones."""
+
+    image: Tensor | None
+    label: int
+    number: int
+    unreadable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A batch of images.
+
+    Attributes:
+        images: (B, channels, H, W), or (0,) if there is none.
+        labels: (B,).
+        numbers: (B,), of the images in their split.
+        unreadable: Names of images that couldn't be decoded.
+    """
+
+    images: Tensor
+    labels: Tensor
+    numbers: Tensor
+    unreadable: tuple[str, ...]
+
+    def pin_memory(self) -> "Loaded":
+        """The same in memory from which a GPU copies without waiting."""
+        images, labels = self.images.pin_memory(), self.labels.pin_memory()
+        return Loaded(images, labels, self.numbers, self.unreadable)
+
+
+class Samples(Dataset[Sample]):
+    """Images of a split made ready, each a function of its key.
+
+    Args:
+        split: The images.
+        transform: How they are made ready.
+        policy: What an image that can't be decoded does.
+        replace: Whether the next image stands in for one that is skipped; else it is left out.
+    """
+
+    def __init__(self, split: Split, transform: Transform, policy: Policy, replace: bool) -> None:
+        self.split = split
+        self.transform = transform
+        self.policy = policy
+        self.replace = replace
+
+    def __getitem__(self, key: Key) -> Sample:
+        names: list[str] = []
+        for attempt in range(_TRIES if self.replace else 1):
+            index = (key.number + attempt) % len(self.split)
+            try:
+                image, label = self.split.decode(index)
+            except Unreadable as error:
+                if self.policy == "fail":
+                    raise UserError(str(error)) from None
+                names.append(error.name)
+                continue
+            with randomness_of(*key):
+                return Sample(self.transform(image), label, index, tuple(names))
+        if self.replace:
+            raise UserError(f"{names[0]} and the {_TRIES - 1} images after it: none is readable")
+        return Sample(None, 0, key.number, tuple(names))
+
+
+def load(
+    samples: Samples, keys: Iterable[Sequence[Key]], workers: int, pin: bool = False
+) -> Iterator[Loaded]:
+    """Load batches of images in other processes; draws none of this process's random numbers.
+
+    Args:
+        samples: The images.
+        keys: Which ones, batch by batch.
+        workers: Number of processes.
+        pin: Whether the batches are for a GPU.
+
+    Raises:
+        UserError: An image can't be read.
+    """
+    loader: DataLoader[Sample] = DataLoader(
+        samples,
+        batch_sampler=keys,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=_leave_signals_to_the_trainer,
+        pin_memory=pin,
+        generator=torch.Generator(),
+    )
+    try:
+        yield from loader
+    except UserError as error:  # of a worker, with its traceback in the message
+        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+
+
+def _collate(samples: list[Sample]) -> Loaded:
+    there = [sample for sample in samples if sample.image is not None]
+    return Loaded(
+        torch.stack([s.image for s in there if s.image is not None]) if there else torch.empty(0),
+        torch.tensor([sample.label for sample in there], dtype=torch.long),
+        torch.tensor([sample.number for sample in there], dtype=torch.long),
+        tuple(name for sample in samples for name in sample.unreadable),
+    )
+
+
+@contextmanager
+def workers_watched() -> Iterator[None]:
+    """Tell of a loading process that was killed in a way that a person understands.
+
+    Raises:
+        TryAgain: One was; torch raises that anywhere in the main thread.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TryAgain(
+            "a process that loads images was killed, perhaps for want of memory"
+        ) from None
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """A signal to the whole process group must not end loading before the trainer has saved."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

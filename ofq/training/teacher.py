@@ -1,0 +1,121 @@
+"""The full-precision teacher: its answers, what they cost, and answers that are kept in a file."""
+
+import time
+from pathlib import Path
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from ofq.atomic import write_file
+from ofq.training.data import Source
+from ofq.training.devices import Solo
+from ofq.training.precision import Precision, casting, widened
+
+_BATCH = 256
+
+
+class Teacher:
+    """A model in eval mode that answers without gradients, in a precision of its own.
+
+    Args:
+        model: The full-precision model, on its device; a distilled one answers with the mean of its
+            heads, as it does in evaluation.
+        precision: What its products are computed in.
+
+    Attributes:
+        clock: What its answers cost.
+    """
+
+    def __init__(self, model: nn.Module, precision: Precision = "fp32") -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.precision = precision
+        self.clock = Clock()
+
+    def answer(self, inputs: Tensor) -> Tensor:
+        """Logits (B, classes) in float32."""
+        self.clock.begin(inputs.device)
+        with torch.no_grad(), casting(self.precision, inputs.device):
+            logits = self.model(inputs)
+        self.clock.end()
+        return widened(logits)
+
+
+class Clock:
+    """Measures the device's time for something that happens often, without waiting for it.
+
+    On a GPU one call at a time is under measurement; calls that come before it is done aren't
+    measured.
+
+    Attributes:
+        seconds: Of all measured calls.
+        calls: Their number.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.calls = 0
+        self._began: float | None = None
+        self._events: list[torch.cuda.Event] = []
+
+    def begin(self, device: torch.device) -> None:
+        """A call begins, on a device."""
+        if device.type == "cpu":
+            self._began = time.perf_counter()
+            return
+        self._began = None
+        if len(self._events) == 2 and self._events[1].query():
+            self._count(self._events[0].elapsed_time(self._events[1]) / 1000)
+            self._events = []
+        if not self._events:
+            self._events = [_recorded()]
+
+    def end(self) -> None:
+        """It ends."""
+        if self._began is not None:
+            self._count(time.perf_counter() - self._began)
+        elif len(self._events) == 1:
+            self._events.append(_recorded())
+
+    def mean(self) -> float | None:
+        """Seconds per call; None if none was measured."""
+        return self.seconds / self.calls if self.calls else None
+
+    def _count(self, seconds: float) -> None:
+        self.seconds += seconds
+        self.calls += 1
+
+
+def _recorded() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def kept_answers(file: Path, teacher: Teacher, data: Source, process: Solo) -> numpy.ndarray:
+    """A teacher's logits on all training examples, from a file, which is made if it isn't there.
+
+    The first process makes it; the others wait.
+
+    Args:
+        file: Where they are kept, float32 (examples, classes); its name must tell teacher, data and
+            precision apart.
+        teacher: The teacher.
+        data: What it answers on; each example must be the same in every epoch.
+        process: This process.
+
+    Returns:
+        The logits, read from the disk as they are needed.
+    """
+    if process.rank == 0 and not file.exists():
+        batches = data.in_order(_BATCH)
+        logits = [teacher.answer(inputs.to(process.device)).cpu().numpy() for inputs, _ in batches]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(file, lambda temporary: _save(numpy.concatenate(logits), temporary))
+    process.wait()
+    return numpy.load(file, mmap_mode="c")  # a copy in memory of what is written to: nothing is
+
+
+def _save(logits: numpy.ndarray, path: Path) -> None:
+    with path.open("wb") as stream:  # by its name, NumPy would give the file another suffix
+        numpy.save(stream, logits)
