@@ -25,7 +25,7 @@ methods: [statsq+qkr+cga]
 seeds: [0]
 figures: [accuracy]
 """
-# images per step, peak rate, weight decay, warm-up epochs, mixup and cutmix, repeats, from the scripts
+# by the scripts: images per step, peak rate, decay, warm-up epochs, mixup and cutmix, repeats
 TABLE = {
     (TINY, "W2A2"): (4 * 140, 5.47e-4, 0.05, 5, None, 1),
     (TINY, "W3A3"): (4 * 140, 5.47e-4, 0.05, 5, None, 1),

@@ -1,0 +1,216 @@
+"""Images of files: what a model sees is a function of seed, epoch and image alone."""
+
+import numpy as np
+import pytest
+import torch
+from pictures import CLASSES, NANO, TRAIN, VAL, make_folder
+
+from ofq.errors import UserError
+from ofq.study.dataset import locate
+from ofq.study.images import Augmentation, Images, Mixing
+from ofq.training import models
+from ofq.training.augmentation import mix, randomness_of
+from ofq.training.devices import ALONE, Solo
+from ofq.training.images import Files, open_images
+from ofq.training.objective import Classification
+
+PAPERS = Augmentation(policy="rand-m9-mstd0.5-inc1", erasing=0.25, interpolation="random")
+BATCH = 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("pictures") / "images")
+
+
+def data(folder, images=None, seed=0, **options):
+    files = Files(locate(str(folder), folder), **{"workers": 1, **options})
+    return open_images(files, images or Images(augmentation=PAPERS), NANO, seed)
+
+
+class Of(Solo):
+    """A process of several, for its part alone."""
+
+    def __init__(self, rank, count):
+        super().__init__(torch.device("cpu"))
+        self.rank, self.count = rank, count
+
+
+def batches(source, epoch=0, **options):
+    return list(source.train_batches(epoch, BATCH, **options))
+
+
+def same(one, other):
+    if len(one) != len(other):
+        return False
+    pairs = zip(one, other, strict=True)
+    return all(torch.equal(x, y) and torch.equal(s, t) for (x, s), (y, t) in pairs)
+
+
+MIXED = Images(augmentation=PAPERS, mixing=Mixing(mixup=0.8, cutmix=1.0, smoothing=0.1), repeats=3)
+
+
+@pytest.mark.parametrize("images", [Images(augmentation=PAPERS), MIXED], ids=["plain", "mixed"])
+def test_batches_are_a_function_of_seed_and_epoch(folder, images):
+    first = batches(data(folder, images))
+    assert len(first) == 3 * TRAIN // BATCH
+    torch.manual_seed(5)  # neither this process's random numbers nor the loaders matter
+    np.random.seed(5)
+    assert same(first, batches(data(folder, images, workers=2)))
+    assert same(first[2:], batches(data(folder, images), first=2))
+    assert not same(first, batches(data(folder, images), epoch=1))
+    assert not same(first, batches(data(folder, images, seed=1)))
+
+
+@pytest.mark.parametrize("images", [Images(augmentation=PAPERS), MIXED], ids=["plain", "mixed"])
+def test_devices_share_the_batches_of_one(folder, images):
+    whole = batches(data(folder, images))
+    # three devices, each with two of a batch's six images
+    parts = [batches(data(folder, images), process=Of(rank, 3)) for rank in range(3)]
+    joined = [
+        tuple(torch.cat(tensors) for tensors in zip(*shares, strict=True))
+        for shares in zip(*parts, strict=True)
+    ]
+    assert same(whole, joined)
+
+
+def test_loading_leaves_the_random_numbers_of_training_alone(folder):
+    source = data(folder, MIXED)
+    torch.manual_seed(3)
+    np.random.seed(3)
+    expected = torch.rand(3), np.random.rand(3)
+    torch.manual_seed(3)
+    np.random.seed(3)
+    batches(source)
+    assert torch.equal(torch.rand(3), expected[0])
+    assert np.array_equal(np.random.rand(3), expected[1])
+
+
+def keys_of(source, epoch, batch_size, steps):
+    shuffled = torch.randperm(3 * TRAIN)
+    return [source._keys(shuffled, epoch, batch_size, step) for step in range(steps)]
+
+
+def test_every_image_is_once_in_an_epoch_and_augmented_anew_in_the_next(folder):
+    source = data(folder)
+    one, other = (
+        {key.number: key for batch in keys_of(source, epoch, 7, 3) for key in batch}
+        for epoch in (0, 1)
+    )
+    assert set(one) == set(other) == set(range(3 * TRAIN))
+    sample = source.train[one[4]].image
+    assert torch.equal(sample, source.train[one[4]].image)
+    assert not torch.equal(sample, source.train[other[4]].image)
+
+
+def test_repeated_images_are_augmented_apart_and_never_neighbours(folder):
+    source = data(folder, Images(augmentation=PAPERS, repeats=3))
+    keys = keys_of(source, 0, BATCH, 3)
+    counts = {}
+    for batch in keys:
+        for one, other in zip(batch[::2], batch[1::2], strict=True):
+            assert one.number != other.number
+        for key in batch:
+            counts.setdefault(key.number, set()).add(key.copy)
+    assert len(counts) == 3 * BATCH // 3
+    assert all(copies == {0, 1, 2} for copies in counts.values())
+    key = keys[0][0]
+    again = key._replace(copy=1)
+    assert not torch.equal(source.train[key].image, source.train[again].image)
+
+
+def test_random_numbers_are_put_back_and_differ_by_key():
+    torch.manual_seed(0)
+    with randomness_of(1, 2):
+        one = torch.rand(1), np.random.rand()
+    with randomness_of(1, 3):
+        other = torch.rand(1), np.random.rand()
+    with randomness_of(1, 2):
+        again = torch.rand(1), np.random.rand()
+    assert one == again != other
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(after, torch.rand(1))
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixed_labels_are_the_shares_of_the_pixels(kind):
+    """By pixels: image i is filled with the number i, so a mixture's mean tells its shares."""
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16)
+    np.random.seed(1)
+    mixed, labels = mix(images, torch.arange(4), 4, Mixing(**{kind: 1.0}))
+    for i, partner in enumerate((1, 0, 3, 2)):
+        share = labels[i, i].item()
+        assert 0 < share < 1
+        assert labels[i, partner].item() == pytest.approx(1 - share)
+        mean = share * i + (1 - share) * partner
+        assert mixed[i].mean().item() == pytest.approx(mean, abs=1e-5)
+    if kind == "cutmix":
+        assert set(mixed.unique().tolist()) <= {0, 1, 2, 3}
+
+
+def test_smoothing_gives_every_class_its_part():
+    np.random.seed(0)
+    mixing = Mixing(mixup=1, smoothing=0.1)
+    _, labels = mix(torch.zeros(2, 3, 8, 8), torch.tensor([0, 0]), 5, mixing)
+    assert labels[0].tolist() == pytest.approx([0.92, 0.02, 0.02, 0.02, 0.02])
+
+
+@pytest.mark.parametrize(("batch", "count"), [(1, 1), (4, 1), (4, 2), (100, 3), (2, 5)])
+def test_evaluation_counts_each_image_once_on_any_devices(folder, batch, count):
+    torch.manual_seed(0)
+    model = models.build(NANO, 3)
+    found = [
+        Classification().evaluate(model, filled(folder, batch, Of(rank, count)), ALONE)
+        for rank in range(count)
+        if any(len(y) for _, y in data(folder).test_batches(batch, Of(rank, count)))
+    ]
+    with torch.no_grad():
+        images, labels = (torch.cat(t) for t in zip(*data(folder).test_batches(3), strict=True))
+        right = int((model.eval()(images).argmax(-1) == labels).sum())
+    assert sum(f["images"] for f in found) == 3 * VAL
+    assert sum(f["correct"] for f in found) == right
+
+
+def filled(folder, batch, process):
+    return [b for b in data(folder).test_batches(batch, process) if len(b[1])]
+
+
+@pytest.fixture
+def corrupt(tmp_path):
+    root = make_folder(tmp_path / "corrupt")
+    for name in ("train/n02/train_1_3.JPEG", "val/n02/val_1_1.JPEG"):
+        path = root / name
+        path.write_bytes(path.read_bytes()[:300])
+    return root
+
+
+def test_unreadable_image_ends_training_with_its_name(corrupt):
+    with pytest.raises(UserError, match=r"^[^\n]*train_1_3.JPEG: not a readable image$"):
+        batches(data(corrupt))
+
+
+def test_skipped_image_is_replaced_in_training_left_out_in_evaluation_and_named_once(corrupt):
+    heard = []
+    source = data(corrupt, unreadable="skip", heard=heard.append)
+    for epoch in (0, 1):
+        assert [len(y) for _, y in source.train_batches(epoch, 7)] == [7, 7, 7]
+        labels = torch.cat([y for _, y in source.test_batches(2)])
+        assert labels.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert sorted(name.rpartition("/")[2] for name in heard) == ["train_1_3.JPEG", "val_1_1.JPEG"]
+
+
+def test_file_that_cannot_be_read_is_no_image_to_skip(tmp_path):
+    root = make_folder(tmp_path / "gone")
+    source = data(root, unreadable="skip")
+    (root / "train/n02/train_1_3.JPEG").unlink()
+    with pytest.raises(UserError, match=r"train_1_3.JPEG: No such file"):
+        batches(source)
+
+
+def test_images_are_resized_and_cropped_as_the_recipe_says(folder):
+    """Without augmentation training sees what evaluation sees, and crop_pct changes both."""
+    plain = {n: x for x, y in data(folder, Images()).in_order(1) for n in [x.sum().item()]}
+    other = {n for x, y in data(folder, Images(crop_pct=0.5)).in_order(1) for n in [x.sum().item()]}
+    assert len(plain) == len(CLASSES) * TRAIN
+    assert not set(plain) & other
