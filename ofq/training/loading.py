@@ -1,9 +1,12 @@
 """Processes that load images, and what can go wrong with them."""
 
+import atexit
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
 import torch
@@ -17,6 +20,7 @@ from ofq.training.augmentation import Transform, randomness_of
 from ofq.training.readers import Split, Unreadable
 
 _TRIES = 20  # readable images are rare where so many in a row aren't
+_started: list[BaseProcess] = []
 
 
 class Key(NamedTuple):
@@ -116,10 +120,24 @@ def load(
         pin_memory=pin,
         generator=torch.Generator(),
     )
+    others = {child.pid for child in active_children()}
+    batches = iter(loader)
+    _started.extend(child for child in active_children() if child.pid not in others)
     try:
-        yield from loader
+        yield from batches
     except UserError as error:  # of a worker, with its traceback in the message
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End what still loads images as this process ends, such as after an interruption.
+
+    multiprocessing would ask by SIGTERM, which they leave to the trainer, and wait for ever.
+    """
+    for worker in _started:
+        if worker.is_alive():
+            worker.kill()
 
 
 def _collate(samples: list[Sample]) -> Loaded:

@@ -1,5 +1,9 @@
 """Images of files: what a model sees is a function of seed, epoch and image alone."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -174,6 +178,20 @@ def test_evaluation_counts_each_image_once_on_any_devices(folder, batch, count):
 
 def filled(folder, batch, process):
     return [b for b in data(folder).test_batches(batch, process) if len(b[1])]
+
+
+_LEFT_IN_THE_MIDDLE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import ofq.quantization, test_images
+batches = test_images.data(test_images.Path(sys.argv[2]), test_images.Images()).train_batches(0, 6)
+next(batches)
+"""
+
+
+def test_process_that_is_left_in_the_middle_of_an_epoch_ends(folder):
+    command = [sys.executable, "-c", _LEFT_IN_THE_MIDDLE, Path(__file__).parent, folder]
+    subprocess.run(command, check=True, timeout=60)
 
 
 @pytest.fixture
