@@ -1,0 +1,253 @@
+"""Training on images of files, and the teacher: live, in half precision, or from a file."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from pictures import NANO, make_folder
+from safetensors.torch import load_file
+
+from ofq.errors import UserError
+from ofq.interruption import Interrupted, StopRequest
+from ofq.study import Quantization, Training
+from ofq.study.dataset import locate
+from ofq.study.files import parse
+from ofq.study.run import RunConfig
+from ofq.training import models
+from ofq.training.checkpoint import CheckpointStore
+from ofq.training.images import Files, open_images
+from ofq.training.loop import Silence
+from ofq.training.objective import Distillation, KeptDistillation, distillation_loss
+from ofq.training.stage import prepare
+from ofq.training.teacher import Clock, Teacher, kept_answers
+from ofq.training.weights import save_weights
+
+PAPERS = {"augmentation": {"policy": "rand-m9-mstd0.5-inc1", "erasing": 0.25}}
+MIXED = PAPERS | {"mixing": {"mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1}, "repeats": 3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = make_folder(tmp_path_factory.mktemp("pictures") / "images")
+    torch.manual_seed(4)
+    save_weights(models.build(NANO, 3), root.parent / "teacher.safetensors")
+    return root
+
+
+class Stopping(Silence):
+    """Asks training to stop after some step; keeps its rows."""
+
+    def __init__(self, stop, after):
+        self.stop, self.after, self.rows = stop, after, []
+
+    def step(self, step):
+        if step == self.after:
+            self.stop.cause = "SIGTERM"
+
+    def epoch(self, metrics, layers):
+        self.rows.append(metrics)
+
+
+def train(place, folder, images, stops=(), **changes):
+    """A W2A2 run of two epochs of three steps, in pieces; its weights, rows and trainer."""
+    values = {"epochs": 2, "batch_size": 6, "lr": 1e-3, "distillation": True, "images": images}
+    training = parse(Training, values | changes, "test")
+    quantization = Quantization(bits="W2A2", weight_quantizer="statsq", qkr=True)
+    config = RunConfig("imagenet", NANO, "qat", 0, training, quantization, pretrained="a.pth")
+    rows, store = [], CheckpointStore(folder / "checkpoint")
+    folder.mkdir()
+    for after in (*stops, None):
+        stop = StopRequest()
+        observer = Stopping(stop, after)
+        trainer = prepare(
+            config, None, None, observer, store, stop,
+            pretrained=place.parent / "teacher.safetensors",
+            files=Files(locate(str(place), place), workers=1),
+            answers=folder.parent / "answers.npy",
+        )  # fmt: skip
+        try:
+            trainer.run()
+        except Interrupted:
+            assert trainer.step == after
+        rows += observer.rows
+    save_weights(trainer.model, folder / "end.safetensors")
+    return load_file(folder / "end.safetensors"), rows, trainer
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("images", [PAPERS, MIXED], ids=["plain", "mixed"])
+def test_run_that_is_interrupted_within_an_epoch_ends_bit_identical(place, tmp_path, images):
+    whole, rows, _ = train(place, tmp_path / "whole", images)
+    pieces, again, _ = train(place, tmp_path / "pieces", images, stops=[1, 2, 5])
+    assert equal(whole, pieces)
+    drop = {"time"}
+    assert [{k: v for k, v in row.items() if k not in drop} for row in rows] == [
+        {k: v for k, v in row.items() if k not in drop} for row in again
+    ]
+
+
+def test_bf16_trains_near_fp32_with_weights_in_fp32(place, tmp_path):
+    full, rows, _ = train(place, tmp_path / "full", PAPERS)
+    half, other, _ = train(place, tmp_path / "half", PAPERS, precision="bf16")
+    assert all(t.dtype != torch.bfloat16 for t in half.values())
+    assert not equal(full, half)
+    assert other[-1]["train_loss"] == pytest.approx(rows[-1]["train_loss"], rel=0.1)
+
+
+def test_teacher_answers_in_its_own_precision_without_gradient():
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 32, 32)
+    seen = []
+    models_of = {p: Teacher(models.build(NANO, 3), p) for p in ("fp32", "bf16")}
+    models_of["bf16"].model.load_state_dict(models_of["fp32"].model.state_dict())
+    hook = models_of["bf16"].model.head.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+    full, half = (teacher.answer(images) for teacher in models_of.values())
+    hook.remove()
+    assert seen == [torch.bfloat16]
+    assert half.dtype == full.dtype == torch.float32
+    assert not half.requires_grad
+    assert not torch.equal(full, half)
+    assert torch.allclose(full, half, atol=0.05)
+    assert torch.equal(full, models_of["fp32"].model.eval()(images))
+
+
+def test_kept_answers_train_to_the_weights_of_live_ones(place, tmp_path):
+    """Each image's answer is the same alone and in any batch, but for rounding."""
+    live, _, trainer = train(place, tmp_path / "live", {})
+    kept, _, other = train(place, tmp_path / "kept", {}, teacher={"cached": True})
+    assert isinstance(trainer.objective, Distillation)
+    assert isinstance(other.objective, KeptDistillation)
+    for name, tensor in live.items():
+        assert torch.allclose(tensor, kept[name], atol=1e-4), name
+
+
+def test_kept_answers_are_computed_once_and_belong_to_their_images(place, tmp_path):
+    data = open_images(Files(locate(str(place), place)), parse(Training, {
+        "epochs": 1, "batch_size": 6, "lr": 1, "images": {},
+    }, "test").images, NANO, 0)  # fmt: skip
+    teacher = Teacher(models.build(NANO, 3))
+    file = tmp_path / "made" / "answers.npy"
+    answers = kept_answers(file, teacher, data, Solo())
+    calls = teacher.clock.calls
+    again = kept_answers(file, teacher, data, Solo())
+    assert teacher.clock.calls == calls > 0
+    assert np.array_equal(answers, again)
+    for images, targets in data.taught(answers).train_batches(0, 6):
+        assert torch.allclose(targets[:, 1:], teacher.answer(images), atol=1e-5)
+        live = distillation_loss(images.flatten(1)[:, :3], targets[:, 0].long(), targets[:, 1:])
+        assert torch.isfinite(live)
+
+
+class Solo:
+    rank, device = 0, torch.device("cpu")
+
+    def wait(self):
+        pass
+
+
+@pytest.mark.parametrize("images", [PAPERS, {"mixing": {"mixup": 0.8}}], ids=["augmented", "mixed"])
+def test_keeping_answers_on_random_images_is_refused(images):
+    values = {"epochs": 1, "batch_size": 6, "lr": 1, "distillation": True, "images": images}
+    with pytest.raises(UserError, match=r"cached is true, but images.* at random.*allowed: cached"):
+        parse(Training, values | {"teacher": {"cached": True}}, "test")
+
+
+def test_keeping_answers_of_no_teacher_is_refused():
+    values = {"epochs": 1, "batch_size": 6, "lr": 1, "teacher": {"cached": True}}
+    with pytest.raises(UserError, match="nothing is distilled"):
+        parse(Training, values, "test")
+
+
+def test_clock_adds_up_calls():
+    clock = Clock()
+    assert clock.mean() is None
+    for _ in range(3):
+        clock.begin(torch.device("cpu"))
+        clock.end()
+    assert clock.calls == 3
+    assert clock.mean() == pytest.approx(clock.seconds / 3)
+
+
+def test_odd_passes_cannot_be_mixed(place, tmp_path):
+    with pytest.raises(UserError, match=r"mixes pairs, but 5 images per step.*even"):
+        train(place, tmp_path / "odd", {"mixing": {"mixup": 0.8}}, batch_size=5)
+
+
+RECIPE = """
+dataset: imagenet
+models: [deit_tiny_distilled_patch16_224]
+classes: 3
+pretrained: start.pth
+stages:
+  qat:
+    epochs: 1
+    batch_size: 6
+    lr: 1.0e-4
+    distillation: true
+    images: {augmentation: {policy: rand-m9-mstd0.5-inc1}}
+"""
+
+
+def ofq(folder, *arguments):
+    command = [sys.executable, "-m", "ofq", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=250)
+
+
+@pytest.mark.slow
+def test_command_trains_on_images_and_records_data_recipe_and_cost(checkout, place):
+    from ofq.study import Workspace
+    from ofq.tracking import RunFolder
+
+    (checkout / "config/recipes/small.yaml").write_text(RECIPE)
+    study = checkout / "config/studies/tiny.yaml"
+    text = study.read_text().replace("micro_deit_patch2_8", "deit_tiny_distilled_patch16_224")
+    study.write_text(text.replace("[lsq, statsq+qkr+cga]", "[statsq]"))
+    site = checkout / "config/config.yaml"
+    site.write_text(f"studies: [tiny]\nunreadable: skip\ndata: {{imagenet: {checkout}/images}}\n")
+    make_folder(checkout / "images")
+    (checkout / "images/val/n02/val_1_1.JPEG").write_bytes(b"no image")
+    torch.save(models.build("deit_tiny_distilled_patch16_224", 3).state_dict(),
+               checkout / "start.pth")  # fmt: skip
+    run = next(iter(Workspace(checkout).grid("tiny").runs()))
+    done = ofq(checkout, "train", "--no-track", run)
+    assert done.returncode == 0, done.stderr
+    folder = RunFolder(checkout / "results/runs" / run)
+    data = folder.provenance()["data"]
+    assert (data["classes"], data["images"], data["files"]) == (3, {"train": 21, "val": 9}, 30)
+    assert folder.provenance()["recipe"] is None
+    result = folder.result()
+    assert (result["images"], result["unreadable_images"]) == (8, 1)
+    cost = next(event for event in folder.events() if event["event"] == "taught")
+    assert 0 < cost["teacher_share"] < 1
+    assert cost["teacher_seconds_per_step"] < cost["seconds_per_step"]
+
+
+@pytest.mark.slow
+def test_data_set_with_a_class_too_few_stops_the_first_job(checkout, place):
+    from ofq.study import Workspace
+
+    (checkout / "config/recipes/small.yaml").write_text(RECIPE.replace("classes: 3", "classes: 4"))
+    study = checkout / "config/studies/tiny.yaml"
+    text = study.read_text().replace("micro_deit_patch2_8", "deit_tiny_distilled_patch16_224")
+    study.write_text(text.replace("[lsq, statsq+qkr+cga]", "[statsq]"))
+    (checkout / "config/config.yaml").write_text(f"studies: [tiny]\ndata: {{imagenet: {place}}}\n")
+    torch.save({}, checkout / "start.pth")
+    run = next(iter(Workspace(checkout).grid("tiny").runs()))
+    done = ofq(checkout, "train", "--no-track", run)
+    assert done.returncode == 2
+    words = ("config.yaml", "'data.imagenet'", "3 classes, too few; the recipe needs 4")
+    assert all(word in done.stderr.replace("\n", " ") for word in words), done.stderr
+    assert "Traceback" not in done.stderr
