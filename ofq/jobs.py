@@ -1,27 +1,23 @@
 """One run, from its config to its finished folder: where study, training and record meet."""
 
-import hashlib
-import json
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 
+from ofq import inputs
 from ofq.attempt import CHECKPOINT, Attempt, run_folder
 from ofq.errors import UserError
 from ofq.hardware import are_started, processes
 from ofq.helpers import helpers
 from ofq.interruption import StopRequest
 from ofq.progress import Bar, Lines, display, summary
-from ofq.study import Run, RunConfig, Workspace
-from ofq.study.config import HUB
+from ofq.study import Run, Workspace
 from ofq.study.run import describe
 from ofq.study.stage import split
-from ofq.tracking.folder import WEIGHTS, sha256
 from ofq.tracking.provenance import gather
 
 if TYPE_CHECKING:
@@ -125,7 +121,7 @@ def check(workspace: Workspace, run: Run, studies: list[str], gpus: int) -> None
         config.checkpoint: f"{study}: key 'checkpoints.{config.model}.{config.bits}'",
         config.pretrained: f"{recipe}: key 'pretrained'",
     }
-    for name in _files(config):
+    for name in inputs.own_files(config):
         if not (workspace.root / name).is_file():
             raise UserError(f"{keys[name]} is '{name}': no such file")
 
@@ -250,7 +246,7 @@ def _open(workspace: Workspace, run: Run, studies: list[str], this: Attempt) -> 
     from ofq.training.devices import choose
 
     folder, devices = this.folder, choose(this.options.gpus)
-    data = _data(workspace, run, studies)
+    data = inputs.checked_data(workspace, run, studies)
     folder.open(describe(run))
     attempt = {**gather(workspace.root), **devices.describe(), "threads": run.resources.threads}
     comparison = workspace.compare(run, devices.count)
@@ -259,7 +255,7 @@ def _open(workspace: Workspace, run: Run, studies: list[str], this: Attempt) -> 
         {
             **workspace.uses(run, studies),
             "recipe": comparison.payload() if comparison else None,
-            "inputs": _inputs(workspace, run),
+            "inputs": inputs.hashes(workspace, run),
             "data": data,
             "attempts": [*folder.attempts(), attempt],
         },
@@ -322,17 +318,17 @@ def _trainer(
 
     return prepare(
         run.config,
-        _weights(workspace, run.parent),
-        _weights(workspace, run.teacher),
+        inputs.weights(workspace, run.parent),
+        inputs.weights(workspace, run.teacher),
         observer,
         checkpoints,
         stop,
-        _pretrained(workspace, run.config),
+        inputs.pretrained(workspace, run.config),
         pace,
         process,
         run.resources.device_batch,
         files,
-        _answers(workspace, run),
+        inputs.answers(workspace, run),
     )
 
 
@@ -362,77 +358,11 @@ def _evaluate(
     return _Done(imported.model, metrics, "top1")
 
 
-def _inputs(workspace: Workspace, run: Run) -> dict[str, str]:
-    """SHA-256 of each file that a run starts from or is taught by."""
-    hashes = {name: sha256(workspace.root / name) for name in _files(run.config)}
-    for needed in run.needs():
-        hashes[needed.id] = sha256(run_folder(workspace, needed).path / WEIGHTS)
-    return hashes
-
-
-def _files(config: RunConfig) -> list[str]:
-    """The files of the user's own that a run starts from."""
-    return [name for name in (config.checkpoint, config.pretrained) if name and name != HUB]
-
-
-def _data(workspace: Workspace, run: Run, studies: list[str]) -> dict[str, Any]:
-    """What a run's record says of its data, which are checked before."""
-    from ofq.training import data, readers
-    from ofq.training.images import files_of
-
-    config, name = run.config, {"name": run.config.dataset}
-    files = files_of(workspace, run)
-    if files is None:
-        return name | data.fingerprint(config.dataset, config.model, config.seed)
-    classes = workspace.recipe(workspace.study(studies[0]).recipe).classes
-    splits: tuple[readers.SplitName, ...] = (
-        ("val",) if config.training is None else ("train", "val")
-    )
-    try:
-        census = readers.examine(files.place, classes, *splits)
-    except UserError as error:
-        raise UserError(f"{workspace.data_source(config.dataset)}: {error}") from None
-    return {**name, **asdict(census), **readers.fingerprint(files.place)}
-
-
-def _answers(workspace: Workspace, run: Run) -> Path | None:
-    """The file of the teacher's answers, named after all that decides them."""
-    training = run.config.training
-    if training is None or not training.teacher.cached:
-        return None
-    config = run.config
-    about = {
-        "teacher": config.teacher or config.pretrained,
-        "data": _fingerprint(workspace, run),
-        "seed": config.seed,
-        "model": config.model,
-        "images": training.images.model_dump() if training.images else None,
-        "precision": training.teacher.precision,
-    }
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    return workspace.results / "teacher" / f"{config.model}-{digest[:12]}.npy"
-
-
-def _fingerprint(workspace: Workspace, run: Run) -> str:
-    """That of a run's data, from its record."""
-    return str(run_folder(workspace, run).provenance()["data"]["fingerprint"])
-
-
 def _note_unreadable(this: Attempt, console: Console, name: str) -> None:
     """Name an image that was skipped, and record it."""
     text = f"{name}: not a readable image; it is skipped"
     console.print(f"[bold red]warning:[/] {escape(text)}", soft_wrap=True)
     this.folder.event("unreadable", image=name)
-
-
-def _weights(workspace: Workspace, run: Run | None) -> Path | None:
-    return None if run is None else run_folder(workspace, run).path / WEIGHTS
-
-
-def _pretrained(workspace: Workspace, config: RunConfig) -> Path | None:
-    if config.pretrained in (None, HUB):
-        return None
-    return workspace.root / str(config.pretrained)
 
 
 def _result(run: Run, done: _Done, this: Attempt) -> dict[str, Any]:

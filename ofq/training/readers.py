@@ -21,6 +21,7 @@ from ofq.errors import UserError, some
 from ofq.study.dataset import Layout, Place
 
 SplitName = Literal["train", "val"]
+SPLITS: tuple[SplitName, ...] = ("train", "val")
 
 _NAMES = {"train": ("train", "training"), "val": ("val", "validation")}
 _UNDECODABLE = (OSError, SyntaxError, ValueError, tarfile.TarError, Image.DecompressionBombError)
@@ -269,7 +270,7 @@ def fingerprint(place: Place) -> dict[str, Any]:
     """
     digest, count = hashlib.sha256(), 0
     if place.layout == "hfds":
-        for name in ("train", "val"):
+        for name in SPLITS:
             split = open_split(place, name)
             digest.update(f"{name} {split.reader.dataset._fingerprint}\n".encode())
             count += len(split)
