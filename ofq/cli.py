@@ -65,6 +65,21 @@ def studies() -> None:
 
 
 @app.command()
+def recipe(study: StudyName) -> None:
+    """List what a study's runs differ in from the published recipe, as its recipe asks for devices.
+
+    Runs for which nothing was published, such as those on digits, are left out.
+    """
+    workspace = Workspace()
+    for run in workspace.grid(study).runs().values():
+        found = workspace.compare(run)
+        if found is not None:
+            lines = [f"differs: {difference}" for difference in found.differences]
+            lines += [f"always: {deviation}" for deviation in found.deviations]
+            print("\n  ".join([f"{run.id} ({found.title})", *lines]))
+
+
+@app.command()
 def runs(
     study: StudyName,
     state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ofq.errors import UserError
 from ofq.study import Quantization, Training, Workspace
 from ofq.study.run import RunConfig
 
@@ -119,3 +120,28 @@ def test_parsing_imports_neither_torch_nor_mlflow(module):
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_override_merges_mappings_and_matches_lists(checkout):
+    path = checkout / "config/recipes/small.yaml"
+    path.write_text(
+        path.read_text()
+        + "overrides:\n"
+        + "- {match: {bits: [W2A2, W3A3], stage: qat}, set: {teacher: {precision: bf16}}}\n"
+        + "- {match: {bits: W3A3}, set: {lr: 5.0e-4}}\n"
+    )
+    study = checkout / "config/studies/tiny.yaml"
+    study.write_text(study.read_text().replace("[W2A2]", "[W2A2, W3A3, W4A4]"))
+    found = {
+        run.config.bits: (run.config.training.teacher.precision, run.config.training.lr)
+        for run in Workspace(checkout).grid("tiny").runs().values()
+        if run.config.stage == "qat"
+    }
+    assert found == {"W2A2": ("bf16", 1e-3), "W3A3": ("bf16", 5e-4), "W4A4": ("fp32", 1e-3)}
+
+
+def test_images_of_data_that_come_ready_are_refused(checkout):
+    path = checkout / "config/recipes/small.yaml"
+    path.write_text(path.read_text() + "overrides:\n- {match: {}, set: {images: {repeats: 2}}}\n")
+    with pytest.raises(UserError, match=r"'images'.*'digits' comes ready.*allowed.*imagenet"):
+        Workspace(checkout).grid("tiny")

@@ -140,3 +140,14 @@ def test_mistake_in_the_published_file_names_it(workspace):
     path.write_text(path.read_text().replace("settings:", "setings:", 1))
     with pytest.raises(UserError, match=r"published/imagenet.yaml.*'setings'.*'settings'"):
         workspace.published("imagenet")
+
+
+def test_command_lists_the_differences_of_a_study(workspace):
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "ofq", "recipe", "by_imagenet"]
+    done = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith("imagenet/") for line in lines) == 2 * len(TABLE)  # none of W5A5
+    assert sum("differs: devices: 4 (published: 8" in line for line in lines) == 2 * 5

@@ -168,3 +168,21 @@ def test_rate_follows_a_warm_up_then_a_cosine_to_the_floor():
         rates.append(optimizer.param_groups[0]["lr"])
     cosine = [0.1 + 0.45 * (1 + math.cos(math.pi * e / 10)) for e in range(2, 10)]
     assert rates == pytest.approx([0.01, 0.01 + 0.99 / 2, *cosine])
+
+
+def test_cooldown_stays_at_the_floor_after_the_whole_cosine():
+    from ofq.study import Training
+
+    def rates(**options):
+        training = Training(batch_size=1, lr=1.0, min_lr=0.1, warmup_epochs=1, **options)
+        optimizer = make_optimizer(torch.nn.Linear(2, 2), training)
+        schedule = make_schedule(optimizer, training)
+        found = []
+        for epoch in range(training.epochs):
+            schedule.step(epoch)
+            found.append(optimizer.param_groups[0]["lr"])
+        return found
+
+    cooled = rates(epochs=10, cooldown_epochs=3)
+    assert cooled[:7] == rates(epochs=7)
+    assert cooled[7:] == [0.1] * 3
