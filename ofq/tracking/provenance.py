@@ -33,8 +33,7 @@ def gather(root: Path) -> dict[str, Any]:
         uncommitted change to tracked files under ``ofq`` and ``config`` (empty if there is none),
         ``untracked`` the other files there. ``code_sha256`` is of the package's source as it runs;
         ``packages`` has the versions of what it depends on; ``visible_gpus`` the GPUs that it was
-        given, None for any. Passwords in the command's addresses
-        are left out.
+        given, None for any. Credentials in the command and in the diff are left out.
     """
     lock = root / _LOCK
     return {
@@ -89,4 +88,4 @@ def _git(root: Path, *arguments: str) -> str | None:
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return redact(done.stdout.strip())
