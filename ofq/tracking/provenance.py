@@ -36,10 +36,11 @@ def gather(root: Path) -> dict[str, Any]:
         given, None for any. Credentials in the command and in the diff are left out.
     """
     lock = root / _LOCK
+    diff = _git(root, "diff", "HEAD", "--", "ofq", "config")
     return {
         "started": time.time(),
         "commit": _git(root, "rev-parse", "HEAD"),
-        "diff": _git(root, "diff", "HEAD", "--", "ofq", "config"),
+        "diff": diff and redact(diff),
         "untracked": (
             _git(root, "ls-files", "--others", "--exclude-standard", "--", "ofq", "config") or ""
         ).splitlines(),
@@ -88,4 +89,4 @@ def _git(root: Path, *arguments: str) -> str | None:
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return redact(done.stdout.strip())
+    return done.stdout.strip()
