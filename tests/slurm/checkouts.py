@@ -74,6 +74,11 @@ class Slow(ofq.StatsQ):
 BROKEN = 'raise RuntimeError("this quantizer is broken")\n'
 
 
+def _heed_interrupts() -> None:
+    """Undo what a shell does to its background jobs, tests among them: they ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Checkout:
     """A checkout with studies of its own, whose jobs go to a cluster."""
 
@@ -121,7 +126,7 @@ class Checkout:
         environment = self.cluster.environment | {"OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
             command, cwd=self.folder, env=environment, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=_heed_interrupts,
         )  # fmt: skip
         self._started.append(process)
         return process
