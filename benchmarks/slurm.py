@@ -1,24 +1,27 @@
 """What the master costs on a Slurm cluster, per job and in memory, against the plugin's own floor.
 
 Three workflows of equally many jobs run in turn on one throw-away cluster: the suite's, with
-sleeps of random length in place of training, once as submitted jobs and once as short ones, and a
-bare workflow with the Slurm plugin's default settings. The overhead of a job is the time from the
-master's selecting it to the master's noticing its end, less the time that the job's own command
-took. Where there are more jobs than the nodes have cores, it includes waiting in the queue.
+sleeps in place of training, once as submitted jobs and once as short ones, and a bare workflow with
+the Slurm plugin's default settings. The n-th job to start sleeps equally long in each of them. The
+overhead of a job is the time from the master's selecting it to the master's noticing its end, less
+the time that the job's own command took. Where there are more jobs than the nodes have cores, it
+includes waiting in the queue.
 
-    python benchmarks/slurm.py [--jobs 12] [--seconds 20]
+    python benchmarks/slurm.py [--jobs 12] [--seconds 20] [--rounds 3] [--json FILE]
 """
 
 import argparse
+import json
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,11 +29,15 @@ sys.path.insert(0, str(ROOT / "tests" / "slurm"))
 
 from checkouts import Checkout  # noqa: E402
 from cluster import Cluster  # noqa: E402
+from machine import machine  # noqa: E402
 
 # in place of training: notes when it ran, and makes the files that the workflow waits for
 FAKE = """
 began=$(date +%s.%N)
-sleep $((RANDOM % (2 * {seconds} + 1)))
+mkdir -p turns
+turn=0
+until mkdir turns/$turn 2> /dev/null; do turn=$((turn + 1)); done
+sleep $((turn * 7 % (2 * {seconds} + 1)))
 mkdir -p "$1" && touch "$1"/result.json "$1"/model.safetensors "$1"/metrics.parquet
 echo "$1 $began $(date +%s.%N)" >> trace
 """
@@ -61,7 +68,7 @@ class Measured:
 
     overhead: float
     wall: float
-    memory: list[float]
+    memory: list[int]
     twice: int
 
 
@@ -90,7 +97,7 @@ def measure(folder: Path, cluster: Cluster, jobs: int, *options: str) -> Measure
         command, cwd=folder, env=cluster.environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    memory: list[float] = []
+    memory: list[int] = []
     watch = threading.Thread(target=lambda: memory.extend(_memory(master)))
     watch.start()
     assert master.stdout is not None
@@ -112,22 +119,54 @@ def measure(folder: Path, cluster: Cluster, jobs: int, *options: str) -> Measure
     return Measured((noticed - selected - own) / jobs, time.time() - began, memory, twice)
 
 
-def _memory(process: subprocess.Popen[str]) -> Iterator[float]:
+def _memory(process: subprocess.Popen[str]) -> Iterator[int]:
     status = Path(f"/proc/{process.pid}/status")
     while process.poll() is None:
         if found := re.search(r"VmRSS:\s+(\d+)", status.read_text()):
-            yield int(found[1]) / 1024
+            yield round(int(found[1]) / 1024)
         time.sleep(1)
 
 
-def _show(name: str, measured: Measured, floor: Measured) -> None:
-    half = len(measured.memory) // 2
-    print(
-        f"{name:18} overhead {measured.overhead:6.1f} s/job  "
-        f"ratio {measured.overhead / floor.overhead:4.2f}   wall {measured.wall:6.1f} s  "
-        f"ratio {measured.wall / floor.wall:4.2f}   master {measured.memory[half]:.0f} MB midway, "
-        f"{measured.memory[-1]:.0f} MB at the end   ran twice: {measured.twice}"
-    )
+def compare(folder: Path, jobs: int, seconds: int) -> dict[str, Measured]:
+    """Run the three workflows on a new cluster.
+
+    Returns:
+        What each of them cost, by name; the bare one first.
+    """
+    cluster = Cluster(folder / "cluster")
+    for name in ("bare", "submitted", "short"):
+        (folder / name).mkdir()
+    lay_bare(folder / "bare", jobs, seconds)
+    lay_suite(folder / "submitted", cluster, jobs, seconds, "runtime: 30")
+    lay_suite(folder / "short", cluster, jobs, seconds, "runtime: 5")
+    default = ("--executor", "slurm", "--jobs", "500")
+    profile = ("--profile", "slurm", "many", "--until", "train", "train_short")
+    try:
+        cluster.up()
+        return {
+            "bare workflow": measure(folder / "bare", cluster, jobs, *default),
+            "suite, submitted": measure(folder / "submitted", cluster, jobs, *profile),
+            "suite, short runs": measure(folder / "short", cluster, jobs, *profile),
+        }
+    finally:
+        cluster.down()
+
+
+def _summary(name: str, rounds: list[dict[str, Measured]]) -> dict[str, float]:
+    """Medians over the rounds; each ratio is one round's, to its bare workflow."""
+
+    def median(of: Callable[[Measured, Measured], float]) -> float:
+        return statistics.median(of(r[name], r["bare workflow"]) for r in rounds)
+
+    return {
+        "overhead": median(lambda own, _: own.overhead),
+        "overhead_over_bare": median(lambda own, bare: own.overhead / bare.overhead),
+        "wall": median(lambda own, _: own.wall),
+        "wall_over_bare": median(lambda own, bare: own.wall / bare.wall),
+        "memory_midway": median(lambda own, _: own.memory[len(own.memory) // 2]),
+        "memory_at_end": median(lambda own, _: own.memory[-1]),
+        "twice": max(r[name].twice for r in rounds),
+    }
 
 
 def main() -> None:
@@ -135,29 +174,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=12)
     parser.add_argument("--seconds", type=int, default=20, help="mean length of a job")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
-    jobs, seconds = options.jobs, options.seconds
-    folder = Path(tempfile.mkdtemp(prefix="slurm"))
-    cluster = Cluster(folder / "cluster")
-    for name in ("bare", "submitted", "short"):
-        (folder / name).mkdir()
-    lay_bare(folder / "bare", jobs, seconds)
-    lay_suite(folder / "submitted", cluster, jobs, seconds, "runtime: 30")
-    lay_suite(folder / "short", cluster, jobs, seconds, "runtime: 5")
-    try:
-        cluster.up()
-        default = ("--executor", "slurm", "--jobs", "500")
-        profile = ("--profile", "slurm", "many", "--until", "train", "train_short")
-        floor = measure(folder / "bare", cluster, jobs, *default)
-        submitted = measure(folder / "submitted", cluster, jobs, *profile)
-        short = measure(folder / "short", cluster, jobs, *profile)
-    finally:
-        cluster.down()
-        shutil.rmtree(folder)
-    print(f"{jobs} jobs of {seconds} s on average on two virtual nodes of 8 cores")
-    _show("bare workflow", floor, floor)
-    _show("suite, submitted", submitted, floor)
-    _show("suite, short runs", short, floor)
+    rounds = []
+    for _ in range(options.rounds):
+        folder = Path(tempfile.mkdtemp(prefix="slurm"))
+        try:
+            rounds.append(compare(folder, options.jobs, options.seconds))
+        finally:
+            shutil.rmtree(folder)
+    print(
+        f"{options.jobs} jobs of {options.seconds} s on average on two virtual nodes of 8 cores; "
+        f"medians of {options.rounds} rounds"
+    )
+    figures = {name: _summary(name, rounds) for name in rounds[0]}
+    for name, figure in figures.items():
+        print(
+            f"{name:18} overhead {figure['overhead']:6.1f} s/job  "
+            f"ratio {figure['overhead_over_bare']:4.2f}   wall {figure['wall']:6.1f} s  "
+            f"ratio {figure['wall_over_bare']:4.2f}   master {figure['memory_midway']:.0f} MB "
+            f"midway, {figure['memory_at_end']:.0f} MB at the end   "
+            f"ran twice: {figure['twice']:.0f}"
+        )
+    if options.json:
+        kept = {
+            "machine": machine(), "jobs": options.jobs, "seconds": options.seconds,
+            "workflows": figures, "rounds": [{n: asdict(m) for n, m in r.items()} for r in rounds],
+        }  # fmt: skip
+        options.json.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofq.quantization.layers import LowBit, Passthrough, QuantizedLinear
+from ofq.quantization.lsq import LSQ
+from ofq.quantization.products import MergedLogits, Values
 from ofq.quantization.quantizer import WeightQuantizer
 
 
@@ -141,8 +143,8 @@ class QKRScores(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map tokens (B, N, C) to unscaled logits (B, H, N, N) and values (B, H, N, d)."""
         x = self.input_quantizer(x)
-        z_BNHC = self.z_quantizer.shifted(self.merged(x, self.z_quantizer.before))
-        logits = x.unsqueeze(1) @ z_BNHC.permute(0, 2, 3, 1)
+        z_BNHC = self.merged(x, self.z_quantizer.before)
+        logits = self.z_quantizer.product(MergedLogits, z_BNHC, x)
         v = self.v_quantizer.shifted(self.v(x, [self.v_quantizer]))
         return logits, split_heads(v, self.merged.heads)
 
@@ -154,16 +156,15 @@ class QuantizedAttention(nn.Module):
         scores: :class:`SeparateScores` or :class:`QKRScores`.
         probability_quantizer: Unsigned quantizer of the attention probabilities, a scale per query.
         proj: Output layer.
-        attn_drop, proj_drop: Dropouts of the layer replaced.
+        proj_drop: Dropout of the layer replaced.
         scale: Factor on the logits, 1/√d.
     """
 
     def __init__(
         self,
         scores: nn.Module,
-        probability_quantizer: nn.Module,
+        probability_quantizer: Passthrough | LSQ,
         proj: nn.Module,
-        attn_drop: nn.Module,
         proj_drop: nn.Module,
         scale: float,
     ) -> None:
@@ -171,7 +172,6 @@ class QuantizedAttention(nn.Module):
         self.scores = scores
         self.probability_quantizer = probability_quantizer
         self.proj = proj
-        self.attn_drop = attn_drop
         self.proj_drop = proj_drop
         self.scale = scale
 
@@ -186,8 +186,8 @@ class QuantizedAttention(nn.Module):
 
     def attend(self, logits: Tensor, v: Tensor) -> Tensor:
         """Softmax of logits (B, H, N, N), quantized, times values (B, H, N, d); then the output."""
-        probabilities = self.attn_drop(self.probability_quantizer(logits.softmax(-1)))
-        return self.proj_drop(self.proj((probabilities @ v).transpose(1, 2).flatten(2)))
+        attended = self.probability_quantizer.product(Values, logits.softmax(-1), v)
+        return self.proj_drop(self.proj(attended.transpose(1, 2).flatten(2)))
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

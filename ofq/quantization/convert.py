@@ -188,12 +188,16 @@ def _convert_window_attention(attention: nn.Module, scheme: Scheme, path: str) -
 
 
 def _attention_parts(attention: nn.Module, scheme: Scheme, path: str) -> dict[str, object]:
+    if attention.attn_drop.p:  # type: ignore[union-attr]
+        raise UserError(
+            f"can't quantize {path}: OFQ defines no dropout of quantized attention probabilities; "
+            "make the model with attn_drop_rate=0"
+        )
     inner, outer = scheme.at(f"{path}.qkv"), scheme.at(f"{path}.proj")
     return {
         "scores": scheme.scores(attention.qkv, attention.num_heads, inner),  # type: ignore[arg-type]
         "probability_quantizer": inner.probability(),
         "proj": outer.linear(attention.proj, "proj"),  # type: ignore[arg-type]
-        "attn_drop": attention.attn_drop,
         "proj_drop": attention.proj_drop,
         "scale": attention.scale,
     }

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofq.quantization.lsq import LSQ
+from ofq.quantization.products import Linear, Product
 from ofq.quantization.quantizer import WeightQuantizer
 
 
@@ -77,7 +77,11 @@ class Passthrough(nn.Module):
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """A linear map of the quantized activation."""
-        return F.linear(self(x), weight, bias)
+        return Linear.forward(self(x), weight, bias)
+
+    def product(self, product: type[Product], x: Tensor, *others: Tensor | None) -> Tensor:
+        """A product of :meth:`shifted` of ``x`` with others."""
+        return product.forward(self.shifted(x), *others)
 
 
 class LogitQuantizer(Passthrough):
@@ -107,6 +111,10 @@ class LogitQuantizer(Passthrough):
         """Quantize."""
         return self.quantizer(x)
 
+    def product(self, product: type[Product], x: Tensor, *others: Tensor | None) -> Tensor:
+        """Quantize and multiply."""
+        return self.quantizer.product(product, x, *others)
+
 
 class ActivationQuantizer(LogitQuantizer):
     """LSQ between two learnable shifts: LSQ(x + before) + after.
@@ -126,12 +134,16 @@ class ActivationQuantizer(LogitQuantizer):
         """Quantize, shift."""
         return super().shifted(x) + self.after.view(self.shape)
 
+    def product(self, product: type[Product], x: Tensor, *others: Tensor | None) -> Tensor:
+        """Quantize, shift and multiply."""
+        return product.forward(self.shifted(x), *others)
+
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """A linear map, which takes the shift after the quantizer into its bias."""
         assert self.before is not None
         shift = weight @ self.after
         bias = shift if bias is None else bias + shift
-        return F.linear(super().shifted(x + self.before), weight, bias)
+        return self.quantizer.product(Linear, x + self.before, weight, bias)
 
 
 def shifted_bias(bias: Tensor | None, *quantizers: Passthrough) -> Tensor | None:

@@ -7,58 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from ofq.errors import UserError
+from ofq.quantization.products import Product
 from ofq.quantization.quantizer import WeightQuantizer, check_bits, register_weight_quantizer
+from ofq.quantization.rounding import Rounding, lsq_product, lsq_quantize
 
 _SMALLEST = 1e-5  # floor of the scale
 _NEGATIVE = -1e-5  # images with a value below this are quantized with a sign
-
-
-def _just_outside(low: int, high: int) -> tuple[float, float]:
-    """The float32 numbers next to an interval, which make an operator's open interval closed."""
-    below = low - _float32_spacing(low) if low else -torch.finfo(torch.float32).tiny
-    return below, high + _float32_spacing(high)
-
-
-def _float32_spacing(number: int) -> float:
-    return 2.0 ** (math.frexp(abs(number))[1] - 24)
-
-
-class _LSQFunction(torch.autograd.Function):
-    """round(clamp(x/s, low, high))·s with LSQ's gradients; saves its input and the scale only."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, low: int, high: int, gradient_scale: float
-    ) -> Tensor:
-        ctx.save_for_backward(x, scale)
-        ctx.constants = low, high, gradient_scale
-        return (x / scale).clamp_(low, high).round_().mul_(scale)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        x, scale = ctx.saved_tensors
-        low, high, gradient_scale = ctx.constants
-        gradient = gradient.contiguous()
-        ratio = x / scale
-        inside = torch.ops.aten.hardtanh_backward(gradient, ratio, *_just_outside(low, high))
-        # Σ g·(round(u) − u) inside and Σ g·bound outside, for u = x/s; in place, since a fresh
-        # tensor of this size costs more than the arithmetic on it
-        clamped = ratio.clamp_(low, high)
-        slope = clamped.round().mul_(gradient).addcmul_(inside, clamped, value=-1)
-        return inside, slope.sum_to_size(scale.shape).mul_(gradient_scale), None, None, None
-
-
-def lsq_quantize(x: Tensor, scale: Tensor, low: int, high: int, gradient_scale: float) -> Tensor:
-    """round(clamp(x/s, low, high))·s with LSQ's gradients.
-
-    Args:
-        x: What is quantized, float32.
-        scale: s, in a shape that broadcasts over ``x``.
-        low: The lowest code.
-        high: The highest code.
-        gradient_scale: Factor g on the gradient of s.
-    """
-    return _LSQFunction.apply(x, scale, low, high, gradient_scale)
 
 
 def floored(scale: Tensor) -> Tensor:
@@ -91,7 +45,7 @@ class LSQ(nn.Module):
     Example:
         >>> import torch, ofq
         >>> ofq.LSQ(bits=2)(torch.tensor([-2.0, 0.2, 0.3, 1.5]))
-        tensor([-2.,  0.,  0.,  2.], grad_fn=<_LSQFunctionBackward>)
+        tensor([-2.,  0.,  0.,  2.], grad_fn=<_QuantizeBackward>)
     """
 
     scale: nn.Parameter
@@ -144,12 +98,20 @@ class LSQ(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize a tensor; the first one sets the scales."""
+        rounding = self._rounding(x)
+        return lsq_quantize(x.float(), self.effective_scale(x), rounding)
+
+    def product(self, product: type[Product], x: Tensor, *others: Tensor | None) -> Tensor:
+        """A product of the quantized tensor with others, as ``product(self(x), *others)``."""
+        rounding = self._rounding(x)
+        return lsq_product(product, x.float(), self.effective_scale(x), rounding, *others)
+
+    def _rounding(self, x: Tensor) -> Rounding:
         if self.scale.numel() == 0:
             self.initialize(x)
         low, high = self.range
         per_scale = self.batch_ratio * x.numel() / self.scale.numel()
-        gradient_scale = 1 / math.sqrt(high * per_scale)
-        return lsq_quantize(x.float(), self.effective_scale(x), low, high, gradient_scale)
+        return Rounding(low, high, 1 / math.sqrt(high * per_scale))
 
     def extra_repr(self) -> str:
         """Bits, axis and sign."""

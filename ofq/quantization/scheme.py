@@ -75,10 +75,10 @@ class Scheme:
             return Passthrough()
         return LogitQuantizer(self.lsq(axis), *shape)
 
-    def probability(self) -> nn.Module:
+    def probability(self) -> Passthrough | LSQ:
         """The quantizer of attention probabilities."""
         if self.activation_bits == OFF:
-            return nn.Identity()
+            return Passthrough()
         return self.lsq(_TOKEN, signed=False)
 
     def linear(self, linear: nn.Linear, role: str, signed: bool = True) -> QuantizedLinear:

@@ -8,8 +8,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ofq.quantization.lsq import floored, lsq_quantize
+from ofq.quantization.lsq import floored
 from ofq.quantization.quantizer import WeightQuantizer, register_weight_quantizer, straight_through
+from ofq.quantization.rounding import Rounding, lsq_quantize
 from ofq.quantization.statsq import StatsQ
 
 _SMALLEST = 1e-5
@@ -119,7 +120,6 @@ class LearnedStatsQ(WeightQuantizer):
         gradient_scale = 1 / math.sqrt(self.highest * weight.shape[-1])
         # the shift of the grid is half a step too, so its gradient counts as the step's does
         shift = (step.detach() + gradient_scale * (step - step.detach())) / 2
-        on_grid = lsq_quantize(
-            weight.float() - shift, step, self.lowest, self.highest, gradient_scale
-        )
+        rounding = Rounding(self.lowest, self.highest, gradient_scale)
+        on_grid = lsq_quantize(weight.float() - shift, step, rounding)
         return on_grid + shift

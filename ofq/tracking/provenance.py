@@ -33,14 +33,14 @@ def gather(root: Path) -> dict[str, Any]:
         uncommitted change to tracked files under ``ofq`` and ``config`` (empty if there is none),
         ``untracked`` the other files there. ``code_sha256`` is of the package's source as it runs;
         ``packages`` has the versions of what it depends on; ``visible_gpus`` the GPUs that it was
-        given, None for any. Passwords in the command's addresses
-        are left out.
+        given, None for any. Credentials in the command and in the diff are left out.
     """
     lock = root / _LOCK
+    diff = _git(root, "diff", "HEAD", "--", "ofq", "config")
     return {
         "started": time.time(),
         "commit": _git(root, "rev-parse", "HEAD"),
-        "diff": _git(root, "diff", "HEAD", "--", "ofq", "config"),
+        "diff": diff and redact(diff),
         "untracked": (
             _git(root, "ls-files", "--others", "--exclude-standard", "--", "ofq", "config") or ""
         ).splitlines(),

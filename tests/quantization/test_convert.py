@@ -123,6 +123,7 @@ def test_weights_and_activations_can_be_left_apart(weights, activations):
         ({"qk_norm": True}, ["blocks.0.attn", "q_norm"]),
         ({"act_layer": nn.SiLU}, ["blocks.0.mlp", "SiLU"]),
         ({"scale_mlp_norm": True}, ["blocks.0.mlp", "LayerNorm"]),
+        ({"attn_drop_rate": 0.1}, ["blocks.0.attn", "attn_drop_rate=0"]),
     ],
 )
 def test_parts_that_ofq_does_not_define_are_refused_by_name(options, words):
@@ -147,8 +148,8 @@ def test_unknown_quantizer_lists_the_known_ones(micro_model):
 def test_calibration_gives_each_quantizer_inputs_that_are_already_quantized(micro_model):
     model = ofq.quantize(micro_model).eval()
     seen = {}
-    fc2 = model.blocks[0].mlp.fc2.input_quantizer
-    fc2.quantizer.register_forward_pre_hook(lambda _, inputs: seen.update(x=inputs[0]))
+    fc2 = model.blocks[0].mlp.fc2
+    fc2.register_forward_pre_hook(lambda _, inputs: seen.update(x=inputs[0]))
     images = torch.randn(5, 1, 8, 8)
     ofq.calibrate(model, images)
     calibrated = seen["x"]

@@ -74,6 +74,11 @@ class Slow(ofq.StatsQ):
 BROKEN = 'raise RuntimeError("this quantizer is broken")\n'
 
 
+def _heed_interrupts() -> None:
+    """Undo what a shell does to its background jobs, tests among them: they ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Checkout:
     """A checkout with studies of its own, whose jobs go to a cluster."""
 
@@ -121,7 +126,7 @@ class Checkout:
         environment = self.cluster.environment | {"OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
             command, cwd=self.folder, env=environment, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=_heed_interrupts,
         )  # fmt: skip
         self._started.append(process)
         return process
@@ -131,6 +136,20 @@ class Checkout:
         process = self.start(*arguments)
         output, _ = process.communicate()
         return process.returncode, output
+
+    def runs(self, study: str) -> list[str]:
+        """A study's runs."""
+        command = [sys.executable, "-m", "ofq", "runs", study]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=True)
+        return [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
+
+    def submit_to_two_nodes(self, run: str) -> None:
+        """Submit a run's training with a process on each node, as a user does."""
+        command = ["sbatch", "--nodes=2", "--ntasks-per-node=1", "slurm/several-nodes.sh", run]
+        # the nodes' names mean nothing to the network: both are this machine
+        network = {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        environment = self.cluster.environment | network
+        subprocess.run([*command, "--no-track"], cwd=self.folder, env=environment, check=True)
 
     def train_here(self, run: str) -> None:
         """Train a run at once, without workflow and cluster."""
@@ -150,8 +169,8 @@ class Checkout:
         self.cluster.clear()
 
     def events(self) -> list[str]:
-        """What happened to the only run, as its record has it."""
-        [path] = self.folder.glob("results/runs/*/*/*/events.jsonl")
+        """What happened to the only run so far, as its record has it."""
+        [path] = [*self.folder.glob("results/runs/*/*/*/events.jsonl")] or [Path(os.devnull)]
         return [json.loads(line)["event"] for line in path.read_text().splitlines()]
 
     def results(self) -> list[Path]:

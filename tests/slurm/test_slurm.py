@@ -6,9 +6,11 @@ import signal
 import time
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from checkouts import Checkout
 from cluster import NODES
+from safetensors.numpy import load_file
 
 pytestmark = [
     pytest.mark.slurm,
@@ -157,6 +159,34 @@ def test_run_that_needs_more_than_its_time_limit_ends_identical(checkout, tmp_pa
     [other] = undisturbed.results()
     weights = "model.safetensors"
     assert result.with_name(weights).read_bytes() == other.with_name(weights).read_bytes()
+
+
+def test_run_on_two_nodes_goes_on_after_an_interruption_and_ends_as_on_one_device(
+    checkout, tmp_path_factory
+):
+    checkout.toy("wide", "gpu: 1", methods="slow")
+    [run] = checkout.runs("wide")
+    checkout.submit_to_two_nodes(run)
+    assert eventually(lambda: "started" in checkout.events(), 120)
+    [[job, _, nodes, _]] = checkout.cluster.queue()
+    assert nodes == "n[0-1]"
+    time.sleep(2)  # some steps of 0.5 s
+    checkout.cluster.command("scancel", "--signal=TERM", job)
+    assert eventually(lambda: not checkout.cluster.queue())
+    assert checkout.events()[-1] == "interrupted"
+    checkout.write("fast", "")
+    checkout.submit_to_two_nodes(run)
+    assert eventually(lambda: checkout.events()[-1] == "finished", 120)
+    assert "resumed" in checkout.events()
+    alone = Checkout(tmp_path_factory.mktemp("alone"), checkout.cluster)
+    alone.toy("wide", "gpu: 1", methods="slow")
+    alone.write("fast", "")
+    alone.train_here(run)
+    weights, expected = (
+        load_file(c.results()[0].with_name("model.safetensors")) for c in (checkout, alone)
+    )
+    for name, tensor in expected.items():
+        np.testing.assert_allclose(weights[name], tensor, rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

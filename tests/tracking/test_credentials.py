@@ -1,10 +1,13 @@
 """Passwords stay out of config files, logs and what is printed."""
 
+import subprocess
+
 import pytest
 from commands import ofq
 
 from ofq.credentials import redact, refuse_credentials
 from ofq.study import Workspace
+from ofq.tracking.provenance import gather
 
 SECRET = "s3cr:et/p@ss"
 
@@ -29,6 +32,23 @@ def test_secrets_of_the_environment_are_redacted_wherever_they_stand(monkeypatch
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ofq:a%40b@db/mlflow")
     assert redact("login with hunter2, 'a%40b' or 'a@b'") == "login with ***, '***' or '***'"
+
+
+def test_password_taken_out_of_a_committed_config_is_not_in_the_recorded_diff(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", tmp_path, *identity, *arguments], check=True)
+
+    config = tmp_path / "config/config.yaml"
+    config.parent.mkdir()
+    config.write_text("tracking_uri: postgresql://ofq:hunter2@db/mlflow\n")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "a password")
+    config.write_text("tracking_uri: postgresql://db/mlflow\n")
+    diff = gather(tmp_path)["diff"]
+    assert "+tracking_uri: postgresql://db/mlflow" in diff
+    assert "hunter2" not in diff
 
 
 @pytest.mark.parametrize("uri", ["postgresql://ofq@db/mlflow", "http://host:5000", "sqlite:///a"])
