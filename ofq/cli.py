@@ -362,7 +362,8 @@ def evaluate(
     else:
         images = evaluation.image_folder(Path(data), model, batch_size)
     quantized = models.quantized(models.build(model, images.classes), wanted)
-    measures = evaluation.evaluate(load_weights(quantized, weights), images, console, StopRequest())
+    loaded = load_weights(quantized, weights)
+    measures, _ = evaluation.evaluate(loaded, images, console, StopRequest())
     count = f"{measures['correct']} of {measures['images']} images right"
     console.print(f"{summary(measures)}  {count}", highlight=False, soft_wrap=True)
 

@@ -23,6 +23,8 @@ from ofq.tracking.folder import WEIGHTS, sha256
 from ofq.tracking.provenance import gather
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
     from ofq.training.checkpoint import CheckpointStore
@@ -171,7 +173,8 @@ def train(workspace: Workspace, run: Run, this: Attempt, console: Console) -> No
         done = work(workspace, run, this, console, process)
         process.leave()
     folder.event("finished", seconds=this.seconds())
-    folder.finish(_result(run, done, this.totals()), lambda path: save_weights(done.model, path))
+    result = _result(run, done, this.totals())
+    folder.finish(result, lambda path: save_weights(done.model, path), done.correct)
     if not this.options.keep:
         CheckpointStore(folder.path / CHECKPOINT, folder.guard).clear()
     console.print(f"finished {run.id}: {summary(done.metrics)}", highlight=False, soft_wrap=True)
@@ -238,11 +241,19 @@ def _open(workspace: Workspace, run: Run, studies: list[str], this: Attempt) -> 
 
 @dataclass(frozen=True)
 class _Done:
-    """What a run comes to: its model, its last row of metrics, and the main one of them."""
+    """What a run comes to.
+
+    Attributes:
+        model: Its model.
+        metrics: Its last row of metrics.
+        primary: The main one of them.
+        correct: Which evaluation images are right, (images,); None where there is no such thing.
+    """
 
     model: "nn.Module"
     metrics: dict[str, Any]
     primary: str
+    correct: "NDArray[np.bool_] | None"
 
 
 def _train(
@@ -258,7 +269,8 @@ def _train(
     pace = Pace(60 * workspace.site.checkpoint_minutes, this.options.deadline)
     try:
         trainer = _trainer(workspace, run, recorder, checkpoints, this.stop, pace, process)
-        return _Done(trainer.model, trainer.run(), trainer.objective.primary)
+        metrics, objective = trainer.run(), trainer.objective
+        return _Done(trainer.model, metrics, objective.primary, objective.correct)
     finally:
         shown.end()
 
@@ -306,10 +318,10 @@ def _evaluate(
     this.folder.rewind(None)
     dropped = {reason: len(names) for reason, names in imported.reasons().items()}
     this.folder.event("started", dropped=dropped)
-    measures = evaluation.evaluate(imported.model, images, console, this.stop, process)
+    measures, correct = evaluation.evaluate(imported.model, images, console, this.stop, process)
     metrics = {"epoch": 0, "step": 0, "time": time.time(), **measures}
     this.folder.append("metrics", [metrics])
-    return _Done(imported.model, metrics, "top1")
+    return _Done(imported.model, metrics, "top1", correct)
 
 
 def _inputs(workspace: Workspace, run: Run) -> dict[str, str]:

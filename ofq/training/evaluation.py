@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from timm.data import create_dataset, create_transform, resolve_model_data_config
@@ -48,7 +50,7 @@ def evaluate(
     console: Console,
     stop: StopRequest,
     process: Solo = ALONE,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], NDArray[np.bool_]]:
     """Measure a model, and show how far it is.
 
     Args:
@@ -60,7 +62,8 @@ def evaluate(
 
     Returns:
         ``top1`` and ``top5`` in percent (``top5`` with five classes or more), ``loss``, and the
-        counts ``correct`` and ``images``; independent of the batch size but for rounding.
+        counts ``correct`` and ``images``; independent of the batch size but for rounding. And
+        which images are right, (images,) in their order.
 
     Raises:
         UserError: An image can't be read.
@@ -72,7 +75,10 @@ def evaluate(
     )
     batches = counted(console, data.until(stop, moved), images.images)
     with _workers_watched():
-        return Classification().evaluate(model.to(process.device), batches, process)
+        objective = Classification()
+        measures = objective.evaluate(model.to(process.device), batches, process)
+    assert objective.correct is not None
+    return measures, objective.correct
 
 
 def digits(model: str, seed: int, batch_size: int = BATCH_SIZE) -> LabelledImages:

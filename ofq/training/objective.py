@@ -1,10 +1,13 @@
 """What is minimized, and what is measured on the test set."""
 
 from collections.abc import Iterable
+from itertools import zip_longest
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ofq.training.data import Batch, Data
@@ -20,9 +23,12 @@ class Objective(Protocol):
 
     Attributes:
         primary: The measure that tables show: ``top1`` or ``loss``.
+        correct: Which examples the last evaluation found right, (N,) in the data set's order; None
+            before it, and where there is no right and wrong.
     """
 
     primary: str
+    correct: NDArray[np.bool_] | None
 
     def loss(self, outputs: Outputs, targets: Tensor, inputs: Tensor) -> Tensor:
         """The training loss of one batch, a scalar."""
@@ -40,6 +46,7 @@ class Classification:
     """Cross-entropy with the labels; evaluation gives top-1 and top-5 in percent."""
 
     primary = "top1"
+    correct: NDArray[np.bool_] | None = None
 
     def loss(self, outputs: Outputs, targets: Tensor, inputs: Tensor) -> Tensor:
         """Mean cross-entropy; of a distilled model, with the class head."""
@@ -53,19 +60,22 @@ class Classification:
         With five classes or more, ``top5`` too.
         """
         classes = 0
+        marks: list[Tensor] = []
         sums = _Sums(process, "correct", "among_five", "loss", "images")
         with _evaluating(model):
             for inputs, targets in batches:
                 logits = model(inputs)
                 classes = logits.shape[-1]
                 best = logits.topk(min(_FIVE, classes)).indices
+                marks.append(logits.argmax(-1) == targets)
                 sums.add(
-                    correct=(logits.argmax(-1) == targets).sum(),
+                    correct=marks[-1].sum(),
                     among_five=(best == targets.unsqueeze(-1)).sum(),
                     loss=F.cross_entropy(logits, targets, reduction="sum"),
                     images=len(targets),
                 )
         total = sums.total()
+        self.correct = _in_order(marks, process)
         correct, images = int(total["correct"]), int(total["images"])
         top5 = {"top5": 100 * total["among_five"] / images} if classes >= _FIVE else {}
         return {
@@ -102,6 +112,7 @@ class Regression:
     """Mean squared error."""
 
     primary = "loss"
+    correct: NDArray[np.bool_] | None = None
 
     def loss(self, outputs: Outputs, targets: Tensor, inputs: Tensor) -> Tensor:
         """Mean squared error of the batch."""
@@ -139,6 +150,17 @@ def objective(data: Data, teacher: nn.Module | None) -> Objective:
     if data.classes == 0:
         return Regression()
     return Classification() if teacher is None else Distillation(teacher)
+
+
+def _in_order(marks: list[Tensor], process: Solo) -> NDArray[np.bool_]:
+    """All processes' marks, batch by batch, in each of them the first process's part first.
+
+    A process has no part in a last batch with fewer examples than processes; so the lists differ
+    in length by one at most.
+    """
+    lists = process.gather([batch.cpu().numpy() for batch in marks])
+    parts = [part for batch in zip_longest(*lists) for part in batch if part is not None]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.bool_)
 
 
 class _Sums:
