@@ -380,7 +380,8 @@ def evaluate(
         files = Files(locate(data, Path()))
         images = evaluation.image_files(files, model, batch_size)
     quantized = models.quantized(models.build(model, images.classes), wanted)
-    measures = evaluation.evaluate(load_weights(quantized, weights), images, console, StopRequest())
+    loaded = load_weights(quantized, weights)
+    measures, _ = evaluation.evaluate(loaded, images, console, StopRequest())
     count = f"{measures['correct']} of {measures['images']} images right"
     console.print(f"{summary(measures)}  {count}", highlight=False, soft_wrap=True)
 

@@ -21,6 +21,8 @@ from ofq.study.stage import split
 from ofq.tracking.provenance import gather
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
     from ofq.training.checkpoint import CheckpointStore
@@ -197,7 +199,8 @@ def train(workspace: Workspace, run: Run, this: Attempt, console: Console) -> No
         done = work(workspace, run, this, console, process)
         process.leave()
     folder.event("finished", seconds=this.seconds())
-    folder.finish(_result(run, done, this), lambda path: save_weights(done.model, path))
+    result = _result(run, done, this)
+    folder.finish(result, lambda path: save_weights(done.model, path), done.correct)
     if not this.options.keep:
         CheckpointStore(folder.path / CHECKPOINT, folder.guard).clear()
     console.print(f"finished {run.id}: {summary(done.metrics)}", highlight=False, soft_wrap=True)
@@ -271,11 +274,19 @@ def _open(workspace: Workspace, run: Run, studies: list[str], this: Attempt) -> 
 
 @dataclass(frozen=True)
 class _Done:
-    """What a run comes to: its model, its last row of metrics, and the main one of them."""
+    """What a run comes to.
+
+    Attributes:
+        model: Its model.
+        metrics: Its last row of metrics.
+        primary: The main one of them.
+        correct: Which evaluation images are right, (images,); None where there is no such thing.
+    """
 
     model: "nn.Module"
     metrics: dict[str, Any]
     primary: str
+    correct: "NDArray[np.bool_] | None"
 
 
 def _train(
@@ -299,7 +310,8 @@ def _train(
             )
             metrics = trainer.run()
         recorder.taught(trainer)
-        return _Done(trainer.model, metrics, trainer.objective.primary)
+        objective = trainer.objective
+        return _Done(trainer.model, metrics, objective.primary, objective.correct)
     finally:
         shown.end()
 
@@ -352,10 +364,10 @@ def _evaluate(
     this.folder.rewind(None)
     dropped = {reason: len(names) for reason, names in imported.reasons().items()}
     this.folder.event("started", dropped=dropped)
-    measures = evaluation.evaluate(imported.model, images, console, this.stop, process)
+    measures, correct = evaluation.evaluate(imported.model, images, console, this.stop, process)
     metrics = {"epoch": 0, "step": 0, "time": time.time(), **measures}
     this.folder.append("metrics", [metrics])
-    return _Done(imported.model, metrics, "top1")
+    return _Done(imported.model, metrics, "top1", correct)
 
 
 def _note_unreadable(this: Attempt, console: Console, name: str) -> None:

@@ -135,7 +135,7 @@ def test_trained_run_is_sound_in_every_respect(checkout, mark):
         "nobody writes the folder",
         "provenance.json has each attempt (1)",
         "no attempt without its end",
-        f"{len(tables) + 2} final files are whole, and sealed",
+        f"{len(tables) + 3} final files are whole, and sealed",
         *(f"{table}.parquet: nothing missing, nothing twice" for table in tables),
     ):
         assert part in texts

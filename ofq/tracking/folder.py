@@ -12,6 +12,7 @@
 ``checkpoint/``           resumable state; removed when the run has finished
 ``model.safetensors``     final weights
 ``metrics.parquet`` …     the tables above, written at the end
+``correct.npy``           a bit per evaluation image: whether the final model is right
 ``result.json``           the final numbers, written last: with it, the run is complete
 ``sealed/``               the same final files once more, as hard links
 ========================  ==========================================================
@@ -25,16 +26,21 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from ofq.atomic import write_file, write_json
 from ofq.errors import UserError
 from ofq.tracking.lock import holder
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 Table = Literal["metrics", "layers", "trajectories"]
 State = Literal["waiting", "running", "interrupted", "failed", "done"]
 WEIGHTS = "model.safetensors"
 RESULT = "result.json"
+CORRECT = "correct.npy"
 SEALED = "sealed"
 TABLES: tuple[Table, ...] = ("metrics", "layers", "trajectories")
 
@@ -120,6 +126,30 @@ class RunFolder:
         """Whether the run has ended, with its numbers and its weights."""
         return self.result() is not None and (self.path / WEIGHTS).exists()
 
+    def correct(self) -> "NDArray[np.bool_] | None":
+        """Which evaluation images the final model is right about, (images,) in their order.
+
+        None for a run without: a regression, or one from before this was recorded.
+
+        Raises:
+            UserError: The file is damaged, or isn't of as many images as the result tells of.
+        """
+        import numpy as np
+
+        path, result = self.path / CORRECT, self.result()
+        if result is None or not path.exists():
+            return None
+        try:
+            bits = np.unpackbits(np.load(path), count=result["images"]).astype(np.bool_)
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path}: damaged ({error}); `ofq doctor` says what to do") from None
+        if bits.sum() != result["correct"]:
+            raise UserError(
+                f"{path}: tells of {bits.sum()} right images, but {RESULT} of {result['correct']}; "
+                "`ofq doctor` says what to do"
+            )
+        return bits
+
     def state(self) -> State:
         """What has become of the run; ``running`` only while its trainer shows signs of life."""
         if self.complete():
@@ -166,7 +196,12 @@ class RunFolder:
                 self.guard()
                 write_file(path, lambda temporary, text=text: temporary.write_text(text))  # type: ignore[misc]
 
-    def finish(self, result: dict[str, Any], save_weights: Callable[[Path], None]) -> None:
+    def finish(
+        self,
+        result: dict[str, Any],
+        save_weights: Callable[[Path], None],
+        correct: "NDArray[np.bool_] | None" = None,
+    ) -> None:
         """Write weights, final tables and, last, ``result.json``.
 
         All of it lies sealed before any of it is in its place, so that the files can be put back
@@ -175,6 +210,7 @@ class RunFolder:
         Args:
             result: The final numbers; the files' SHA-256 are added.
             save_weights: Writes the weights to a path.
+            correct: Which evaluation images are right, (images,); kept as one bit each.
         """
         sealed = self.path / SEALED
         self.guard()
@@ -182,6 +218,7 @@ class RunFolder:
         write_file(sealed / WEIGHTS, save_weights)
         for table in TABLES:
             self._write_parquet(table, sealed)
+        _write_bits(correct, sealed / CORRECT)
         hashes = {path.name: sha256(path) for path in sorted(sealed.iterdir()) if _final(path)}
         self.guard()
         write_json(sealed / RESULT, {**result, "sha256": hashes})
@@ -284,7 +321,21 @@ def sha256(path: Path) -> str:
 
 
 def _final(path: Path) -> bool:
-    return path.name == WEIGHTS or path.suffix == ".parquet"
+    return path.name in (WEIGHTS, CORRECT) or path.suffix == ".parquet"
+
+
+def _write_bits(flags: "NDArray[np.bool_] | None", path: Path) -> None:
+    """Write flags as packed bits, if there are any."""
+    if flags is None:
+        path.unlink(missing_ok=True)
+        return
+    import numpy as np
+
+    def save(to: Path) -> None:
+        with to.open("wb") as file:  # given a path, NumPy would add an ending to its name
+            np.save(file, np.packbits(flags))
+
+    write_file(path, save)
 
 
 def _link(source: Path, to: Path) -> None:

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from ofq.tracking.folder import RESULT, TABLES, RunFolder
+from ofq.tracking.folder import CORRECT, RESULT, TABLES, RunFolder
 from ofq.tracking.sent import Sent, note_sent
 from ofq.tracking.snapshot import Snapshot
 
@@ -30,6 +30,7 @@ _POINTS_PER_CALL, _PARAMS_PER_CALL, _DIGEST = 1000, 100, 36  # MLflow's limits
 _FILES = (
     *("run.json", "provenance.json", "events.jsonl"),
     *(f"{table}.parquet" for table in TABLES),
+    CORRECT,
     RESULT,
 )
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
@@ -41,7 +43,7 @@ def evaluate(
     console: Console,
     stop: StopRequest,
     process: Solo = ALONE,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], NDArray[np.bool_]]:
     """Measure a model, and show how far it is.
 
     Args:
@@ -53,7 +55,8 @@ def evaluate(
 
     Returns:
         ``top1`` and ``top5`` in percent (``top5`` with five classes or more), ``loss``, and the
-        counts ``correct`` and ``images``; independent of the batch size but for rounding.
+        counts ``correct`` and ``images``; independent of the batch size but for rounding. And
+        which images are right, (images,) in their order.
 
     Raises:
         UserError: An image can't be read.
@@ -64,8 +67,11 @@ def evaluate(
         (inputs.to(process.device), labels.to(process.device)) for inputs, labels in images.batches
     )
     batches = counted(console, data.until(stop, moved), images.images)
+    objective = Classification()
     with workers_watched():
-        return Classification().evaluate(model.to(process.device), batches, process)
+        measures = objective.evaluate(model.to(process.device), batches, process)
+    assert objective.correct is not None
+    return measures, objective.correct
 
 
 def digits(model: str, seed: int, batch_size: int = BATCH_SIZE) -> LabelledImages:

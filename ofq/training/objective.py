@@ -1,10 +1,13 @@
 """What is minimized, and what is measured on the test set."""
 
 from collections.abc import Iterable
+from itertools import zip_longest
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ofq.training.data import Batch
@@ -23,10 +26,13 @@ class Objective(Protocol):
     Attributes:
         primary: The measure that tables show: ``top1`` or ``loss``.
         clock: What a teacher's answers cost; None without a teacher that answers.
+        correct: Which examples the last evaluation found right, (N,) in the data set's order; None
+            before it, and where there is no right and wrong.
     """
 
     primary: str
     clock: Clock | None
+    correct: NDArray[np.bool_] | None
 
     def loss(self, outputs: Outputs, targets: Tensor, inputs: Tensor) -> Tensor:
         """The training loss of one batch, a scalar."""
@@ -45,6 +51,7 @@ class Classification:
 
     primary = "top1"
     clock: Clock | None = None
+    correct: NDArray[np.bool_] | None = None
 
     def loss(self, outputs: Outputs, targets: Tensor, inputs: Tensor) -> Tensor:
         """Mean cross-entropy; of a distilled model, with the class head.
@@ -61,19 +68,22 @@ class Classification:
         With five classes or more, ``top5`` too.
         """
         classes = 0
+        marks: list[Tensor] = []
         sums = _Sums(process, "correct", "among_five", "loss", "images")
         with _evaluating(model):
             for inputs, targets in batches:
                 logits = widened(model(inputs))
                 classes = logits.shape[-1]
                 best = logits.topk(min(_FIVE, classes)).indices
+                marks.append(logits.argmax(-1) == targets)
                 sums.add(
-                    correct=(logits.argmax(-1) == targets).sum(),
+                    correct=marks[-1].sum(),
                     among_five=(best == targets.unsqueeze(-1)).sum(),
                     loss=F.cross_entropy(logits, targets, reduction="sum"),
                     images=len(targets),
                 )
         total = sums.total()
+        self.correct = _in_order(marks, process)
         correct, images = int(total["correct"]), int(total["images"])
         top5 = {"top5": 100 * total["among_five"] / images} if classes >= _FIVE else {}
         return {
@@ -120,6 +130,7 @@ class Regression:
 
     primary = "loss"
     clock: Clock | None = None
+    correct: NDArray[np.bool_] | None = None
 
     def loss(self, outputs: Outputs, targets: Tensor, inputs: Tensor) -> Tensor:
         """Mean squared error of the batch."""
@@ -150,6 +161,17 @@ def distillation_loss(outputs: Outputs, targets: Tensor, teacher_logits: Tensor)
     class_logits, distillation_logits = outputs if isinstance(outputs, tuple) else (outputs,) * 2
     soft = F.cross_entropy(widened(distillation_logits), teacher_logits.softmax(-1))
     return soft + F.cross_entropy(widened(class_logits), targets)
+
+
+def _in_order(marks: list[Tensor], process: Solo) -> NDArray[np.bool_]:
+    """All processes' marks, batch by batch, in each of them the first process's part first.
+
+    A process has no part in a last batch with fewer examples than processes; so the lists differ
+    in length by one at most.
+    """
+    lists = process.gather([batch.cpu().numpy() for batch in marks])
+    parts = [part for batch in zip_longest(*lists) for part in batch if part is not None]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.bool_)
 
 
 class _Sums:

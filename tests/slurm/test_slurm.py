@@ -71,16 +71,21 @@ def test_jobs_queue_for_gpus_and_each_sees_its_own(checkout):
     assert len(checkout.results()) == GPUS + 1
 
 
-def test_interrupted_master_cancels_its_jobs(checkout):
+def test_interrupted_master_cancels_its_jobs_and_goes_on_with_them_when_started_again(checkout):
     checkout.toy("long", "gpu: 1", methods="gated")
     checkout.toy("short", "runtime: 5", methods="gated", model="toy_regression_4")
-    workflow = checkout.start("long", "short", "--until", "train", "train_short")
+    targets = ("long", "short", "--until", "train", "train_short")
+    workflow = checkout.start(*targets)
     assert eventually(lambda: len(seen(checkout)) == 2, seconds=120)
     assert len(checkout.cluster.queue()) == 2
     os.killpg(workflow.pid, signal.SIGINT)
     assert eventually(lambda: not checkout.cluster.queue())
     workflow.communicate(timeout=60)
     assert workflow.returncode != 0
+    checkout.write("gate", "")
+    status, output = checkout.run(*targets)
+    assert status == 0, output
+    assert len(checkout.results()) == 2
 
 
 def wait_for_start(checkout: Checkout) -> str:
@@ -221,6 +226,13 @@ def test_rejected_jobs_give_the_reason_before_others_have_ended(troubled):
 def test_troubles_of_some_cells_spare_the_others(troubled):
     checkout, _ = troubled
     assert [path.parent.name[:12] for path in checkout.results()] == ["w3a32-lsq-s0"]
+
+
+def test_rejected_job_runs_once_its_cause_is_mended(troubled):
+    checkout, _ = troubled
+    status, output = checkout.run("lost", "--until", "train_short")
+    assert status == 0, output
+    assert len(checkout.results()) == 2
 
 
 def test_cluster_without_accounting_runs_long_and_short_jobs(bare_cluster, tmp_path):

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -45,6 +46,32 @@ def test_run_without_its_weights_is_not_complete(folder):
     assert folder.complete()
     (folder.path / "model.safetensors").unlink()
     assert not folder.complete()
+
+
+@pytest.mark.parametrize("images", [1, 8, 900, 901])
+def test_right_images_come_back_from_an_eighth_of_their_size(folder, images):
+    right = np.random.default_rng(images).random(images) < 0.7
+    result = {"images": images, "correct": int(right.sum())}
+    folder.finish(result, weights, right)
+    assert folder.correct().tolist() == right.tolist()
+    assert (folder.path / "correct.npy").stat().st_size <= 128 + images / 8 + 1
+    (folder.path / "correct.npy").unlink()
+    (folder.path / "result.json").unlink()
+    assert folder.restore()
+    assert folder.correct().tolist() == right.tolist()
+
+
+def test_run_without_marks_has_none(folder):
+    folder.finish({"images": 3, "correct": 1}, weights)
+    assert folder.correct() is None
+
+
+def test_marks_of_another_evaluation_are_refused(folder):
+    right = np.array([True, False, True])
+    folder.finish({"images": 3, "correct": 2}, weights, right)
+    np.save(folder.path / "correct.npy", np.packbits(~right))
+    with pytest.raises(UserError, match=r"tells of 1 right images, but result\.json of 2"):
+        folder.correct()
 
 
 def test_deleted_final_files_are_put_back_as_they_were(folder):

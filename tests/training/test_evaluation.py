@@ -18,6 +18,7 @@ from ofq.interruption import Interrupted, StopRequest
 from ofq.study.dataset import locate
 from ofq.training import evaluation, models
 from ofq.training.data import load
+from ofq.training.devices import Solo
 from ofq.training.images import Files
 from ofq.training.objective import Classification
 from ofq.training.weights import save_weights
@@ -84,6 +85,39 @@ def test_top1_and_top5_are_those_of_sorting(batch_size):
     assert measures["top1"] == pytest.approx(100 * np.mean([rank == 0 for rank in ranks]))
     assert measures["top5"] == pytest.approx(100 * np.mean([rank < 5 for rank in ranks]))
     assert measures["images"] == 50
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_each_image_is_marked_right_or_wrong_in_the_data_sets_order(batch_size):
+    logits, targets = torch.randn(50, 8), torch.randint(0, 8, (50,))
+    batches = zip(torch.zeros(50, 1).split(batch_size), targets.split(batch_size), strict=True)
+    objective = Classification()
+    measures = objective.evaluate(Fixed(logits), batches)
+    expected = np.argmax(logits.numpy(), axis=1) == targets.numpy()
+    assert objective.correct.tolist() == expected.tolist()
+    assert measures["correct"] == expected.sum()
+
+
+class Third(Solo):
+    """One of three processes, which knows what the other two would have marked."""
+
+    def __init__(self, others):
+        super().__init__(torch.device("cpu"))
+        self.others = others
+
+    def gather(self, value):
+        return [value, *self.others]
+
+
+def test_marks_of_several_processes_are_put_in_order_though_some_have_no_last_part():
+    # 7 images in batches of 6 and 1, spread over three processes: 2 + 2 + 2, then 0 + 0 + 1
+    whole = np.array([True, False, True, True, False, False, True])
+    others = [[whole[2:4]], [whole[4:6], whole[6:]]]
+    logits = torch.where(torch.tensor(whole[:2])[:, None], torch.eye(2)[1], torch.eye(2)[0])
+    objective = Classification()
+    batches = [(torch.zeros(2, 1), torch.ones(2, dtype=torch.long))]
+    objective.evaluate(Fixed(logits), batches, Third(others))
+    assert objective.correct.tolist() == whole.tolist()
 
 
 def test_fewer_than_five_classes_have_no_top5():
@@ -201,7 +235,7 @@ def test_folder_is_evaluated_with_the_whole_model(folder, tmp_path):
     done = ofq_eval(path, "--model", TINY, "--data", str(folder), "--batch-size", "5")
     assert done.returncode == 0, done.stderr
     images = image_folder(folder, TINY, 12)
-    expected = evaluation.evaluate(model, images, QUIET, StopRequest())
+    expected, _ = evaluation.evaluate(model, images, QUIET, StopRequest())
     assert f"{expected['correct']} of {CLASSES * EACH} images right" in done.stdout
 
 
