@@ -2,19 +2,18 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ofq.errors import UserError
-from ofq.study import Cell, Grid, Run, Study, Workspace
+from ofq.status.look import Watch
+from ofq.study import Cell, Run, Study, Workspace
+from ofq.study.reference import Reference
 from ofq.tracking import RunFolder
 
 KEYS = ["model", "bits", "method", "seed"]
 """The columns that name a run of a cell in every frame."""
-
-_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,9 @@ class Records:
         metrics: One row per cell, seed and epoch.
         layers: One row per cell, seed, epoch, layer and role.
         trajectories: One row per cell, seed, step and recorded weight; empty if none was recorded.
+        references: What the study's numbers are held against.
+        reasons: Why a cell's number or a part of its seeds is missing, by model, bits and method:
+            ``failed``, ``running``, ``interrupted`` or ``not run``.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Records:
     metrics: pd.DataFrame
     layers: pd.DataFrame
     trajectories: pd.DataFrame
+    references: tuple[Reference, ...]
+    reasons: dict[tuple[str, str, str], str]
 
     @property
     def primary(self) -> str:
@@ -61,33 +65,48 @@ class Records:
 
 
 def collect(workspace: Workspace, study: str) -> Records:
-    """Read all run folders of a study.
+    """Read a study's run folders; what hasn't finished yet is passed over, and said.
 
     Raises:
-        UserError: A run is missing, incomplete or damaged.
+        UserError: No cell has a finished run, or one is damaged.
     """
-    grid = workspace.grid(study)
-    folders = _folders(workspace.results / "runs", grid)
-    links = [(cell, run) for cell in grid.cells for run in cell.runs]
+    grid, references = workspace.grid(study), tuple(workspace.references(study))
+    root = workspace.results / "runs"
+    folders = {name: RunFolder(root / name) for name in grid.runs()}
+    finished = {name for name, folder in folders.items() if folder.result() is not None}
+    links = [(cell, run) for cell in grid.cells for run in cell.runs if run.id in finished]
+    if not links:
+        raise UserError(
+            f"study '{study}': none of its cells has a finished run; "
+            f"train them: snakemake --cores 2 {study}"
+        )
     curves = {
         table: _concat(_curve(cell, run, folders, table) for cell, run in links)
         for table in ("metrics", "layers", "trajectories")
     }
     rows = [_final(cell, run, folders, curves["metrics"]) for cell, run in links]
-    return Records(study, workspace.study(study), grid.cells, pd.DataFrame(rows), **curves)
+    return Records(
+        study, workspace.study(study), grid.cells, pd.DataFrame(rows), **curves,
+        references=references, reasons=_reasons(workspace, study, finished),
+    )  # fmt: skip
 
 
-def _folders(root: Path, grid: Grid) -> dict[str, RunFolder]:
-    folders = {name: RunFolder(root / name) for name in grid.runs()}
-    missing = [name for name, folder in folders.items() if folder.result() is None]
-    if missing:
-        lines = [
-            f"study '{grid.study}' lacks {len(missing)} of its {len(folders)} runs; train them:"
-        ]
-        lines += [f"  ofq train {name}" for name in missing[:_SHOWN]]
-        lines += [f"  … and {len(missing) - _SHOWN} more"] if len(missing) > _SHOWN else []
-        raise UserError("\n".join([*lines, f"or all of them: snakemake --cores 2 {grid.study}"]))
-    return folders
+def _reasons(
+    workspace: Workspace, study: str, finished: set[str]
+) -> dict[tuple[str, str, str], str]:
+    """Why cells lack numbers: the furthest that any run on the way to a missing one has come."""
+    watch = Watch(workspace, study)
+    if finished >= watch.runs.keys():
+        return {}
+    states = {name: look.state for name, look in watch.look().items()}
+    found: dict[tuple[str, str, str], str] = {}
+    for cell in watch.grid.cells:
+        missing = [run for run in cell.runs if run.id not in finished]
+        if missing:
+            on_the_way = {states[link.id] for run in missing for link in run.chain()}
+            state = next((s for s in ("failed", "running", "interrupted") if s in on_the_way), None)
+            found[cell.model, cell.bits, cell.method] = state or "not run"
+    return found
 
 
 def _keys(cell: Cell, run: Run) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A study's cells summarized over seeds, and its methods compared pair by pair."""
 
+import math
 from dataclasses import asdict
 from itertools import pairwise
 
@@ -8,22 +9,26 @@ import pandas as pd
 from ofq.report.collect import Records
 from ofq.report.measures import Measure, measures
 from ofq.report.statistics import Summary, detectable, holm, summarize, verdict
+from ofq.report.verdicts import Distance, distance, judge
 from ofq.study import Study
+from ofq.study.reference import Value
 
 
 def summarize_cells(records: Records) -> pd.DataFrame:
     """One row per cell.
 
     Returns:
-        The cell's names; ``n`` seeds; for each measure ``_mean``, ``_std``, ``_low``, ``_high``
-        (95 % t interval); ``best``: whether the primary number is the best at these bits and
-        differs from every other method's by an interval that excludes 0.
+        The cell's names; ``n`` finished seeds; ``missing``, why others aren't; for each measure
+        ``_mean``, ``_std``, ``_low``, ``_high`` (95 % t interval); ``best``: whether the primary
+        number is the best at these bits and differs from every other method's by an interval that
+        excludes 0.
     """
     rows = []
     for cell in records.cells:
         names = {"model": cell.model, "bits": cell.bits, "method": cell.method}
         runs = records.of(records.runs, **names)
         row = {"dataset": cell.dataset, **names, "label": cell.label, "n": len(runs)}
+        row["missing"] = records.reasons.get((cell.model, cell.bits, cell.method))
         for measure in measures(records.primary):
             values = runs[measure.key].dropna()
             for key in ("mean", "std", "low", "high"):
@@ -66,6 +71,52 @@ def _compare_one(records: Records, measure: Measure) -> pd.DataFrame:
         verdict=[verdict(s, p) for s, p in zip(summaries, adjusted, strict=True)],
         detectable=[detectable(s.std, s.n) for s in summaries],
     )
+
+
+def hold_against(records: Records) -> pd.DataFrame:
+    """The study's numbers beside those that were reported (:mod:`ofq.report.verdicts`).
+
+    Returns:
+        One row per reported number of one of the study's cells: ``n`` seeds, ``mean``,
+        ``reported`` with ``status``, ``source`` and ``reference``, ``difference``, ``low``,
+        ``high``, ``p``, ``p_holm`` (the family is all rows), ``detectable``, ``by_images`` and
+        ``verdict``; ``missing`` says why there is no number of our own.
+    """
+    reported = _reported(records)
+    rows, found = [], []
+    for cell in records.cells:
+        place = (cell.model, cell.bits, cell.method)
+        if place not in reported:
+            continue
+        title, value = reported[place]
+        runs = records.of(records.runs, model=cell.model, bits=cell.bits, method=cell.method)
+        found.append(_distance(runs, value))
+        rows.append(
+            {
+                "model": cell.model, "bits": cell.bits, "method": cell.method, "label": cell.label,
+                "mean": runs["top1"].mean(), "reported": value.value, "status": value.status,
+                "source": value.source, "reference": title, "missing": records.reasons.get(place),
+            }
+        )  # fmt: skip
+    adjusted = holm([d.p for d in found])
+    verdicts = [judge(d, p) if d.n else "not run" for d, p in zip(found, adjusted, strict=True)]
+    facts = pd.DataFrame([asdict(d) for d in found], columns=list(Distance.__annotations__))
+    return pd.DataFrame(rows).join(facts).assign(p_holm=adjusted, verdict=verdicts)
+
+
+def _distance(runs: pd.DataFrame, value: Value) -> Distance:
+    if runs.empty:
+        return Distance(0, math.nan)
+    return distance(runs["top1"], value.value, value.runs, int(runs["images"].iloc[0]))
+
+
+def _reported(records: Records) -> dict[tuple[str, str, str], tuple[str, Value]]:
+    """Each cell's reported number, with the title of the first reference that has it."""
+    found: dict[tuple[str, str, str], tuple[str, Value]] = {}
+    for reference in records.references:
+        for value in reference.values:
+            found.setdefault(value.cell, (reference.title, value))
+    return found
 
 
 def pairs(study: Study) -> list[tuple[str, str]]:

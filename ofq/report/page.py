@@ -13,7 +13,8 @@ from ofq.report.collect import Records
 from ofq.report.figures import Saved
 from ofq.report.findings import describe
 from ofq.report.measures import measures
-from ofq.report.tables import Table
+from ofq.report.tables import Table, verdict_rows
+from ofq.report.verdicts import MARGIN, RESOLUTION
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ def write_page(
     records: Records,
     table: Table,
     differences: pd.DataFrame,
+    verdicts: pd.DataFrame,
     figures: list[Saved],
     runs_path: str,
 ) -> None:
@@ -41,6 +43,7 @@ def write_page(
         records: What the run folders hold.
         table: The study's table.
         differences: What :func:`ofq.report.compare.compare` found.
+        verdicts: What :func:`ofq.report.compare.hold_against` found; may be empty.
         figures: The figures, to be embedded.
         runs_path: Where the run folders lie, seen from the page's folder.
     """
@@ -54,6 +57,10 @@ def write_page(
             study=records.study,
             table=table,
             findings=describe(records, differences),
+            verdicts=verdict_rows(verdicts),
+            rule={"margin": MARGIN, "resolution": RESOLUTION},
+            references=records.references,
+            by_images=bool(verdicts.get("by_images", pd.Series(dtype=bool)).any()),
             seeds=", ".join(str(seed) for seed in records.study.seeds),
             commits=_commits(records.runs),
             pictures=[_picture(figure) for figure in figures],

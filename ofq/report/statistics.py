@@ -87,17 +87,20 @@ def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
     return adjusted
 
 
-def detectable(std: float, n: int) -> float:
-    """The smallest true difference that one paired t test would show with 80 % power.
+def detectable(std: float, n: int, error: float | None = None) -> float:
+    """The smallest true difference that one t test would show with 80 % power.
 
     Args:
-        std: Standard deviation of the differences.
-        n: Number of pairs.
+        std: Standard deviation of the values: of the differences, in a paired test.
+        n: Their number.
+        error: Standard error of what is tested; left out, that of the values' mean.
 
     Returns:
-        The difference, in the unit of ``std``; NaN for fewer than two pairs or no spread.
+        The difference, in the unit of ``std``; NaN for fewer than two values or no spread.
     """
-    return _noncentrality(n) * std / math.sqrt(n) if n > 1 and std > 0 else math.nan
+    if n < 2 or not std > 0:
+        return math.nan
+    return _noncentrality(n) * (std / math.sqrt(n) if error is None else error)
 
 
 @lru_cache

@@ -1,11 +1,11 @@
 """The study's table: methods by bits, as Markdown and LaTeX."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 
 from ofq.report.collect import Records
-from ofq.report.measures import Measure, measures
+from ofq.report.measures import TOP1, Measure, measures
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -55,6 +55,7 @@ class Table:
         rows: Full precision first, then the methods, for one model after the other.
         seeds: Number of seeds.
         name: Name of the measure that ``best`` is about.
+        gaps: What is said about numbers that are missing.
     """
 
     title: str
@@ -63,6 +64,7 @@ class Table:
     rows: list[Row]
     seeds: int
     name: str
+    gaps: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, records: Records, cells: pd.DataFrame) -> "Table":
@@ -83,7 +85,8 @@ class Table:
                 ]
                 rows.append(Row(model, label, entries))
         headings = [m.heading for m in shown]
-        return cls(study.title, study.bits, headings, rows, len(study.seeds), shown[0].name)
+        seeds, name = len(study.seeds), shown[0].name
+        return cls(study.title, study.bits, headings, rows, seeds, name, _gaps(records))
 
     @property
     def many_models(self) -> bool:
@@ -93,6 +96,9 @@ class Table:
     @property
     def notes(self) -> list[str]:
         """What a reader must know to read the table."""
+        return [*self._about_spread(), *self.gaps]
+
+    def _about_spread(self) -> list[str]:
         if self.seeds == 1:
             return ["One seed: no spread and no interval can be given, and nothing is set bold."]
         spread = f"Mean ± sample standard deviation over {self.seeds} seeds."
@@ -109,12 +115,71 @@ class Table:
         ]
 
 
+def _gaps(records: Records) -> list[str]:
+    if not records.reasons:
+        return []
+    reasons = list(records.reasons.values())
+    counts = ", ".join(f"{reasons.count(word)} {word}" for word in dict.fromkeys(reasons))
+    return [
+        f"Not complete: {len(reasons)} of {len(records.cells)} cells miss seeds ({counts}); "
+        "n: number of seeds where some are missing."
+    ]
+
+
 def _entry(cell: pd.Series, measure: Measure) -> Entry:
+    if cell["n"] == 0:
+        return Entry(cell["missing"])
     mean, std = float(cell[f"{measure.key}_mean"]), float(cell[f"{measure.key}_std"])
     text = measure.text(mean)
     if pd.notna(std):
         text += f" ± {measure.text(std)}"
+    if pd.notna(cell["missing"]):
+        text += f" (n = {cell['n']})"
     return Entry(text, measure.best != 0 and bool(cell["best"]))
+
+
+VERDICT_HEADINGS = ("method", "bits", "ours", "reported", "difference", "95 % interval", "verdict")
+
+
+def verdict_rows(verdicts: pd.DataFrame) -> list[dict[str, str]]:
+    """What :func:`ofq.report.compare.hold_against` found, as printed, by heading."""
+    rows = []
+    for _, row in verdicts.iterrows():
+        known = row["n"] > 0
+        rows.append(
+            {
+                "model": row["model"],
+                "method": row["label"],
+                "bits": row["bits"],
+                "ours": TOP1.text(row["mean"]) if known else row["missing"],
+                "reported": TOP1.text(row["reported"]),
+                "difference": TOP1.signed(row["difference"]),
+                "95 % interval": TOP1.interval(row["low"], row["high"]) or "–",
+                "verdict": _verdict(row),
+                "seeds": str(row["n"]),
+                "detectable": TOP1.text(row["detectable"]),
+                "known": f"{row['status']}: {row['source']}",
+            }
+        )
+    return rows
+
+
+def _verdict(row: pd.Series) -> str:
+    if row["verdict"] != "off":
+        return str(row["verdict"])
+    side = "better" if row["difference"] > 0 else "worse"
+    return f"off by {TOP1.text(abs(row['difference']))} ({side})"
+
+
+def verdicts_to_markdown(verdicts: pd.DataFrame) -> str:
+    """The verdicts as a GitHub-flavoured Markdown table."""
+    many = verdicts["model"].nunique() > 1
+    names = [*(["model"] if many else []), *VERDICT_HEADINGS, "known from"]
+    lines = [names, ["---"] * len(names)]
+    keys = [*(["model"] if many else []), *VERDICT_HEADINGS, "known"]
+    lines += [[row[key] for key in keys] for row in verdict_rows(verdicts)]
+    body = "\n".join("| " + " | ".join(_pipe(c) for c in line) + " |" for line in lines)
+    return f"## Against what was reported\n\n{body}\n"
 
 
 def to_markdown(table: Table) -> str:

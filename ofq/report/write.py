@@ -8,13 +8,14 @@ from pathlib import Path
 
 from ofq.errors import UserError
 from ofq.report.collect import Records, collect
-from ofq.report.compare import compare, summarize_cells
+from ofq.report.compare import compare, hold_against, summarize_cells
 from ofq.report.figures import check_figures, write_figures
 from ofq.report.page import write_page
-from ofq.report.tables import Table, to_latex, to_markdown
+from ofq.report.tables import Table, to_latex, to_markdown, verdicts_to_markdown
 from ofq.study import Workspace
 
-ENTRIES = ("index.html", "table.md", "table.csv", "table.tex", "runs.csv", "differences.csv")
+_FRAMES = ("table.csv", "runs.csv", "differences.csv", "verdicts.csv")
+ENTRIES = ("index.html", "table.md", "table.tex", *_FRAMES)
 """The files of a report; its figures are in the folder ``figures``."""
 
 
@@ -31,13 +32,18 @@ def write_report(workspace: Workspace, study: str, out: Path) -> Path:
 def _fill(folder: Path, records: Records, runs_path: str) -> None:
     cells, differences = summarize_cells(records), compare(records)
     table = Table.of(records, cells)
-    (folder / "table.md").write_text(to_markdown(table), encoding="utf-8")
+    verdicts = hold_against(records)
+    text = to_markdown(table)
+    if len(verdicts):
+        text += f"\n{verdicts_to_markdown(verdicts)}"
+    (folder / "table.md").write_text(text, encoding="utf-8")
     (folder / "table.tex").write_text(to_latex(table), encoding="utf-8")
     frames = {"table": cells, "runs": records.runs, "differences": differences}
+    frames |= {"verdicts": verdicts} if len(verdicts) else {}
     for name, frame in frames.items():
         frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
     figures = write_figures(folder / "figures", records)
-    write_page(folder / "index.html", records, table, differences, figures, runs_path)
+    write_page(folder / "index.html", records, table, differences, verdicts, figures, runs_path)
 
 
 def _refuse_foreign(out: Path) -> None:

@@ -162,6 +162,8 @@ class Study(Strict):
         checkpoints: Where given, nothing is trained: a cell's number is that of a file in the
             authors' released layout, by model and bits.
         figures: Names of the report's figures, in order.
+        references: Names of files in ``config/reference``, whose numbers the study's are held
+            against; the first that has a cell counts.
         contrasts: The comparisons that the study is made for; left out, each method is compared
             with the one before it and with the first.
         expectations: What is known to hold in this setting, to be set beside what was found.
@@ -176,6 +178,7 @@ class Study(Strict):
     seeds: Annotated[list[Seed], AfterValidator(distinct)]
     figures: Names
     checkpoints: dict[Name, dict[Bits, str]] = Field(default_factory=dict)
+    references: Annotated[list[Name], AfterValidator(distinct)] = Field(default_factory=list)
     contrasts: tuple[Contrast, ...] = ()
     expectations: tuple[str, ...] = ()
 

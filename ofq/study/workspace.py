@@ -13,6 +13,7 @@ from ofq.study.files import Model, parse, read_yaml, suggest
 from ofq.study.grid import expand
 from ofq.study.method import Method
 from ofq.study.published import Comparison, Published, compare
+from ofq.study.reference import Reference
 from ofq.study.run import Grid, Run
 from ofq.study.runtimes import Minutes, check_models, read
 
@@ -139,6 +140,27 @@ class Workspace:
         """
         count = max(1, run.resources.gpu) if devices is None else devices
         return compare(run.config, count, self.published(run.config.dataset))
+
+    def references(self, study: str) -> list[Reference]:
+        """What a study's numbers are held against, in the study's order.
+
+        Raises:
+            UserError: There is no such file, or it is wrong, or it is about another data set.
+        """
+        source = f"{self.study_path(study)}: key 'references'"
+        dataset = self.recipe(self.study(study).recipe).dataset
+        known = [path.stem for path in self._files("reference")]
+        found = []
+        for name in self.study(study).references:
+            if name not in known:
+                raise UserError(f"{source}: unknown reference '{name}' ({suggest(name, known)})")
+            found.append(self._load(Reference, "reference", name, "reference"))
+            if found[-1].dataset != dataset:
+                raise UserError(
+                    f"{source}: '{name}' is about {found[-1].dataset}, but the study's recipe "
+                    f"trains on {dataset}"
+                )
+        return found
 
     @property
     def recipe_names(self) -> list[str]:

@@ -93,24 +93,11 @@ def test_every_run_is_named_with_its_commit(page: str, workspace: Workspace) -> 
     assert "<code>0123456789</code>" in page
 
 
-def test_missing_run_is_named_with_its_command_and_leaves_the_old_report(tmp_path: Path) -> None:
-    workspace = synthetic.make_workspace(tmp_path)
-    synthetic.fill(workspace)
-    out = workspace.reports / "small"
-    build(workspace, "small", out)
-    before = contents(tmp_path / "reports")
-    missing = workspace.grid("small").cells[-1].runs[0]
-    (workspace.results / "runs" / missing.id / "result.json").unlink()
-    with pytest.raises(UserError, match=f"ofq train {re.escape(missing.id)}\n"):
-        build(workspace, "small", out)
-    assert contents(tmp_path / "reports") == before
-
-
-def test_message_about_many_missing_runs_fits_a_screen(tmp_path: Path) -> None:
+def test_study_without_runs_is_refused_in_a_line_and_nothing_is_written(tmp_path: Path) -> None:
     workspace = synthetic.make_workspace(tmp_path, seeds=list(range(30)))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match="train them: snakemake --cores 2 small") as caught:
         build(workspace, "small", tmp_path / "reports" / "small")
-    assert len(str(caught.value).splitlines()) <= 24
+    assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "reports").exists()
 
 
@@ -133,13 +120,16 @@ def test_folder_with_other_things_is_not_replaced(workspace: Workspace, tmp_path
     assert (tmp_path / "thesis.txt").read_text() == "all of it"
 
 
-def test_damaged_table_is_named(tmp_path: Path) -> None:
-    workspace = synthetic.make_workspace(tmp_path, methods=["lsq"])
+def test_damaged_table_is_named_and_the_old_report_stays(tmp_path: Path) -> None:
+    workspace = synthetic.make_workspace(tmp_path, methods=["lsq"], figures=["accuracy"])
     synthetic.fill(workspace)
+    build(workspace, "small", tmp_path / "reports" / "small")
+    before = contents(tmp_path / "reports")
     run = workspace.grid("small").cells[-1].runs[0]
     (workspace.results / "runs" / run.id / "metrics.parquet").write_bytes(b"torn")
     with pytest.raises(UserError, match=r"metrics\.parquet: damaged"):
         build(workspace, "small", tmp_path / "reports" / "small")
+    assert contents(tmp_path / "reports") == before
 
 
 def test_report_needs_neither_torch_nor_mlflow(workspace: Workspace, tmp_path: Path) -> None:

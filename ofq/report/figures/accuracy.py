@@ -55,6 +55,8 @@ def _panel(ax: Axes, records: Records, measure: Measure, model: str) -> None:
 def _cell(
     ax: Axes, values: pd.Series, x: float, step: float, name: str | None, color: str, marker: str
 ) -> None:
+    if values.empty:
+        return
     summary = summarize(values)
     ax.plot([x - step / 5] * len(values), values, ".", color=color, alpha=0.45, markersize=4)
     spread = None if pd.isna(summary.low) else summary.high - summary.mean
