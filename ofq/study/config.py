@@ -178,7 +178,7 @@ class Study(Strict):
     seeds: Annotated[list[Seed], AfterValidator(distinct)]
     figures: Names
     checkpoints: dict[Name, dict[Bits, str]] = Field(default_factory=dict)
-    references: Annotated[list[Name], AfterValidator(distinct)] = Field(default_factory=list)
+    references: list[Name] = Field(default_factory=list)
     contrasts: tuple[Contrast, ...] = ()
     expectations: tuple[str, ...] = ()
 

@@ -94,9 +94,10 @@ class Targets:
         return [self._file(runs[run], RESULT) for run in wanted]
 
     def configs(self, name: str) -> list[str]:
-        """The files that a report depends on beside results: the study's, and those of methods."""
-        methods = sorted((self.workspace.root / "config" / "methods").glob("*.yaml"))
-        return [str(path) for path in (self.workspace.study_path(name), *methods)]
+        """The files that a report depends on beside results: of studies, methods and references."""
+        config = self.workspace.root / "config"
+        shared = [*(config / "methods").glob("*.yaml"), *(config / "reference").glob("*.yaml")]
+        return [str(path) for path in (*self.workspace.study_files(name), *sorted(shared))]
 
     def needs(self, run: str) -> list[str]:
         """The weights that a run starts from and is taught by."""

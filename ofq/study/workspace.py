@@ -3,6 +3,7 @@
 import os
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ofq.credentials import refuse_credentials
 from ofq.errors import UserError
@@ -112,8 +113,36 @@ class Workspace:
         return found
 
     def study(self, name: str) -> Study:
-        """A study's config, by its name."""
-        return self._load(Study, "studies", name, "study")
+        """A study's config, by its name; what it ``extends`` gives the keys that it leaves out.
+
+        Raises:
+            UserError: There is no such study, or it or one that it extends is wrong.
+        """
+        data: dict[str, Any] = {}
+        for path in self.study_files(name):
+            data = {**read_yaml(path), **data}
+        data.pop("extends", None)
+        return parse(Study, data, str(self.study_path(name)))
+
+    def study_files(self, name: str) -> list[Path]:
+        """The file of a study, and those of the studies that it extends, nearest first.
+
+        Raises:
+            UserError: One isn't there, or they go round in a circle.
+        """
+        files: list[Path] = []
+        base: Any = name
+        while base is not None:
+            path = self.study_path(str(base))
+            where = f"{files[-1]}: key 'extends': " if files else ""
+            if not path.exists():
+                hint = suggest(str(base), [p.stem for p in self._files("studies")])
+                raise UserError(f"{where}unknown study '{base}' ({hint})")
+            if path in files:
+                raise UserError(f"{where}'{base}' extends this study itself")
+            files.append(path)
+            base = read_yaml(path).get("extends")
+        return files
 
     def recipe(self, name: str) -> Recipe:
         """A recipe, by its name."""

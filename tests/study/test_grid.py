@@ -145,3 +145,29 @@ def test_images_of_data_that_come_ready_are_refused(checkout):
     path.write_text(path.read_text() + "overrides:\n- {match: {}, set: {images: {repeats: 2}}}\n")
     with pytest.raises(UserError, match=r"'images'.*'digits' comes ready.*allowed.*imagenet"):
         Workspace(checkout).grid("tiny")
+
+
+def test_study_takes_what_it_leaves_out_from_the_one_that_it_extends(checkout):
+    (checkout / "config/studies/other.yaml").write_text("extends: tiny\nseeds: [5]\n")
+    (checkout / "config/studies/third.yaml").write_text("extends: other\ntitle: Third\n")
+    workspace = Workspace(checkout)
+    base, third = workspace.study("tiny"), workspace.study("third")
+    assert third == base.model_copy(update={"title": "Third", "seeds": [5]})
+    assert [path.stem for path in workspace.study_files("third")] == ["third", "other", "tiny"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: tinny\n", "key 'extends': unknown study 'tinny' (did you mean 'tiny'"),
+        ("extends: other\n", "key 'extends': 'other' extends this study itself"),
+        ("extends: tiny\nsedes: [1]\n", "unknown key 'sedes' (did you mean 'seeds'"),
+    ],
+)
+def test_wrong_extension_is_explained(checkout, text, message):
+    path = checkout / "config/studies/other.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        Workspace(checkout).study("other")
+    assert message in str(error.value)
+    assert str(error.value).startswith(str(path))
