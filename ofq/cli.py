@@ -396,6 +396,22 @@ def report(study: StudyName) -> None:
     Console().print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
+@app.command()
+def explain(
+    study: StudyName,
+    cell: Annotated[
+        str, typer.Argument(metavar="CELL", help="BITS/METHOD, or MODEL/BITS/METHOD if several.")
+    ],
+) -> None:
+    """Tell where a number of a study's table comes from: runs, commits, recipes, commands.
+
+    For example `ofq explain digits W2A2/statsq+qkr+cga`, or `FP/fp` for full precision.
+    """
+    from ofq.report import explain as tell
+
+    print(tell(Workspace(), study, cell))
+
+
 @track.command()
 def sync(
     names: Annotated[

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ofq.study import Workspace
 
-__all__ = ["build"]
+__all__ = ["build", "explain"]
 
 
 def build(workspace: Workspace, study: str, out: Path) -> Path:
@@ -31,3 +31,10 @@ def build(workspace: Workspace, study: str, out: Path) -> Path:
     from ofq.report.write import write_report
 
     return write_report(workspace, study, out)
+
+
+def explain(workspace: Workspace, study: str, cell: str) -> str:
+    """Lead from a cell of a study's table to its runs; see :func:`ofq.report.origin.explain`."""
+    from ofq.report.origin import explain as tell
+
+    return tell(workspace, study, cell)

@@ -9,8 +9,10 @@ import pandas as pd
 from ofq.errors import UserError
 from ofq.status.look import Watch
 from ofq.study import Cell, Run, Study, Workspace
+from ofq.study.published import Difference
 from ofq.study.reference import Reference
 from ofq.tracking import RunFolder
+from ofq.tracking.sent import mlflow_runs
 
 KEYS = ["model", "bits", "method", "seed"]
 """The columns that name a run of a cell in every frame."""
@@ -84,7 +86,8 @@ def collect(workspace: Workspace, study: str) -> Records:
         table: _concat(_curve(cell, run, folders, table) for cell, run in links)
         for table in ("metrics", "layers", "trajectories")
     }
-    rows = [_final(cell, run, folders, curves["metrics"]) for cell, run in links]
+    runs_folder = f"{workspace.site.results}/runs"
+    rows = [_final(cell, run, folders, curves["metrics"], runs_folder) for cell, run in links]
     return Records(
         study, workspace.study(study), grid.cells, pd.DataFrame(rows), **curves,
         references=references, reasons=_reasons(workspace, study, finished),
@@ -159,7 +162,11 @@ def mid_epoch(metrics: pd.DataFrame) -> int:
 
 
 def _final(
-    cell: Cell, run: Run, folders: dict[str, RunFolder], metrics: pd.DataFrame
+    cell: Cell,
+    run: Run,
+    folders: dict[str, RunFolder],
+    metrics: pd.DataFrame,
+    runs_folder: str,
 ) -> dict[str, Any]:
     """The row of one cell and seed in ``runs``."""
     folder, keys = folders[run.id], _keys(cell, run)
@@ -171,11 +178,22 @@ def _final(
         "label": cell.label,
         "run": run.id,
         "chain": " > ".join(chain),
+        "command": f"snakemake --cores 2 {runs_folder}/{run.id}/result.json",
+        "mlflow_runs": " ".join(mlflow_runs(folder)),
+        "recipe_differences": _recipe_differences(folder),
         "commit": attempts[-1]["commit"] if attempts else None,
         "modified": any(attempt["diff"] or attempt["untracked"] for attempt in attempts),
         **{name: result.get(name) for name in names},
         **_oscillation(metrics, keys),
     }
+
+
+def _recipe_differences(folder: RunFolder) -> str | None:
+    """What a run's recipe differs in from the published one; None if none was published."""
+    comparison = folder.provenance().get("recipe")
+    if comparison is None:
+        return None
+    return "; ".join(str(Difference(**found)) for found in comparison["differences"]) or "none"
 
 
 def _oscillation(metrics: pd.DataFrame, keys: dict[str, Any]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from ofq.report.collect import Records
 from ofq.report.figures import Saved
 from ofq.report.findings import describe
 from ofq.report.measures import measures
-from ofq.report.tables import Table, verdict_rows
+from ofq.report.tables import Table, cell_name, verdict_rows
 from ofq.report.verdicts import MARGIN, RESOLUTION
 
 
@@ -123,6 +123,10 @@ def _run_rows(records: Records) -> list[dict[str, Any]]:
     return [
         {
             "id": run["run"],
+            "cell": cell_name(run),
+            "command": run["command"],
+            "mlflow": run["mlflow_runs"],
+            "differences": run["recipe_differences"],
             "label": run["label"],
             "bits": run["bits"],
             "seed": run["seed"],

@@ -29,10 +29,22 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One number of the table, as printed; ``best`` ones are set bold."""
+    """One number of the table, as printed.
+
+    Attributes:
+        text: The number, or why there is none.
+        best: Whether it is set bold.
+        cell: The cell that it is of, as :func:`cell_name` names it.
+    """
 
     text: str
     best: bool = False
+    cell: str = ""
+
+
+def cell_name(cell: pd.Series) -> str:
+    """What links to a cell's runs are called, for a row of a frame that has the cell's names."""
+    return f"{cell['model']}/{cell['bits']}/{cell['method']}"
 
 
 @dataclass(frozen=True)
@@ -128,14 +140,14 @@ def _gaps(records: Records) -> list[str]:
 
 def _entry(cell: pd.Series, measure: Measure) -> Entry:
     if cell["n"] == 0:
-        return Entry(cell["missing"])
+        return Entry(cell["missing"], cell=cell_name(cell))
     mean, std = float(cell[f"{measure.key}_mean"]), float(cell[f"{measure.key}_std"])
     text = measure.text(mean)
     if pd.notna(std):
         text += f" ± {measure.text(std)}"
     if pd.notna(cell["missing"]):
         text += f" (n = {cell['n']})"
-    return Entry(text, measure.best != 0 and bool(cell["best"]))
+    return Entry(text, measure.best != 0 and bool(cell["best"]), cell_name(cell))
 
 
 VERDICT_HEADINGS = ("method", "bits", "ours", "reported", "difference", "95 % interval", "verdict")
@@ -159,6 +171,7 @@ def verdict_rows(verdicts: pd.DataFrame) -> list[dict[str, str]]:
                 "seeds": str(row["n"]),
                 "detectable": TOP1.text(row["detectable"]),
                 "known": f"{row['status']}: {row['source']}",
+                "cell": cell_name(row),
             }
         )
     return rows

@@ -52,6 +52,11 @@ def lacking(folder: RunFolder, uri: str) -> str:
     return " and ".join(parts)
 
 
+def mlflow_runs(folder: RunFolder) -> list[str]:
+    """Ids of the runs in MLflow that mirror a run folder, one per store."""
+    return [note["run_id"] for note in _notes(folder).values() if note.get("run_id")]
+
+
 def _notes(folder: RunFolder) -> dict[str, dict[str, Any]]:
     try:
         return json.loads((folder.path / _NOTE).read_text())

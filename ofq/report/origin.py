@@ -1,0 +1,94 @@
+"""Where a number of a table comes from, as text."""
+
+import pandas as pd
+
+from ofq.errors import UserError
+from ofq.report.collect import Records, collect
+from ofq.report.compare import hold_against
+from ofq.report.measures import measures
+from ofq.report.statistics import summarize
+from ofq.report.tables import verdict_rows
+from ofq.study import Cell, Workspace
+from ofq.study.files import suggest
+
+
+def explain(workspace: Workspace, study: str, cell: str) -> str:
+    """Lead from a cell of a study's table to its runs.
+
+    Args:
+        workspace: The checkout's config.
+        study: The study's name.
+        cell: ``BITS/METHOD`` as the study's config has them, such as ``W2A2/statsq+qkr`` or
+            ``FP/fp``; ``MODEL/BITS/METHOD`` in a study of several models.
+
+    Returns:
+        The number and its verdict, then for each seed: value, run, chain of runs, commit, what its
+        recipe differs in, its runs in MLflow, and the command that makes it again.
+
+    Raises:
+        UserError: The study has no such cell, or none of its cells has a finished run.
+    """
+    found = _find(workspace, study, cell)
+    records = collect(workspace, study)
+    runs = records.of(records.runs, model=found.model, bits=found.bits, method=found.method)
+    missing = records.reasons.get((found.model, found.bits, found.method))
+    lines = [f"{found.label}, {found.bits}, {found.model}, study {study}"]
+    if missing:
+        count = f"{len(found.runs) - len(runs)} of {len(found.runs)} seeds"
+        lines.append(f"{count} are missing ({missing}): ofq status {study}")
+    if not runs.empty:
+        lines += [_number(records, runs), *_verdicts(records, found)]
+    for _, run in runs.iterrows():
+        lines += ["", *_origin(records, run)]
+    return "\n".join(lines)
+
+
+def _find(workspace: Workspace, study: str, name: str) -> Cell:
+    cells = workspace.grid(study).cells
+    several = len({cell.model for cell in cells}) > 1
+    names = {
+        "/".join([*([cell.model] if several else []), cell.bits, cell.method]): cell
+        for cell in cells
+    }
+    if name not in names:
+        raise UserError(f"study '{study}' has no cell '{name}' ({suggest(name, list(names))})")
+    return names[name]
+
+
+def _number(records: Records, runs: pd.DataFrame) -> str:
+    measure = measures(records.primary)[0]
+    found = summarize(runs[measure.key])
+    text = f"{measure.heading}: {measure.text(found.mean)}"
+    if found.n == 1:
+        return f"{text} (one seed)"
+    interval = f", 95 % interval {measure.text(found.low)} to {measure.text(found.high)}"
+    spread = f" ± {measure.text(found.std)}, {found.n} seeds"
+    return text + spread + (interval if found.low == found.low else "")
+
+
+def _verdicts(records: Records, cell: Cell) -> list[str]:
+    verdicts = hold_against(records)
+    if verdicts.empty:
+        return []
+    mine = records.of(verdicts, model=cell.model, bits=cell.bits, method=cell.method)
+    return [
+        f"reported: {row['reported']} ({row['known']}); difference {row['difference']} "
+        f"{row['95 % interval']}: {row['verdict']}"
+        for row in verdict_rows(mine)
+    ]
+
+
+def _origin(records: Records, run: pd.Series) -> list[str]:
+    measure = measures(records.primary)[0]
+    images = f" ({run['correct']:.0f} of {run['images']:.0f} images)" if run["correct"] else ""
+    commit = run["commit"] or "none"
+    facts = {
+        "run": run["run"],
+        "chain": run["chain"] if " > " in run["chain"] else None,
+        "commit": f"{commit} with changes of its own" if run["modified"] else commit,
+        "recipe differs": run["recipe_differences"],
+        "MLflow": run["mlflow_runs"],
+        "again": run["command"],
+    }
+    lines = [f"seed {run['seed']}: {measure.text(run[measure.key])}{images}"]
+    return lines + [f"  {name + ':':15} {fact}" for name, fact in facts.items() if fact]
