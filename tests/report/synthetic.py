@@ -17,7 +17,14 @@ STUDY = {
     "bits": ["W2A2", "W4A4"],
     "methods": ["lsq", "statsq", "statsq+qkr", "statsq+qkr+cga"],
     "seeds": [0, 1, 2],
-    "figures": ["accuracy", "oscillation_over_training", "oscillation_by_role"],
+    "figures": [
+        "accuracy",
+        "accuracy_against_bits",
+        "accuracy_against_oscillation",
+        "frozen_share",
+        "oscillation_over_training",
+        "oscillation_by_role",
+    ],
     "expectations": ["StatsQ is better than LSQ by <3.5> points."],
 }
 
@@ -31,6 +38,9 @@ METHODS = {
         "qkr": True,
         "cga": {"boundary_range": 0.005},
     },
+} | {
+    name: {"label": f"BR {width}", "weight_quantizer": "statsq", "cga": {"boundary_range": width}}
+    for name, width in (("wide", 0.01), ("wider", 0.1))
 }
 
 EPOCHS = 4

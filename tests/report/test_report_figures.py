@@ -17,7 +17,14 @@ from ofq.report.figures import FIGURES, check_figures, write_figures
 from ofq.report.figures.style import add_legend, new_figure, panels, styled
 from ofq.study import Workspace
 
-DIGITS = ["accuracy", "oscillation_over_training", "oscillation_by_role"]
+DIGITS = [
+    "accuracy",
+    "accuracy_against_bits",
+    "accuracy_against_oscillation",
+    "frozen_share",
+    "oscillation_over_training",
+    "oscillation_by_role",
+]
 TOY = ["loss", "trajectories"]
 
 
@@ -93,7 +100,7 @@ def test_legend_with_long_labels_takes_fewer_columns_and_the_figure_grows() -> N
 def test_every_figure_has_ink(report: Path, toy: Workspace, tmp_path: Path) -> None:
     write_figures(tmp_path / "figures", collect(toy, "small"))
     files = [*(report / "figures").glob("*.png"), *(tmp_path / "figures").glob("*.png")]
-    assert len(files) == 7
+    assert len(files) == len(DIGITS) + len(toy.study("small").figures)
     for path in files:
         ink = np.mean(imread(path)[..., :3].min(axis=-1) < 0.9)
         assert 0.01 < ink < 0.9, path.name
@@ -108,8 +115,48 @@ def test_many_methods_and_models_still_fit(tmp_path: Path) -> None:
     assert {figure.width for figure in saved} == {7.0}
 
 
+def test_boundary_ranges_are_drawn_at_their_values_with_the_seeds_mean(tmp_path: Path) -> None:
+    workspace = synthetic.make_workspace(tmp_path, methods=["statsq", "wide", "wider"])
+    synthetic.fill(workspace)
+    records = collect(workspace, "small")
+    with styled():
+        axes = FIGURES["boundary_range"](records).figure.axes[0]
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    for bits in ("W2A2", "W4A4"):
+        means = [
+            records.of(records.runs, bits=bits, method=m)["top1"].mean() for m in ("wide", "wider")
+        ]
+        np.testing.assert_allclose(lines[bits].get_xdata(), [0.01, 0.1])
+        np.testing.assert_allclose(lines[bits].get_ydata(), means)
+
+
+def test_rank_correlation_is_told_for_each_bits(workspace: Workspace) -> None:
+    records = collect(workspace, "small")
+    caption = FIGURES["accuracy_against_oscillation"](records).caption
+    for bits in ("W2A2", "W4A4"):
+        runs = records.of(records.runs, bits=bits)
+        ranks = [runs[k].rank() for k in ("oscillation_rate_mid", "top1")]
+        expected = f"{np.corrcoef(*ranks)[0, 1]:+.2f}".replace("-", "−")
+        assert f"{expected} at {bits} (12 runs)" in caption
+
+
+@pytest.mark.parametrize(
+    ("figure", "reason"),
+    [("boundary_range", "two boundary ranges"), ("frozen_share", "an annealing stage")],
+)
+def test_figure_of_annealing_needs_methods_that_anneal(
+    figure: str, reason: str, tmp_path: Path
+) -> None:
+    workspace = synthetic.make_workspace(tmp_path, methods=["lsq"], figures=[figure])
+    synthetic.fill(workspace)
+    with pytest.raises(UserError, match=reason):
+        build(workspace, "small", tmp_path / "reports" / "small")
+
+
 def test_unknown_figure_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"did you mean 'accuracy'\? allowed: accuracy, loss"):
+    with pytest.raises(
+        UserError, match=r"did you mean 'accuracy'\? allowed: accuracy, accuracy_ag"
+    ):
         check_figures(["acuracy"], "config/studies/small.yaml")
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import synthetic
@@ -42,7 +43,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_report_has_every_file(report: Path) -> None:
-    names = ["accuracy", "oscillation_over_training", "oscillation_by_role"]
+    names = synthetic.STUDY["figures"]
     figures = {f"figures/{name}.{kind}" for name in names for kind in ("svg", "png")}
     assert set(contents(report)) == FILES | figures
 
@@ -53,13 +54,23 @@ def test_building_twice_gives_the_same_bytes(workspace: Workspace, report: Path)
     assert contents(report) == before
 
 
+def test_each_number_leads_to_its_runs(page: str, workspace: Workspace) -> None:
+    links = Links()
+    links.feed(page)
+    inside = {unquote(link[1:]) for link in links.found if link.startswith("#")}
+    cells = workspace.grid("small").cells
+    assert inside == {f"{cell.model}/{cell.bits}/{cell.method}" for cell in cells}
+    for name in inside:
+        assert page.count(f'id="{name}"') == 1
+        assert page.count(f'data-cell="{name}"') == 3
+
+
 def test_page_refers_to_nothing_outside(page: str, report: Path, workspace: Workspace) -> None:
     links = Links()
     links.feed(page)
     assert links.open == []
-    own = [
-        link for link in links.found if not link.startswith(("data:image/svg+xml;base64,", "../"))
-    ]
+    elsewhere = ("data:image/svg+xml;base64,", "../", "#")
+    own = [link for link in links.found if not link.startswith(elsewhere)]
     assert own
     assert all((report / link).is_file() for link in own)
     runs = [link for link in links.found if link.startswith("../")]
@@ -147,7 +158,9 @@ assert not {{"torch", "timm", "mlflow", "sklearn"}} & set(sys.modules)
 
 def test_bits_without_quantized_weights_have_no_oscillation(tmp_path: Path) -> None:
     methods = ["lsq", "statsq"]
-    workspace = synthetic.make_workspace(tmp_path, bits=["W32A4", "W2A2"], methods=methods)
+    workspace = synthetic.make_workspace(
+        tmp_path, bits=["W32A4", "W2A2"], methods=methods, figures=["accuracy_against_oscillation"]
+    )
     synthetic.fill(workspace)
     page = build(workspace, "small", workspace.reports / "small")
     rows = [line.split(" | ") for line in page.with_name("table.md").read_text().splitlines()]

@@ -140,7 +140,7 @@ def add_reference(workspace: Workspace, values: list[dict[str, object]], **keys:
 
 @pytest.fixture
 def referring(tmp_path: Path) -> Workspace:
-    workspace = synthetic.make_workspace(tmp_path, references=["known"])
+    workspace = synthetic.make_workspace(tmp_path, references=["known"], figures=["accuracy"])
     add_reference(workspace, VALUES)
     synthetic.fill(workspace)
     return workspace

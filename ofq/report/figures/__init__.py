@@ -5,12 +5,21 @@ from pathlib import Path
 
 from ofq.errors import UserError
 from ofq.report.collect import Records
-from ofq.report.figures import accuracy, oscillation, toy
+from ofq.report.figures import accuracy, oscillation, relations, toy
 from ofq.report.figures.registry import FIGURES
 from ofq.report.figures.style import save, styled
 from ofq.study.files import suggest
 
-__all__ = ["FIGURES", "Saved", "accuracy", "check_figures", "oscillation", "toy", "write_figures"]
+__all__ = [
+    "FIGURES",
+    "Saved",
+    "accuracy",
+    "check_figures",
+    "oscillation",
+    "relations",
+    "toy",
+    "write_figures",
+]
 
 
 @dataclass(frozen=True)

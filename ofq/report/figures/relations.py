@@ -1,0 +1,179 @@
+"""One quantity against another: accuracy against bits and oscillation, and what CGA holds."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from scipy import stats
+
+from ofq.errors import UserError
+from ofq.report.collect import Records
+from ofq.report.figures.registry import Drawn, figure
+from ofq.report.figures.style import COLUMN, GREY, PAGE, add_legend, looks, new_figure, panels
+from ofq.report.measures import OSCILLATION_MID, Measure, measures
+from ofq.report.statistics import summarize
+from ofq.study.fields import parse_bits
+from ofq.study.method import Band
+
+
+@figure("accuracy_against_bits")
+def against_bits(records: Records) -> Drawn:
+    """A line per method over the weights' bits, one panel per model."""
+    study, measure = records.study, measures(records.primary)[0]
+    width = COLUMN if len(study.models) == 1 else PAGE
+    columns = 2 if width == COLUMN else 4
+    picture = new_figure(width, 2.3 + 0.17 * -(-len(study.methods) // columns))
+    axes = panels(picture, 1, len(study.models), sharey=True)[0]
+    for ax, model in zip(axes, study.models, strict=True):
+        _bit_lines(ax, records, measure, model)
+        if len(study.models) > 1:
+            ax.set_title(model)
+    axes[0].set_ylabel(measure.heading)
+    add_legend(picture, axes[0], columns)
+    seeds = len(study.seeds)
+    spread = f"mean and 95 % t interval over {seeds} seeds" if seeds > 1 else "one seed"
+    caption = f"{measure.name} against bits: {spread}."
+    if "fp" in records.runs["method"].to_numpy():
+        caption += " Dashed line: mean of the full-precision baseline."
+    return Drawn(picture, caption[0].upper() + caption[1:])
+
+
+def _bit_lines(ax: Axes, records: Records, measure: Measure, model: str) -> None:
+    study, style = records.study, looks(records.study.methods)
+    places = {bits: x for x, bits in enumerate(sorted(study.bits, key=parse_bits))}
+    for i, method in enumerate(study.methods):
+        runs = records.of(records.runs, model=model, method=method)
+        found = {b: summarize(runs[runs["bits"] == b][measure.key]) for b in set(runs["bits"])}
+        known = sorted(found, key=parse_bits)
+        shift = 0.04 * (i - (len(study.methods) - 1) / 2)  # lest intervals hide each other
+        ax.errorbar(
+            [places[bits] + shift for bits in known],
+            [found[bits].mean for bits in known],
+            [0 if pd.isna(found[b].low) else found[b].high - found[b].mean for b in known],
+            marker=style[method].marker, label=records.labels[method], capsize=2, elinewidth=0.8,
+            **style[method].line,
+        )  # fmt: skip
+    baseline = records.of(records.runs, model=model, method="fp")[measure.key]
+    if not baseline.empty:
+        ax.axhline(baseline.mean(), color=GREY, linestyle="--", linewidth=1, label="Full precision")
+    ax.set_xticks(list(places.values()), list(places))
+    ax.set_xlim(-0.4, len(places) - 0.6)
+
+
+@figure("accuracy_against_oscillation")
+def against_oscillation(records: Records) -> Drawn:
+    """A dot per run: the number against the oscillation rate mid-run, one panel per bits."""
+    study, measure = records.study, measures(records.primary)[0]
+    runs = records.runs.dropna(subset=[OSCILLATION_MID.key])
+    if runs.empty:
+        raise UserError(
+            f"study '{records.name}': figure 'accuracy_against_oscillation' needs oscillation "
+            "rates, and no run of this study recorded any; take it out of the study's 'figures'"
+        )
+    width = COLUMN if len(study.bits) == 1 else PAGE
+    columns = 2 if width == COLUMN else 4
+    picture = new_figure(width, 2.4 + 0.17 * -(-len(study.methods) // columns))
+    axes, style = panels(picture, 1, len(study.bits))[0], looks(study.methods)
+    for ax, bits in zip(axes, study.bits, strict=True):
+        for method in study.methods:
+            mine = records.of(runs, bits=bits, method=method)
+            look = style[method]
+            ax.plot(mine[OSCILLATION_MID.key], mine[measure.key], look.marker, color=look.color,
+                    alpha=0.75, label=records.labels[method])  # fmt: skip
+        ax.set_title(bits)
+        ax.set_xlabel("oscillation rate\nmid-run (%)")
+    axes[0].set_ylabel(measure.heading)
+    add_legend(picture, axes[0], columns)
+    return Drawn(picture, _correlations(records, runs, measure))
+
+
+def _correlations(records: Records, runs: pd.DataFrame, measure: Measure) -> str:
+    texts = []
+    for bits in records.study.bits:
+        mine = runs[runs["bits"] == bits]
+        if len(mine) > 2 and mine[OSCILLATION_MID.key].nunique() > 1 < mine[measure.key].nunique():
+            found = stats.spearmanr(mine[OSCILLATION_MID.key], mine[measure.key])
+            texts.append(f"{found.statistic:+.2f} at {bits} ({len(mine)} runs)".replace("-", "−"))
+    ranks = f" Spearman's rank correlation: {', '.join(texts)}." if texts else ""
+    return (
+        f"{measure.name[0].upper()}{measure.name[1:]} against the oscillation rate mid-run, a mark "
+        f"per run.{ranks} Runs of one method share more than their oscillation: this is no cause."
+    )
+
+
+@figure("frozen_share")
+def frozen(records: Records) -> Drawn:
+    """The share of weights that the annealing stage holds, over its epochs."""
+    study, metrics = records.study, records.metrics
+    if "frozen" not in metrics or metrics["frozen"].isna().all():
+        raise UserError(
+            f"study '{records.name}': figure 'frozen_share' needs runs with an annealing stage; "
+            "take it out of the study's 'figures'"
+        )
+    rows = metrics.dropna(subset=["frozen"])
+    methods = [m for m in study.methods if m in set(rows["method"])]
+    width = COLUMN if len(study.bits) == 1 else PAGE
+    columns = 1 if width == COLUMN else 3
+    picture = new_figure(width, 1.9 + 0.17 * -(-len(methods) // columns))
+    axes, style = panels(picture, 1, len(study.bits), sharey=True)[0], looks(study.methods)
+    for ax, bits in zip(axes, study.bits, strict=True):
+        for method in methods:
+            mine = records.of(rows, bits=bits, method=method)
+            seeds = mine.groupby(mine["epoch"] - mine["epoch"].min() + 1)["frozen"]
+            look = style[method]
+            ax.plot(seeds.mean(), marker=look.marker, label=records.labels[method], **look.line)
+            ax.fill_between(seeds.mean().index, seeds.min(), seeds.max(), color=look.color,
+                            alpha=0.18, linewidth=0)  # fmt: skip
+        ax.set_title(bits)
+        ax.set_xlabel("epoch of the annealing stage")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].set_ylabel("frozen weights (%)")
+    add_legend(picture, axes[0], columns)
+    return Drawn(
+        picture,
+        "Share of the weights that annealing holds in an epoch: mean, shaded from the lowest to "
+        "the highest run.",
+    )
+
+
+@figure("boundary_range")
+def boundary_range(records: Records) -> Drawn:
+    """The number against CGA's boundary range, one panel per model and a line per bits."""
+    study, measure = records.study, measures(records.primary)[0]
+    ranges = _ranges(records)
+    if len(ranges) < 2:
+        raise UserError(
+            f"study '{records.name}': figure 'boundary_range' needs methods with at least two "
+            "boundary ranges; take it out of the study's 'figures'"
+        )
+    runs = records.runs[records.runs["method"].isin(ranges)]
+    runs = runs.assign(boundary_range=runs["method"].map(ranges))
+    picture = new_figure(COLUMN if len(study.models) == 1 else PAGE, 2.5)
+    axes, style = panels(picture, 1, len(study.models), sharey=True)[0], looks(study.bits)
+    for ax, model in zip(axes, study.models, strict=True):
+        for bits in study.bits:
+            mine = records.of(runs, model=model, bits=bits)
+            seeds = mine.groupby("boundary_range")[measure.key]
+            look = style[bits]
+            ax.plot(mine["boundary_range"], mine[measure.key], ".", color=look.color, alpha=0.4)
+            ax.plot(seeds.mean(), marker=look.marker, label=bits, **look.line)
+        if len(study.models) > 1:
+            ax.set_title(model)
+        ax.set_xscale("log")
+        ticks = sorted(set(ranges.values()))
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
+        ax.set_xlabel("boundary range (quantization steps)")
+    axes[0].set_ylabel(measure.heading)
+    add_legend(picture, axes[0], 4)
+    text = f"{measure.name} against the boundary range of CGA: a dot per seed, a line at the mean."
+    return Drawn(picture, text[0].upper() + text[1:])
+
+
+def _ranges(records: Records) -> dict[str, float]:
+    """The boundary range of each method that has one."""
+    found = {}
+    for cell in records.cells:
+        annealing = cell.runs[0].config.annealing
+        if isinstance(annealing, Band):
+            found[cell.method] = annealing.boundary_range
+    return found
