@@ -2,8 +2,8 @@
 
 A packed file is a safetensors file. A quantized weight ``W`` of shape (rows, ...) is two tensors:
 ``W.codes``, its integer codes as :func:`ofq.quantization.packing.pack` lays them out, and
-``W.scale``, float32, a scale per row. Everything else is stored as the model has it. The metadata's
-key ``ofq`` holds :class:`Contents` as JSON.
+``W.scale``, float32, a scale per row. Everything else is stored as the model has it. The metadata
+hold :class:`Contents` as JSON under ``ofq``, and a SHA-256 of all that under ``sha256``.
 """
 
 import copy
@@ -28,7 +28,7 @@ from ofq.tracking.folder import WEIGHTS
 from ofq.training import models
 from ofq.training.weights import fit_weights, load_weights, read_weights
 
-_KEY = "ofq"
+_CONTENTS, _HASH = "ofq", "sha256"
 _HEADS = ("head.weight", "head.fc.weight")
 
 
@@ -58,7 +58,6 @@ class Contents(Strict):
         quantization: How it was quantized, but for the module that registers the quantizer:
             reading a file imports nothing that the file names.
         weights: The packed weights.
-        sha256: Of all tensors.
     """
 
     format: Literal[1] = 1
@@ -66,7 +65,6 @@ class Contents(Strict):
     classes: int
     quantization: Quantization
     weights: tuple[Form, ...]
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -130,9 +128,9 @@ def save_packed(
         UserError: A weight quantizer doesn't say exactly what its codes stand for.
     """
     packed = pack_weights(model)
-    held = hold_weights(copy.deepcopy(model), packed).state_dict()
-    tensors = {n: t for n, t in held.items() if n not in {f"{layer}.weight" for layer in packed}}
+    tensors = hold_weights(copy.deepcopy(model), packed).state_dict()
     for layer, weight in packed.items():
+        del tensors[f"{layer}.weight"]
         tensors[f"{layer}.weight.codes"] = weight.codes
         tensors[f"{layer}.weight.scale"] = weight.scale
     tensors = {n: t.cpu().contiguous() for n, t in tensors.items()}
@@ -144,9 +142,9 @@ def save_packed(
             Form(layer=layer, quantizer=w.quantizer, bits=w.bits, shape=w.shape)
             for layer, w in packed.items()
         ),
-        sha256=_sha256(tensors),
     )
-    metadata = {"format": "pt", _KEY: contents.model_dump_json()}
+    text = contents.model_dump_json()
+    metadata = {"format": "pt", _CONTENTS: text, _HASH: _sha256(text, tensors)}
     write_file(path, lambda to: save_file(tensors, to, metadata))
 
 
@@ -174,8 +172,9 @@ def load_packed(path: Path) -> nn.Module:
         model = hold_weights(models.quantized(unquantized, contents.quantization), packed)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    kept = {f"{layer}.weight": model.get_submodule(layer).weight for layer in packed}
-    return fit_weights(model, tensors | kept, path).eval()
+    own = model.state_dict()
+    tensors |= {name: own[name] for name in (f"{layer}.weight" for layer in packed)}
+    return fit_weights(model, tensors, path).eval()
 
 
 def _read(path: Path) -> tuple[Contents, dict[str, Tensor]]:
@@ -184,23 +183,22 @@ def _read(path: Path) -> tuple[Contents, dict[str, Tensor]]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        plain = json.loads(metadata.get(_KEY, "null"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: not a readable safetensors file: {error}") from None
-    if plain is None:
+    text = metadata.get(_CONTENTS)
+    if text is None:
         raise UserError(f"{path}: its weights aren't packed; `ofq export RUN` writes packed files")
-    contents = parse(Contents, plain, f"{path}: metadata '{_KEY}'")
-    if contents.sha256 != _sha256(tensors):
-        raise UserError(f"{path}: damaged: its tensors aren't those that were written; export anew")
-    return contents, tensors
+    if metadata.get(_HASH) != _sha256(text, tensors):
+        raise UserError(f"{path}: damaged: this isn't what was written; export it anew")
+    return parse(Contents, json.loads(text), f"{path}: metadata '{_CONTENTS}'"), tensors
 
 
-def _sha256(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of tensors, with their names, types and shapes, in alphabetical order."""
-    digest = hashlib.sha256()
+def _sha256(contents: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of contents, then of tensors by name, each with its name, type and shape."""
+    digest = hashlib.sha256(contents.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -155,26 +155,22 @@ def hold_weights(model: nn.Module, packed: Mapping[str, PackedWeight]) -> nn.Mod
     return model
 
 
-def _unpacked(
-    name: str, packed: PackedWeight, layer: LowBit, quantizer: WeightQuantizer
-) -> Tensor:
+def _unpacked(name: str, packed: PackedWeight, layer: LowBit, quantizer: WeightQuantizer) -> Tensor:
     """The values of a packed weight, if it fits its layer."""
-    shape = tuple(layer.latent_weight().shape)
-    codes = torch.empty(shape, device="meta").flatten(1)
-    expected = (registered_name(quantizer), quantizer.bits, shape)
-    bytes_per_row = -(-codes.shape[1] * quantizer.bits // _BYTE)
-    fits = (
-        (packed.quantizer, packed.bits, packed.shape) == expected
-        and packed.codes.dtype == torch.uint8
-        and packed.codes.shape == (len(codes), bytes_per_row)
-    )
-    if not fits:
-        raise UserError(
-            f"{name}: {packed.bits}-bit {packed.quantizer} {packed.shape} in bytes "
-            f"{tuple(packed.codes.shape)} isn't this model's weight"
-        )
-    flat = unpack(packed.codes, packed.bits, codes.shape[1])
-    return quantizer.decode(flat.view(shape).float(), packed.scale)
+    latent = layer.latent_weight()
+    rows, columns = len(latent), latent[0].numel()
+    wanted = {
+        "quantizer": (packed.quantizer, registered_name(quantizer)),
+        "bits": (packed.bits, quantizer.bits),
+        "shape": (packed.shape, tuple(latent.shape)),
+        "bytes": (tuple(packed.codes.shape), (rows, -(-columns * quantizer.bits // _BYTE))),
+        "scales": (tuple(packed.scale.shape), tuple(quantizer.scale(latent).shape)),
+    }
+    for what, (given, own) in wanted.items():
+        if given != own:
+            raise UserError(f"not a weight of this model: {name} has {what} {given}, not {own}")
+    codes = unpack(packed.codes, packed.bits, columns).view(packed.shape)
+    return quantizer.decode(codes.float(), packed.scale)
 
 
 def _holding(layer: LowBit, weight: Tensor) -> nn.Module:
