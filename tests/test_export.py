@@ -1,8 +1,6 @@
 """Packed files: bits in bytes beside plain Python, logits beside the model that was exported."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,9 +12,11 @@ from hypothesis.extra.numpy import arrays
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from typer.testing import CliRunner
 
 import ofq
 from ofq.attempt import run_folder
+from ofq.cli import app
 from ofq.errors import UserError
 from ofq.export import export_run, load_packed, save_packed
 from ofq.quantization import calibrate, weight_quantizer_names
@@ -261,15 +261,14 @@ def finish(workspace, run):
     return model
 
 
-def test_finished_run_is_exported_and_its_size_told(checkout):
+@pytest.mark.parametrize("out", [None, "small.safetensors"])
+def test_finished_run_is_exported_and_its_size_told(checkout, monkeypatch, out):
     workspace, runs = runs_of(checkout)
-    model = finish(workspace, runs["cga"])
-    done = subprocess.run(
-        [sys.executable, "-m", "ofq", "export", runs["cga"].id, "--out", "small.safetensors"],
-        cwd=checkout, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    path = checkout / "small.safetensors"
+    model, run = finish(workspace, runs["cga"]), runs["cga"].id
+    monkeypatch.chdir(checkout)
+    done = CliRunner().invoke(app, ["export", run, *(["--out", out] if out else [])])
+    assert done.exit_code == 0, done.exception
+    path = checkout / (out or f"{run.rpartition('/')[2]}.packed.safetensors")
     full = sum(4 * p.numel() for p in models.build(MICRO, 10).parameters())
     size = path.stat().st_size
     assert f"{size:,} bytes; at full precision {full:,}, {full / size:.2f} times" in done.stdout
@@ -278,11 +277,15 @@ def test_finished_run_is_exported_and_its_size_told(checkout):
         assert torch.equal(load_packed(path)(images), model(images))
 
 
-def test_run_that_cannot_be_exported_is_told(checkout, tmp_path):
+def test_run_that_cannot_be_exported_is_told(checkout, tmp_path, monkeypatch):
     workspace, runs = runs_of(checkout)
     out = tmp_path / "packed.safetensors"
-    with pytest.raises(UserError, match="no study under config/ has a run 'digits/none'"):
-        workspace.find("digits/none")
+    monkeypatch.chdir(checkout)
+    done = CliRunner().invoke(app, ["export", "digits/none"])
+    assert isinstance(done.exception, UserError)
+    assert "has a run 'digits/none'" in str(done.exception)
+    done = CliRunner().invoke(app, ["export", runs["fp"].id, "--out", "packed.bin"])
+    assert "expected a .safetensors file" in str(done.exception)
     with pytest.raises(UserError, match="full-precision run"):
         export_run(workspace, runs["fp"], out)
     with pytest.raises(UserError, match="isn't finished, it is waiting; `ofq train digits/"):
