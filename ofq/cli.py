@@ -377,9 +377,9 @@ def export(
     path = out or Path(f"{Path(run.id).name}.packed.safetensors")
     _check_weights_path(path)
     done = export_run(workspace, run, path)
-    sizes = f"{done.size:,} bytes; at full precision {done.full_precision:,}"
-    ratio = f"{done.full_precision / done.size:.2f} times as many"
-    Console().print(f"wrote {path}: {sizes}, {ratio}", highlight=False, soft_wrap=True)
+    share = f"1/{done.full_precision / done.size:.2f} of the full-precision model's"
+    text = f"wrote {path}: {done.size:,} bytes, {share} {done.full_precision:,}"
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("eval")

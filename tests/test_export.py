@@ -271,7 +271,8 @@ def test_finished_run_is_exported_and_its_size_told(checkout, monkeypatch, out):
     path = checkout / (out or f"{run.rpartition('/')[2]}.packed.safetensors")
     full = sum(4 * p.numel() for p in models.build(MICRO, 10).parameters())
     size = path.stat().st_size
-    assert f"{size:,} bytes; at full precision {full:,}, {full / size:.2f} times" in done.stdout
+    share = f"1/{full / size:.2f} of the full-precision model's {full:,}"
+    assert done.stdout == f"wrote {path.name}: {size:,} bytes, {share}\n"
     images = torch.rand(8, 1, 8, 8)
     with torch.no_grad():
         assert torch.equal(load_packed(path)(images), model(images))
