@@ -26,7 +26,7 @@ from ofq.study import Quantization, Run, Workspace
 from ofq.study.files import Strict, parse
 from ofq.tracking.folder import WEIGHTS
 from ofq.training import models
-from ofq.training.weights import fit_weights, load_weights, read_weights
+from ofq.training.weights import fit_weights, read_weights
 
 _CONTENTS, _HASH = "ofq", "sha256"
 _HEADS = ("head.weight", "head.fc.weight")
@@ -100,9 +100,10 @@ def export_run(workspace: Workspace, run: Run, path: Path) -> Exported:
     if not folder.complete():
         raise UserError(f"{run.id} isn't finished, it is {folder.state()}; `ofq train {run.id}`")
     weights = folder.path / WEIGHTS
-    classes = _classes(read_weights(weights))
+    tensors = read_weights(weights)
+    classes = _classes(tensors)
     unquantized = models.build(config.model, classes)
-    model = load_weights(models.quantized(unquantized, config.quantization), weights)
+    model = fit_weights(models.quantized(unquantized, config.quantization), tensors, weights)
     save_packed(model, config.model, classes, config.quantization, path)
     full_precision = sum(t.numel() * t.element_size() for t in unquantized.state_dict().values())
     return Exported(path, path.stat().st_size, full_precision)
