@@ -345,8 +345,7 @@ def import_checkpoint(
     from ofq.training.importing import import_released
     from ofq.training.weights import save_weights
 
-    if out.suffix != ".safetensors" or not out.parent.is_dir():
-        raise UserError(f"--out {out}: expected a .safetensors file in a folder that exists")
+    _check_weights_path(out)
     imported = import_released(file, model, _quantization(bits, qkr, quantizer), classes)
     write_file(out, lambda path: save_weights(imported.model, path))
     console = Console()
@@ -354,6 +353,33 @@ def import_checkpoint(
         text = f"dropped {len(names)} tensors like {names[0]}: {reason}"
         console.print(text, highlight=False, soft_wrap=True)
     console.print(f"wrote {out}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    run_id: RunId,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where to write it (.safetensors); left out, here, as the run's name + .packed.",
+        ),
+    ] = None,
+) -> None:
+    """Write a finished run's model with each quantized weight as codes of b bits, packed.
+
+    `ofq.export.load_packed(FILE)` in Python gives the model back, with the same logits.
+    """
+    from ofq.export import export_run
+
+    workspace = Workspace()
+    run, _ = workspace.find(run_id)
+    path = out or Path(f"{Path(run.id).name}.packed.safetensors")
+    _check_weights_path(path)
+    done = export_run(workspace, run, path)
+    share = f"1/{done.full_precision / done.size:.2f} of the full-precision model's"
+    text = f"wrote {path}: {done.size:,} bytes, {share} {done.full_precision:,}"
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("eval")
@@ -501,6 +527,11 @@ def _show(diagnosis: "Diagnosis", console: Console) -> None:
         console.print(text, highlight=False, soft_wrap=True)
         if finding.todo is not None:
             console.print(f"           → {escape(finding.todo)}", highlight=False, soft_wrap=True)
+
+
+def _check_weights_path(out: Path) -> None:
+    if out.suffix != ".safetensors" or not out.parent.is_dir():
+        raise UserError(f"--out {out}: expected a .safetensors file in a folder that exists")
 
 
 def _quantization(bits: str, qkr: bool, quantizer: str) -> Quantization:

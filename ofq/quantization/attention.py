@@ -110,6 +110,24 @@ class MergedQueryKey(nn.Module, LowBit):
         return z.unflatten(-1, (self.heads, -1))
 
 
+class FixedQueryKey(nn.Module):
+    """A merged query-key weight that is quantized already, without W_q and W_k.
+
+    Args:
+        weight: The quantized product, (H·C, C).
+        heads: H.
+    """
+
+    def __init__(self, weight: Tensor, heads: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.heads = heads
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Map tokens (B, N, C) to W_qk[h] x + bias of every head, (B, N, H, C)."""
+        return F.linear(x, self.weight, bias).unflatten(-1, (self.heads, -1))
+
+
 class QKRScores(nn.Module):
     """Logits and values with query-key reparameterization (paper, section on QKR).
 
@@ -128,7 +146,7 @@ class QKRScores(nn.Module):
     def __init__(
         self,
         input_quantizer: Passthrough,
-        merged: MergedQueryKey,
+        merged: MergedQueryKey | FixedQueryKey,
         z_quantizer: Passthrough,
         v: QuantizedLinear,
         v_quantizer: Passthrough,

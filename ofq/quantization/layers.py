@@ -35,7 +35,7 @@ class QuantizedWeight:
 
 
 class LowBit:
-    """Mixin of the layers whose weights annealing and tracking look at."""
+    """Mixin of the layers with a quantized weight; those with roles get annealed and tracked."""
 
     roles: Mapping[str, slice]
     weight_quantizer: nn.Module
@@ -215,7 +215,7 @@ class ImageMlp(nn.Sequential):
         return super().forward(x.unflatten(1, (-1, self.width))).flatten(1, 2)
 
 
-class QuantizedConv2d(nn.Conv2d):
+class QuantizedConv2d(nn.Conv2d, LowBit):
     """A convolution (the patch embedding) that quantizes its input and its weight.
 
     Args:
@@ -241,6 +241,11 @@ class QuantizedConv2d(nn.Conv2d):
         self.weight, self.bias = conv.weight, conv.bias
         self.weight_quantizer = weight_quantizer
         self.input_quantizer = input_quantizer
+        self.roles = {}
+
+    def latent_weight(self) -> Tensor:
+        """The weight (out, in, h, w)."""
+        return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in, H, W) to (B, out, H', W')."""

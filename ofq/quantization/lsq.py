@@ -190,3 +190,7 @@ class LSQWeight(WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize a weight of shape (rows, ...)."""
         return self.lsq(weight)
+
+    def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """code·s."""
+        return codes * scale

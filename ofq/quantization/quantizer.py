@@ -67,6 +67,22 @@ class WeightQuantizer(nn.Module, ABC):
         own = self.position(weight).round_()
         return self(weight) + (codes - own) * self.step(weight)
 
+    def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """The quantized weight that codes stand for, bit by bit as :meth:`forward` computes it.
+
+        Only exporting a model needs it, so a quantizer may do without.
+
+        Args:
+            codes: float32, of the weight's shape.
+            scale: As :meth:`scale` gives it.
+
+        Raises:
+            UserError: This quantizer does without.
+        """
+        raise UserError(
+            f"{type(self).__name__} has no decode(codes, scale), which exporting a model needs"
+        )
+
     def extra_repr(self) -> str:
         """The bit-width."""
         return f"bits={self.bits}"
@@ -129,6 +145,11 @@ def register_weight_quantizer(name: str) -> Callable[[_Quantizer], _Quantizer]:
 def weight_quantizer_names() -> list[str]:
     """The names under which weight quantizers are registered."""
     return sorted(_REGISTRY)
+
+
+def registered_name(quantizer: WeightQuantizer) -> str:
+    """The name under which a weight quantizer is registered."""
+    return next(name for name, made in _REGISTRY.items() if made is type(quantizer))
 
 
 def make_weight_quantizer(

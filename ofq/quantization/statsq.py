@@ -45,7 +45,11 @@ class StatsQ(WeightQuantizer):
         """Quantize a weight of shape (rows, in), or a stack (..., rows, in)."""
         step = self.step(weight)
         codes = self._position(weight, step).round_()
-        return straight_through(weight, torch.addcmul(step / 2, codes, step))
+        return straight_through(weight, _on_grid(codes, step))
+
+    def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """s·(code + ½)/n."""
+        return _on_grid(codes, scale / 2 ** (self.bits - 1))
 
     def _position(self, weight: Tensor, step: Tensor) -> Tensor:
         # a row of zeros has step 0: dividing by the smallest number instead gives 0, not NaN
@@ -53,3 +57,7 @@ class StatsQ(WeightQuantizer):
         half = 2 ** (self.bits - 1)
         # n is a power of two, so w/(s/n) is exactly n·(w/s)
         return (weight.detach().float() / divisor).clamp_(-half, half * _CLIP).sub_(0.5)
+
+
+def _on_grid(codes: Tensor, step: Tensor) -> Tensor:
+    return torch.addcmul(step / 2, codes, step)

@@ -34,7 +34,7 @@ class StatsQMoments(WeightQuantizer):
 
     def step(self, weight: Tensor) -> Tensor:
         """2R/(2^b − 1)."""
-        return self.scale(weight) * (2 / (2**self.bits - 1))
+        return self._step(self.scale(weight))
 
     def position(self, weight: Tensor) -> Tensor:
         """(w + R)/(2R)·(2^b − 1), shifted so that codes start at −2^(b−1)."""
@@ -45,8 +45,14 @@ class StatsQMoments(WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize a weight of shape (rows, in)."""
         codes = self.position(weight).round_()
-        quantized = (codes - self.lowest) * self.step(weight) - self.scale(weight)
-        return straight_through(weight, quantized)
+        return straight_through(weight, self.decode(codes, self.scale(weight)))
+
+    def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """(code − lowest)·2R/(2^b − 1) − R."""
+        return (codes - self.lowest) * self._step(scale) - scale
+
+    def _step(self, scale: Tensor) -> Tensor:
+        return scale * (2 / (2**self.bits - 1))
 
 
 @register_weight_quantizer("lsq_statistical")
@@ -79,7 +85,11 @@ class StatisticalLSQ(WeightQuantizer):
         """Quantize a weight of shape (rows, in)."""
         scale = self.scale(weight)
         clipped = weight.float().clamp(self.lowest * scale, self.highest * scale)
-        return straight_through(clipped, self.position(weight).round_().mul_(scale))
+        return straight_through(clipped, self.decode(self.position(weight).round_(), scale))
+
+    def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """code·s."""
+        return codes * scale
 
 
 @register_weight_quantizer("statsq_learned")
@@ -123,3 +133,7 @@ class LearnedStatsQ(WeightQuantizer):
         rounding = Rounding(self.lowest, self.highest, gradient_scale)
         on_grid = lsq_quantize(weight.float() - shift, step, rounding)
         return on_grid + shift
+
+    def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """code·δ + δ/2."""
+        return codes * scale + scale / 2

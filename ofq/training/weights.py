@@ -82,7 +82,21 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
         UserError: The file is missing or damaged, or it is of another model: names are missing or
             left over, or shapes differ.
     """
-    weights, wanted = read_weights(path), model.state_dict()
+    return fit_weights(model, read_weights(path), path)
+
+
+def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> nn.Module:
+    """Load the named tensors that a file holds into a model, strictly, and return the model.
+
+    Args:
+        model: As of :func:`load_weights`.
+        weights: The tensors.
+        path: The file, for the error.
+
+    Raises:
+        UserError: They are of another model: names are missing or left over, or shapes differ.
+    """
+    wanted = model.state_dict()
     problems = {
         "missing": [name for name in wanted if name not in weights],
         "unexpected": [name for name in weights if name not in wanted],

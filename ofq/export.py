@@ -1,0 +1,205 @@
+"""Finished runs as files of packed weights, and models from such files.
+
+A packed file is a safetensors file. A quantized weight ``W`` of shape (rows, ...) is two tensors:
+``W.codes``, its integer codes as :func:`ofq.quantization.packing.pack` lays them out, and
+``W.scale``, float32, a scale per row. Everything else is stored as the model has it. The metadata
+hold :class:`Contents` as JSON under ``ofq``, and a SHA-256 of all that under ``sha256``.
+"""
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ofq.atomic import write_file
+from ofq.attempt import run_folder
+from ofq.errors import UserError
+from ofq.quantization.packing import PackedWeight, hold_weights, pack_weights
+from ofq.study import Quantization, Run, Workspace
+from ofq.study.files import Strict, parse
+from ofq.tracking.folder import WEIGHTS
+from ofq.training import models
+from ofq.training.weights import fit_weights, read_weights
+
+_CONTENTS, _HASH = "ofq", "sha256"
+_HEADS = ("head.weight", "head.fc.weight")
+
+
+class Form(Strict):
+    """What the tensors of a packed weight don't say of it.
+
+    Attributes:
+        layer: Name of the layer whose ``weight`` it is.
+        quantizer: Registered name of its quantizer.
+        bits: Bits per code.
+        shape: Shape of the weight.
+    """
+
+    layer: str
+    quantizer: str
+    bits: int
+    shape: tuple[int, ...]
+
+
+class Contents(Strict):
+    """What a packed file's metadata say.
+
+    Attributes:
+        format: Version of the layout.
+        model: Name of the full-precision model.
+        classes: Number of its classes; 0 for a model without head.
+        quantization: How it was quantized, but for the module that registers the quantizer:
+            reading a file imports nothing that the file names.
+        weights: The packed weights.
+    """
+
+    format: Literal[1] = 1
+    model: str
+    classes: int
+    quantization: Quantization
+    weights: tuple[Form, ...]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A run's packed file.
+
+    Attributes:
+        path: Where it is.
+        size: Its size in bytes.
+        full_precision: Bytes of the full-precision model's weights.
+    """
+
+    path: Path
+    size: int
+    full_precision: int
+
+
+def export_run(workspace: Workspace, run: Run, path: Path) -> Exported:
+    """Write a finished run's model with packed weights.
+
+    Args:
+        workspace: Where the run is.
+        run: The run, of a quantized model.
+        path: The file to write.
+
+    Raises:
+        UserError: The run is of a full-precision model or isn't finished, its weights are damaged,
+            or its weight quantizer can't be exported.
+    """
+    config, folder = run.config, run_folder(workspace, run)
+    if config.quantization is None:
+        raise UserError(f"{run.id} is a full-precision run, which has no codes to pack")
+    if not folder.complete():
+        raise UserError(f"{run.id} isn't finished, it is {folder.state()}; `ofq train {run.id}`")
+    weights = folder.path / WEIGHTS
+    tensors = read_weights(weights)
+    classes = _classes(tensors)
+    unquantized = models.build(config.model, classes)
+    model = fit_weights(models.quantized(unquantized, config.quantization), tensors, weights)
+    save_packed(model, config.model, classes, config.quantization, path)
+    full_precision = sum(t.numel() * t.element_size() for t in unquantized.state_dict().values())
+    return Exported(path, path.stat().st_size, full_precision)
+
+
+def _classes(weights: dict[str, Tensor]) -> int:
+    return next((len(weights[name]) for name in _HEADS if name in weights), 0)
+
+
+def save_packed(
+    model: nn.Module, name: str, classes: int, quantization: Quantization, path: Path
+) -> None:
+    """Write a quantized model with packed weights.
+
+    Args:
+        model: The model, which is left unchanged.
+        name: Name of the full-precision model.
+        classes: Number of its classes.
+        quantization: How it was quantized.
+        path: The file to write.
+
+    Raises:
+        UserError: A weight quantizer doesn't say exactly what its codes stand for.
+    """
+    packed = pack_weights(model)
+    tensors = hold_weights(copy.deepcopy(model), packed).state_dict()
+    for layer, weight in packed.items():
+        del tensors[f"{layer}.weight"]
+        tensors[f"{layer}.weight.codes"] = weight.codes
+        tensors[f"{layer}.weight.scale"] = weight.scale
+    tensors = {n: t.cpu().contiguous() for n, t in tensors.items()}
+    contents = Contents(
+        model=name,
+        classes=classes,
+        quantization=quantization.model_copy(update={"module": None}),
+        weights=tuple(
+            Form(layer=layer, quantizer=w.quantizer, bits=w.bits, shape=w.shape)
+            for layer, w in packed.items()
+        ),
+    )
+    text = contents.model_dump_json()
+    metadata = {"format": "pt", _CONTENTS: text, _HASH: _sha256(text, tensors)}
+    write_file(path, lambda to: save_file(tensors, to, metadata))
+
+
+def load_packed(path: Path) -> nn.Module:
+    """The model of a packed file, in eval mode.
+
+    Its logits equal those of the fake-quantized model that was exported, bit by bit on the same
+    machine: only where another processor rounds an elementwise product and sum otherwise can the
+    last bit of a weight differ. It holds quantized weights alone and can't be trained on.
+
+    Args:
+        path: A file that ``ofq export`` has written. A weight quantizer that isn't one of this
+            package must be registered before, by importing its module.
+
+    Raises:
+        UserError: The file is missing or damaged, isn't a packed file, or can't be rebuilt here.
+    """
+    contents, tensors = _read(path)
+    packed = {}
+    for form in contents.weights:
+        codes, scale = (tensors.pop(f"{form.layer}.weight.{part}") for part in ("codes", "scale"))
+        packed[form.layer] = PackedWeight(form.quantizer, form.bits, form.shape, codes, scale)
+    try:
+        unquantized = models.build(contents.model, contents.classes)
+        model = hold_weights(models.quantized(unquantized, contents.quantization), packed)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    own = model.state_dict()
+    tensors |= {name: own[name] for name in (f"{layer}.weight" for layer in packed)}
+    return fit_weights(model, tensors, path).eval()
+
+
+def _read(path: Path) -> tuple[Contents, dict[str, Tensor]]:
+    """A packed file's contents and tensors, which are what was written."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not a readable safetensors file: {error}") from None
+    text = metadata.get(_CONTENTS)
+    if text is None:
+        raise UserError(f"{path}: its weights aren't packed; `ofq export RUN` writes packed files")
+    if metadata.get(_HASH) != _sha256(text, tensors):
+        raise UserError(f"{path}: damaged: this isn't what was written; export it anew")
+    return parse(Contents, json.loads(text), f"{path}: metadata '{_CONTENTS}'"), tensors
+
+
+def _sha256(contents: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of contents, then of tensors by name, each with its name, type and shape."""
+    digest = hashlib.sha256(contents.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,299 @@
+"""Packed files: bits in bytes beside plain Python, logits beside the model that was exported."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from typer.testing import CliRunner
+
+import ofq
+from ofq.attempt import run_folder
+from ofq.cli import app
+from ofq.errors import UserError
+from ofq.export import export_run, load_packed, save_packed
+from ofq.quantization import calibrate, weight_quantizer_names
+from ofq.quantization.layers import Passthrough, QuantizedLinear
+from ofq.quantization.lsq import LSQ
+from ofq.quantization.packing import hold_weights, pack, pack_weights, unpack
+from ofq.quantization.quantizer import make_weight_quantizer
+from ofq.study import Quantization, Workspace
+from ofq.study.run import describe
+from ofq.training import models
+from ofq.training.weights import save_weights
+
+MICRO = "micro_deit_patch2_8"
+SWIN = "swin_tiny_patch4_window7_224"
+SMALL_SWIN = {
+    "img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 12, "depths": (2, 2),
+    "num_heads": (2, 3),
+}  # fmt: skip
+METHODS = {
+    "lsq": {"weight_quantizer": "lsq"},
+    "statsq": {"weight_quantizer": "statsq"},
+    "statsq+qkr": {"weight_quantizer": "statsq", "qkr": True},
+}
+
+
+@pytest.fixture(autouse=True)
+def _reproducible():
+    torch.manual_seed(0)
+
+
+def trained(name, quantization, images, classes=10):
+    """A quantized model in a state as after training: no scale, shift or norm is as it began."""
+    model = models.quantized(models.build(name, classes), quantization)
+    calibrate(model, images)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, LSQ):
+                module.scale *= 0.5 + torch.rand_like(module.scale)
+        for parameter_name, parameter in model.named_parameters():
+            if not parameter_name.endswith("scale"):
+                parameter += 0.1 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def micro(bits, method="statsq", **more):
+    quantization = Quantization(bits=bits, **METHODS[method], **more)
+    return trained(MICRO, quantization, torch.rand(16, 1, 8, 8)), quantization
+
+
+def exported(model, quantization, path, name=MICRO, classes=10):
+    save_packed(model, name, classes, quantization, path)
+    return path
+
+
+def contents(path):
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["ofq"])
+
+
+@st.composite
+def codes(draw):
+    bits = draw(st.integers(2, 8))
+    shape = draw(st.tuples(st.integers(1, 5), st.integers(1, 40)))
+    numbers = st.integers(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return bits, draw(arrays(np.int8, shape, elements=numbers))
+
+
+def packed_plainly(row, bits):
+    """One row's bytes: each code's two's complement at its place in one long number."""
+    number = sum((int(code) % 2**bits) << (bits * place) for place, code in enumerate(row))
+    return number.to_bytes(-(-len(row) * bits // 8), "little")
+
+
+@given(codes())
+def test_codes_are_packed_as_by_plain_arithmetic_and_come_back(drawn):
+    bits, rows = drawn
+    packed = pack(torch.from_numpy(rows), bits)
+    assert [row.numpy().tobytes() for row in packed] == [packed_plainly(row, bits) for row in rows]
+    assert unpack(packed, bits, rows.shape[1]).numpy().tolist() == rows.tolist()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("name", weight_quantizer_names())
+def test_every_quantizer_decodes_to_what_it_computes(name, bits):
+    layer = nn.Linear(203, 57)
+    layer.weight.data[3] = 0
+    layer.weight.data[5, 0] = 40.0
+    quantizer = make_weight_quantizer(name, bits, layer.weight)
+    thresholds = torch.arange(-101, 102) / 2 * quantizer.step(layer.weight)[7]
+    layer.weight.data[7] = thresholds * (1 + 6e-8 * torch.randint(-2, 3, (203,)))
+    model = nn.Sequential(QuantizedLinear(layer, quantizer, Passthrough(), {}))
+    expected = quantizer(layer.weight)
+    packed = pack_weights(model)
+    held = hold_weights(model, packed)
+    assert torch.equal(held[0].weight, expected)
+    assert packed["0"].codes.shape == (57, -(-203 * bits // 8))
+
+
+@pytest.mark.parametrize("bits", ["W2A2", "W3A3", "W4A4"])
+@pytest.mark.parametrize("method", METHODS)
+def test_packed_model_has_the_logits_of_the_one_exported(method, bits, tmp_path):
+    model, quantization = micro(bits, method)
+    loaded = load_packed(exported(model, quantization, tmp_path / "packed.safetensors"))
+    assert not loaded.training
+    images = torch.rand(32, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), model(images))
+
+
+def test_packed_swin_has_the_logits_of_the_one_exported(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        models, "build",
+        lambda name, classes: timm.create_model(name, num_classes=classes, **SMALL_SWIN),
+    )  # fmt: skip
+    quantization = Quantization(bits="W3A3", weight_quantizer="statsq", qkr=True)
+    model = trained(SWIN, quantization, torch.rand(4, 3, 32, 32), classes=7)
+    path = exported(model, quantization, tmp_path / "packed.safetensors", SWIN, classes=7)
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(load_packed(path)(images), model(images))
+
+
+def test_parts_at_other_bits_or_none_keep_theirs(tmp_path):
+    more = {"layers": {"blocks.0.*": "W32A32", "blocks.1.mlp.fc1": "W5A4"}, "ends": "W4A8"}
+    model, quantization = micro("W2A2", **more)
+    path = exported(model, quantization, tmp_path / "packed.safetensors")
+    forms = {form["layer"]: form["bits"] for form in contents(path)["weights"]}
+    assert not any(layer.startswith("blocks.0.") for layer in forms)
+    assert (forms["patch_embed.proj"], forms["blocks.1.mlp.fc1"], forms["head"]) == (4, 5, 4)
+    images = torch.rand(8, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(load_packed(path)(images), model(images))
+
+
+def test_weights_take_their_bits_and_scales_and_nothing_else_is_kept_of_them(tmp_path):
+    model, quantization = micro("W3A3", "statsq+qkr")
+    path = exported(model, quantization, tmp_path / "packed.safetensors")
+    tensors = load_file(path)
+    size = {n: t.numel() * t.element_size() for n, t in tensors.items()}
+    assert size["blocks.0.mlp.fc1.weight.codes"] == 192 * 48 * 3 / 8
+    assert size["blocks.0.mlp.fc1.weight.scale"] == 192 * 4
+    assert size["blocks.0.attn.scores.merged.weight.codes"] == 3 * 48 * 48 * 3 / 8
+    assert size["head.weight.codes"] == 10 * 48
+    assert size["patch_embed.proj.weight.codes"] == 48 * 4
+    layers = {form["layer"] for form in contents(path)["weights"]}
+    assert not any(f"{layer}.weight" in tensors for layer in layers)
+    assert not any("q_weight" in n or "weight_quantizer" in n for n in tensors)
+    others = {t.dtype for n, t in tensors.items() if not n.endswith(("codes", "has_negative"))}
+    assert others == {torch.float32}
+    assert sum(size.values()) < path.stat().st_size < sum(size.values()) + 40_000
+
+
+def test_metadata_name_all_that_rebuilds_the_model(tmp_path):
+    model, quantization = micro("W2A4", "statsq+qkr", module="ofq.quantization")
+    found = contents(exported(model, quantization, tmp_path / "packed.safetensors"))
+    assert (found["model"], found["classes"]) == (MICRO, 10)
+    assert found["quantization"]["bits"] == "W2A4"
+    assert found["quantization"]["module"] is None
+    assert {
+        "layer": "blocks.0.attn.scores.merged", "quantizer": "statsq", "bits": 2, "shape": [144, 48]
+    } in found["weights"]  # fmt: skip
+
+
+class Opposite(ofq.StatsQ):
+    """Says of its codes the opposite of what it computes."""
+
+    def decode(self, codes, scale):
+        return -super().decode(codes, scale)
+
+
+class Mute(ofq.StatsQ):
+    """Doesn't say what its codes stand for."""
+
+    decode = ofq.WeightQuantizer.decode
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "said"), [(Opposite, "other values by decode"), (Mute, "Mute has no decode")]
+)
+def test_quantizer_that_misstates_its_codes_is_refused(quantizer, said, tmp_path):
+    model, quantization = micro("W2A2")
+    model.blocks[0].mlp.fc1.weight_quantizer = quantizer(2)
+    with pytest.raises(UserError, match=said):
+        exported(model, quantization, tmp_path / "packed.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def packed(tmp_path):
+    return exported(*micro("W2A2"), tmp_path / "packed.safetensors")
+
+
+def test_missing_file_is_told(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        load_packed(tmp_path / "none.safetensors")
+
+
+def test_truncated_file_is_told(packed):
+    packed.write_bytes(packed.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        load_packed(packed)
+
+
+@pytest.mark.parametrize("place", [-1000, 5000])
+def test_changed_bit_is_told(packed, place):
+    content = bytearray(packed.read_bytes())
+    content[place] ^= 1
+    packed.write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged|not a readable"):
+        load_packed(packed)
+
+
+def test_plain_weights_are_told_from_packed_ones(tmp_path):
+    save_file({"weight": torch.zeros(3)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="aren't packed"):
+        load_packed(tmp_path / "model.safetensors")
+
+
+def test_file_that_fits_no_model_here_is_told(tmp_path):
+    model, quantization = micro("W2A2")
+    other = quantization.model_copy(update={"bits": "W3A2"})
+    path = exported(model, other, tmp_path / "packed.safetensors")
+    with pytest.raises(UserError, match=r"has bits 2, not 3"):
+        load_packed(path)
+    other = quantization.model_copy(update={"qkr": True})
+    path = exported(model, other, tmp_path / "packed.safetensors")
+    with pytest.raises(UserError, match="not the quantized layers of this model"):
+        load_packed(path)
+
+
+def runs_of(checkout):
+    workspace = Workspace(checkout)
+    runs = workspace.grid("tiny").runs().values()
+    return workspace, {run.config.stage: run for run in runs}
+
+
+def finish(workspace, run):
+    folder = run_folder(workspace, run)
+    folder.open(describe(run))
+    model = trained(run.config.model, run.config.quantization, torch.rand(16, 1, 8, 8))
+    folder.finish({"id": run.id}, lambda path: save_weights(model, path))
+    return model
+
+
+@pytest.mark.parametrize("out", [None, "small.safetensors"])
+def test_finished_run_is_exported_and_its_size_told(checkout, monkeypatch, out):
+    workspace, runs = runs_of(checkout)
+    model, run = finish(workspace, runs["cga"]), runs["cga"].id
+    monkeypatch.chdir(checkout)
+    done = CliRunner().invoke(app, ["export", run, *(["--out", out] if out else [])])
+    assert done.exit_code == 0, done.exception
+    path = checkout / (out or f"{run.rpartition('/')[2]}.packed.safetensors")
+    full = sum(4 * p.numel() for p in models.build(MICRO, 10).parameters())
+    size = path.stat().st_size
+    share = f"1/{full / size:.2f} of the full-precision model's {full:,}"
+    assert done.stdout == f"wrote {path.name}: {size:,} bytes, {share}\n"
+    images = torch.rand(8, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(load_packed(path)(images), model(images))
+
+
+def test_run_that_cannot_be_exported_is_told(checkout, tmp_path, monkeypatch):
+    workspace, runs = runs_of(checkout)
+    out = tmp_path / "packed.safetensors"
+    monkeypatch.chdir(checkout)
+    done = CliRunner().invoke(app, ["export", "digits/none"])
+    assert isinstance(done.exception, UserError)
+    assert "has a run 'digits/none'" in str(done.exception)
+    done = CliRunner().invoke(app, ["export", runs["fp"].id, "--out", "packed.bin"])
+    assert "expected a .safetensors file" in str(done.exception)
+    with pytest.raises(UserError, match="full-precision run"):
+        export_run(workspace, runs["fp"], out)
+    with pytest.raises(UserError, match="isn't finished, it is waiting; `ofq train digits/"):
+        export_run(workspace, runs["qat"], out)
+    finish(workspace, runs["qat"])
+    weights = run_folder(workspace, runs["qat"]).path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        export_run(workspace, runs["qat"], out)
+    assert not out.exists()
