@@ -253,7 +253,7 @@ DAMAGES = {
         "warning", "events.jsonl doesn't say that it finished", ""),
     "an event is torn": (
         lambda p: (p / "events.jsonl").open("a").write('{"event": "ope'),
-        "warning", "events.jsonl: line 4 torn by a crash", ""),
+        "warning", "events.jsonl: line 5 torn by a crash", ""),
     "an attempt has no end": (
         opened_twice,
         "warning", "attempts whose end isn't on record: 1", ""),

@@ -81,14 +81,14 @@ def test_each_interruption_has_its_cause_and_times_add_up(lab):
     assert [event["event"] for event in events] == [
         "opened", "started", "interrupted",
         "opened", "resumed", "lost",
-        "opened", "resumed", "finished",
+        "opened", "resumed", "taught", "finished",
     ]  # fmt: skip
     assert events[2]["cause"] == "SIGTERM"
     assert [events[4]["step"], events[7]["step"]] == [10, 29]  # killed before step 30 was saved
     assert {event.get("total") for event in events} == {None, STEPS["qat"]}
     result = lab.folder("qat").result()
     assert result["attempts"] == 3
-    endings = [events[i]["seconds"] for i in (2, 5, 8)]
+    endings = [events[i]["seconds"] for i in (2, 5, 9)]
     assert all(seconds > 0 for seconds in (endings[0], endings[2]))
     assert result["seconds"] == pytest.approx(sum(endings), abs=0.1)
     assert result["device_hours"] == pytest.approx(sum(endings) / 3600, abs=1e-4)

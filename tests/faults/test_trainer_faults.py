@@ -68,7 +68,7 @@ def test_stages_of_a_few_seconds_over_many_retries_end_as_one_go(lab, undisturbe
     lab.forget("cga")
     attempts = 0
     while not lab.folder("cga").complete():
-        left = lab.train("cga", "--time-limit", "0.25", fault=("slow_steps", 0.3))
+        left = lab.train("cga", "--time-limit", "0.25", fault=("slow_steps", 0.2))
         assert left.returncode in (0, 75), left.stdout + left.stderr
         attempts += 1
         assert attempts <= STEPS["cga"]
