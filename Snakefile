@@ -2,6 +2,7 @@
 #
 #   snakemake --cores 2            builds the studies that config/config.yaml lists
 #   snakemake --cores 2 digits     builds one study; any file in config/studies is a target
+#   snakemake --profile slurm      builds the paper's studies (slurm/config.yaml)
 
 import os
 import sys
@@ -17,7 +18,7 @@ from ofq.study.targets import Targets
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 try:
-    targets = Targets()
+    targets = Targets(unnamed=config.get("studies"))
     studies = targets.studies
     # a job on a cluster has one run to find, and must not fail over another study's file
     if workflow.is_main_process:
@@ -38,7 +39,7 @@ localrules:
 rule all:
     default_target: True
     input:
-        lambda _: targets.site_studies(),
+        lambda _: targets.unnamed_studies(),
 
 
 include: "workflow/rules/train.smk"

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ofq.errors import UserError
+from ofq.study.files import suggest
 from ofq.study.run import Run
 from ofq.study.workspace import Workspace
 
@@ -29,13 +30,20 @@ class Targets:
 
     Args:
         root: The checkout.
+        unnamed: The studies that are built when none is named, with commas between them; left out,
+            the site's.
 
     Raises:
-        UserError: ``config/config.yaml`` is wrong.
+        UserError: ``config/config.yaml`` is wrong, or there is no such study.
     """
 
-    def __init__(self, root: Path = Path()) -> None:
+    def __init__(self, root: Path = Path(), unnamed: str | None = None) -> None:
         self.workspace = Workspace(root)
+        self.unnamed = unnamed.split(",") if unnamed else self.workspace.site.studies
+        for name in self.unnamed:
+            if name not in self.workspace.study_names:
+                hint = suggest(name, self.workspace.study_names)
+                raise UserError(f"studies={unnamed}: unknown study '{name}' ({hint})")
         self.runs_folder = str(self.workspace.results / "runs")
         self.logs_folder = str(self.workspace.logs)
         self.reports_folder = str(self.workspace.reports)
@@ -55,7 +63,9 @@ class Targets:
         return names
 
     def check(self, arguments: Iterable[str]) -> None:
-        """Expand the studies asked for, or else the site's, so that mistakes show before all else.
+        """Expand the studies asked for, or else those that are built unasked.
+
+        So mistakes show before all else.
 
         Args:
             arguments: The command line; words that aren't studies are passed over.
@@ -64,13 +74,12 @@ class Targets:
             UserError: One of them is wrong.
         """
         named = set(arguments).intersection(self.studies)
-        for name in named or self.workspace.site.studies:
+        for name in named or self.unnamed:
             self.study(name)
 
-    def site_studies(self) -> list[str]:
-        """The files of the studies that are built by default."""
-        names = self.workspace.site.studies
-        return [path for name in names for path in self.study(name)]
+    def unnamed_studies(self) -> list[str]:
+        """The files of the studies that are built when none is named."""
+        return [path for name in self.unnamed for path in self.study(name)]
 
     def study(self, name: str) -> list[str]:
         """The files that make a study complete: its report, and the results of its cells."""

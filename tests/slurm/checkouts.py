@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -89,6 +90,8 @@ class Checkout:
         for name in ("workflow", "profiles", "slurm"):
             shutil.copytree(ROOT / name, folder / name)
         shutil.copy(ROOT / "Snakefile", folder)
+        profile = folder / "slurm/config.yaml"  # whose studies aren't in this checkout
+        profile.write_text(re.sub(r"(?m)^config: .*studies=.*\n", "", profile.read_text()))
         self.write("config/methods/methods.yaml", METHODS)
         self.write("gated.py", GATED)
         self.write("slow.py", SLOW)

@@ -51,7 +51,7 @@ def jobs_of_results(checkout: Checkout) -> set[str]:
 
 def test_study_is_built_to_its_report(checkout):
     checkout.digits("small")
-    status, output = checkout.run()
+    status, output = checkout.run("small")
     assert status == 0, output
     assert (checkout.folder / "reports/small/index.html").exists()
     assert len(jobs_of_results(checkout)) == 2
