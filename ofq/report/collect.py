@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ofq.errors import UserError
 from ofq.status.look import Watch
@@ -34,6 +36,7 @@ class Records:
         metrics: One row per cell, seed and epoch.
         layers: One row per cell, seed, epoch, layer and role.
         trajectories: One row per cell, seed, step and recorded weight; empty if none was recorded.
+        correct: Which evaluation images each run is right about, by its id, where that is kept.
         references: What the study's numbers are held against.
         reasons: Why a cell's number or a part of its seeds is missing, by model, bits and method:
             ``failed``, ``running``, ``interrupted`` or ``not run``.
@@ -46,6 +49,7 @@ class Records:
     metrics: pd.DataFrame
     layers: pd.DataFrame
     trajectories: pd.DataFrame
+    correct: dict[str, NDArray[np.bool_]]
     references: tuple[Reference, ...]
     reasons: dict[tuple[str, str, str], str]
 
@@ -88,8 +92,10 @@ def collect(workspace: Workspace, study: str) -> Records:
     }
     runs_folder = f"{workspace.site.results}/runs"
     rows = [_final(cell, run, folders, curves["metrics"], runs_folder) for cell, run in links]
+    marks = {run.id: folders[run.id].correct() for _, run in links}
     return Records(
         study, workspace.study(study), grid.cells, pd.DataFrame(rows), **curves,
+        correct={name: kept for name, kept in marks.items() if kept is not None},
         references=references, reasons=_reasons(workspace, study, finished),
     )  # fmt: skip
 

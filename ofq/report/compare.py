@@ -8,7 +8,15 @@ import pandas as pd
 
 from ofq.report.collect import Records
 from ofq.report.measures import Measure, measures
-from ofq.report.statistics import Summary, detectable, holm, summarize, verdict
+from ofq.report.statistics import (
+    Discordance,
+    Summary,
+    detectable,
+    holm,
+    mcnemar,
+    summarize,
+    verdict,
+)
 from ofq.report.verdicts import Distance, distance, judge
 from ofq.study import Study
 from ofq.study.reference import Value
@@ -46,14 +54,16 @@ def compare(records: Records) -> pd.DataFrame:
         One row per measure, model, bits and pair: ``mean`` of method − against, ``std``,
         ``low``, ``high``, ``p``, ``p_holm`` (the family is all pairs of one measure),
         ``verdict``, and ``detectable``, the smallest difference that as many seeds with this
-        spread would show with 80 % power.
+        spread would show with 80 % power; ``gained`` and ``lost``, the images of all seeds that
+        only the method or only the other is right about, with McNemar's ``p_mcnemar``: of accuracy
+        whatever the measure, and empty where runs don't keep what they are right about.
     """
     frames = [_compare_one(records, measure) for measure in measures(records.primary)]
     return pd.concat(frames, ignore_index=True)
 
 
 def _compare_one(records: Records, measure: Measure) -> pd.DataFrame:
-    rows, summaries = [], []
+    rows, summaries, images = [], [], []
     for model in records.study.models:
         for bits in records.study.bits:
             for method, against in pairs(records.study):
@@ -62,6 +72,7 @@ def _compare_one(records: Records, measure: Measure) -> pd.DataFrame:
                     names = (measure.key, model, bits, method, against)
                     rows.append(names)
                     summaries.append(summary)
+                    images.append(disagreement(records, *names[1:]))
     frame = pd.DataFrame(rows, columns=["measure", "model", "bits", "method", "against"])
     facts = pd.DataFrame([asdict(s) for s in summaries], columns=list(Summary.__annotations__))
     adjusted = holm([s.p for s in summaries])
@@ -70,6 +81,9 @@ def _compare_one(records: Records, measure: Measure) -> pd.DataFrame:
         p_holm=adjusted,
         verdict=[verdict(s, p) for s, p in zip(summaries, adjusted, strict=True)],
         detectable=[detectable(s.std, s.n) for s in summaries],
+        gained=[found.gained if found else math.nan for found in images],
+        lost=[found.lost if found else math.nan for found in images],
+        p_mcnemar=[found.p if found else math.nan for found in images],
     )
 
 
@@ -142,6 +156,20 @@ def difference(
     )
     values = (one - other).dropna()
     return summarize(values) if len(values) else None
+
+
+def disagreement(
+    records: Records, model: str, bits: str, method: str, against: str
+) -> Discordance | None:
+    """McNemar's test of two methods over the seeds of which both kept what they are right about."""
+    runs = records.of(records.runs, model=model, bits=bits)
+    one, other = (
+        {row["seed"]: records.correct.get(row["run"]) for _, row in mine.iterrows()}
+        for mine in (records.of(runs, method=name) for name in (method, against))
+    )
+    pairs = [(mine, other.get(seed)) for seed, mine in one.items()]
+    kept = [(a, b) for a, b in pairs if a is not None and b is not None and len(a) == len(b)]
+    return mcnemar(kept) if kept else None
 
 
 def _is_best(records: Records, model: str, bits: str, method: str) -> bool:

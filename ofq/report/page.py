@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from ofq.report.collect import Records
 from ofq.report.figures import Saved
 from ofq.report.findings import describe
-from ofq.report.measures import measures
+from ofq.report.measures import MINUS, measures
 from ofq.report.tables import Table, cell_name, verdict_rows
 from ofq.report.verdicts import MARGIN, RESOLUTION
 
@@ -106,10 +106,18 @@ def _difference_rows(records: Records, differences: pd.DataFrame) -> list[dict[s
                 "p": _p(row["p"]),
                 "p_holm": _p(row["p_holm"]),
                 "detectable": measure.text(row["detectable"]),
+                "images": _images(row) if measure is measures(records.primary)[0] else "–",
                 "verdict": row["verdict"],
             }
         )
     return rows
+
+
+def _images(row: pd.Series) -> str:
+    """Images that only one of the two is right about, with McNemar's p."""
+    if pd.isna(row["gained"]):
+        return "–"
+    return f"+{row['gained']:.0f} {MINUS}{row['lost']:.0f}, p {_p(row['p_mcnemar'])}"
 
 
 def _p(value: float) -> str:

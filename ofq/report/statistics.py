@@ -87,6 +87,37 @@ def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
     return adjusted
 
 
+@dataclass(frozen=True)
+class Discordance:
+    """On which images two methods disagree.
+
+    Attributes:
+        gained: Images that only the first is right about.
+        lost: Images that only the second is right about.
+        p: Exact two-sided p-value of McNemar's test: whether a disagreement is as likely to go one
+            way as the other; NaN without any.
+    """
+
+    gained: int
+    lost: int
+    p: float
+
+
+def mcnemar(pairs: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> Discordance:
+    """McNemar's exact test, on the images of all pairs together.
+
+    It is about these trained models on other images, and knows nothing of other seeds.
+
+    Args:
+        pairs: Of the first and the second method's marks on the same images, (N,) each.
+    """
+    gained = sum(int((one & ~other).sum()) for one, other in pairs)
+    lost = sum(int((other & ~one).sum()) for one, other in pairs)
+    if gained + lost == 0:
+        return Discordance(0, 0, math.nan)
+    return Discordance(gained, lost, float(stats.binomtest(gained, gained + lost).pvalue))
+
+
 def detectable(std: float, n: int, error: float | None = None) -> float:
     """The smallest true difference that one t test would show with 80 % power.
 

@@ -91,6 +91,12 @@ def fill(workspace: Workspace, top1: Top1 = default_top1) -> None:
         write_run(workspace, run, top1(run))
 
 
+def right(run: Run) -> np.ndarray:
+    """Which of the 900 images a run is right about: 870 of them."""
+    marks = np.arange(900) < 870
+    return np.random.default_rng([run.config.seed, len(run.id)]).permutation(marks)
+
+
 def write_run(workspace: Workspace, run: Run, top1: float) -> RunFolder:
     """Write one finished run folder."""
     folder = RunFolder(workspace.results / "runs" / run.id)
@@ -110,6 +116,7 @@ def write_run(workspace: Workspace, run: Run, top1: float) -> RunFolder:
     folder.finish(
         {**result, "images": 900, "epochs": epochs, "steps": epochs * STEPS, "seconds": 9},
         lambda path: path.write_bytes(b"weights"),
+        right(run) if run.config.dataset == "digits" else None,
     )
     return folder
 

@@ -1,0 +1,53 @@
+import math
+import shutil
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ofq.report.collect import Records, collect
+from ofq.report.compare import compare
+from ofq.report.statistics import mcnemar
+
+MARKS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
+
+
+@given(MARKS)
+def test_mcnemar_is_the_exact_binomial_test_of_the_disagreements(marks: list[tuple]) -> None:
+    one, other = (np.array(side, dtype=bool) for side in zip(*marks, strict=True))
+    found = mcnemar([(one, other)])
+    gained = sum(a and not b for a, b in marks)
+    lost = sum(b and not a for a, b in marks)
+    assert (found.gained, found.lost) == (gained, lost)
+    n = gained + lost
+    if n == 0:
+        assert math.isnan(found.p)
+        return
+    tail = sum(comb(n, k) for k in range(min(gained, lost) + 1)) / 2**n
+    assert found.p == pytest.approx(min(1.0, 2 * tail))
+
+
+def test_disagreements_of_all_seeds_are_counted(records: Records) -> None:
+    found = compare(records).query("measure == 'top1' and bits == 'W2A2'").iloc[0]
+    cells = {c.method: c for c in records.cells if c.bits == "W2A2"}
+    pairs = zip(cells[found["method"]].runs, cells[found["against"]].runs, strict=True)
+    marks = [(synthetic.right(one), synthetic.right(other)) for one, other in pairs]
+    assert found["gained"] == sum((one & ~other).sum() for one, other in marks) > 0
+    assert found["lost"] == sum((other & ~one).sum() for one, other in marks)
+
+
+def test_runs_that_kept_nothing_are_not_compared_by_images(tmp_path: Path) -> None:
+    workspace = synthetic.make_workspace(tmp_path, methods=["lsq", "statsq"], seeds=[0, 1])
+    synthetic.fill(workspace)
+    [cell] = [c for c in workspace.grid("small").cells if (c.method, c.bits) == ("lsq", "W2A2")]
+    for run in cell.runs:
+        folder = workspace.results / "runs" / run.id
+        shutil.rmtree(folder / "sealed", ignore_errors=True)
+        (folder / "correct.npy").unlink()
+    rows = compare(collect(workspace, "small")).query("measure == 'top1'").set_index("bits")
+    assert math.isnan(rows.loc["W2A2", "gained"])
+    assert rows.loc["W4A4", "gained"] > 0
