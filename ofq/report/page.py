@@ -10,6 +10,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from ofq.report.collect import Records
+from ofq.report.effects import effect_rows
 from ofq.report.figures import Saved
 from ofq.report.findings import describe
 from ofq.report.measures import MINUS, measures
@@ -32,7 +33,7 @@ def write_page(
     records: Records,
     table: Table,
     differences: pd.DataFrame,
-    verdicts: pd.DataFrame,
+    found: dict[str, pd.DataFrame],
     figures: list[Saved],
     runs_path: str,
 ) -> None:
@@ -43,7 +44,8 @@ def write_page(
         records: What the run folders hold.
         table: The study's table.
         differences: What :func:`ofq.report.compare.compare` found.
-        verdicts: What :func:`ofq.report.compare.hold_against` found; may be empty.
+        found: ``verdicts`` of :func:`ofq.report.compare.hold_against` and ``effects`` of
+            :func:`ofq.report.effects.effects`; either may be empty.
         figures: The figures, to be embedded.
         runs_path: Where the run folders lie, seen from the page's folder.
     """
@@ -57,10 +59,11 @@ def write_page(
             study=records.study,
             table=table,
             findings=describe(records, differences),
-            verdicts=verdict_rows(verdicts),
+            verdicts=verdict_rows(found["verdicts"]),
+            effects=effect_rows(records, found["effects"]),
             rule={"margin": MARGIN, "resolution": RESOLUTION},
             references=records.references,
-            by_images=bool(verdicts.get("by_images", pd.Series(dtype=bool)).any()),
+            by_images=bool(found["verdicts"].get("by_images", pd.Series(dtype=bool)).any()),
             seeds=", ".join(str(seed) for seed in records.study.seeds),
             commits=_commits(records.runs),
             pictures=[_picture(figure) for figure in figures],

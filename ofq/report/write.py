@@ -9,12 +9,13 @@ from pathlib import Path
 from ofq.errors import UserError
 from ofq.report.collect import Records, collect
 from ofq.report.compare import compare, hold_against, summarize_cells
+from ofq.report.effects import effects
 from ofq.report.figures import check_figures, write_figures
 from ofq.report.page import write_page
 from ofq.report.tables import Table, to_latex, to_markdown, verdicts_to_markdown
 from ofq.study import Workspace
 
-_FRAMES = ("table.csv", "runs.csv", "differences.csv", "verdicts.csv")
+_FRAMES = ("table.csv", "runs.csv", "differences.csv", "verdicts.csv", "effects.csv")
 ENTRIES = ("index.html", "table.md", "table.tex", *_FRAMES)
 """The files of a report; its figures are in the folder ``figures``."""
 
@@ -39,11 +40,12 @@ def _fill(folder: Path, records: Records, runs_path: str) -> None:
     (folder / "table.md").write_text(text, encoding="utf-8")
     (folder / "table.tex").write_text(to_latex(table), encoding="utf-8")
     frames = {"table": cells, "runs": records.runs, "differences": differences}
-    frames |= {"verdicts": verdicts} if len(verdicts) else {}
+    found = {"verdicts": verdicts, "effects": effects(records)}
+    frames |= {name: frame for name, frame in found.items() if len(frame)}
     for name, frame in frames.items():
         frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
     figures = write_figures(folder / "figures", records)
-    write_page(folder / "index.html", records, table, differences, verdicts, figures, runs_path)
+    write_page(folder / "index.html", records, table, differences, found, figures, runs_path)
 
 
 def _refuse_foreign(out: Path) -> None:

@@ -166,6 +166,9 @@ class Study(Strict):
             against; the first that has a cell counts.
         contrasts: The comparisons that the study is made for; left out, each method is compared
             with the one before it and with the first.
+        factors: For a study whose methods are all combinations of some techniques: each
+            technique, and the methods that have it; the report then has main effects and
+            interactions.
         expectations: What is known to hold in this setting, to be set beside what was found.
     """
 
@@ -180,7 +183,22 @@ class Study(Strict):
     checkpoints: dict[Name, dict[Bits, str]] = Field(default_factory=dict)
     references: list[Name] = Field(default_factory=list)
     contrasts: tuple[Contrast, ...] = ()
+    factors: dict[str, list[Name]] = Field(default_factory=dict)
     expectations: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _factors_make_all_combinations(self) -> Self:
+        named = {method for having in self.factors.values() for method in having}
+        if unknown := sorted(named - set(self.methods)):
+            raise ValueError(f"factors: '{unknown[0]}' is not among the study's methods")
+        found = {frozenset(f for f in self.factors if m in self.factors[f]) for m in self.methods}
+        if self.factors and not len(found) == len(self.methods) == 2 ** len(self.factors):
+            raise ValueError(
+                f"factors: {len(self.methods)} methods make {len(found)} combinations; needed: "
+                f"each of the {2 ** len(self.factors)} combinations of {', '.join(self.factors)} "
+                "once"
+            )
+        return self
 
 
 class Site(Strict):

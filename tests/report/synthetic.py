@@ -30,6 +30,7 @@ STUDY = {
 
 METHODS = {
     "lsq": {"label": "LSQ", "weight_quantizer": "lsq"},
+    "lsq+qkr": {"label": "LSQ + QKR", "weight_quantizer": "lsq", "qkr": True},
     "statsq": {"label": "StatsQ", "weight_quantizer": "statsq"},
     "statsq+qkr": {"label": "StatsQ + QKR", "weight_quantizer": "statsq", "qkr": True},
     "statsq+qkr+cga": {
