@@ -69,6 +69,10 @@ class Records:
             frame = frame[frame[key] == value]
         return frame
 
+    def runs_of(self, cell: Cell) -> pd.DataFrame:
+        """The rows of ``runs`` of a cell."""
+        return self.of(self.runs, model=cell.model, bits=cell.bits, method=cell.method)
+
 
 def collect(workspace: Workspace, study: str) -> Records:
     """Read a study's run folders; what hasn't finished yet is passed over, and said.
@@ -92,11 +96,13 @@ def collect(workspace: Workspace, study: str) -> Records:
     }
     runs_folder = f"{workspace.site.results}/runs"
     rows = [_final(cell, run, folders, curves["metrics"], runs_folder) for cell, run in links]
+    complete = finished == folders.keys()
+    reasons = {} if complete else _reasons(workspace, study, finished)
     marks = {run.id: folders[run.id].correct() for _, run in links}
     return Records(
         study, workspace.study(study), grid.cells, pd.DataFrame(rows), **curves,
         correct={name: kept for name, kept in marks.items() if kept is not None},
-        references=references, reasons=_reasons(workspace, study, finished),
+        references=references, reasons=reasons,
     )  # fmt: skip
 
 
@@ -105,8 +111,6 @@ def _reasons(
 ) -> dict[tuple[str, str, str], str]:
     """Why cells lack numbers: the furthest that any run on the way to a missing one has come."""
     watch = Watch(workspace, study)
-    if finished >= watch.runs.keys():
-        return {}
     states = {name: look.state for name, look in watch.look().items()}
     found: dict[tuple[str, str, str], str] = {}
     for cell in watch.grid.cells:
@@ -114,7 +118,7 @@ def _reasons(
         if missing:
             on_the_way = {states[link.id] for run in missing for link in run.chain()}
             state = next((s for s in ("failed", "running", "interrupted") if s in on_the_way), None)
-            found[cell.model, cell.bits, cell.method] = state or "not run"
+            found[cell.place] = state or "not run"
     return found
 
 

@@ -1,6 +1,7 @@
 """A study's cells summarized over seeds, and its methods compared pair by pair."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 
@@ -9,7 +10,6 @@ import pandas as pd
 from ofq.report.collect import Records
 from ofq.report.measures import Measure, measures
 from ofq.report.statistics import (
-    Discordance,
     Summary,
     detectable,
     holm,
@@ -34,9 +34,9 @@ def summarize_cells(records: Records) -> pd.DataFrame:
     rows = []
     for cell in records.cells:
         names = {"model": cell.model, "bits": cell.bits, "method": cell.method}
-        runs = records.of(records.runs, **names)
+        runs = records.runs_of(cell)
         row = {"dataset": cell.dataset, **names, "label": cell.label, "n": len(runs)}
-        row["missing"] = records.reasons.get((cell.model, cell.bits, cell.method))
+        row["missing"] = records.reasons.get(cell.place)
         for measure in measures(records.primary):
             values = runs[measure.key].dropna()
             for key in ("mean", "std", "low", "high"):
@@ -59,31 +59,42 @@ def compare(records: Records) -> pd.DataFrame:
         whatever the measure, and empty where runs don't keep what they are right about.
     """
     frames = [_compare_one(records, measure) for measure in measures(records.primary)]
-    return pd.concat(frames, ignore_index=True)
+    found = pd.concat(frames, ignore_index=True)
+    names = ["model", "bits", "method", "against"]
+    images = [
+        (*pair, *_disagreement(records, *pair))
+        for pair in found[names].drop_duplicates().itertuples(index=False, name=None)
+    ]
+    columns = [*names, "gained", "lost", "p_mcnemar"]
+    return found.merge(pd.DataFrame(images, columns=columns), on=names, how="left")
 
 
 def _compare_one(records: Records, measure: Measure) -> pd.DataFrame:
-    rows, summaries, images = [], [], []
+    rows, summaries = [], []
     for model in records.study.models:
         for bits in records.study.bits:
             for method, against in pairs(records.study):
                 summary = difference(records, measure, model, bits, method, against)
                 if summary is not None:
-                    names = (measure.key, model, bits, method, against)
-                    rows.append(names)
+                    rows.append((measure.key, model, bits, method, against))
                     summaries.append(summary)
-                    images.append(disagreement(records, *names[1:]))
     frame = pd.DataFrame(rows, columns=["measure", "model", "bits", "method", "against"])
+    facts = tested(summaries).assign(detectable=[detectable(s.std, s.n) for s in summaries])
+    return frame.join(facts)
+
+
+def tested(summaries: Sequence[Summary]) -> pd.DataFrame:
+    """Differences of one family, each tested against 0.
+
+    Returns:
+        One row per difference: its summary, ``p``, ``p_holm`` and ``verdict``.
+    """
     facts = pd.DataFrame([asdict(s) for s in summaries], columns=list(Summary.__annotations__))
     adjusted = holm([s.p for s in summaries])
-    return frame.join(facts).assign(
+    return facts.assign(
         p=[s.p for s in summaries],
         p_holm=adjusted,
         verdict=[verdict(s, p) for s, p in zip(summaries, adjusted, strict=True)],
-        detectable=[detectable(s.std, s.n) for s in summaries],
-        gained=[found.gained if found else math.nan for found in images],
-        lost=[found.lost if found else math.nan for found in images],
-        p_mcnemar=[found.p if found else math.nan for found in images],
     )
 
 
@@ -99,17 +110,17 @@ def hold_against(records: Records) -> pd.DataFrame:
     reported = _reported(records)
     rows, found = [], []
     for cell in records.cells:
-        place = (cell.model, cell.bits, cell.method)
-        if place not in reported:
+        if cell.place not in reported:
             continue
-        title, value = reported[place]
-        runs = records.of(records.runs, model=cell.model, bits=cell.bits, method=cell.method)
+        title, value = reported[cell.place]
+        runs = records.runs_of(cell)
         found.append(_distance(runs, value))
         rows.append(
             {
                 "model": cell.model, "bits": cell.bits, "method": cell.method, "label": cell.label,
                 "mean": runs["top1"].mean(), "reported": value.value, "status": value.status,
-                "source": value.source, "reference": title, "missing": records.reasons.get(place),
+                "source": value.source, "reference": title,
+                "missing": records.reasons.get(cell.place),
             }
         )  # fmt: skip
     adjusted = holm([d.p for d in found])
@@ -158,10 +169,14 @@ def difference(
     return summarize(values) if len(values) else None
 
 
-def disagreement(
+def _disagreement(
     records: Records, model: str, bits: str, method: str, against: str
-) -> Discordance | None:
-    """McNemar's test of two methods over the seeds of which both kept what they are right about."""
+) -> tuple[float, float, float]:
+    """McNemar's test of two methods over the seeds of which both kept what they are right about.
+
+    Returns:
+        Images gained and lost, and p; NaN where there is no such seed.
+    """
     runs = records.of(records.runs, model=model, bits=bits)
     one, other = (
         {row["seed"]: records.correct.get(row["run"]) for _, row in mine.iterrows()}
@@ -169,7 +184,10 @@ def disagreement(
     )
     pairs = [(mine, other.get(seed)) for seed, mine in one.items()]
     kept = [(a, b) for a, b in pairs if a is not None and b is not None and len(a) == len(b)]
-    return mcnemar(kept) if kept else None
+    if not kept:
+        return math.nan, math.nan, math.nan
+    found = mcnemar(kept)
+    return found.gained, found.lost, found.p
 
 
 def _is_best(records: Records, model: str, bits: str, method: str) -> bool:

@@ -1,15 +1,15 @@
 """Main effects and interactions of a study whose methods are all combinations of some factors."""
 
 import math
-from dataclasses import asdict
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
 from ofq.report.collect import Records
+from ofq.report.compare import tested
 from ofq.report.measures import Measure, measures
-from ofq.report.statistics import Summary, holm, summarize, verdict
+from ofq.report.statistics import summarize
 
 
 def effects(records: Records) -> pd.DataFrame:
@@ -52,13 +52,7 @@ def _effects(records: Records, measure: Measure) -> pd.DataFrame:
                         found.append(summarize(np.asarray(values)))
                         rows.append((measure.key, model, bits, " × ".join(chosen), order))
     frame = pd.DataFrame(rows, columns=["measure", "model", "bits", "effect", "order"])
-    facts = pd.DataFrame([asdict(s) for s in found], columns=list(Summary.__annotations__))
-    adjusted = holm([s.p for s in found])
-    return frame.join(facts).assign(
-        p=[s.p for s in found],
-        p_holm=adjusted,
-        verdict=[verdict(s, p) for s, p in zip(found, adjusted, strict=True)],
-    )
+    return frame.join(tested(found))
 
 
 def effect_rows(records: Records, found: pd.DataFrame) -> list[dict[str, str]]:

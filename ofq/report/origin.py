@@ -1,5 +1,7 @@
 """Where a number of a table comes from, as text."""
 
+import math
+
 import pandas as pd
 
 from ofq.errors import UserError
@@ -30,8 +32,8 @@ def explain(workspace: Workspace, study: str, cell: str) -> str:
     """
     found = _find(workspace, study, cell)
     records = collect(workspace, study)
-    runs = records.of(records.runs, model=found.model, bits=found.bits, method=found.method)
-    missing = records.reasons.get((found.model, found.bits, found.method))
+    runs = records.runs_of(found)
+    missing = records.reasons.get(found.place)
     lines = [f"{found.label}, {found.bits}, {found.model}, study {study}"]
     if missing:
         count = f"{len(found.runs) - len(runs)} of {len(found.runs)} seeds"
@@ -63,7 +65,7 @@ def _number(records: Records, runs: pd.DataFrame) -> str:
         return f"{text} (one seed)"
     interval = f", 95 % interval {measure.text(found.low)} to {measure.text(found.high)}"
     spread = f" ± {measure.text(found.std)}, {found.n} seeds"
-    return text + spread + (interval if found.low == found.low else "")
+    return text + spread + ("" if math.isnan(found.low) else interval)
 
 
 def _verdicts(records: Records, cell: Cell) -> list[str]:

@@ -94,6 +94,7 @@ def _commits(runs: pd.DataFrame) -> list[str]:
 
 def _difference_rows(records: Records, differences: pd.DataFrame) -> list[dict[str, Any]]:
     by_key = {m.key: m for m in measures(records.primary)}
+    primary = measures(records.primary)[0]
     rows = []
     for _, row in differences.iterrows():
         measure = by_key[row["measure"]]
@@ -109,7 +110,7 @@ def _difference_rows(records: Records, differences: pd.DataFrame) -> list[dict[s
                 "p": _p(row["p"]),
                 "p_holm": _p(row["p_holm"]),
                 "detectable": measure.text(row["detectable"]),
-                "images": _images(row) if measure is measures(records.primary)[0] else "–",
+                "images": _images(row) if measure is primary else "–",
                 "verdict": row["verdict"],
             }
         )

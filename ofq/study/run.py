@@ -134,6 +134,11 @@ class Cell:
     label: str
     runs: tuple[Run, ...]
 
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """Model, bits and method: where it stands in its study."""
+        return self.model, self.bits, self.method
+
 
 @dataclass(frozen=True)
 class Grid:

@@ -4,8 +4,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from ofq.report.collect import Records
+from ofq.report.figures.by_model import caption_of, draw_baseline, draw_models
 from ofq.report.figures.registry import Drawn, figure
-from ofq.report.figures.style import COLUMN, GREY, PAGE, add_legend, looks, new_figure, panels
+from ofq.report.figures.style import COLUMN, PAGE, looks, new_figure
 from ofq.report.measures import Measure, measures
 from ofq.report.statistics import summarize
 
@@ -18,19 +19,12 @@ def draw(records: Records) -> Drawn:
     width = COLUMN if crowd <= 8 and len(study.models) == 1 else PAGE
     rows = (len(study.methods) + 2) // 2
     picture = new_figure(width, 2.4 + 0.17 * rows)
-    axes = panels(picture, 1, len(study.models), sharey=True)[0]
-    for ax, model in zip(axes, study.models, strict=True):
-        _panel(ax, records, measure, model)
-        if len(study.models) > 1:
-            ax.set_title(model)
-    axes[0].set_ylabel(measure.heading)
-    add_legend(picture, axes[0], 2 if width == COLUMN else 4)
+    columns = 2 if width == COLUMN else 4
+    draw_models(picture, records, lambda ax, model: _panel(ax, records, measure, model), columns)
     seeds = len(study.seeds)
     interval = "mean and 95 % t interval" if seeds > 1 else "no interval, as there is one seed"
     caption = f"{measure.name} by bits and method: a faint dot per seed ({seeds}); {interval}."
-    if "fp" in records.runs["method"].values:
-        caption += " Dashed line: mean of the full-precision baseline."
-    return Drawn(picture, caption[0].upper() + caption[1:])
+    return Drawn(picture, caption_of(records, caption))
 
 
 def _panel(ax: Axes, records: Records, measure: Measure, model: str) -> None:
@@ -44,9 +38,7 @@ def _panel(ax: Axes, records: Records, measure: Measure, model: str) -> None:
             _cell(
                 ax, runs[measure.key], centre, step, name, style[method].color, style[method].marker
             )
-    baseline = records.of(records.runs, model=model, method="fp")[measure.key]
-    if not baseline.empty:
-        ax.axhline(baseline.mean(), color=GREY, linestyle="--", linewidth=1, label="Full precision")
+    draw_baseline(ax, records, model)
     ax.set_xticks(range(len(study.bits)), study.bits)
     ax.tick_params(axis="x", length=0)
     ax.set_xlim(-0.5, len(study.bits) - 0.5)

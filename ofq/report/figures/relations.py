@@ -7,8 +7,9 @@ from scipy import stats
 
 from ofq.errors import UserError
 from ofq.report.collect import Records
+from ofq.report.figures.by_model import caption_of, draw_baseline, draw_models
 from ofq.report.figures.registry import Drawn, figure
-from ofq.report.figures.style import COLUMN, GREY, PAGE, add_legend, looks, new_figure, panels
+from ofq.report.figures.style import COLUMN, PAGE, add_legend, looks, new_figure, panels
 from ofq.report.measures import OSCILLATION_MID, Measure, measures
 from ofq.report.statistics import summarize
 from ofq.study.fields import parse_bits
@@ -22,19 +23,11 @@ def against_bits(records: Records) -> Drawn:
     width = COLUMN if len(study.models) == 1 else PAGE
     columns = 2 if width == COLUMN else 4
     picture = new_figure(width, 2.3 + 0.17 * -(-len(study.methods) // columns))
-    axes = panels(picture, 1, len(study.models), sharey=True)[0]
-    for ax, model in zip(axes, study.models, strict=True):
-        _bit_lines(ax, records, measure, model)
-        if len(study.models) > 1:
-            ax.set_title(model)
-    axes[0].set_ylabel(measure.heading)
-    add_legend(picture, axes[0], columns)
+    draw_models(picture, records, lambda ax, name: _bit_lines(ax, records, measure, name), columns)
     seeds = len(study.seeds)
     spread = f"mean and 95 % t interval over {seeds} seeds" if seeds > 1 else "one seed"
     caption = f"{measure.name} against bits: {spread}."
-    if "fp" in records.runs["method"].to_numpy():
-        caption += " Dashed line: mean of the full-precision baseline."
-    return Drawn(picture, caption[0].upper() + caption[1:])
+    return Drawn(picture, caption_of(records, caption))
 
 
 def _bit_lines(ax: Axes, records: Records, measure: Measure, model: str) -> None:
@@ -52,9 +45,7 @@ def _bit_lines(ax: Axes, records: Records, measure: Measure, model: str) -> None
             marker=style[method].marker, label=records.labels[method], capsize=2, elinewidth=0.8,
             **style[method].line,
         )  # fmt: skip
-    baseline = records.of(records.runs, model=model, method="fp")[measure.key]
-    if not baseline.empty:
-        ax.axhline(baseline.mean(), color=GREY, linestyle="--", linewidth=1, label="Full precision")
+    draw_baseline(ax, records, model)
     ax.set_xticks(list(places.values()), list(places))
     ax.set_xlim(-0.4, len(places) - 0.6)
 
@@ -148,25 +139,24 @@ def boundary_range(records: Records) -> Drawn:
     runs = records.runs[records.runs["method"].isin(ranges)]
     runs = runs.assign(boundary_range=runs["method"].map(ranges))
     picture = new_figure(COLUMN if len(study.models) == 1 else PAGE, 2.5)
-    axes, style = panels(picture, 1, len(study.models), sharey=True)[0], looks(study.bits)
-    for ax, model in zip(axes, study.models, strict=True):
-        for bits in study.bits:
-            mine = records.of(runs, model=model, bits=bits)
-            seeds = mine.groupby("boundary_range")[measure.key]
-            look = style[bits]
-            ax.plot(mine["boundary_range"], mine[measure.key], ".", color=look.color, alpha=0.4)
-            ax.plot(seeds.mean(), marker=look.marker, label=bits, **look.line)
-        if len(study.models) > 1:
-            ax.set_title(model)
-        ax.set_xscale("log")
-        ticks = sorted(set(ranges.values()))
-        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        ax.minorticks_off()
-        ax.set_xlabel("boundary range (quantization steps)")
-    axes[0].set_ylabel(measure.heading)
-    add_legend(picture, axes[0], 4)
+    draw_models(picture, records, lambda ax, name: _range_lines(ax, records, runs, name), 4)
     text = f"{measure.name} against the boundary range of CGA: a dot per seed, a line at the mean."
     return Drawn(picture, text[0].upper() + text[1:])
+
+
+def _range_lines(ax: Axes, records: Records, runs: pd.DataFrame, model: str) -> None:
+    study, measure = records.study, measures(records.primary)[0]
+    style, ticks = looks(study.bits), sorted(runs["boundary_range"].unique())
+    for bits in study.bits:
+        mine = records.of(runs, model=model, bits=bits)
+        seeds = mine.groupby("boundary_range")[measure.key]
+        look = style[bits]
+        ax.plot(mine["boundary_range"], mine[measure.key], ".", color=look.color, alpha=0.4)
+        ax.plot(seeds.mean(), marker=look.marker, label=bits, **look.line)
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    ax.set_xlabel("boundary range (quantization steps)")
 
 
 def _ranges(records: Records) -> dict[str, float]:
