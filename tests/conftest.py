@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import ofq.quantization  # noqa: F401 - lets timm be imported beside a CPU build of torch
 
@@ -50,6 +51,15 @@ RunLock(Path(sys.argv[1]), beat=300).acquire()
 print("holds it", flush=True)
 time.sleep(300)
 """
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread of torch, so that sums have one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,10 @@ addEventListener("error", event => errors.push(event.message));
 """
 ANSWER = """
 <script>
-document.body.dataset.answer = JSON.stringify((() => {{ {code} }})());
-document.body.dataset.errors = JSON.stringify(errors);
+(async () => {{ {code} }})().then(answer => {{
+  document.body.dataset.answer = JSON.stringify(answer);
+  document.body.dataset.errors = JSON.stringify(errors);
+}});
 </script>
 """
 
@@ -108,6 +110,18 @@ def test_figure_is_shown_large_and_closed_again(
 def test_nothing_is_wider_than_the_window(
     chromium: str, report: Path, tmp_path: Path, width: int
 ) -> None:
-    code = "return [document.documentElement.scrollWidth, innerWidth];"
-    page, window = ask(chromium, report, tmp_path, code, f"--window-size={width},900")
+    # in a frame, since headless windows aren't narrower than 500 pixels
+    code = """
+        const frame = document.createElement("iframe");
+        frame.style.cssText = "border: 0; height: 900px; width: WIDTHpx";
+        const scripts = /<script>[^]*?<\\/script>/g;
+        frame.srcdoc = document.documentElement.outerHTML.replace(scripts, "");
+        const loaded = new Promise(resolve => frame.addEventListener("load", resolve));
+        document.body.append(frame);
+        await loaded;
+        return [frame.contentDocument.documentElement.scrollWidth, frame.contentWindow.innerWidth];
+    """
+    options = ("--window-size=1400,900",)
+    page, window = ask(chromium, report, tmp_path, code.replace("WIDTH", str(width)), *options)
+    assert window == width
     assert page <= window

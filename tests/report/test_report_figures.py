@@ -17,14 +17,7 @@ from ofq.report.figures import FIGURES, check_figures, write_figures
 from ofq.report.figures.style import add_legend, new_figure, panels, styled
 from ofq.study import Workspace
 
-DIGITS = [
-    "accuracy",
-    "accuracy_against_bits",
-    "accuracy_against_oscillation",
-    "frozen_share",
-    "oscillation_over_training",
-    "oscillation_by_role",
-]
+DIGITS = synthetic.STUDY["figures"]
 TOY = ["loss", "trajectories"]
 
 

@@ -14,6 +14,8 @@ from ofq.training.optimization import make_optimizer, make_schedule
 from ofq.training.stage import prepare
 from ofq.training.weights import save_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Recorder:
     """Keeps what training reports; asks it to stop after some step."""
@@ -44,14 +46,6 @@ class Recorder:
 
     def warn(self, text):
         self.warnings.append(text)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -24,16 +24,10 @@ from ofq.training.stage import prepare
 from ofq.training.teacher import Clock, Teacher, kept_answers
 from ofq.training.weights import save_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PAPERS = {"augmentation": {"policy": "rand-m9-mstd0.5-inc1", "erasing": 0.25}}
 MIXED = PAPERS | {"mixing": {"mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1}, "repeats": 3}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
