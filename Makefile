@@ -27,8 +27,7 @@ demo: .venv/ready
 	@echo "MLflow UI:  make ui, then http://127.0.0.1:$(PORT)"
 
 test: .venv/ready
-	@# one more process than cores, since many tests wait for others
-	@OMP_NUM_THREADS=1 pytest --numprocesses $$(($(CORES) + 1)) --dist loadscope $(PYTEST)
+	@OMP_NUM_THREADS=1 pytest --numprocesses $(CORES) --dist loadscope $(PYTEST)
 
 check: .venv/ready
 	@ruff check .
