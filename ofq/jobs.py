@@ -339,6 +339,7 @@ def _trainer(
         pace,
         process,
         run.resources.device_batch,
+        run.resources.compile,
         files,
         inputs.answers(workspace, run),
     )

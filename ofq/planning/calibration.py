@@ -136,7 +136,10 @@ def _calibrate(workspace: Workspace, run: Run) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, suppress(Interrupted):
         store, files = CheckpointStore(Path(folder)), files_of(workspace, run)
         answers = Path(folder) / "answers.npy"
-        trainer = prepare(config, None, None, watch, store, stop, files=files, answers=answers)
+        compiled = run.resources.compile
+        trainer = prepare(
+            config, None, None, watch, store, stop, compiled=compiled, files=files, answers=answers
+        )
         startup = time.perf_counter() - began
         trainer.run()
     return {

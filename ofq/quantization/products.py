@@ -30,7 +30,7 @@ class _Shift(torch.autograd.Function):
 
 
 def shift_channels(x: Tensor, shift: Tensor) -> Tensor:
-    """x + shift for (..., C) and (C,), both float32."""
+    """The sum of an activation (..., C) and a shift (C,)."""
     return _Shift.apply(x, shift)
 
 

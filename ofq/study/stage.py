@@ -103,6 +103,7 @@ class Resources(Strict):
         device_batch: The most images that a GPU's memory holds in one pass; left out, all of its
             part of a batch.
         workers: Processes that load images of files, for each device.
+        compile: Whether to compile the model's blocks (docs/performance.md).
     """
 
     threads: PositiveInt = 1
@@ -111,6 +112,7 @@ class Resources(Strict):
     gpu: NonNegativeInt = 0
     device_batch: PositiveInt | None = None
     workers: PositiveInt = 2
+    compile: bool = False
 
     @property
     def short(self) -> bool:

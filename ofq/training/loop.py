@@ -14,6 +14,7 @@ from ofq.interruption import Interrupted, StopRequest
 from ofq.quantization import Oscillation, OscillationTracker, combine
 from ofq.study import Training
 from ofq.training.checkpoint import CheckpointStore
+from ofq.training.compiling import compile_blocks, uncompiled
 from ofq.training.data import Batch, Source, until
 from ofq.training.devices import ALONE, Solo, gradients
 from ofq.training.numerics import (
@@ -101,6 +102,7 @@ class Trainer:
         pace: When to save, and when to leave.
         process: This process among those of the run.
         passes: Forward and backward passes that a process's part of a batch is split into.
+        compiled: Whether the model's blocks and the tracker are compiled.
     """
 
     def __init__(
@@ -117,7 +119,10 @@ class Trainer:
         pace: Pace | None = None,
         process: Solo = ALONE,
         passes: int = 1,
+        compiled: bool = False,
     ) -> None:
+        if compiled:
+            compile_blocks(model, process.device)
         self.model = model
         self.data = data
         self.objective = objective
@@ -129,7 +134,7 @@ class Trainer:
         self.pace = pace or Pace()
         self.process = process
         self.passes = passes
-        self.tracker = OscillationTracker(model)
+        self.tracker = OscillationTracker(model, compiled=compiled)
         self.trajectories = Trajectories(model, training.trajectories)
         self.optimizer = make_optimizer(model, training, scale_lr)
         self.schedule = make_schedule(self.optimizer, training)
@@ -207,7 +212,7 @@ class Trainer:
         self._check_numbers()
         try:
             precise = casting(self.training.precision, self.process.device)
-            with self.pace.measure("evaluation"), precise:
+            with self.pace.measure("evaluation"), uncompiled(), precise:
                 batches = self.data.test_batches(process=self.process)
                 measures = self.objective.evaluate(
                     self.model, until(self.stop, batches, self.process), self.process

@@ -55,7 +55,7 @@ def train(checkout, tmp_path):
     weights = {}
     number = itertools.count()
 
-    def run(part, stops=(), folder="whole"):
+    def run(part, stops=(), folder="whole", compiled=False):
         found = next(run for name, run in grid.runs().items() if part in name)
         for needed in found.needs():
             if needed.id not in weights:
@@ -65,7 +65,9 @@ def train(checkout, tmp_path):
         checkpoints = CheckpointStore(tmp_path / folder)
         for stop_after in [*stops, None]:
             recorder.stop.cause, recorder.stop_after = None, stop_after
-            trainer = prepare(found.config, *paths, recorder, checkpoints, recorder.stop)
+            trainer = prepare(
+                found.config, *paths, recorder, checkpoints, recorder.stop, compiled=compiled
+            )
             try:
                 trainer.run()
             except Interrupted:
@@ -96,6 +98,17 @@ def test_interrupted_training_ends_bit_identical(train, part):
     assert without_times(whole.layers) == without_times(pieces.layers)
     assert pieces.began[0] is None
     assert all(done is not None for done in pieces.began[1:])
+
+
+@pytest.mark.slow
+def test_interrupted_compiled_training_ends_bit_identical(train):
+    whole, weights = train("cga0.005-s0", compiled=True)
+    pieces, again = train("cga0.005-s0", stops=[3, 9], folder="pieces", compiled=True)
+    assert same_weights(weights, again)
+    assert without_times(whole.rows) == without_times(pieces.rows)
+    plain, other = train("cga0.005-s0", folder="plain")
+    assert not same_weights(weights, other)
+    assert abs(plain.rows[-1]["top1"] - whole.rows[-1]["top1"]) < 5
 
 
 def test_equal_seeds_give_equal_weights_and_others_do_not(train):
