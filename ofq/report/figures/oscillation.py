@@ -76,7 +76,7 @@ def _curves(ax: Axes, records: Records, quantity: str, model: str, bits: str) ->
     for method in records.study.methods:
         mine = records.of(rows, method=method)
         ends = mine[mine["stage"] == "qat"]["epoch"].max()
-        if _shares_qat(records, model, bits, method):
+        if shares_qat(records, model, bits, method):
             mine = mine[mine["epoch"] >= ends]
         _band(ax, mine, quantity, records.labels[method], style[method])
         if (mine["stage"] == "cga").any():
@@ -93,7 +93,7 @@ def _curves(ax: Axes, records: Records, quantity: str, model: str, bits: str) ->
             )
 
 
-def _shares_qat(records: Records, model: str, bits: str, method: str) -> bool:
+def shares_qat(records: Records, model: str, bits: str, method: str) -> bool:
     """Whether another method's cell ends where this method's CGA begins."""
     runs = records.of(records.runs, model=model, bits=bits)
     starts = {
