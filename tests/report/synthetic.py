@@ -194,7 +194,7 @@ def _layers(run: Run, epoch: int, rng: np.random.Generator) -> list[dict[str, ob
         {
             "epoch": epoch,
             "step": epoch * STEPS,
-            "layer": f"blocks.{depth}.{'mlp' if role.startswith('fc') else 'attn'}",
+            "layer": f"blocks.{depth}.{f'mlp.{role}' if role.startswith('fc') else 'attn.proj'}",
             "role": role,
             "weights": 2304,
             "oscillation_rate": rate(run, epoch) * (0.5 + depth / DEPTH) + 0.3 * rng.uniform(),

@@ -123,6 +123,13 @@ def test_boundary_ranges_are_drawn_at_their_values_with_the_seeds_mean(tmp_path:
         np.testing.assert_allclose(lines[bits].get_ydata(), means)
 
 
+def test_heat_map_has_a_row_per_block(workspace: Workspace) -> None:
+    with styled():
+        axes = FIGURES["oscillation_by_role"](collect(workspace, "small")).figure.axes
+    assert axes[0].images[0].get_array().shape == (synthetic.DEPTH, 7)
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["0", "1", "2", "3"]
+
+
 def test_rank_correlation_is_told_for_each_bits(workspace: Workspace) -> None:
     records = collect(workspace, "small")
     caption = FIGURES["accuracy_against_oscillation"](records).caption

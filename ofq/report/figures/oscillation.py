@@ -165,8 +165,8 @@ def _maps(records: Records) -> dict[tuple[str, str, str, str], pd.DataFrame]:
 
 
 def _depth(layer: str) -> str:
-    """``blocks.3.attn`` is in block 3, ``layers.0.blocks.1.mlp`` in 0.1."""
-    return ".".join(re.findall(r"\d+", layer)) or layer
+    """``blocks.3.mlp.fc1`` is in block 3, ``layers.0.blocks.1.attn.proj`` in 0.1."""
+    return ".".join(re.findall(r"(?<=\.)\d+", layer)) or layer
 
 
 def _depth_order(depth: str) -> list[Any]:

@@ -52,7 +52,7 @@ def latent_weights(records: Records) -> Drawn:
     model = study.models[0]
     bits = [b for b in study.bits if b in set(records.histograms["bits"])]
     width = COLUMN if len(study.methods) == 1 else PAGE
-    picture = new_figure(width, 0.9 + 2.6 * len(bits))
+    picture = new_figure(width, 0.9 + 2.9 * len(bits))
     grid = panels(picture, 2 * len(bits), len(study.methods), sharey="row", sharex="row")
     for i, name in enumerate(bits):
         weight_bits = parse_bits(name)[0]

@@ -59,6 +59,18 @@ def entries(rows: slice, columns: int, count: int) -> Tensor:
     return rows.start * columns + order[:count].sort().values
 
 
+def to_threshold(position: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
+    """Distance of positions on the grid to the nearest rounding threshold, in quantization steps.
+
+    Args:
+        position: Positions.
+        lowest: The lowest code, or that of each position.
+        highest: The highest, likewise; thresholds lie half-way between adjacent codes.
+    """
+    below = torch.clamp(position.floor(), lowest, highest - 1)
+    return (position - below).sub_(0.5).abs_()
+
+
 def spread(total: int, count: int) -> Tensor:
     """Up to ``count`` of the numbers below ``total``, evenly spread, int64."""
     count = min(total, count)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ofq.quantization.layers import QuantizedWeight
-from ofq.training.recording.part import Part, Rows
+from ofq.training.recording.part import Part, Rows, to_threshold
 
 DEPTH = 5 / 6
 """How deep the followed matrices lie: the paper's figures show the 10th of 12 blocks."""
@@ -30,28 +30,25 @@ class WeightPaths(Part):
 
     def __init__(self, weights: list[QuantizedWeight], count: int, steps: int) -> None:
         super().__init__()
-        self.places = _places(weights, count)
         self.quantizers = [weight.quantizer for weight in weights]
-        self.names = [
-            {"layer": weights[index].layer, "role": role}
-            for index, role, chosen in self.places
-            for _ in chosen
-        ]
+        self.names: list[dict[str, str]] = []
+        self.slices: dict[int, slice] = {}
+        for index, roles in _places(weights, count).items():
+            begin = len(self.names)
+            for role, chosen in roles.items():
+                self.names += [{"layer": weights[index].layer, "role": role}] * len(chosen)
+            self.register_buffer(f"entries_{index}", torch.cat([*roles.values()]))
+            self.slices[index] = slice(begin, len(self.names))
         device = weights[0].latent().device
-        for number, (*_, chosen) in enumerate(self.places):
-            self.register_buffer(f"entries_{number}", chosen)
         self.register_buffer(
             "values", torch.zeros(steps, len(self.names), len(_COLUMNS), device=device)
         )
 
     def see(self, index: int, latent: Tensor, position: Tensor, slot: int) -> None:
         """Note the followed entries of a weight after a step."""
-        begin = 0
-        for number, (place, _, chosen) in enumerate(self.places):
-            if place == index and slot >= 0:
-                found = self._columns(index, latent, position, self.get_buffer(f"entries_{number}"))
-                self.values[slot, begin : begin + len(chosen)] = found
-            begin += len(chosen)
+        if index in self.slices and slot >= 0:
+            chosen = self.get_buffer(f"entries_{index}")
+            self.values[slot, self.slices[index]] = self._columns(index, latent, position, chosen)
 
     def _columns(self, index: int, latent: Tensor, position: Tensor, chosen: Tensor) -> Tensor:
         """(entries, :data:`_COLUMNS`)."""
@@ -85,18 +82,19 @@ class WeightPaths(Part):
         ]
 
 
-def _places(weights: list[QuantizedWeight], count: int) -> list[tuple[int, str, Tensor]]:
-    """For each role: the number of the matrix, the role, and the entries to follow."""
-    roles: dict[str, list[tuple[int, slice]]] = {}
+def _places(weights: list[QuantizedWeight], count: int) -> dict[int, dict[str, Tensor]]:
+    """For each matrix that is followed: the entries to follow, by role."""
+    roles: dict[str, list[int]] = {}
     for index, weight in enumerate(weights):
-        for role, rows in weight.roles.items():
-            roles.setdefault(role, []).append((index, rows))
-    places = []
+        for role in weight.roles:
+            roles.setdefault(role, []).append(index)
+    places: dict[int, dict[str, Tensor]] = {}
     for number, (role, found) in enumerate(roles.items()):
-        index, rows = found[round(DEPTH * (len(found) - 1))]
+        index = found[round(DEPTH * (len(found) - 1))]
         share = len(range(number, count, len(roles)))
         if share:
-            places.append((index, role, _nearest(weights[index], rows, share)))
+            nearest = _nearest(weights[index], weights[index].roles[role], share)
+            places.setdefault(index, {})[role] = nearest
     return places
 
 
@@ -105,6 +103,6 @@ def _nearest(weight: QuantizedWeight, rows: slice, count: int) -> Tensor:
     """Flat indices of the entries of some rows that lie nearest to a threshold."""
     quantizer, latent = weight.quantizer, weight.latent()
     position = quantizer.position(latent)[rows].flatten()
-    below = position.floor().clamp_(quantizer.lowest, quantizer.highest - 1)
-    order = (position - below - 0.5).abs().argsort(stable=True)
+    lowest, highest = position.new_tensor([quantizer.lowest, quantizer.highest])
+    order = to_threshold(position, lowest, highest).argsort(stable=True)
     return rows.start * latent.shape[1] + order[:count].sort().values

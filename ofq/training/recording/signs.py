@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ofq.quantization import near_threshold
 from ofq.quantization.layers import QuantizedWeight
-from ofq.training.recording.part import Part, Rows, entries, to_host
+from ofq.training.recording.part import Part, Rows, entries, to_host, to_threshold
 
 BOUNDARY_RANGES = (0.005, 0.01, 0.02, 0.05, 0.1)
 """BR_x, in quantization steps, inside which sign changes are counted."""
@@ -29,6 +28,7 @@ class SignChanges(Part):
     position: Tensor
     counts: Tensor
     role: Tensor
+    widths: Tensor
     lowest: Tensor
     highest: Tensor
 
@@ -51,6 +51,8 @@ class SignChanges(Part):
         device = weights[0].latent().device
         for name, values in (("role", role), ("lowest", lowest), ("highest", highest)):
             self.register_buffer(name, torch.tensor(values, device=device), persistent=False)
+        widths = torch.tensor([*BOUNDARY_RANGES, torch.inf], device=device)
+        self.register_buffer("widths", widths, persistent=False)
         self.register_buffer("sign", torch.zeros(len(role), device=device))
         self.register_buffer("position", torch.zeros(len(role), device=device))
         shape = (len(self.roles), len(BOUNDARY_RANGES) + 1, 2)
@@ -67,11 +69,8 @@ class SignChanges(Part):
         ]
         sign = torch.cat(gradients).sign()
         product = sign * self.sign
-        inside = [
-            near_threshold(self.position, width, self.lowest, self.highest)
-            for width in BOUNDARY_RANGES
-        ]
-        inside_SX = torch.stack([*inside, torch.ones_like(inside[0])], dim=-1)
+        distance = to_threshold(self.position, self.lowest, self.highest)
+        inside_SX = distance.unsqueeze(-1) <= self.widths
         counted_S2 = torch.stack([product != 0, product < 0], dim=-1)
         found = inside_SX.unsqueeze(-1) & counted_S2.unsqueeze(1)
         self.counts.index_add_(0, self.role, found.long())
