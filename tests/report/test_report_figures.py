@@ -45,14 +45,9 @@ def _is_drawn(figure: Figure, text: str, box: Bbox) -> bool:
     return True
 
 
-@pytest.mark.parametrize("name", DIGITS + TOY)
-def test_no_text_is_clipped_or_overlaps_another(
-    name: str, workspace: Workspace, toy: Workspace
-) -> None:
-    records = collect(workspace if name in DIGITS else toy, "small")
-    with styled():
-        figure = FIGURES[name](records).figure
-        found = boxes(figure)
+def check_texts(figure: Figure) -> None:
+    """No text is clipped or overlaps another."""
+    found = boxes(figure)
     assert len(found) > 8
     for text, box in found:
         assert box.x0 >= 0, text
@@ -62,6 +57,23 @@ def test_no_text_is_clipped_or_overlaps_another(
     for (one, box), (other, another) in combinations(found, 2):
         overlap = Bbox.intersection(box, another)
         assert overlap is None or min(overlap.width, overlap.height) < 1, (one, other)
+
+
+@pytest.mark.parametrize("name", DIGITS + TOY)
+def test_no_text_is_clipped_or_overlaps_another(
+    name: str, workspace: Workspace, toy: Workspace
+) -> None:
+    records = collect(workspace if name in DIGITS else toy, "small")
+    with styled():
+        check_texts(FIGURES[name](records).figure)
+
+
+def test_no_text_overlaps_in_histograms_of_five_methods(tmp_path: Path) -> None:
+    methods = ["statsq+qkr", "statsq+qkr+cga", "lsq", "wide", "wider"]
+    workspace = synthetic.make_workspace(tmp_path, methods=methods, seeds=[0])
+    synthetic.fill(workspace)
+    with styled():
+        check_texts(FIGURES["latent_weights"](collect(workspace, "small")).figure)
 
 
 @pytest.mark.parametrize("name", DIGITS)

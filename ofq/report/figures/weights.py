@@ -63,7 +63,7 @@ def latent_weights(records: Records) -> Drawn:
                 _near(grid[2 * i + 1][j], moment, counts, weight_bits)
             if i == 0:
                 grid[0][j].set_title(broken(records.labels[method]))
-            grid[2 * i][j].set_xlabel("position on the grid (steps)")
+            grid[2 * i][j].set_xlabel("position (steps)")
             grid[2 * i + 1][j].set_xlabel("distance to threshold")
         grid[2 * i][0].set_ylabel(f"{name}\nweights per step (%)")
         grid[2 * i + 1][0].set_ylabel("weights per step (%)")
