@@ -56,8 +56,8 @@ class _Stopwatch:
         """The next step begins now, after an evaluation."""
         self._mark = time.perf_counter()
 
-    def trajectory(self, rows: list[dict[str, Any]]) -> None:
-        """Not recorded."""
+    def recorded(self, table: str, rows: list[dict[str, Any]]) -> None:
+        """Not kept."""
 
     def saved(self, step: int) -> None:
         """Not a part of a step."""

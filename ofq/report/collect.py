@@ -14,6 +14,7 @@ from ofq.study import Cell, Run, Study, Workspace
 from ofq.study.published import Difference
 from ofq.study.reference import Reference
 from ofq.tracking import RunFolder
+from ofq.tracking.folder import TABLES
 from ofq.tracking.sent import mlflow_runs
 
 KEYS = ["model", "bits", "method", "seed"]
@@ -25,8 +26,8 @@ class Records:
     """What a study's run folders hold.
 
     Every frame has the columns of :data:`KEYS`; rates are in percent, flips per 1,000 weights and
-    step. The curves (``metrics``, ``layers``, ``trajectories``) are those of quantized cells,
-    QAT first and CGA after it, epochs and steps counted on.
+    step. The curves (a frame per table of the run folders) are those of quantized cells, QAT first
+    and CGA after it, epochs and steps counted on. Those of recordings are empty if no run has any.
 
     Attributes:
         name: The study's name.
@@ -35,7 +36,10 @@ class Records:
         runs: One row per cell and seed: run id, chain of runs, final numbers, oscillation.
         metrics: One row per cell, seed and epoch.
         layers: One row per cell, seed, epoch, layer and role.
-        trajectories: One row per cell, seed, step and recorded weight; empty if none was recorded.
+        trajectories: One row per cell, seed, recorded step and weight.
+        histograms: One row per cell, seed, recorded epoch, role and bits.
+        sign_changes: One row per cell, seed, epoch, role and boundary range.
+        joint_flips: One row per cell, seed, epoch and attention layer.
         correct: Which evaluation images each run is right about, by its id, where that is kept.
         references: What the study's numbers are held against.
         reasons: Why a cell's number or a part of its seeds is missing, by model, bits and method:
@@ -49,6 +53,9 @@ class Records:
     metrics: pd.DataFrame
     layers: pd.DataFrame
     trajectories: pd.DataFrame
+    histograms: pd.DataFrame
+    sign_changes: pd.DataFrame
+    joint_flips: pd.DataFrame
     correct: dict[str, NDArray[np.bool_]]
     references: tuple[Reference, ...]
     reasons: dict[tuple[str, str, str], str]
@@ -91,8 +98,7 @@ def collect(workspace: Workspace, study: str) -> Records:
             f"train them: snakemake --cores 2 {study}"
         )
     curves = {
-        table: _concat(_curve(cell, run, folders, table) for cell, run in links)
-        for table in ("metrics", "layers", "trajectories")
+        table: _concat(_curve(cell, run, folders, table) for cell, run in links) for table in TABLES
     }
     runs_folder = f"{workspace.site.results}/runs"
     rows = [_final(cell, run, folders, curves["metrics"], runs_folder) for cell, run in links]

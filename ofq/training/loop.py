@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ofq.interruption import Interrupted, StopRequest
 from ofq.quantization import Oscillation, OscillationTracker, combine
-from ofq.study import Training
+from ofq.study import Recording, Training
 from ofq.training.checkpoint import CheckpointStore
 from ofq.training.compiling import compile_blocks, uncompiled
 from ofq.training.data import Batch, Source, until
@@ -28,8 +28,8 @@ from ofq.training.objective import Objective
 from ofq.training.optimization import make_optimizer, make_schedule
 from ofq.training.pace import Pace, Part
 from ofq.training.precision import casting
+from ofq.training.recording import Recordings, Table
 from ofq.training.stepping import Stepper
-from ofq.training.trajectory import Trajectories
 
 
 class Observer(Protocol):
@@ -51,8 +51,8 @@ class Observer(Protocol):
     def epoch(self, metrics: dict[str, Any], layers: list[dict[str, Any]]) -> None:
         """An epoch ended (or, as epoch 0, none has begun)."""
 
-    def trajectory(self, rows: list[dict[str, Any]]) -> None:
-        """The recorded weights' paths over one epoch."""
+    def recorded(self, table: Table, rows: list[dict[str, Any]]) -> None:
+        """What was recorded over one epoch for a table."""
 
     def saved(self, step: int) -> None:
         """A checkpoint was saved."""
@@ -73,7 +73,7 @@ class Silence:
     def epoch(self, metrics: dict[str, Any], layers: list[dict[str, Any]]) -> None:
         """Nothing."""
 
-    def trajectory(self, rows: list[dict[str, Any]]) -> None:
+    def recorded(self, table: Table, rows: list[dict[str, Any]]) -> None:
         """Nothing."""
 
     def saved(self, step: int) -> None:
@@ -135,10 +135,10 @@ class Trainer:
         self.process = process
         self.passes = passes
         self.tracker = OscillationTracker(model, compiled=compiled)
-        self.trajectories = Trajectories(model, training.trajectories)
         self.optimizer = make_optimizer(model, training, scale_lr)
         self.schedule = make_schedule(self.optimizer, training)
         self.steps_per_epoch = data.steps_per_epoch(training.batch_size)
+        self.recordings = self._recordings(training.recording)
         self.total_steps = training.epochs * self.steps_per_epoch
         self.step = 0
         self.evaluated = -1  # the last epoch that was evaluated and reported
@@ -172,6 +172,9 @@ class Trainer:
             self._finish_epoch(epoch)
         return self.metrics
 
+    def _recordings(self, settings: Recording) -> Recordings:
+        return Recordings(self.model, settings, self.training.epochs, self.steps_per_epoch)
+
     def _batches(self, epoch: int) -> Iterator[Batch]:
         """What remains of an epoch's batches; epochs count from 1, and epoch 0 has none."""
         if epoch:
@@ -188,12 +191,13 @@ class Trainer:
         loss = self._backward(inputs, targets, progress)
         # all processes see one loss, so that they judge it alike
         self.process.average([loss, *gradients(self.model)])
+        self.recordings.before_step(self.step + 1)
         self.stepper.step(self.optimizer, progress)
         self.step += 1
         self.loss_sum += loss
         self.watch.observe(loss, self.step)
         self.tracker.update()
-        self.trajectories.update(self.step)
+        self.recordings.after_step(self.step)
 
     def _backward(self, inputs: Tensor, targets: Tensor, progress: float) -> Tensor:
         """Leave the gradients of the mean loss over the given part of a batch; return that loss."""
@@ -234,7 +238,8 @@ class Trainer:
             **self.stepper.measures(),
         }
         stamp = {"epoch": epoch, "step": self.step}
-        self.observer.trajectory(self.trajectories.take())
+        for table, rows in self.recordings.take(epoch, self.step).items():
+            self.observer.recorded(table, rows)
         self.observer.epoch(self.metrics, [{**stamp, **asdict(part)} for part in parts])
         self.evaluated = epoch
         if epoch < self.training.epochs:
@@ -299,7 +304,10 @@ class Trainer:
             "tracker": self.tracker.state_dict(),
             "loss_sum": self.loss_sum,
             "metrics": self.metrics,
-            "trajectories": self.trajectories.rows,
+            "recordings": {
+                "settings": self.recordings.settings.model_dump(),
+                "state": self.recordings.state_dict(),
+            },
             "rng": self.process.gather(_rng_state(self.process.device)),
             "seconds": self.pace.seconds,
         }
@@ -320,7 +328,9 @@ class Trainer:
         self.tracker.load_state_dict(state["tracker"])
         self.loss_sum.copy_(state["loss_sum"])
         self.metrics = state["metrics"]
-        self.trajectories.rows = state["trajectories"]
+        # as the run began, whatever its recipe says by now
+        self.recordings = self._recordings(Recording(**state["recordings"]["settings"]))
+        self.recordings.load_state_dict(state["recordings"]["state"])
         self.pace.seconds = state["seconds"]
         self.watch.reset()
         if self.process.rank < len(state["rng"]):  # else it goes on from its own seed

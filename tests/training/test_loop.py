@@ -1,6 +1,7 @@
 """Training is deterministic, and an interruption anywhere leaves no trace in its result."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from ofq.interruption import Interrupted, StopRequest
-from ofq.study import Workspace
+from ofq.study import Recording, Workspace
 from ofq.training.checkpoint import CheckpointStore
 from ofq.training.optimization import make_optimizer, make_schedule
 from ofq.training.stage import prepare
@@ -22,13 +23,17 @@ class Recorder:
 
     def __init__(self, stop: StopRequest, stop_after: int | None = None):
         self.rows, self.layers, self.began = [], [], []
-        self.saves, self.warnings = [], []
+        self.saves, self.warnings, self.tables = [], [], {}
         self.stop, self.stop_after = stop, stop_after
 
     def begin(self, done, total, recorded):
         self.began.append(done)
         self.rows = [row for row in self.rows if row["step"] <= recorded]
         self.layers = [row for row in self.layers if row["step"] <= recorded]
+        self.tables = {
+            table: [row for row in rows if row["step"] <= recorded]
+            for table, rows in self.tables.items()
+        }
 
     def step(self, step):
         if step == self.stop_after:
@@ -38,14 +43,17 @@ class Recorder:
         self.rows.append(metrics)
         self.layers += layers
 
-    def trajectory(self, rows):
-        pass
+    def recorded(self, table, rows):
+        self.tables.setdefault(table, []).extend(rows)
 
     def saved(self, step):
         self.saves.append(step)
 
     def warn(self, text):
         self.warnings.append(text)
+
+
+RECORDING = Recording(weights=6, sample=16, histograms=2)
 
 
 @pytest.fixture
@@ -55,7 +63,7 @@ def train(checkout, tmp_path):
     weights = {}
     number = itertools.count()
 
-    def run(part, stops=(), folder="whole", compiled=False):
+    def run(part, stops=(), folder="whole", recording=RECORDING, later=None, compiled=False):
         found = next(run for name, run in grid.runs().items() if part in name)
         for needed in found.needs():
             if needed.id not in weights:
@@ -63,10 +71,14 @@ def train(checkout, tmp_path):
         paths = [None if r is None else weights[r.id] for r in (found.parent, found.teacher)]
         recorder = Recorder(StopRequest())
         checkpoints = CheckpointStore(tmp_path / folder)
+        trainer = None
         for stop_after in [*stops, None]:
             recorder.stop.cause, recorder.stop_after = None, stop_after
+            wanted = later if later and trainer else recording
+            training = found.config.training.model_copy(update={"recording": wanted})
+            config = replace(found.config, training=training)
             trainer = prepare(
-                found.config, *paths, recorder, checkpoints, recorder.stop, compiled=compiled
+                config, *paths, recorder, checkpoints, recorder.stop, compiled=compiled
             )
             try:
                 trainer.run()
@@ -96,8 +108,24 @@ def test_interrupted_training_ends_bit_identical(train, part):
     assert same_weights(weights, again)
     assert without_times(whole.rows) == without_times(pieces.rows)
     assert without_times(whole.layers) == without_times(pieces.layers)
+    assert whole.tables == pieces.tables
+    assert all(whole.tables.values())
     assert pieces.began[0] is None
     assert all(done is not None for done in pieces.began[1:])
+
+
+def test_recording_changes_no_number(train):
+    recorded, weights = train("cga0.005-s0", folder="recorded")
+    plain, same = train("cga0.005-s0", folder="plain", recording=Recording())
+    assert same_weights(weights, same)
+    assert without_times(recorded.rows) == without_times(plain.rows)
+    assert not any(plain.tables.values())
+
+
+def test_resumed_run_records_what_it_began_with(train):
+    whole, _ = train("w2a2-lsq-s0")
+    pieces, _ = train("w2a2-lsq-s0", stops=[5], folder="pieces", later=Recording(weights=2))
+    assert whole.tables == pieces.tables
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ofq.errors import UserError
 from ofq.report.collect import Records
-from ofq.report.figures import accuracy, oscillation, relations, toy
+from ofq.report.figures import accuracy, changes, oscillation, relations, toy, weights
 from ofq.report.figures.registry import FIGURES
 from ofq.report.figures.style import save, styled
 from ofq.study.files import suggest
@@ -14,10 +14,12 @@ __all__ = [
     "FIGURES",
     "Saved",
     "accuracy",
+    "changes",
     "check_figures",
     "oscillation",
     "relations",
     "toy",
+    "weights",
     "write_figures",
 ]
 

@@ -76,7 +76,7 @@ def _curves(ax: Axes, records: Records, quantity: str, model: str, bits: str) ->
     for method in records.study.methods:
         mine = records.of(rows, method=method)
         ends = mine[mine["stage"] == "qat"]["epoch"].max()
-        if _shares_qat(records, model, bits, method):
+        if shares_qat(records, model, bits, method):
             mine = mine[mine["epoch"] >= ends]
         _band(ax, mine, quantity, records.labels[method], style[method])
         if (mine["stage"] == "cga").any():
@@ -93,7 +93,7 @@ def _curves(ax: Axes, records: Records, quantity: str, model: str, bits: str) ->
             )
 
 
-def _shares_qat(records: Records, model: str, bits: str, method: str) -> bool:
+def shares_qat(records: Records, model: str, bits: str, method: str) -> bool:
     """Whether another method's cell ends where this method's CGA begins."""
     runs = records.of(records.runs, model=model, bits=bits)
     starts = {
@@ -165,8 +165,8 @@ def _maps(records: Records) -> dict[tuple[str, str, str, str], pd.DataFrame]:
 
 
 def _depth(layer: str) -> str:
-    """``blocks.3.attn`` is in block 3, ``layers.0.blocks.1.mlp`` in 0.1."""
-    return ".".join(re.findall(r"\d+", layer)) or layer
+    """``blocks.3.mlp.fc1`` is in block 3, ``layers.0.blocks.1.attn.proj`` in 0.1."""
+    return ".".join(re.findall(r"(?<=\.)\d+", layer)) or layer
 
 
 def _depth_order(depth: str) -> list[Any]:

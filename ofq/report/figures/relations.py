@@ -8,12 +8,12 @@ from scipy import stats
 from ofq.errors import UserError
 from ofq.report.collect import Records
 from ofq.report.figures.by_model import caption_of, draw_baseline, draw_models
+from ofq.report.figures.recorded import boundary_ranges
 from ofq.report.figures.registry import Drawn, figure
 from ofq.report.figures.style import COLUMN, PAGE, add_legend, looks, new_figure, panels
 from ofq.report.measures import OSCILLATION_MID, Measure, measures
 from ofq.report.statistics import summarize
 from ofq.study.fields import parse_bits
-from ofq.study.method import Band
 
 
 @figure("accuracy_against_bits")
@@ -130,7 +130,7 @@ def frozen(records: Records) -> Drawn:
 def boundary_range(records: Records) -> Drawn:
     """The number against CGA's boundary range, one panel per model and a line per bits."""
     study, measure = records.study, measures(records.primary)[0]
-    ranges = _ranges(records)
+    ranges = boundary_ranges(records)
     if len(ranges) < 2:
         raise UserError(
             f"study '{records.name}': figure 'boundary_range' needs methods with at least two "
@@ -157,13 +157,3 @@ def _range_lines(ax: Axes, records: Records, runs: pd.DataFrame, model: str) -> 
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
     ax.set_xlabel("boundary range (quantization steps)")
-
-
-def _ranges(records: Records) -> dict[str, float]:
-    """The boundary range of each method that has one."""
-    found = {}
-    for cell in records.cells:
-        annealing = cell.runs[0].config.annealing
-        if isinstance(annealing, Band):
-            found[cell.method] = annealing.boundary_range
-    return found
