@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from machine import machine
 from rich.console import Console
-from step import make_step
+from step import Case, make_step
 from torch import nn
 
 import ofq
@@ -39,6 +39,7 @@ from ofq.training.pace import Pace
 from ofq.training.recording import Recordings
 
 EPOCHS, STEPS_PER_EPOCH = 310, 2287  # DeiT-T's QAT by the recipe `imagenet`
+STEP = argparse.Namespace(model="deit_tiny_patch16_224", batch=8, device="cpu", precision="fp32")
 ROWS = 60  # layers and roles of a DeiT
 COLUMNS = 20  # measures of an epoch
 
@@ -98,7 +99,7 @@ def recording(folder: Path, rounds: int) -> tuple[dict[str, float], dict[str, fl
         The shares, over a whole run; and of single weights' recordings, the share of a step that
         makes them, and the size of a run's rows in MB.
     """
-    step = make_step("deit_tiny_patch16_224", 8, {"weight_quantizer": "statsq", "qkr": True})
+    step = make_step(STEP, Case("statsq", qkr=True))
     model, state = trained("deit_tiny_patch16_224")
     run = RunFolder(folder / "run")
     run.make()
