@@ -43,6 +43,14 @@ RESULT = "result.json"
 CORRECT = "correct.npy"
 SEALED = "sealed"
 TABLES: tuple[Table, ...] = ("metrics", "layers", "trajectories")
+REPORTED = (
+    "run.json",
+    "provenance.json",
+    RESULT,
+    CORRECT,
+    *(f"{table}.parquet" for table in TABLES),
+)
+"""The files of a finished run that say where its numbers come from, and that reports read."""
 
 _log = logging.getLogger(__name__)
 
