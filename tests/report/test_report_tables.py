@@ -11,6 +11,7 @@ import synthetic
 from ofq.report.collect import Records, collect
 from ofq.report.compare import compare, summarize_cells
 from ofq.report.findings import describe
+from ofq.report.measures import p_text
 from ofq.report.tables import Entry, Row, Table, escape_latex, to_latex, to_markdown
 from ofq.study import Run, Workspace
 
@@ -106,6 +107,14 @@ def test_csv_keeps_full_precision(report: Path) -> None:
     assert float(cells[0]["top1_mean"]) == np.mean(values)
     assert float(cells[0]["top1_std"]) == np.std(values, ddof=1)
     assert [run["chain"].count(" > ") for run in runs] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(math.nan, "–"), (0.0009, "< 0.001"), (0.001, "0.001"), (0.0123, "0.012"), (1.0, "1.000")],
+)
+def test_p_values_are_printed_with_three_digits(p: float, text: str) -> None:
+    assert p_text(p) == text
 
 
 def test_latex_escapes_what_latex_would_read() -> None:
