@@ -100,7 +100,7 @@ def collect(workspace: Workspace, study: str) -> Records:
     reasons = {} if complete else _reasons(workspace, study, finished)
     marks = {run.id: folders[run.id].correct() for _, run in links}
     return Records(
-        study, workspace.study(study), grid.cells, pd.DataFrame(rows), **curves,
+        study, workspace.study(study), grid.cells, _runs(rows), **curves,
         correct={name: kept for name, kept in marks.items() if kept is not None},
         references=references, reasons=reasons,
     )  # fmt: skip
@@ -195,7 +195,14 @@ def _final(
         "modified": any(attempt["diff"] or attempt["untracked"] for attempt in attempts),
         **{name: result.get(name) for name in names},
         **_oscillation(metrics, keys),
+        **folder.sizes(),
     }
+
+
+def _runs(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """``runs``; sizes are whole numbers, though some runs may have none."""
+    frame = pd.DataFrame(rows)
+    return frame.astype({c: "Int64" for c in frame.columns if c.endswith("_bytes")})
 
 
 def _recipe_differences(folder: RunFolder) -> str | None:

@@ -70,6 +70,9 @@ OSCILLATION_END = Measure(
     0,
 )
 
+SIZE = Measure("megabytes", "size", "size (MB)", f"{SPACE}MB", ".3g", -1)
+"""Of a model's file; nothing that methods are compared by, as it has no spread."""
+
 
 def measures(primary: str) -> tuple[Measure, Measure, Measure]:
     """The measures of a study by its primary number, that one first."""

@@ -8,12 +8,14 @@ import pandas as pd
 import pytest
 import synthetic
 
+from ofq.report import build
 from ofq.report.collect import Records, collect
 from ofq.report.compare import compare, summarize_cells
 from ofq.report.findings import describe
 from ofq.report.measures import p_text
 from ofq.report.tables import Entry, Row, Table, escape_latex, to_latex, to_markdown
 from ofq.study import Run, Workspace
+from ofq.tracking import RunFolder
 
 PEAK = {0: 80.0, 1: 82.0, 2: 84.0}
 
@@ -157,6 +159,32 @@ def test_findings_say_what_holds_and_what_was_underpowered(records: Records) -> 
     hidden = next(item for item in items if item.verdict == "not shown")
     assert "can't be told apart" in hidden.text
     assert "Underpowered: 3 seeds with this spread could only have shown" in hidden.text
+
+
+def test_sizes_of_exported_models_stand_beside_that_of_full_precision(tmp_path: Path) -> None:
+    workspace = synthetic.make_workspace(
+        tmp_path, methods=["lsq", "statsq"], models=["micro", "macro"], figures=["accuracy"]
+    )
+    synthetic.fill(workspace)
+    for cell in workspace.grid("small").cells:
+        if cell.place[:2] == ("micro", "W2A2"):  # of one seed, as all are equally large
+            folder = RunFolder(workspace.results / "runs" / cell.runs[1].id)
+            sizes = {"packed_bytes": 85_499, "full_precision_bytes": 459_000}
+            folder.write_json("packed.json", sizes)
+    page = build(workspace, "small", workspace.reports / "small")
+    rows = [line.split(" | ") for line in page.with_name("table.md").read_text().splitlines()]
+    assert rows[2][5] == "W2A2 size (MB)"
+    sizes = {(row[0], row[1]): (row[5], row[9].removesuffix(" |")) for row in rows if len(row) > 9}
+    assert sizes["| micro", "Full precision"] == ("0.459", "0.459")
+    assert sizes["| micro", "StatsQ"] == ("0.0855", "–")
+    assert sizes["| macro", "LSQ"] == ("–", "–")
+    assert "Size: of the packed file" in page.read_text()
+    assert ",85499,459000\n" in page.with_name("runs.csv").read_text()
+
+
+def test_tables_of_runs_that_were_not_exported_have_no_sizes(report: Path) -> None:
+    assert "size" not in (report / "table.md").read_text().lower()
+    assert "bytes" not in (report / "runs.csv").read_text()
 
 
 def test_one_seed_is_reported_without_any_interval(tmp_path: Path) -> None:
