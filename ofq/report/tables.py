@@ -22,6 +22,7 @@ _LATEX = {
     "−": "$-$",
     "–": "--",
     "·": r"$\cdot$",
+    "|": r"\textbar{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
 }
@@ -225,7 +226,7 @@ def to_latex(table: Table) -> str:
     names = ["Model", "Method"][-heads:]
     headings = [*names, *(escape_latex(h) for _ in table.groups for h in table.headings)]
     lines = [
-        *(f"% {note}" for note in [table.title, *table.notes]),
+        *(f"% {' '.join(note.split())}" for note in [table.title, *table.notes]),
         rf"\begin{{tabular}}{{{'l' * heads}{'r' * width * len(table.groups)}}}",
         r"\toprule",
         f"{'& ' * heads}{spans} \\\\",
