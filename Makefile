@@ -44,6 +44,7 @@ soak: .venv/ready
 bench: .venv/ready
 	@python benchmarks/step.py
 	@python benchmarks/dag.py
+	@python benchmarks/report.py
 	@python benchmarks/recording.py
 	@python benchmarks/tracking.py
 

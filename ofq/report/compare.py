@@ -191,7 +191,10 @@ def _disagreement(
     """
     runs = records.of(records.runs, model=model, bits=bits)
     one, other = (
-        {row["seed"]: records.correct.get(row["run"]) for _, row in mine.iterrows()}
+        {
+            seed: records.correct.get(run)
+            for seed, run in zip(mine["seed"], mine["run"], strict=True)
+        }
         for mine in (records.of(runs, method=name) for name in (method, against))
     )
     pairs = [(mine, other.get(seed)) for seed, mine in one.items()]

@@ -1,6 +1,7 @@
 """The page: one HTML file that needs nothing beside it."""
 
 import base64
+from collections.abc import Hashable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -83,13 +84,14 @@ def _picture(figure: Saved) -> Picture:
     )
 
 
-def _commit(run: pd.Series) -> str:
+def _commit(run: dict[Hashable, Any]) -> str:
     name = str(run["commit"])[:10] if isinstance(run["commit"], str) else "no commit"
     return f"{name} + changes" if run["modified"] else name
 
 
 def _commits(runs: pd.DataFrame) -> list[str]:
-    return list(dict.fromkeys(_commit(run) for _, run in runs.iterrows()))
+    places = runs[["commit", "modified"]].drop_duplicates()
+    return [_commit(run) for run in places.to_dict("records")]
 
 
 def _difference_rows(records: Records, differences: pd.DataFrame) -> list[dict[str, Any]]:
@@ -139,5 +141,5 @@ def _run_rows(records: Records) -> list[dict[str, Any]]:
             "values": [measure.text(run[measure.key]) for measure in shown],
             "commit": _commit(run),
         }
-        for _, run in records.runs.iterrows()
+        for run in records.runs.to_dict("records")
     ]

@@ -1,6 +1,8 @@
 """The study's table: methods by bits, as Markdown and LaTeX."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
@@ -43,7 +45,7 @@ class Entry:
     cell: str = ""
 
 
-def cell_name(cell: pd.Series) -> str:
+def cell_name(cell: pd.Series | dict[Hashable, Any]) -> str:
     """What links to a cell's runs are called, for a row of a frame that has the cell's names."""
     return f"{cell['model']}/{cell['bits']}/{cell['method']}"
 
