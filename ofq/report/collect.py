@@ -173,4 +173,5 @@ def _oscillation(metrics: pd.DataFrame) -> pd.DataFrame:
         for moment, rows in moments.items()
     ]
     columns = [f"{q}_{moment}" for q in quantities for moment in moments]
-    return pd.concat(sides, axis=1)[columns].reset_index()
+    found = pd.concat(sides, axis=1)[columns].reset_index()
+    return found.astype({key: "str" for key in KEYS if key != "seed"})

@@ -57,8 +57,8 @@ def read_curves(
         table: Which of a run's tables.
 
     Returns:
-        The runs' rows with :data:`KEYS` and ``stage``, epochs and steps counted on; empty if no
-        run has any.
+        The runs' rows with :data:`KEYS` and ``stage``, epochs and steps counted on, text as
+        categories; empty if no run has any.
 
     Raises:
         UserError: A table is damaged, metrics are missing, or a run that others build on hasn't
@@ -117,11 +117,14 @@ def _read(folder: RunFolder, table: Table) -> pa.Table:
 
 
 def _join(pieces: list[_Piece]) -> pd.DataFrame:
-    frame = pa.concat_tables([p.rows for p in pieces], promote_options="permissive").to_pandas()
+    rows = pa.concat_tables([piece.rows for piece in pieces], promote_options="permissive")
+    # a name stands in many rows, and is looked for in all of them
+    frame = rows.to_pandas(strings_to_categorical=True)
     # a column of nothing but None has no type of its own
     frame = frame.astype({c: float for c in frame.columns if frame[c].isna().all()})
     places = np.repeat(np.arange(len(pieces)), [len(piece.rows) for piece in pieces])
     for column in [c for c in ("epoch", "step") if c in frame]:
         frame[column] += np.array([piece.before[column] for piece in pieces])[places]
-    names = pd.DataFrame([piece.names for piece in pieces]).take(places).reset_index(drop=True)
-    return pd.concat([frame, names], axis=1)
+    names = pd.DataFrame([piece.names for piece in pieces])
+    names = names.astype({c: "category" for c in names.columns if c != "seed"})
+    return pd.concat([frame, names.take(places).reset_index(drop=True)], axis=1)
