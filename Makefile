@@ -5,6 +5,7 @@
 # make ui      browse the runs in MLflow
 # make soak    kills trainers at 200 random moments, and compares how the runs ended
 # make bench   benchmarks; ratios measured in one run
+# make samples the committed reports and their bundles anew, from the records in the bundles
 # make lock    renew requirements.lock from pyproject.toml
 # make slurm-up, make slurm-down   a throw-away Slurm cluster on this machine, in .slurm
 
@@ -16,7 +17,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: setup demo test check ui soak bench lock slurm-up slurm-down clean
+.PHONY: setup demo test check ui soak bench samples lock slurm-up slurm-down clean
 
 setup: .venv/ready
 
@@ -44,8 +45,19 @@ soak: .venv/ready
 bench: .venv/ready
 	@python benchmarks/step.py
 	@python benchmarks/dag.py
+	@python benchmarks/report.py
 	@python benchmarks/recording.py
 	@python benchmarks/tracking.py
+
+# in folders like the bundle's own checkout, so that nothing of this one gets into it
+samples: .venv/ready
+	@for file in $(CURDIR)/reports/*.tar.xz; do \
+	   study=$$(basename $$file .tar.xz); folder=$$(mktemp -d); \
+	   ofq unbundle $$file --out $$folder/$$study && \
+	   (cd $$folder/$$study && ofq report $$study && ofq bundle $$study --out $$file) && \
+	   rm -rf reports/$$study && cp -r $$folder/$$study/reports/$$study reports && \
+	   rm -rf $$folder || exit; \
+	 done
 
 slurm-up slurm-down: slurm-%: .venv/ready
 	@python tests/slurm/cluster.py $* $(SLURM)

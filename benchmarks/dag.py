@@ -1,12 +1,13 @@
-"""How much time the suite adds to Snakemake's own: a dry run of a large synthetic study.
+"""How much time the suite adds to Snakemake's own, by the number of jobs, in dry runs.
 
 The bare workflow has as many jobs and edges, and nothing of this package in its Snakefile. Both are
 timed in turn within one run, so that the ratio holds on a machine of any speed.
 
-    python benchmarks/dag.py [--cells 10000] [--rounds 3]
+    python benchmarks/dag.py [--jobs 100 1000 10000] [--rounds 3] [--json FILE]
 """
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -14,11 +15,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from growth import exponent
+from machine import machine
+
+from ofq.study import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = 4
 BITS = ["W2A2", "W3A3", "W4A4", "W8A8"]
+PER_SEED = 1 + METHODS * len(BITS)
 
 STUDY = """
 title: Synthetic
@@ -58,17 +66,29 @@ rule train:
 """.replace("{{", "{").replace("}}", "}")
 
 
-def build(folder: Path, cells: int) -> None:
-    """Lay the suite and the bare workflow of equal size side by side."""
-    import json
+@dataclass(frozen=True)
+class Cost:
+    """What a dry run takes.
 
-    from ofq.study import Workspace
+    Attributes:
+        jobs, edges: Size of the workflow's graph.
+        suite: Seconds, median over the rounds.
+        ratio: Over those of the bare workflow, median likewise.
+    """
 
+    jobs: int
+    edges: int
+    suite: float
+    ratio: float
+
+
+def build(folder: Path, jobs: int) -> tuple[int, int]:
+    """Lay the suite and the bare workflow of equal size side by side; gives jobs and edges."""
     suite, bare = folder / "suite", folder / "bare"
     for name in ("config", "workflow", "profiles"):
         shutil.copytree(ROOT / name, suite / name)
     shutil.copy(ROOT / "Snakefile", suite)
-    seeds = ", ".join(str(seed) for seed in range(cells // (METHODS * len(BITS))))
+    seeds = ", ".join(str(seed) for seed in range(round(jobs / PER_SEED)))
     text = STUDY.format(bits=", ".join(BITS), seeds=seeds)
     (suite / "config/studies/synthetic.yaml").write_text(text)
     grid = Workspace(suite).grid("synthetic")
@@ -78,8 +98,7 @@ def build(folder: Path, cells: int) -> None:
     shutil.copytree(ROOT / "profiles", bare / "profiles")
     (bare / "Snakefile").write_text(BARE)
     (bare / "jobs.json").write_text(json.dumps({"needs": needs, "last": last}))
-    edges = sum(map(len, needs.values())) + 2 * len(last)
-    print(f"{sum(len(c.runs) for c in grid.cells)} results, {len(needs)} jobs, {edges} edges")
+    return len(needs), sum(map(len, needs.values())) + 2 * len(last)
 
 
 def dry_run(folder: Path, *target: str) -> float:
@@ -92,23 +111,36 @@ def dry_run(folder: Path, *target: str) -> float:
     return time.perf_counter() - began
 
 
+def measure(folder: Path, jobs: int, rounds: int) -> Cost:
+    """Time both workflows of about so many jobs."""
+    count, edges = build(folder, jobs)
+    pairs = [
+        (dry_run(folder / "suite", "synthetic"), dry_run(folder / "bare", "all"))
+        for _ in range(rounds)
+    ]
+    suite = statistics.median(ours for ours, _ in pairs)
+    return Cost(count, edges, suite, statistics.median(ours / bare for ours, bare in pairs))
+
+
 def main() -> None:
-    """Print the times and their ratio."""
+    """Print the times, their ratios and how they grow, and keep them if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cells", type=int, default=10_000)
+    parser.add_argument("--jobs", type=int, nargs="+", default=[100, 1_000, 10_000])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        build(folder, options.cells)
-        pairs = [
-            (dry_run(folder / "suite", "synthetic"), dry_run(folder / "bare", "all"))
-            for _ in range(options.rounds)
-        ]
-    ratio = statistics.median(ours / bare for ours, bare in pairs)
-    for ours, bare in pairs:
-        print(f"suite {ours:6.1f} s   bare {bare:6.1f} s   ratio {ours / bare:.2f}")
-    print(f"median ratio {ratio:.2f} (goal: at most 1.3)")
+    costs = []
+    for jobs in options.jobs:
+        with tempfile.TemporaryDirectory() as name:
+            costs.append(measure(Path(name), jobs, options.rounds))
+        found = "{jobs:6} jobs {edges:6} edges   suite {suite:6.1f} s   ratio {ratio:.2f}"
+        print(found.format(**asdict(costs[-1])))
+    growth = exponent([c.jobs for c in costs], [c.suite for c in costs])
+    print(f"growth exponent {growth:.2f}; goal: ratios of at most 1.3")
+    if options.json:
+        figures = {"costs": [asdict(cost) for cost in costs], "exponent": growth}
+        text = json.dumps({"machine": machine(), **figures}, indent=2)
+        options.json.write_text(text + "\n")
 
 
 if __name__ == "__main__":

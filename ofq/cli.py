@@ -1,6 +1,7 @@
 """The ``ofq`` command; each subcommand is a few lines over the package."""
 
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -420,6 +421,45 @@ def report(study: StudyName) -> None:
     workspace = Workspace()
     page = build(workspace, study, workspace.reports / study)
     Console().print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+@app.command("bundle")
+def make_bundle(
+    study: StudyName,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where to write it; left out, as reports/STUDY.tar.xz."),
+    ] = None,
+) -> None:
+    """Pack what a study's report is made from, and the report, into one file.
+
+    It holds config, records and results, no weights. `ofq unbundle FILE` unpacks it anywhere.
+    """
+    from ofq.bundle import ENDING, bundle
+
+    workspace = Workspace()
+    path = out or workspace.reports / f"{study}{ENDING}"
+    bundle(workspace, study, path)
+    text = f"wrote {path}: {path.stat().st_size:,} bytes"
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command("unbundle")
+def open_bundle(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `ofq bundle` has written.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="A new folder; left out, the study's name, here."),
+    ] = None,
+) -> None:
+    """Unpack a study's bundle into a folder, where `ofq report` makes the same report again."""
+    from ofq.bundle import unbundle
+
+    unpacked = unbundle(file, out)
+    [study] = unpacked.site.studies
+    again = f"cd {shlex.quote(str(unpacked.root))} && ofq report {study}"
+    text = f"unpacked {study}; its report anew: {again}"
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

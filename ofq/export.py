@@ -24,7 +24,7 @@ from ofq.errors import UserError
 from ofq.quantization.packing import PackedWeight, hold_weights, pack_weights
 from ofq.study import Quantization, Run, Workspace
 from ofq.study.files import Strict, parse
-from ofq.tracking.folder import WEIGHTS
+from ofq.tracking.folder import PACKED, WEIGHTS
 from ofq.training import models
 from ofq.training.weights import fit_weights, read_weights
 
@@ -83,7 +83,7 @@ class Exported:
 
 
 def export_run(workspace: Workspace, run: Run, path: Path) -> Exported:
-    """Write a finished run's model with packed weights.
+    """Write a finished run's model with packed weights, and note its size in the run folder.
 
     Args:
         workspace: Where the run is.
@@ -106,7 +106,9 @@ def export_run(workspace: Workspace, run: Run, path: Path) -> Exported:
     model = fit_weights(models.quantized(unquantized, config.quantization), tensors, weights)
     save_packed(model, config.model, classes, config.quantization, path)
     full_precision = sum(t.numel() * t.element_size() for t in unquantized.state_dict().values())
-    return Exported(path, path.stat().st_size, full_precision)
+    size = path.stat().st_size
+    folder.write_json(PACKED, {"packed_bytes": size, "full_precision_bytes": full_precision})
+    return Exported(path, size, full_precision)
 
 
 def _classes(weights: dict[str, Tensor]) -> int:

@@ -273,6 +273,8 @@ def test_finished_run_is_exported_and_its_size_told(checkout, monkeypatch, out):
     size = path.stat().st_size
     share = f"1/{full / size:.2f} of the full-precision model's {full:,}"
     assert done.stdout == f"wrote {path.name}: {size:,} bytes, {share}\n"
+    sizes = {"packed_bytes": size, "full_precision_bytes": full}
+    assert run_folder(workspace, runs["cga"]).sizes() == sizes
     images = torch.rand(8, 1, 8, 8)
     with torch.no_grad():
         assert torch.equal(load_packed(path)(images), model(images))

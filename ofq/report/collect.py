@@ -1,6 +1,5 @@
 """Run folders → tidy frames; everything a report says comes from here."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ofq.errors import UserError
+from ofq.report.curves import KEYS, names_of, read_curves
 from ofq.status.look import Watch
 from ofq.study import Cell, Run, Study, Workspace
 from ofq.study.published import Difference
@@ -17,17 +17,15 @@ from ofq.tracking import RunFolder
 from ofq.tracking.folder import TABLES
 from ofq.tracking.sent import mlflow_runs
 
-KEYS = ["model", "bits", "method", "seed"]
-"""The columns that name a run of a cell in every frame."""
-
 
 @dataclass(frozen=True)
 class Records:
     """What a study's run folders hold.
 
-    Every frame has the columns of :data:`KEYS`; rates are in percent, flips per 1,000 weights and
-    step. The curves (a frame per table of the run folders) are those of quantized cells, QAT first
-    and CGA after it, epochs and steps counted on. Those of recordings are empty if no run has any.
+    Every frame has the columns of :data:`ofq.report.curves.KEYS`; rates are in percent, flips per
+    1,000 weights and step. The curves (a frame per table of the run folders) are those of quantized
+    cells, QAT first and CGA after it, epochs and steps counted on. Those of recordings are empty if
+    no run has any.
 
     Attributes:
         name: The study's name.
@@ -72,9 +70,8 @@ class Records:
 
     def of(self, frame: pd.DataFrame, **keys: str | int) -> pd.DataFrame:
         """The rows of a frame whose key columns have the given values."""
-        for key, value in keys.items():
-            frame = frame[frame[key] == value]
-        return frame
+        masks = [(frame[key] == value).to_numpy(bool) for key, value in keys.items()]
+        return frame[np.logical_and.reduce(masks)] if masks else frame
 
     def runs_of(self, cell: Cell) -> pd.DataFrame:
         """The rows of ``runs`` of a cell."""
@@ -90,23 +87,21 @@ def collect(workspace: Workspace, study: str) -> Records:
     grid, references = workspace.grid(study), tuple(workspace.references(study))
     root = workspace.results / "runs"
     folders = {name: RunFolder(root / name) for name in grid.runs()}
-    finished = {name for name, folder in folders.items() if folder.result() is not None}
-    links = [(cell, run) for cell in grid.cells for run in cell.runs if run.id in finished]
+    found = {name: folder.result() for name, folder in folders.items()}
+    results = {name: result for name, result in found.items() if result is not None}
+    links = [(cell, run) for cell in grid.cells for run in cell.runs if run.id in results]
     if not links:
         raise UserError(
             f"study '{study}': none of its cells has a finished run; "
             f"train them: snakemake --cores 2 {study}"
         )
-    curves = {
-        table: _concat(_curve(cell, run, folders, table) for cell, run in links) for table in TABLES
-    }
+    tables = {table: read_curves(links, folders, results, table) for table in TABLES}
     runs_folder = f"{workspace.site.results}/runs"
-    rows = [_final(cell, run, folders, curves["metrics"], runs_folder) for cell, run in links]
-    complete = finished == folders.keys()
-    reasons = {} if complete else _reasons(workspace, study, finished)
+    rows = [_final(cell, run, folders[run.id], results[run.id], runs_folder) for cell, run in links]
+    reasons = {} if results.keys() == folders.keys() else _reasons(workspace, study, set(results))
     marks = {run.id: folders[run.id].correct() for _, run in links}
     return Records(
-        study, workspace.study(study), grid.cells, pd.DataFrame(rows), **curves,
+        study, workspace.study(study), grid.cells, _runs(rows, tables["metrics"]), **tables,
         correct={name: kept for name, kept in marks.items() if kept is not None},
         references=references, reasons=reasons,
     )  # fmt: skip
@@ -128,101 +123,62 @@ def _reasons(
     return found
 
 
-def _keys(cell: Cell, run: Run) -> dict[str, Any]:
-    names = (cell.model, cell.bits, cell.method, run.config.seed)
-    return dict(zip(KEYS, names, strict=True))
-
-
-def _read(folder: RunFolder, table: str) -> pd.DataFrame:
-    path = folder.path / f"{table}.parquet"
-    try:
-        frame = pd.read_parquet(path)
-    except FileNotFoundError:
-        if table == "metrics":
-            raise UserError(f"{path}: missing; move its folder away and train anew") from None
-        return pd.DataFrame()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error}); move its folder away and train anew") from None
-    # A column of nothing but None has no type of its own.
-    return frame.astype({c: float for c in frame.columns if frame[c].isna().all()})
-
-
-def _curve(
-    cell: Cell, run: Run, folders: dict[str, RunFolder], table: str
-) -> Iterator[pd.DataFrame]:
-    """One run's chain as one curve; a CGA run's state at epoch 0 is that of QAT's end."""
-    if cell.method == "fp":
-        return
-    epochs = steps = 0
-    for link in reversed(list(run.chain())):
-        if link.config.stage in ("fp", "released"):
-            continue
-        rows, result = _read(folders[link.id], table), folders[link.id].result() or {}
-        if link.config.stage == "cga" and "epoch" in rows:
-            rows = rows[rows["epoch"] > 0]
-        if not rows.empty:
-            offsets = {"epoch": epochs, "step": steps}
-            moved = {name: rows[name] + by for name, by in offsets.items() if name in rows}
-            yield rows.assign(**_keys(cell, run), stage=link.config.stage, **moved)
-        epochs, steps = epochs + result["epochs"], steps + result["steps"]
-
-
-def _concat(curves: Iterator[Iterator[pd.DataFrame]]) -> pd.DataFrame:
-    frames = [frame for curve in curves for frame in curve]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=KEYS)
-
-
 def mid_epoch(metrics: pd.DataFrame) -> int:
     """The median epoch of the QAT stage: half the training done, the learning rate still high."""
     return (int(metrics.loc[metrics["stage"] == "qat", "epoch"].max()) + 1) // 2
 
 
+def _runs(rows: list[dict[str, Any]], metrics: pd.DataFrame) -> pd.DataFrame:
+    """``runs``, of its rows and of the oscillation in the curves; sizes are whole numbers."""
+    frame = pd.DataFrame(rows).merge(_oscillation(metrics), "left", on=KEYS)
+    return frame.astype({c: "Int64" for c in frame.columns if c.endswith("_bytes")})
+
+
 def _final(
-    cell: Cell,
-    run: Run,
-    folders: dict[str, RunFolder],
-    metrics: pd.DataFrame,
-    runs_folder: str,
+    cell: Cell, run: Run, folder: RunFolder, result: dict[str, Any], runs_folder: str
 ) -> dict[str, Any]:
-    """The row of one cell and seed in ``runs``."""
-    folder, keys = folders[run.id], _keys(cell, run)
-    result, attempts = folder.result() or {}, folder.attempts()
+    """What one cell and seed ended with, and where that comes from."""
+    provenance = folder.provenance()
+    attempts = provenance["attempts"]
     chain = [link.id for link in reversed(list(run.chain()))]
     names = ("primary", "top1", "loss", "correct", "images", "epochs", "steps", "seconds")
     return {
-        **keys,
+        **names_of(cell, run),
         "label": cell.label,
         "run": run.id,
         "chain": " > ".join(chain),
         "command": f"snakemake --cores 2 {runs_folder}/{run.id}/result.json",
         "mlflow_runs": " ".join(mlflow_runs(folder)),
-        "recipe_differences": _recipe_differences(folder),
+        "recipe_differences": _recipe_differences(provenance),
         "commit": attempts[-1]["commit"] if attempts else None,
         "modified": any(attempt["diff"] or attempt["untracked"] for attempt in attempts),
         **{name: result.get(name) for name in names},
-        **_oscillation(metrics, keys),
+        **folder.sizes(),
     }
 
 
-def _recipe_differences(folder: RunFolder) -> str | None:
+def _recipe_differences(provenance: dict[str, Any]) -> str | None:
     """What a run's recipe differs in from the published one; None if none was published."""
-    comparison = folder.provenance().get("recipe")
+    comparison = provenance.get("recipe")
     if comparison is None:
         return None
     return "; ".join(str(Difference(**found)) for found in comparison["differences"]) or "none"
 
 
-def _oscillation(metrics: pd.DataFrame, keys: dict[str, Any]) -> dict[str, float]:
-    """Oscillation mid-run and at the end of one run's chain; NaN where there is none."""
-    quantities = ("oscillation_rate", "flips", "in_boundary_range")
-    mine = metrics
-    for key, value in keys.items():
-        mine = mine[mine[key] == value]
-    if mine.empty:
-        return {f"{q}_{moment}": float("nan") for q in quantities for moment in ("mid", "end")}
-    rows = {"mid": mine[mine["epoch"] == mid_epoch(mine)], "end": mine.tail(1)}
-    return {
-        f"{q}_{moment}": float(row[q].iloc[0]) if q in row and len(row) else float("nan")
-        for q in quantities
-        for moment, row in rows.items()
+def _oscillation(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Oscillation mid-run and at the end of each run's chain; NaN where there is none."""
+    quantities = ["oscillation_rate", "flips", "in_boundary_range"]
+    kept = metrics.reindex(columns=[*KEYS, "stage", "epoch", *quantities])
+    last = kept[kept["stage"] == "qat"].groupby(KEYS)["epoch"].max().rename("last").reset_index()
+    known = kept.merge(last, "left", on=KEYS)
+    moments = {
+        "mid": known[known["epoch"] == (known["last"] + 1) // 2],
+        "end": kept.drop_duplicates(KEYS, keep="last"),
     }
+    sides = [
+        rows.set_index(KEYS)[quantities].add_suffix(f"_{moment}")
+        for moment, rows in moments.items()
+    ]
+    columns = [f"{q}_{moment}" for q in quantities for moment in moments]
+    found = pd.concat(sides, axis=1)[columns].reset_index()
+    return found.astype({key: "str" for key in KEYS if key != "seed"})

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pandas as pd
 
 from ofq.report.collect import Records
-from ofq.report.measures import Measure, measures
+from ofq.report.measures import SIZE, Measure, measures
 from ofq.report.statistics import (
     Summary,
     detectable,
@@ -18,7 +18,7 @@ from ofq.report.statistics import (
     verdict,
 )
 from ofq.report.verdicts import Distance, distance, judge
-from ofq.study import Study
+from ofq.study import Cell, Study
 from ofq.study.reference import Value
 
 
@@ -29,7 +29,8 @@ def summarize_cells(records: Records) -> pd.DataFrame:
         The cell's names; ``n`` finished seeds; ``missing``, why others aren't; for each measure
         ``_mean``, ``_std``, ``_low``, ``_high`` (95 % t interval); ``best``: whether the primary
         number is the best at these bits and differs from every other method's by an interval that
-        excludes 0.
+        excludes 0; ``megabytes`` of the packed model, of full precision for the baseline, if runs
+        were exported.
     """
     rows = []
     for cell in records.cells:
@@ -43,8 +44,19 @@ def summarize_cells(records: Records) -> pd.DataFrame:
                 row[f"{measure.key}_{key}"] = (
                     getattr(summarize(values), key) if len(values) else float("nan")
                 )
-        rows.append({**row, "best": _is_best(records, **names)})
+        rows.append({**row, "best": _is_best(records, **names), **_size(records, cell)})
     return pd.DataFrame(rows)
+
+
+def _size(records: Records, cell: Cell) -> dict[str, float]:
+    """Megabytes of a cell's model; all seeds' models are equally large."""
+    if "packed_bytes" not in records.runs:
+        return {}
+    if cell.method == "fp":
+        sizes = records.of(records.runs, model=cell.model)["full_precision_bytes"]
+    else:
+        sizes = records.runs_of(cell)["packed_bytes"]
+    return {SIZE.key: sizes.astype(float).max() / 1e6}
 
 
 def compare(records: Records) -> pd.DataFrame:
@@ -179,7 +191,10 @@ def _disagreement(
     """
     runs = records.of(records.runs, model=model, bits=bits)
     one, other = (
-        {row["seed"]: records.correct.get(row["run"]) for _, row in mine.iterrows()}
+        {
+            seed: records.correct.get(run)
+            for seed, run in zip(mine["seed"], mine["run"], strict=True)
+        }
         for mine in (records.of(runs, method=name) for name in (method, against))
     )
     pairs = [(mine, other.get(seed)) for seed, mine in one.items()]

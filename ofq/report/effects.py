@@ -1,6 +1,5 @@
 """Main effects and interactions of a study whose methods are all combinations of some factors."""
 
-import math
 from itertools import combinations
 
 import numpy as np
@@ -8,7 +7,7 @@ import pandas as pd
 
 from ofq.report.collect import Records
 from ofq.report.compare import tested
-from ofq.report.measures import Measure, measures
+from ofq.report.measures import Measure, measures, p_text
 from ofq.report.statistics import summarize
 
 
@@ -68,7 +67,7 @@ def effect_rows(records: Records, found: pd.DataFrame) -> list[dict[str, str]]:
             "verdict": row["verdict"],
             "mean": measure.signed(row["mean"]),
             "interval": measure.interval(row["low"], row["high"]) or "–",
-            "p_holm": "–" if math.isnan(row["p_holm"]) else f"{row['p_holm']:.2g}",
+            "p_holm": p_text(row["p_holm"]),
             "n": str(row["n"]),
         }
         for _, row in found[found["measure"] == measure.key].iterrows()

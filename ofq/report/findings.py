@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ofq.report.collect import Records
-from ofq.report.measures import Measure, measures
+from ofq.report.measures import Measure, measures, p_text
 
 Fact = dict[Hashable, Any]
 """One row of the differences."""
@@ -126,7 +126,7 @@ def _caveat(measure: Measure, fact: Fact, family: int) -> str:
     if kind == "suggestive":
         return (
             f" The interval excludes 0, but among {family} comparisons this is not enough "
-            f"(Holm-adjusted p = {fact['p_holm']:.2g})."
+            f"(Holm-adjusted p = {p_text(fact['p_holm'])})."
         )
     if kind == "not shown":
         return (

@@ -44,6 +44,13 @@ class Measure:
         return "" if math.isnan(low) else f"[{self.signed(low)},{SPACE}{self.signed(high)}]"
 
 
+def p_text(p: float) -> str:
+    """A p-value as printed; an en dash where there is none."""
+    if math.isnan(p):
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 TOP1 = Measure("top1", "top-1", "top-1 (%)", POINTS, ".2f", 1)
 LOSS = Measure("loss", "loss", "loss", "", ".3g", -1)
 OSCILLATION_MID = Measure(
@@ -62,6 +69,9 @@ OSCILLATION_END = Measure(
     ".2f",
     0,
 )
+
+SIZE = Measure("megabytes", "size", "size (MB)", f"{SPACE}MB", ".3g", -1)
+"""Of a model's file; nothing that methods are compared by, as it has no spread."""
 
 
 def measures(primary: str) -> tuple[Measure, Measure, Measure]:

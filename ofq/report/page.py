@@ -1,6 +1,7 @@
 """The page: one HTML file that needs nothing beside it."""
 
 import base64
+from collections.abc import Hashable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,7 +14,7 @@ from ofq.report.collect import Records
 from ofq.report.effects import effect_rows
 from ofq.report.figures import Saved
 from ofq.report.findings import describe
-from ofq.report.measures import MINUS, measures
+from ofq.report.measures import MINUS, measures, p_text
 from ofq.report.tables import Table, cell_name, verdict_rows
 from ofq.report.verdicts import MARGIN, RESOLUTION
 
@@ -83,13 +84,14 @@ def _picture(figure: Saved) -> Picture:
     )
 
 
-def _commit(run: pd.Series) -> str:
+def _commit(run: dict[Hashable, Any]) -> str:
     name = str(run["commit"])[:10] if isinstance(run["commit"], str) else "no commit"
     return f"{name} + changes" if run["modified"] else name
 
 
 def _commits(runs: pd.DataFrame) -> list[str]:
-    return list(dict.fromkeys(_commit(run) for _, run in runs.iterrows()))
+    places = runs[["commit", "modified"]].drop_duplicates()
+    return [_commit(run) for run in places.to_dict("records")]
 
 
 def _difference_rows(records: Records, differences: pd.DataFrame) -> list[dict[str, Any]]:
@@ -107,8 +109,8 @@ def _difference_rows(records: Records, differences: pd.DataFrame) -> list[dict[s
                 "n": row["n"],
                 "mean": measure.signed(row["mean"]),
                 "interval": measure.interval(row["low"], row["high"]) or "–",
-                "p": _p(row["p"]),
-                "p_holm": _p(row["p_holm"]),
+                "p": p_text(row["p"]),
+                "p_holm": p_text(row["p_holm"]),
                 "detectable": measure.text(row["detectable"]),
                 "images": _images(row) if measure is primary else "–",
                 "verdict": row["verdict"],
@@ -121,13 +123,7 @@ def _images(row: pd.Series) -> str:
     """Images that only one of the two is right about, with McNemar's p."""
     if pd.isna(row["gained"]):
         return "–"
-    return f"+{row['gained']:.0f} {MINUS}{row['lost']:.0f}, p {_p(row['p_mcnemar'])}"
-
-
-def _p(value: float) -> str:
-    if pd.isna(value):
-        return "–"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return f"+{row['gained']:.0f} {MINUS}{row['lost']:.0f}, p {p_text(row['p_mcnemar'])}"
 
 
 def _run_rows(records: Records) -> list[dict[str, Any]]:
@@ -145,5 +141,5 @@ def _run_rows(records: Records) -> list[dict[str, Any]]:
             "values": [measure.text(run[measure.key]) for measure in shown],
             "commit": _commit(run),
         }
-        for _, run in records.runs.iterrows()
+        for run in records.runs.to_dict("records")
     ]

@@ -1,11 +1,13 @@
 """The study's table: methods by bits, as Markdown and LaTeX."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
 from ofq.report.collect import Records
-from ofq.report.measures import TOP1, Measure, measures
+from ofq.report.measures import SIZE, TOP1, Measure, measures
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -22,6 +24,7 @@ _LATEX = {
     "−": "$-$",
     "–": "--",
     "·": r"$\cdot$",
+    "|": r"\textbar{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
 }
@@ -42,7 +45,7 @@ class Entry:
     cell: str = ""
 
 
-def cell_name(cell: pd.Series) -> str:
+def cell_name(cell: pd.Series | dict[Hashable, Any]) -> str:
     """What links to a cell's runs are called, for a row of a frame that has the cell's names."""
     return f"{cell['model']}/{cell['bits']}/{cell['method']}"
 
@@ -83,20 +86,21 @@ class Table:
         """Lay out the cells of :func:`ofq.report.compare.summarize_cells`."""
         study = records.study
         shown = [m for m in measures(records.primary) if cells[f"{m.key}_mean"].notna().any()]
+        plain = [SIZE] if SIZE.key in cells else []
         labels = {c.method: c.label for c in records.cells}
         rows = []
         for model in study.models:
             for method, label in labels.items():
                 mine = records.of(cells, model=model, method=method)
                 by_bits = {str(cell["bits"]): cell for _, cell in mine.iterrows()}
-                entries = [
+                entries = []
+                for bits in study.bits:
                     # The baseline has one number, which every column of its kind repeats.
-                    _entry(by_bits["FP" if method == "fp" else bits], measure)
-                    for bits in study.bits
-                    for measure in shown
-                ]
+                    cell = by_bits["FP" if method == "fp" else bits]
+                    entries += [_entry(cell, measure) for measure in shown]
+                    entries += [Entry(m.text(cell[m.key]), cell=cell_name(cell)) for m in plain]
                 rows.append(Row(model, label, entries))
-        headings = [m.heading for m in shown]
+        headings = [m.heading for m in (*shown, *plain)]
         seeds, name = len(study.seeds), shown[0].name
         return cls(study.title, study.bits, headings, rows, seeds, name, _gaps(records))
 
@@ -108,7 +112,7 @@ class Table:
     @property
     def notes(self) -> list[str]:
         """What a reader must know to read the table."""
-        return [*self._about_spread(), *self.gaps]
+        return [*self._about_spread(), *self._about_size(), *self.gaps]
 
     def _about_spread(self) -> list[str]:
         if self.seeds == 1:
@@ -125,6 +129,11 @@ class Table:
             f"No {self.name} is set bold: at no bits does one method differ from every other by "
             "an interval that excludes 0.",
         ]
+
+    def _about_size(self) -> list[str]:
+        if SIZE.heading not in self.headings:
+            return []
+        return ["Size: of the packed file (`ofq export`); in full precision, of the weights."]
 
 
 def _gaps(records: Records) -> list[str]:
@@ -219,7 +228,7 @@ def to_latex(table: Table) -> str:
     names = ["Model", "Method"][-heads:]
     headings = [*names, *(escape_latex(h) for _ in table.groups for h in table.headings)]
     lines = [
-        *(f"% {note}" for note in [table.title, *table.notes]),
+        *(f"% {' '.join(note.split())}" for note in [table.title, *table.notes]),
         rf"\begin{{tabular}}{{{'l' * heads}{'r' * width * len(table.groups)}}}",
         r"\toprule",
         f"{'& ' * heads}{spans} \\\\",

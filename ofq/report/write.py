@@ -11,13 +11,13 @@ from ofq.report.collect import Records, collect
 from ofq.report.compare import compare, hold_against, summarize_cells
 from ofq.report.effects import effects
 from ofq.report.figures import check_figures, write_figures
+from ofq.report.formats import FORMATS, FRAMES, Tables, write_tables
 from ofq.report.page import write_page
-from ofq.report.tables import Table, to_latex, to_markdown, verdicts_to_markdown
+from ofq.report.tables import Table
 from ofq.study import Workspace
 
-_FRAMES = ("table.csv", "runs.csv", "differences.csv", "verdicts.csv", "effects.csv")
-ENTRIES = ("index.html", "table.md", "table.tex", *_FRAMES)
-"""The files of a report; its figures are in the folder ``figures``."""
+ENTRIES = {"index.html", "figures", *(f"{name}.{e}" for name in FRAMES for e in FORMATS)}
+"""What a report's folder may hold."""
 
 
 def write_report(workspace: Workspace, study: str, out: Path) -> Path:
@@ -33,17 +33,10 @@ def write_report(workspace: Workspace, study: str, out: Path) -> Path:
 def _fill(folder: Path, records: Records, runs_path: str) -> None:
     cells, differences = summarize_cells(records), compare(records)
     table = Table.of(records, cells)
-    verdicts = hold_against(records)
-    text = to_markdown(table)
-    if len(verdicts):
-        text += f"\n{verdicts_to_markdown(verdicts)}"
-    (folder / "table.md").write_text(text, encoding="utf-8")
-    (folder / "table.tex").write_text(to_latex(table), encoding="utf-8")
+    found = {"verdicts": hold_against(records), "effects": effects(records)}
     frames = {"table": cells, "runs": records.runs, "differences": differences}
-    found = {"verdicts": verdicts, "effects": effects(records)}
     frames |= {name: frame for name, frame in found.items() if len(frame)}
-    for name, frame in frames.items():
-        frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+    write_tables(Tables(table, found["verdicts"], frames), folder)
     figures = write_figures(folder / "figures", records)
     write_page(folder / "index.html", records, table, differences, found, figures, runs_path)
 
@@ -52,8 +45,7 @@ def _refuse_foreign(out: Path) -> None:
     """Keep a mistyped folder from being replaced by a report."""
     if not out.exists():
         return
-    known = {*ENTRIES, "figures"}
-    foreign = sorted(p.name for p in out.iterdir() if p.name not in known and p.name[0] != ".")
+    foreign = sorted(p.name for p in out.iterdir() if p.name not in ENTRIES and p.name[0] != ".")
     if foreign:
         raise UserError(
             f"{out}: holds '{foreign[0]}', which is no part of a report; a report replaces its "

@@ -16,10 +16,13 @@ WEIGHTS = "model.safetensors"
 REPORT = (
     "index.html",
     "table.md",
-    "table.csv",
     "table.tex",
+    "table.csv",
+    "table.parquet",
     "runs.csv",
+    "runs.parquet",
     "differences.csv",
+    "differences.parquet",
 )
 _RULES = {"all", "train", "train_short"}
 _NOTHING = "(?!)"  # a pattern that matches no run

@@ -17,6 +17,7 @@
 ``metrics.parquet`` …     the tables above, written at the end
 ``correct.npy``           a bit per evaluation image: whether the final model is right
 ``result.json``           the final numbers, written last: with it, the run is complete
+``packed.json``           bytes of the model's packed file, and in full precision, if exported
 ``sealed/``               the same final files once more, as hard links
 ========================  ==========================================================
 """
@@ -44,9 +45,19 @@ State = Literal["waiting", "running", "interrupted", "failed", "done"]
 WEIGHTS = "model.safetensors"
 RESULT = "result.json"
 CORRECT = "correct.npy"
+PACKED = "packed.json"
 SEALED = "sealed"
 _RETIRED = {"trajectories"}  # keys of older configs that decided no number
 TABLES: tuple[Table, ...] = get_args(Table)
+REPORTED = (
+    "run.json",
+    "provenance.json",
+    RESULT,
+    CORRECT,
+    PACKED,
+    *(f"{table}.parquet" for table in TABLES),
+)
+"""The files of a finished run that say where its numbers come from, and that reports read."""
 
 _log = logging.getLogger(__name__)
 
@@ -126,6 +137,13 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         """The final numbers, or None while the run isn't complete."""
         return self._json(RESULT) if (self.path / RESULT).exists() else None
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the model's packed file (``packed_bytes``) and of its weights in full precision.
+
+        Nothing for a run that was never exported.
+        """
+        return self._json(PACKED) if (self.path / PACKED).exists() else {}
 
     def complete(self) -> bool:
         """Whether the run has ended, with its numbers and its weights."""

@@ -57,6 +57,17 @@ def mlflow_runs(folder: RunFolder) -> list[str]:
     return [note["run_id"] for note in _notes(folder).values() if note.get("run_id")]
 
 
+def copy_run_ids(folder: RunFolder, copy: RunFolder) -> None:
+    """Note in a copy of a run folder what :func:`mlflow_runs` says, without the stores' addresses.
+
+    A folder that was never mirrored leaves no note.
+    """
+    ids = mlflow_runs(folder)
+    if ids:
+        notes = {f"store {n}": {"run_id": run_id} for n, run_id in enumerate(ids, 1)}
+        write_json(copy.path / _NOTE, notes)
+
+
 def _notes(folder: RunFolder) -> dict[str, dict[str, Any]]:
     try:
         return json.loads((folder.path / _NOTE).read_text())

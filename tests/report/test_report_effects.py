@@ -7,7 +7,7 @@ import synthetic
 from ofq.errors import UserError
 from ofq.report import build
 from ofq.report.collect import collect
-from ofq.report.effects import effects
+from ofq.report.effects import effect_rows, effects
 from ofq.study import Run, Workspace
 
 METHODS = ["lsq", "statsq", "lsq+qkr", "statsq+qkr"]
@@ -45,6 +45,15 @@ def test_effects_are_those_that_were_put_in(workspace: Workspace) -> None:
 def known_mean(statsq: int, qkr: int) -> float:
     """The mean of seeds 0, 1 and 2."""
     return 81 + 3 * statsq + qkr + 2 * statsq * qkr + 0.1 * statsq
+
+
+def test_effects_are_printed_like_other_tests(workspace: Workspace) -> None:
+    records = collect(workspace, "small")
+    rows = {row["effect"]: row for row in effect_rows(records, effects(records))}
+    # 4.1 ± 0.1 over three seeds: t = 71, with 2 degrees of freedom
+    assert rows["StatsQ"]["p_holm"] == "< 0.001"
+    assert rows["QKR"]["p_holm"] == "–"  # equal in all seeds
+    assert (rows["StatsQ"]["mean"], rows["QKR"]["mean"]) == ("+4.10", "+2.00")
 
 
 def test_page_and_file_tell_effects(workspace: Workspace) -> None:

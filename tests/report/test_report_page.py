@@ -13,7 +13,8 @@ from ofq.errors import UserError
 from ofq.report import build
 from ofq.study import Workspace
 
-FILES = {"index.html", "table.md", "table.csv", "table.tex", "runs.csv", "differences.csv"}
+FRAMES = {f"{name}.{e}" for name in ("table", "runs", "differences") for e in ("csv", "parquet")}
+FILES = {"index.html", "table.md", "table.tex", *FRAMES}
 
 
 class Links(HTMLParser):

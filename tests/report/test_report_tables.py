@@ -8,11 +8,15 @@ import pandas as pd
 import pytest
 import synthetic
 
+from ofq.errors import UserError
+from ofq.report import build
 from ofq.report.collect import Records, collect
 from ofq.report.compare import compare, summarize_cells
 from ofq.report.findings import describe
+from ofq.report.measures import p_text
 from ofq.report.tables import Entry, Row, Table, escape_latex, to_latex, to_markdown
 from ofq.study import Run, Workspace
+from ofq.tracking import RunFolder
 
 PEAK = {0: 80.0, 1: 82.0, 2: 84.0}
 
@@ -84,6 +88,17 @@ def test_annealing_goes_on_where_qat_ended(records: Records) -> None:
     assert list(mine["stage"]) == ["qat"] * 5 + ["cga"] * 2
 
 
+def test_parent_without_result_is_named(tmp_path: Path) -> None:
+    workspace = synthetic.make_workspace(tmp_path, seeds=[0], figures=["accuracy"])
+    synthetic.fill(workspace)
+    annealed = workspace.grid("small").cells[-1].runs[0]
+    assert annealed.parent is not None
+    (workspace.results / "runs" / annealed.parent.id / "result.json").unlink()
+    with pytest.raises(UserError, match="hasn't finished, but a run that builds on it has") as told:
+        collect(workspace, "small")
+    assert annealed.parent.id in str(told.value)
+
+
 def test_shared_qat_runs_are_identical_mid_run_and_not_tested(records: Records) -> None:
     found = compare(records).set_index(["measure", "bits", "method", "against"])
     row = found.loc[("oscillation_rate_mid", "W2A2", "statsq+qkr+cga", "statsq+qkr")]
@@ -106,6 +121,14 @@ def test_csv_keeps_full_precision(report: Path) -> None:
     assert float(cells[0]["top1_mean"]) == np.mean(values)
     assert float(cells[0]["top1_std"]) == np.std(values, ddof=1)
     assert [run["chain"].count(" > ") for run in runs] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(math.nan, "–"), (0.0009, "< 0.001"), (0.001, "0.001"), (0.0123, "0.012"), (1.0, "1.000")],
+)
+def test_p_values_are_printed_with_three_digits(p: float, text: str) -> None:
+    assert p_text(p) == text
 
 
 def test_latex_escapes_what_latex_would_read() -> None:
@@ -148,6 +171,32 @@ def test_findings_say_what_holds_and_what_was_underpowered(records: Records) -> 
     hidden = next(item for item in items if item.verdict == "not shown")
     assert "can't be told apart" in hidden.text
     assert "Underpowered: 3 seeds with this spread could only have shown" in hidden.text
+
+
+def test_sizes_of_exported_models_stand_beside_that_of_full_precision(tmp_path: Path) -> None:
+    workspace = synthetic.make_workspace(
+        tmp_path, methods=["lsq", "statsq"], models=["micro", "macro"], figures=["accuracy"]
+    )
+    synthetic.fill(workspace)
+    for cell in workspace.grid("small").cells:
+        if cell.place[:2] == ("micro", "W2A2"):  # of one seed, as all are equally large
+            folder = RunFolder(workspace.results / "runs" / cell.runs[1].id)
+            sizes = {"packed_bytes": 85_499, "full_precision_bytes": 459_000}
+            folder.write_json("packed.json", sizes)
+    page = build(workspace, "small", workspace.reports / "small")
+    rows = [line.split(" | ") for line in page.with_name("table.md").read_text().splitlines()]
+    assert rows[2][5] == "W2A2 size (MB)"
+    sizes = {(row[0], row[1]): (row[5], row[9].removesuffix(" |")) for row in rows if len(row) > 9}
+    assert sizes["| micro", "Full precision"] == ("0.459", "0.459")
+    assert sizes["| micro", "StatsQ"] == ("0.0855", "–")
+    assert sizes["| macro", "LSQ"] == ("–", "–")
+    assert "Size: of the packed file" in page.read_text()
+    assert ",85499,459000," in page.with_name("runs.csv").read_text()
+
+
+def test_tables_of_runs_that_were_not_exported_have_no_sizes(report: Path) -> None:
+    assert "size" not in (report / "table.md").read_text().lower()
+    assert "bytes" not in (report / "runs.csv").read_text()
 
 
 def test_one_seed_is_reported_without_any_interval(tmp_path: Path) -> None:

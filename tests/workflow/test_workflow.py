@@ -65,7 +65,7 @@ def runs(checkout):
 def test_one_command_makes_runs_report_and_mirror(built):
     assert len(runs(built)) == 8
     page = built / "reports/tiny"
-    assert {"index.html", "table.md", "table.csv", "table.tex", "figures"} <= {
+    assert {"index.html", "table.md", "table.csv", "table.parquet", "figures"} <= {
         p.name for p in page.iterdir()
     }
     from ofq.tracking.mirror import Mirror

@@ -1,6 +1,7 @@
 """Oscillation over training, and where in the model it happens."""
 
 import re
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -164,6 +165,7 @@ def _maps(records: Records) -> dict[tuple[str, str, str, str], pd.DataFrame]:
     return found
 
 
+@cache
 def _depth(layer: str) -> str:
     """``blocks.3.mlp.fc1`` is in block 3, ``layers.0.blocks.1.attn.proj`` in 0.1."""
     return ".".join(re.findall(r"(?<=\.)\d+", layer)) or layer

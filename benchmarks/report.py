@@ -1,0 +1,116 @@
+"""What a report costs, by the number of runs: time and memory of `ofq report` on made-up studies.
+
+A study has four bit-widths and four methods, and as many seeds as make up the runs; each run has
+the records of four epochs of a model with four blocks. The page has every figure that they allow.
+
+    python benchmarks/report.py [--runs 100 1000 10000] [--json FILE]
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from growth import exponent
+from machine import machine
+
+from ofq.study import Run, Workspace
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "report"))
+
+import synthetic  # type: ignore[import-not-found]  # noqa: E402
+
+BITS = ["W2A2", "W3A3", "W4A4", "W8A8"]
+METHODS = synthetic.STUDY["methods"]
+PER_SEED = 1 + len(BITS) * len(METHODS)
+GOAL = {"runs": 10_000, "seconds": 30, "gigabytes": 2, "exponent": 1}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one report costs.
+
+    Attributes:
+        runs: Number of runs that it is made from.
+        seconds: Time from the command to its end.
+        gigabytes: Peak of resident memory.
+    """
+
+    runs: int
+    seconds: float
+    gigabytes: float
+
+
+def fill(workspace: Workspace) -> int:
+    """Write the run folders, and give their number.
+
+    The first seed's are written as a trainer does; the others get copies of their tables, and
+    numbers of their own.
+    """
+    first: dict[tuple[object, ...], Path] = {}
+    runs = workspace.grid("small").runs().values()
+    for run in runs:
+        config = run.config
+        kind = (config.stage, config.bits, tuple(config.techniques()))
+        if kind in first:
+            _copy(first[kind], workspace, run)
+        else:
+            first[kind] = synthetic.write_run(workspace, run, synthetic.default_top1(run)).path
+    return len(runs)
+
+
+def _copy(source: Path, workspace: Workspace, run: Run) -> None:
+    folder = workspace.results / "runs" / run.id
+    folder.mkdir(parents=True)
+    for name in ("provenance.json", "correct.npy", "metrics.parquet", "layers.parquet"):
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
+    result = json.loads((source / "result.json").read_text())
+    result |= {"id": run.id, "top1": synthetic.default_top1(run)}
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def measure(folder: Path, runs: int) -> Cost:
+    """Make a study of about so many runs, and its report."""
+    seeds = list(range(round(runs / PER_SEED)))
+    workspace = synthetic.make_workspace(folder, bits=BITS, seeds=seeds)
+    count = fill(workspace)
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "ofq", "report", "small"]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    if status != 0:
+        raise SystemExit(f"ofq report failed with {runs} runs")
+    return Cost(count, seconds, usage.ru_maxrss / 1024**2)
+
+
+def main() -> None:
+    """Print the costs and how they grow, and keep them if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, nargs="+", default=[100, 1_000, 10_000])
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    options = parser.parse_args()
+    costs = []
+    for runs in options.runs:
+        with tempfile.TemporaryDirectory() as name:
+            costs.append(measure(Path(name), runs))
+        print("{runs:6} runs   {seconds:6.1f} s   {gigabytes:5.2f} GB".format(**asdict(costs[-1])))
+    growth = exponent([c.runs for c in costs], [c.seconds for c in costs])
+    print(f"growth exponent {growth:.2f}")
+    print("goal: {runs} runs in {seconds} s and {gigabytes} GB, exponent {exponent}".format(**GOAL))
+    if options.json:
+        figures = {"costs": [asdict(cost) for cost in costs], "exponent": growth, "goal": GOAL}
+        text = json.dumps({"machine": machine(), **figures}, indent=2)
+        options.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The formats that a report's tables are written in."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from ofq.report.tables import Table, to_latex, to_markdown, verdicts_to_markdown
+
+FRAMES = ("table", "runs", "differences", "verdicts", "effects")
+"""What a report may have a frame of."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A report's tables.
+
+    Attributes:
+        printed: The study's table, as printed.
+        verdicts: What :func:`ofq.report.compare.hold_against` found; may be empty.
+        frames: Every table in full precision, by its name in :data:`FRAMES`.
+    """
+
+    printed: Table
+    verdicts: pd.DataFrame
+    frames: dict[str, pd.DataFrame]
+
+
+Write = Callable[[Tables, Path], None]
+
+FORMATS: dict[str, Write] = {}
+"""What writes the tables into a folder, by the ending of its files' names."""
+
+
+def table_format(ending: str) -> Callable[[Write], Write]:
+    """Register a function that writes tables in one format, to files with one ending.
+
+    Example:
+        >>> @table_format("json")
+        ... def write_json(tables: Tables, folder: Path) -> None: ...
+        >>> del FORMATS["json"]
+    """
+
+    def register(write: Write) -> Write:
+        FORMATS[ending] = write
+        return write
+
+    return register
+
+
+def write_tables(tables: Tables, folder: Path) -> None:
+    """Write the tables in every format."""
+    for write in FORMATS.values():
+        write(tables, folder)
+
+
+@table_format("md")
+def _markdown(tables: Tables, folder: Path) -> None:
+    text = to_markdown(tables.printed)
+    if len(tables.verdicts):
+        text += f"\n{verdicts_to_markdown(tables.verdicts)}"
+    (folder / "table.md").write_text(text, encoding="utf-8")
+
+
+@table_format("tex")
+def _latex(tables: Tables, folder: Path) -> None:
+    (folder / "table.tex").write_text(to_latex(tables.printed), encoding="utf-8")
+
+
+@table_format("csv")
+def _csv(tables: Tables, folder: Path) -> None:
+    for name, frame in tables.frames.items():
+        frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+
+
+@table_format("parquet")
+def _parquet(tables: Tables, folder: Path) -> None:
+    for name, frame in tables.frames.items():
+        frame.to_parquet(folder / f"{name}.parquet", index=False)

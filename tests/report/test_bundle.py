@@ -1,0 +1,290 @@
+"""A study's bundle: unpacked elsewhere, it gives the same report; what isn't one is refused."""
+
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import synthetic
+
+from ofq.bundle import bundle, unbundle
+from ofq.errors import UserError
+from ofq.report import build, explain
+from ofq.study import Workspace
+
+Members = list[tuple[tarfile.TarInfo, bytes]]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+BRIEF = {"seeds": [0, 1], "figures": ["accuracy"]}
+
+
+def make_home(root: Path) -> Workspace:
+    made = synthetic.make_workspace(root, **BRIEF)
+    synthetic.fill(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return make_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def packed(home: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("packed") / "small.tar.xz"
+    bundle(home, "small", path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def unpacked(packed: Path) -> Workspace:
+    return unbundle(packed, packed.parent / "elsewhere")
+
+
+def read(path: Path) -> Members:
+    with tarfile.open(path) as archive:
+        return [(m, archive.extractfile(m).read()) for m in archive.getmembers()]  # type: ignore[union-attr]
+
+
+def write(path: Path, members: Members) -> None:
+    with tarfile.open(path, "w:xz") as archive:
+        for member, data in members:
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+def test_bundle_s_report_is_byte_for_byte_that_of_the_checkout(
+    workspace: Workspace, report: Path, tmp_path: Path
+) -> None:
+    bundle(workspace, "small", tmp_path / "small.tar.xz")
+    there = unbundle(tmp_path / "small.tar.xz", tmp_path / "there")
+    assert contents(there.reports / "small") == contents(report)
+
+
+def test_unpacked_bundle_tells_where_numbers_come_from(
+    home: Workspace, unpacked: Workspace
+) -> None:
+    name = "W2A2/statsq+qkr+cga"
+    assert explain(unpacked, "small", name) == explain(home, "small", name)
+
+
+def test_same_records_make_the_same_bundle(home: Workspace, packed: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(home.root, moved)  # later, and by another path
+    bundle(Workspace(moved), "small", tmp_path / "small.tar.xz")
+    assert (tmp_path / "small.tar.xz").read_bytes() == packed.read_bytes()
+
+
+def test_bundle_of_an_unpacked_bundle_is_the_same(
+    unpacked: Workspace, packed: Path, tmp_path: Path
+) -> None:
+    bundle(unpacked, "small", tmp_path / "small.tar.xz")
+    assert (tmp_path / "small.tar.xz").read_bytes() == packed.read_bytes()
+
+
+def test_bundle_has_no_weights_and_tells_neither_owner_nor_time(packed: Path) -> None:
+    members = [member for member, _ in read(packed)]
+    names = [member.name for member in members]
+    assert names[0] == "small/bundle.json"
+    assert names[1:] == sorted(names[1:])
+    endings = {Path(name).suffix for name in names}
+    assert not endings & {".safetensors", ".pt", ".jsonl"}
+    assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {
+        (0, 0, 0, "", "", 0o644)
+    }
+
+
+def test_addresses_of_tracking_stores_stay_at_home(tmp_path: Path) -> None:
+    workspace = make_home(tmp_path / "home")
+    run = workspace.grid("small").cells[1].runs[0]
+    note = {"http://somewhere.example:5000": {"run_id": "ab12", "epoch": 4, "content": ""}}
+    (workspace.results / "runs" / run.id / "mirror.json").write_text(json.dumps(note))
+    (workspace.root / "config/config.yaml").write_text(
+        "studies: [small]\ntracking_uri: http://somewhere.example:5000\n"
+    )
+    bundle(workspace, "small", tmp_path / "small.tar.xz")
+    assert not any(b"somewhere" in data for _, data in read(tmp_path / "small.tar.xz"))
+    there = unbundle(tmp_path / "small.tar.xz", tmp_path / "there")
+    assert "ab12" in explain(there, "small", "W2A2/lsq")
+
+
+def test_study_that_extends_others_brings_them(tmp_path: Path) -> None:
+    workspace = make_home(tmp_path / "home")
+    path = workspace.root / "config/studies/large.yaml"
+    path.write_text("extends: small\ntitle: Large\nbits: [W4A4]\n")
+    home = Workspace(workspace.root)
+    bundle(home, "large", tmp_path / "large.tar.xz")
+    there = unbundle(tmp_path / "large.tar.xz", tmp_path / "there")
+    assert there.study("large") == home.study("large")
+    assert set(there.grid("large").runs()) == {
+        str(p.parent.relative_to(there.results / "runs")) for p in there.root.rglob("result.json")
+    }
+
+
+def test_unfinished_study_keeps_the_reasons_for_what_is_missing(tmp_path: Path) -> None:
+    workspace = make_home(tmp_path / "home")
+    cells = {(c.bits, c.method): c for c in workspace.grid("small").cells}
+    folders = [
+        workspace.results / "runs" / cells["W2A2", method].runs[0].id
+        for method in ("lsq", "statsq", "statsq+qkr+cga")
+    ]
+    for folder in folders:
+        shutil.rmtree(folder)
+    began = json.dumps({"event": "started", "time": 0})
+    folders[0].mkdir()
+    (folders[0] / "events.jsonl").write_text(f"{began}\n")
+    log = workspace.logs / f"{cells['W2A2', 'statsq'].runs[0].id}.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("error: the disk is full\n")
+    bundle(workspace, "small", tmp_path / "small.tar.xz")
+    there = unbundle(tmp_path / "small.tar.xz", tmp_path / "there")
+    at_home = build(workspace, "small", workspace.reports / "small").parent
+    table = (at_home / "table.csv").read_text()
+    assert all(reason in table for reason in ("interrupted", "failed", "not run"))
+    assert contents(there.reports / "small") == contents(at_home)
+
+
+def test_damaged_record_is_named_where_it_lies(tmp_path: Path) -> None:
+    workspace = make_home(tmp_path / "home")
+    run = workspace.grid("small").cells[-1].runs[0]
+    path = workspace.results / "runs" / run.id / "metrics.parquet"
+    path.write_bytes(b"torn")
+    with pytest.raises(UserError, match="damaged") as caught:
+        bundle(workspace, "small", tmp_path / "small.tar.xz")
+    assert str(caught.value).startswith(f"{path}: damaged")
+    assert not (tmp_path / "small.tar.xz").exists()
+
+
+def test_folder_that_exists_is_left_alone(packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    for out in (tmp_path / "thesis", tmp_path / "no" / "such"):
+        with pytest.raises(UserError, match="expected a new folder, in one that exists"):
+            unbundle(packed, out)
+    assert contents(tmp_path) == {}
+
+
+def refuse(path: Path, message: str) -> None:
+    """Unpacking fails in one line, and leaves nothing behind."""
+    folder = path.parent / "unpacked"
+    with pytest.raises(UserError, match=message) as caught:
+        unbundle(path, folder / "small")
+    assert len(str(caught.value).splitlines()) == 1
+    assert list(folder.iterdir()) == []
+    assert not list(path.parent.rglob("escaped*"))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "unpacked").mkdir()
+    return tmp_path / "small.tar.xz"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"no archive at all",
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:5000] + bytes([data[5000] ^ 1]) + data[5001:],
+    ],
+    ids=["empty", "text", "half", "one bit"],
+)
+def test_damaged_bundle_is_refused(
+    packed: Path, place: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    place.write_bytes(damage(packed.read_bytes()))
+    refuse(place, "damaged, or not a bundle")
+
+
+def test_missing_bundle_is_named(place: Path) -> None:
+    refuse(place, "no such file")
+
+
+def forged(name: str, data: bytes = b"forged") -> bytes:
+    """A bundle.json that lists one file."""
+    files = {name: hashlib.sha256(data).hexdigest()}
+    return json.dumps({"study": "small", "files": files}).encode()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config/../../escaped",
+        "../escaped",
+        "/tmp/escaped",
+        "config//x",
+        "config/./x",
+        "config",
+        "x",
+    ],
+)
+def test_file_outside_the_bundles_folders_is_refused(place: Path, name: str) -> None:
+    members = [("small/bundle.json", forged(name)), (f"small/{name}", b"forged")]
+    write(place, [(tarfile.TarInfo(path), data) for path, data in members])
+    refuse(place, "no file of a bundle lies in")
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_what_is_no_plain_file_is_refused(place: Path, kind: bytes) -> None:
+    link = tarfile.TarInfo("small/config/x")
+    link.type, link.linkname = kind, "/etc/passwd"
+    write(place, [(tarfile.TarInfo("small/bundle.json"), forged("config/x")), (link, b"")])
+    refuse(place, "unexpected: small/config/x")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m[1:], "doesn't begin with bundle.json"),
+        (lambda m: m[:-1], "missing: results/runs/"),
+        (lambda m: [*m, m[-1]], "unexpected: small/results/runs/"),
+        (lambda m: [*m, (tarfile.TarInfo("small/more"), b"")], "unexpected: small/more"),
+        (lambda m: [*m[:-1], (m[-1][0], b"else")], "its SHA-256 is another"),
+        (lambda m: [(m[0][0], b"{}"), *m[1:]], "Field required"),
+        (lambda m: [(m[0][0], m[0][1].replace(b'"format": 1', b'"format": 9')), *m[1:]], "be 1"),
+        (lambda m: [(m[0][0], m[0][1].replace(b'"small"', b'"tiny"')), *m[1:]], "another study"),
+        (lambda m: [(m[0][0], m[0][1].replace(b'"small"', b'".."')), *m[1:]], "allowed in a name"),
+    ],
+)
+def test_other_content_than_was_packed_is_refused(
+    packed: Path, place: Path, change: Callable[[Members], Members], message: str
+) -> None:
+    write(place, change(read(packed)))
+    refuse(place, message)
+
+
+WITHOUT_TORCH = """
+import sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name=name)
+sys.meta_path.insert(0, Finder())
+from ofq.cli import main
+main()
+"""
+
+
+def test_commands_bundle_and_unbundle_without_torch(home: Workspace, tmp_path: Path) -> None:
+    def ofq(folder: Path, *arguments: str) -> str:
+        command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    told = ofq(home.root, "bundle", "small", "--out", str(tmp_path / "small.tar.xz"))
+    assert told.startswith(f"wrote {tmp_path / 'small.tar.xz'}: ")
+    told = ofq(tmp_path, "unbundle", "small.tar.xz")
+    assert told == "unpacked small; its report anew: cd small && ofq report small\n"
+    before = contents(tmp_path / "small/reports")
+    ofq(tmp_path / "small", "report", "small")
+    assert contents(tmp_path / "small/reports") == before

@@ -1,0 +1,72 @@
+"""Tables as others read them: Parquet by pandas, LaTeX by pdfTeX."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ofq.report.tables import Entry, Row, Table, to_latex
+
+ROOT = Path(__file__).parents[2]
+
+DOCUMENT = r"""
+\documentclass{article}
+\usepackage{booktabs}
+\begin{document}
+\input{table}
+\end{document}
+"""
+
+SPECIAL = r"100 % of A&B_c #1 {x} ~^ \ <y> |z| $5 ± − – ·"
+NAMED = Table(
+    SPECIAL,
+    ["W2A2", "W4A4"],
+    [SPECIAL, "loss"],
+    [Row(f"m_{i}", SPECIAL, [Entry(SPECIAL, best=bool(i))] * 4) for i in range(2)],
+    3,
+    SPECIAL,
+    [f"A note\n\\undefined {SPECIAL}"],
+)
+
+
+@pytest.mark.parametrize("name", ["table", "runs", "differences"])
+def test_parquet_and_csv_say_the_same(report: Path, name: str) -> None:
+    text = pd.read_parquet(report / f"{name}.parquet").to_csv(index=False, lineterminator="\n")
+    assert text == (report / f"{name}.csv").read_text()
+
+
+@pytest.fixture(scope="session")
+def pdflatex() -> str:
+    """The typesetter; skipped without it, unless it is required."""
+    found = shutil.which("pdflatex")
+    if found is None:
+        if "pdflatex" in os.environ.get("OFQ_REQUIRE", "").split(","):
+            pytest.fail("pdflatex is required, and isn't there")
+        pytest.skip("no pdflatex here (Debian's texlive-latex-recommended)")
+    return found
+
+
+def typeset(pdflatex: str, table: str, folder: Path) -> None:
+    """Typeset a table in a document with booktabs and nothing else."""
+    (folder / "table.tex").write_text(table)
+    (folder / "document.tex").write_text(DOCUMENT)
+    command = [pdflatex, "-halt-on-error", "-interaction=nonstopmode", "document.tex"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert "Missing character" not in (folder / "document.log").read_text()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "table", sorted(ROOT.glob("reports/*/table.tex")), ids=lambda path: path.parent.name
+)
+def test_committed_tables_can_be_typeset(pdflatex: str, table: Path, tmp_path: Path) -> None:
+    typeset(pdflatex, table.read_text(), tmp_path)
+
+
+@pytest.mark.integration
+def test_what_latex_would_read_is_typeset_as_it_is(pdflatex: str, tmp_path: Path) -> None:
+    typeset(pdflatex, to_latex(NAMED), tmp_path)
