@@ -221,3 +221,22 @@ def test_cooldown_stays_at_the_floor_after_the_whole_cosine():
     cooled = rates(epochs=10, cooldown_epochs=3)
     assert cooled[:7] == rates(epochs=7)
     assert cooled[7:] == [0.1] * 3
+
+
+def test_step_never_waits_for_the_device(checkout, tmp_path):
+    """Reading a number off a tensor is what would make a GPU's step wait."""
+    runs = Workspace(checkout).grid("tiny").runs().items()
+    config = next(run for name, run in runs if "w2a2-statsq-qkr-cga0.005-s0" in name).config
+    config = replace(config, stage="qat")  # annealed all the same, from fresh weights
+    stop = StopRequest()
+    trainer = prepare(config, None, None, Recorder(stop), CheckpointStore(tmp_path / "c"), stop)
+    batches = trainer.data.train_batches(0, config.training.batch_size)
+    trainer._train_step(*next(batches))
+    batch = next(batches)
+    with torch.profiler.profile() as profile:
+        trainer._train_step(*batch)
+    counts = {event.key: event.count for event in profile.key_averages()}
+    # AdamW on the CPU reads its counts of steps, one per parameter; on a GPU its kernel does
+    assert counts["aten::item"] == len(trainer.optimizer.state)
+    assert counts["aten::_fused_adamw_"] <= 2
+    assert "aten::nonzero" not in counts
