@@ -32,7 +32,7 @@ ENOUGH = 5
 @figure("gradient_sign_changes")
 def gradient_sign_changes(records: Records) -> Drawn:
     """The share of gradients that change sign, by boundary range: a column per method."""
-    require_recorded(records, records.sign_changes, "gradient_sign_changes", "sample")
+    require_recorded(records, records.sign_changes, "sample")
     study = records.study
     model = study.models[0]
     bits = [b for b in study.bits if b in set(records.sign_changes["bits"])]
@@ -77,7 +77,7 @@ def _sign_lines(ax: Axes, rows: pd.DataFrame) -> None:
 @figure("joint_flips")
 def joint_flips(records: Records) -> Drawn:
     """Whether query and key flip together, and how often either flips: a column per bits."""
-    require_recorded(records, records.joint_flips, "joint_flips", "sample")
+    require_recorded(records, records.joint_flips, "sample")
     study, style = records.study, looks(records.study.methods)
     model = study.models[0]
     bits = [b for b in study.bits if b in set(records.joint_flips["bits"])]

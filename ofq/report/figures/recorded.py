@@ -2,29 +2,27 @@
 
 import pandas as pd
 
-from ofq.errors import UserError
 from ofq.report.collect import Records
+from ofq.report.figures.registry import NothingToDraw
 from ofq.study.method import Band
 
 
-def require_recorded(records: Records, frame: pd.DataFrame, name: str, key: str) -> None:
+def require_recorded(records: Records, frame: pd.DataFrame, key: str) -> None:
     """Refuse to draw a figure of what no run has recorded.
 
     Args:
         records: The study.
         frame: What was recorded.
-        name: The figure.
         key: The key of a stage's ``recording`` that asks for it.
 
     Raises:
-        UserError: There is nothing; it says what to do.
+        NothingToDraw: There is nothing; it says what to do.
     """
     if frame.empty:
-        raise UserError(
-            f"study '{records.name}': figure '{name}' needs recordings that none of its finished "
-            f"runs made; set 'recording: {{{key}: N}}' in the stages of recipe "
-            f"'{records.study.recipe}' and train anew (runs keep their names: move their folders "
-            "away), or take the figure out of the study's 'figures'"
+        raise NothingToDraw(
+            f"no finished run recorded it. 'recording: {{{key}: N}}' in the stages of recipe "
+            f"'{records.study.recipe}' makes new ones do so; runs keep their names, so to train "
+            "one anew, move its folder away"
         )
 
 

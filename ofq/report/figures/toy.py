@@ -55,7 +55,7 @@ def _band(ax: Axes, rows: pd.DataFrame, label: str, look: Look) -> None:
 def trajectories(records: Records) -> Drawn:
     """One weight, its quantized value and its scale over steps: a column per method."""
     study, rows = records.study, records.trajectories
-    require_recorded(records, rows, "trajectories", "weights")
+    require_recorded(records, rows, "weights")
     model, bits = study.models[0], study.bits[0]
     rows = records.of(rows, model=model, bits=bits)
     seed, weight, last = _busiest(rows)

@@ -7,10 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from ofq.errors import UserError
 from ofq.report.collect import Records
 from ofq.report.figures.recorded import boundary_ranges, require_recorded
-from ofq.report.figures.registry import Drawn, figure
+from ofq.report.figures.registry import Drawn, NothingToDraw, figure
 from ofq.report.figures.style import (
     COLUMN,
     GREY,
@@ -47,7 +46,7 @@ MOMENTS = {
 @figure("latent_weights")
 def latent_weights(records: Records) -> Drawn:
     """Histograms of scaled latent weights at a few epochs: a column per method."""
-    require_recorded(records, records.histograms, "latent_weights", "histograms")
+    require_recorded(records, records.histograms, "histograms")
     study = records.study
     model = study.models[0]
     bits = [b for b in study.bits if b in set(records.histograms["bits"])]
@@ -129,7 +128,7 @@ def _outline(
 @figure("weight_paths")
 def weight_paths(records: Records) -> Drawn:
     """The followed weights that flip most, through the thresholds: a column per method."""
-    require_recorded(records, records.trajectories, "weight_paths", "weights")
+    require_recorded(records, records.trajectories, "weights")
     study = records.study
     model, bits = study.models[0], study.bits[0]
     rows = records.of(records.trajectories, model=model, bits=bits)
@@ -197,14 +196,11 @@ def _closer(ax: Axes, path: pd.DataFrame) -> None:
 @figure("scale_paths")
 def scale_paths(records: Records) -> Drawn:
     """Scales of single rows during CGA: a column per boundary range."""
-    require_recorded(records, records.trajectories, "scale_paths", "weights")
+    require_recorded(records, records.trajectories, "weights")
     rows = records.trajectories[records.trajectories["stage"] == "cga"]
     ranges = {m: x for m, x in boundary_ranges(records).items() if m in set(rows["method"])}
     if not ranges:
-        raise UserError(
-            f"study '{records.name}': figure 'scale_paths' needs a method with CGA whose runs "
-            "recorded weights; take it out of the study's 'figures'"
-        )
+        raise NothingToDraw("no run with CGA that recorded weights has finished")
     study = records.study
     model, bits, seed = study.models[0], study.bits[0], int(rows["seed"].min())
     rows = records.of(rows, model=model, bits=bits, seed=seed)
