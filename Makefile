@@ -43,7 +43,9 @@ soak: .venv/ready
 	@OMP_NUM_THREADS=1 python tests/faults/soak.py --jobs $(CORES) --json benchmarks/results/soak.json
 
 bench: .venv/ready
-	@python benchmarks/step.py
+	@for model in deit_tiny_patch16_224 deit_small_patch16_224 swin_tiny_patch4_window7_224; do \
+	   python benchmarks/step.py --model $$model || exit; \
+	 done
 	@python benchmarks/dag.py
 	@python benchmarks/report.py
 	@python benchmarks/recording.py

@@ -1,5 +1,6 @@
 """What a benchmark ran on, for its results file."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -16,3 +17,9 @@ def machine() -> dict[str, Any]:
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     devices = choose(torch.cuda.device_count()).describe()["devices"]
     return {"devices": devices, "cores": len(os.sched_getaffinity(0)), "commit": commit or None}
+
+
+def keep(file: Path | None, figures: dict[str, Any]) -> None:
+    """Write figures and the machine they were measured on as JSON, if a file was asked for."""
+    if file is not None:
+        file.write_text(json.dumps({"machine": machine(), **figures}, indent=2) + "\n")

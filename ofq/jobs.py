@@ -18,6 +18,7 @@ from ofq.progress import Bar, Lines, display, summary
 from ofq.study import Run, Workspace
 from ofq.study.run import describe
 from ofq.study.stage import split
+from ofq.tracking.folder import Table
 from ofq.tracking.provenance import gather
 
 if TYPE_CHECKING:
@@ -74,9 +75,9 @@ class Recorder:
         self.shown.epoch(metrics)
         self._mark = time.perf_counter()
 
-    def trajectory(self, rows: list[dict[str, Any]]) -> None:
-        """Append the recorded weights' paths."""
-        self.folder.append("trajectories", rows)
+    def recorded(self, table: Table, rows: list[dict[str, Any]]) -> None:
+        """Append what was recorded over an epoch."""
+        self.folder.append(table, rows)
 
     def unreadable(self, name: str) -> None:
         """Name an image that was skipped, and record it."""
@@ -339,6 +340,7 @@ def _trainer(
         pace,
         process,
         run.resources.device_batch,
+        run.resources.compile,
         files,
         inputs.answers(workspace, run),
     )

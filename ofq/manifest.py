@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the state's layout changes, so that an older one isn't misread."""
 
 

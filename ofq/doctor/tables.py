@@ -15,8 +15,12 @@ _KEYS: dict[Table, tuple[str, ...]] = {
     "metrics": ("epoch",),
     "layers": ("epoch", "layer", "role"),
     "trajectories": ("step", "weight"),
+    "histograms": ("epoch", "role", "weight_bits"),
+    "sign_changes": ("epoch", "role", "boundary_range"),
+    "joint_flips": ("epoch", "layer"),
 }
-_FIRST: dict[Table, int] = {"metrics": 0, "layers": 0, "trajectories": 1}
+_FIRST: dict[Table, int] = {"metrics": 0, "layers": 0, "sign_changes": 1, "joint_flips": 1}
+"""The first epoch of the tables that have each; the others have some steps or epochs only."""
 
 
 def check_tables(patient: Patient) -> Iterator[Finding]:
@@ -37,7 +41,8 @@ def faults(table: Table, rows: Rows) -> list[str]:
     known = found.keys() - set(strange)
     last = max((key[0] for key in known), default=-1)
     rest = {key[1:] for key in known}
-    wanted = ((n, *parts) for n in range(_FIRST[table], last + 1) for parts in rest)
+    gapless = range(_FIRST[table], last + 1) if table in _FIRST else {key[0] for key in known}
+    wanted = ((n, *parts) for n in gapless for parts in rest)
     missing = [key for key in wanted if key not in known]
     kinds = {"missing": missing, "standing twice": doubled, "without its place": strange}
     return [f"{_named(keys, found)} {kind}" for kind, found in kinds.items() if found]

@@ -56,8 +56,8 @@ class _Stopwatch:
         """The next step begins now, after an evaluation."""
         self._mark = time.perf_counter()
 
-    def trajectory(self, rows: list[dict[str, Any]]) -> None:
-        """Not recorded."""
+    def recorded(self, table: str, rows: list[dict[str, Any]]) -> None:
+        """Not kept."""
 
     def saved(self, step: int) -> None:
         """Not a part of a step."""
@@ -136,7 +136,10 @@ def _calibrate(workspace: Workspace, run: Run) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, suppress(Interrupted):
         store, files = CheckpointStore(Path(folder)), files_of(workspace, run)
         answers = Path(folder) / "answers.npy"
-        trainer = prepare(config, None, None, watch, store, stop, files=files, answers=answers)
+        compiled = run.resources.compile
+        trainer = prepare(
+            config, None, None, watch, store, stop, compiled=compiled, files=files, answers=answers
+        )
         startup = time.perf_counter() - began
         trainer.run()
     return {

@@ -71,13 +71,20 @@ class ConfidenceGuidedAnnealing:
         boundary_range: BR, in quantization steps, in (0, 0.5).
         rule: Which weights and entries; :class:`ofq.quantization.released.AsReleased` follows the
             released code where it differs.
+        compiled: Whether to compile what is done to each weight into one pass before and one after
+            the optimizer's step; on the CPU that needs a C++ compiler, and takes some seconds at
+            the first step.
 
     Raises:
         UserError: The boundary range isn't allowed, or there is nothing to anneal.
     """
 
     def __init__(
-        self, model: nn.Module, boundary_range: float = 0.005, rule: AsPaper | None = None
+        self,
+        model: nn.Module,
+        boundary_range: float = 0.005,
+        rule: AsPaper | None = None,
+        compiled: bool = False,
     ) -> None:
         if not 0 < boundary_range < 0.5:
             raise UserError(f"boundary_range {boundary_range}; allowed: above 0, below 0.5")
@@ -91,6 +98,10 @@ class ConfidenceGuidedAnnealing:
                 parameter = weight.latent()
                 assert isinstance(parameter, nn.Parameter)
                 self._weights.append((parameter, weight.quantizer))
+        self._before, self._after = self._hold, _restore
+        if compiled:
+            self._before = torch.compile(self._hold, dynamic=True)
+            self._after = torch.compile(_restore, dynamic=True)
         if not self._weights:
             raise UserError("nothing to anneal: the rule matches no low-bit weight of the model")
 
@@ -104,13 +115,10 @@ class ConfidenceGuidedAnnealing:
             optimizer: The optimizer.
             scaler: The gradient scaler to step it with, in mixed precision.
         """
-        frozen = [(p, self._frozen(p, quantizer), p.clone()) for p, quantizer in self._weights]
-        for parameter, mask, _ in frozen:
-            if parameter.grad is not None:
-                parameter.grad.masked_fill_(mask, 0)
+        held = [self._before(p.detach(), p.grad, quantizer) for p, quantizer in self._weights]
         step_optimizer(optimizer, scaler)
-        for parameter, mask, before in frozen:
-            torch.where(mask, before, parameter, out=parameter)
+        for (parameter, _), values in zip(self._weights, held, strict=True):
+            self._after(parameter.detach(), values)
 
     @torch.no_grad()
     def frozen_share(self) -> float:
@@ -121,8 +129,19 @@ class ConfidenceGuidedAnnealing:
         masks = [self._frozen(p, quantizer) for p, quantizer in self._weights]
         return 100 * float(sum(m.sum() for m in masks)) / sum(m.numel() for m in masks)
 
+    def _hold(self, weight: Tensor, gradient: Tensor | None, quantizer: WeightQuantizer) -> Tensor:
+        """Zero the gradient of frozen weights; return their values, and NaN for the others."""
+        trainable = self._trainable(quantizer, quantizer.position(weight))
+        if gradient is not None:
+            gradient.copy_(torch.where(trainable, gradient, 0))
+        return torch.where(trainable, torch.nan, weight)
+
     def _trainable(self, quantizer: WeightQuantizer, position: Tensor) -> Tensor:
         return self._rule.trainable(position, self.boundary_range, quantizer)
 
     def _frozen(self, parameter: Tensor, quantizer: WeightQuantizer) -> Tensor:
         return ~self._trainable(quantizer, quantizer.position(parameter))
+
+
+def _restore(weight: Tensor, held: Tensor) -> None:
+    torch.where(held.isnan(), weight, held, out=weight)

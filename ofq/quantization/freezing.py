@@ -48,15 +48,16 @@ class FreezingHistory(CodeHistory):
         """The codes with frozen weights at the values they are frozen at."""
         return torch.where(self.frozen, self.frozen_codes, codes)
 
-    def observe(self, codes: Tensor) -> None:
+    def observe(self, codes: Tensor) -> Tensor:
         """Take in the codes after one more step, and freeze what oscillates too often."""
         codes = self.hold(codes)
-        super().observe(codes)
+        oscillated = super().observe(codes)
         exceeds = self.frequency > self.threshold
         target = self.average.round().to(codes.dtype) if self.at_average else codes
         self.frozen_codes = torch.where(exceeds, target, self.frozen_codes)
         self.frozen = self.frozen | exceeds
         self.average = self.momentum * codes + (1 - self.momentum) * self.average
+        return oscillated
 
 
 class IterativeFreezing(nn.Module):

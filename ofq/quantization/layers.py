@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ofq.quantization.lsq import LSQ
-from ofq.quantization.products import Linear, Product
+from ofq.quantization.products import Linear, Product, shift_channels
 from ofq.quantization.quantizer import WeightQuantizer
 
 
@@ -143,7 +143,7 @@ class ActivationQuantizer(LogitQuantizer):
         assert self.before is not None
         shift = weight @ self.after
         bias = shift if bias is None else bias + shift
-        return self.quantizer.product(Linear, x + self.before, weight, bias)
+        return self.quantizer.product(Linear, shift_channels(x, self.before), weight, bias)
 
 
 def shifted_bias(bias: Tensor | None, *quantizers: Passthrough) -> Tensor | None:
@@ -216,7 +216,10 @@ class ImageMlp(nn.Sequential):
 
 
 class QuantizedConv2d(nn.Conv2d, LowBit):
-    """A convolution (the patch embedding) that quantizes its input and its weight.
+    """A convolution of patches (the patch embedding) that quantizes its input and its weight.
+
+    Patches don't overlap, so the convolution is a linear map of each of them, whose gradients cost
+    a fraction of a general convolution's.
 
     Args:
         conv: The layer to quantize, whose parameters it takes over.
@@ -249,5 +252,8 @@ class QuantizedConv2d(nn.Conv2d, LowBit):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in, H, W) to (B, out, H', W')."""
-        weight = self.weight_quantizer(self.weight)
-        return self._conv_forward(self.input_quantizer(x), weight, self.bias)
+        height, width = self.kernel_size
+        patches = self.input_quantizer(x).unflatten(3, (-1, width)).unflatten(2, (-1, height))
+        patches_BHWC = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)
+        weight = self.weight_quantizer(self.weight).flatten(1)
+        return nn.functional.linear(patches_BHWC, weight, self.bias).permute(0, 3, 1, 2)

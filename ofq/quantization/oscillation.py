@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ofq.quantization.annealing import near_threshold
 from ofq.quantization.layers import QuantizedWeight, low_bit_weights
+from ofq.quantization.quantizer import WeightQuantizer
 
 
 class CodeHistory(nn.Module):
@@ -24,14 +25,12 @@ class CodeHistory(nn.Module):
 
     Attributes:
         frequency: f of each weight, float32.
-        oscillations: Oscillations of each weight since the start.
         flips: Flips of each row since :meth:`reset_flips`.
     """
 
     previous: Tensor
     direction: Tensor
     frequency: Tensor
-    oscillations: Tensor
     flips: Tensor
 
     def __init__(self, codes: Tensor, momentum: float = 0.01) -> None:
@@ -40,20 +39,24 @@ class CodeHistory(nn.Module):
         self.register_buffer("previous", codes.clone())
         self.register_buffer("direction", torch.zeros_like(codes))
         self.register_buffer("frequency", torch.zeros_like(codes, dtype=torch.float32))
-        self.register_buffer("oscillations", torch.zeros_like(codes, dtype=torch.int32))
         self.register_buffer("flips", torch.zeros_like(codes[:, 0], dtype=torch.int64))
 
-    def observe(self, codes: Tensor) -> None:
-        """Take in the codes after one more step."""
-        # compared, not subtracted: 8-bit codes can lie 255 apart, which int8 can't hold
-        direction = (self.previous > codes).to(torch.int8) - (self.previous < codes).to(torch.int8)
-        flipped = direction != 0
-        oscillated = flipped & (direction == -self.direction)
+    def observe(self, codes: Tensor) -> Tensor:
+        """Take in the codes after one more step, int8.
+
+        Returns:
+            1 for each weight that oscillated, 0 for others; float32.
+        """
+        # in float32, which compiled code handles in vectors, int8 and masks not; codes are exact
+        last = self.direction.float()
+        direction = (self.previous.float() - codes).clamp_(-1, 1)
+        flipped = direction.abs()
+        oscillated = (direction * -last).clamp_(0, 1)
         self.frequency.mul_(1 - self.momentum).add_(oscillated, alpha=self.momentum)
-        self.oscillations += oscillated
-        self.flips += flipped.flatten(1).sum(1)
-        self.direction = torch.where(flipped, direction, self.direction)
-        self.previous = codes
+        self.flips += flipped.flatten(1).sum(1).to(self.flips.dtype)
+        self.direction.copy_(torch.where(flipped > 0, direction, last))
+        self.previous.copy_(codes)
+        return oscillated
 
     def reset_flips(self) -> None:
         """Start counting flips anew."""
@@ -93,6 +96,8 @@ class OscillationTracker(nn.Module):
             weight above 0.005 for 69 steps at m = 0.01.
         boundary_range: Half the width, in quantization steps, of the band around a threshold in
             which weights are counted.
+        compiled: Whether to compile :meth:`update` into one pass over each weight; on the CPU that
+            needs a C++ compiler, and takes some seconds at the first step.
 
     Example:
         >>> import ofq.quantization, timm, torch
@@ -112,8 +117,10 @@ class OscillationTracker(nn.Module):
         momentum: float = 0.01,
         threshold: float = 0.005,
         boundary_range: float = 0.005,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
+        self._observe = torch.compile(_observe, dynamic=True) if compiled else _observe
         self.threshold = threshold
         self.boundary_range = boundary_range
         self._weights = list(low_bit_weights(model))
@@ -132,7 +139,7 @@ class OscillationTracker(nn.Module):
         """Take in the weights after an optimizer step."""
         self.steps += 1
         for weight, history in self._pairs():
-            history.observe(weight.quantizer.codes(weight.latent()))
+            self._observe(history, weight.quantizer, weight.latent().detach())
 
     @torch.no_grad()
     def summary(self) -> list[Oscillation]:
@@ -163,6 +170,10 @@ class OscillationTracker(nn.Module):
             history.reset_flips()
         self.steps.zero_()
         return found
+
+
+def _observe(history: CodeHistory, quantizer: WeightQuantizer, latent: Tensor) -> None:
+    history.observe(quantizer.codes(latent))
 
 
 def combine(parts: list[Oscillation]) -> dict[str, Any]:

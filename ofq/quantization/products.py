@@ -5,8 +5,33 @@ Shapes: B batch, N tokens, H heads, d channels per head, C = H·d.
 
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def column_sums(rows: Tensor) -> Tensor:
+    """Sums over all rows: (rows, columns) give (columns,).
+
+    As a product, which compiled code leaves to the matrix library: its own loops run down one
+    column after another, and fuse into them, again and again, what the rows are computed from.
+    """
+    return (rows.new_ones(1, len(rows)) @ rows)[0]
+
+
+class _Shift(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shift: Tensor) -> Tensor:
+        return x + shift
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
+        return upstream, column_sums(upstream.flatten(0, -2))
+
+
+def shift_channels(x: Tensor, shift: Tensor) -> Tensor:
+    """The sum of an activation (..., C) and a shift (C,)."""
+    return _Shift.apply(x, shift)
 
 
 class Product(Protocol):
@@ -38,7 +63,7 @@ class Linear:
         return (
             upstream @ weight,
             flat.T @ x.flatten(0, -2),
-            None if bias is None else flat.sum(0),
+            None if bias is None else column_sums(flat),
         )
 
 
@@ -62,13 +87,17 @@ class MergedLogits:
     @staticmethod
     def forward(z: Tensor, tokens: Tensor) -> Tensor:
         """See :class:`Product`."""
-        # keys and heads side by side: one product per image, without a copy of x for each head
-        logits_BNMH = (tokens @ z.flatten(1, 2).transpose(1, 2)).unflatten(-1, z.shape[1:3])
-        return logits_BNMH.permute(0, 3, 1, 2)
+        # heads and keys side by side: one product per image, without a copy of x for each head,
+        # and the keys that softmax runs over next to each other
+        merged = z.transpose(1, 2).flatten(1, 2)
+        logits_BNHM = (tokens @ merged.transpose(1, 2)).unflatten(-1, (z.shape[2], z.shape[1]))
+        return logits_BNHM.transpose(1, 2)
 
     @staticmethod
     def gradients(upstream: Tensor, z: Tensor, tokens: Tensor) -> tuple[Tensor | None, ...]:
         """See :class:`Product`."""
-        upstream = upstream.permute(0, 2, 3, 1).flatten(2)
-        of_z = upstream.transpose(1, 2) @ tokens
-        return of_z.view_as(z), upstream @ z.flatten(1, 2)
+        upstream = upstream.transpose(1, 2).flatten(2)
+        merged = z.transpose(1, 2).flatten(1, 2)
+        of_merged = upstream.transpose(1, 2) @ tokens
+        of_z = of_merged.unflatten(1, (z.shape[2], -1)).transpose(1, 2).contiguous()
+        return of_z, upstream @ merged

@@ -23,8 +23,9 @@ class Records:
     """What a study's run folders hold.
 
     Every frame has the columns of :data:`ofq.report.curves.KEYS`; rates are in percent, flips per
-    1,000 weights and step. The curves (``metrics``, ``layers``, ``trajectories``) are those of
-    quantized cells, QAT first and CGA after it, epochs and steps counted on.
+    1,000 weights and step. The curves (a frame per table of the run folders) are those of quantized
+    cells, QAT first and CGA after it, epochs and steps counted on. Those of recordings are empty if
+    no run has any.
 
     Attributes:
         name: The study's name.
@@ -33,7 +34,10 @@ class Records:
         runs: One row per cell and seed: run id, chain of runs, final numbers, oscillation.
         metrics: One row per cell, seed and epoch.
         layers: One row per cell, seed, epoch, layer and role.
-        trajectories: One row per cell, seed, step and recorded weight; empty if none was recorded.
+        trajectories: One row per cell, seed, recorded step and weight.
+        histograms: One row per cell, seed, recorded epoch, role and bits.
+        sign_changes: One row per cell, seed, epoch, role and boundary range.
+        joint_flips: One row per cell, seed, epoch and attention layer.
         correct: Which evaluation images each run is right about, by its id, where that is kept.
         references: What the study's numbers are held against.
         reasons: Why a cell's number or a part of its seeds is missing, by model, bits and method:
@@ -47,6 +51,9 @@ class Records:
     metrics: pd.DataFrame
     layers: pd.DataFrame
     trajectories: pd.DataFrame
+    histograms: pd.DataFrame
+    sign_changes: pd.DataFrame
+    joint_flips: pd.DataFrame
     correct: dict[str, NDArray[np.bool_]]
     references: tuple[Reference, ...]
     reasons: dict[tuple[str, str, str], str]

@@ -36,6 +36,7 @@ def write_page(
     differences: pd.DataFrame,
     found: dict[str, pd.DataFrame],
     figures: list[Saved],
+    absent: dict[str, str],
     runs_path: str,
 ) -> None:
     """Write ``index.html``.
@@ -48,6 +49,7 @@ def write_page(
         found: ``verdicts`` of :func:`ofq.report.compare.hold_against` and ``effects`` of
             :func:`ofq.report.effects.effects`; either may be empty.
         figures: The figures, to be embedded.
+        absent: Why other figures aren't there, by name.
         runs_path: Where the run folders lie, seen from the page's folder.
     """
     source = resources.files("ofq.report").joinpath("template.html.j2").read_text(encoding="utf-8")
@@ -68,6 +70,7 @@ def write_page(
             seeds=", ".join(str(seed) for seed in records.study.seeds),
             commits=_commits(records.runs),
             pictures=[_picture(figure) for figure in figures],
+            absent=absent,
             differences=_difference_rows(records, differences),
             runs=_run_rows(records),
             primary=measures(records.primary)[0],

@@ -37,8 +37,9 @@ def _fill(folder: Path, records: Records, runs_path: str) -> None:
     frames = {"table": cells, "runs": records.runs, "differences": differences}
     frames |= {name: frame for name, frame in found.items() if len(frame)}
     write_tables(Tables(table, found["verdicts"], frames), folder)
-    figures = write_figures(folder / "figures", records)
-    write_page(folder / "index.html", records, table, differences, found, figures, runs_path)
+    figures, absent = write_figures(folder / "figures", records)
+    page = folder / "index.html"
+    write_page(page, records, table, differences, found, figures, absent, runs_path)
 
 
 def _refuse_foreign(out: Path) -> None:

@@ -4,7 +4,7 @@ from ofq.study.config import Recipe, Site, Study
 from ofq.study.fields import Stage, parse_bits
 from ofq.study.method import Method, Quantization
 from ofq.study.run import Cell, Grid, Run, RunConfig
-from ofq.study.stage import Resources, Training
+from ofq.study.stage import Recording, Resources, Training
 from ofq.study.workspace import Workspace
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Method",
     "Quantization",
     "Recipe",
+    "Recording",
     "Resources",
     "Run",
     "RunConfig",

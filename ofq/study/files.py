@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
@@ -16,6 +16,12 @@ class Strict(BaseModel):
     """Base of every config model: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    cosmetic: ClassVar[frozenset[str]] = frozenset()
+    """Keys that decide no number of a run, and so are no part of its identity."""
+
+    def payload(self, *, brief: bool) -> dict[str, Any]:
+        """What decides numbers, as plain data; if brief, without what is at its default."""
+        return self.model_dump(exclude=set(self.cosmetic), exclude_defaults=brief)
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -52,7 +52,7 @@ class RunConfig:
         """The config as plain JSON data; if brief, without what is at its default."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         plain = {
-            key: value.model_dump(exclude_defaults=brief) if isinstance(value, Strict) else value
+            key: value.payload(brief=brief) if isinstance(value, Strict) else value
             for key, value in values.items()
         }
         if brief:

@@ -1,9 +1,16 @@
 """What a stage trains with, and what its jobs ask for."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from ofq.errors import UserError
 from ofq.study.files import Strict, suggest
@@ -24,6 +31,24 @@ class Teaching(Strict):
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     cached: bool = False
+
+
+class Recording(Strict):
+    """What a stage records of single weights, for figures; it decides no number.
+
+    Recorded are at most 2,048 steps: all of a short stage, else the last ones of each epoch.
+
+    Attributes:
+        weights: How many weights are followed through the grid (0: none).
+        sample: Of how many entries of each weight matrix the gradients' signs are compared, and
+            at most how many channels of query and key are watched for joint flips (0: none).
+        histograms: At how many epochs all weights are counted by their position on the grid, evenly
+            from the start to the end (0: none).
+    """
+
+    weights: int = Field(default=0, ge=0, le=32)
+    sample: int = Field(default=0, ge=0, le=256)
+    histograms: int = Field(default=0, ge=0, le=16)
 
 
 class Training(Strict):
@@ -48,8 +73,10 @@ class Training(Strict):
         precision: What the model's products are computed in: bf16 by autocast; weights, quantizers
             and the optimizer stay in float32.
         images: How images of files are made ready; None for data that come ready.
-        trajectories: Number of weights whose path is recorded at each step (0: none).
+        recording: What is recorded of single weights.
     """
+
+    cosmetic: ClassVar[frozenset[str]] = frozenset({"recording"})
 
     epochs: PositiveInt
     batch_size: PositiveInt
@@ -64,7 +91,7 @@ class Training(Strict):
     teacher: Teaching = Teaching()
     precision: Literal["fp32", "bf16"] = "fp32"
     images: Images | None = None
-    trajectories: NonNegativeInt = 0
+    recording: Recording = Recording()
 
     @model_validator(mode="after")
     def _schedule_is_possible(self) -> Self:
@@ -103,6 +130,7 @@ class Resources(Strict):
         device_batch: The most images that a GPU's memory holds in one pass; left out, all of its
             part of a batch.
         workers: Processes that load images of files, for each device.
+        compile: Whether to compile the model's blocks (docs/performance.md).
     """
 
     threads: PositiveInt = 1
@@ -111,6 +139,7 @@ class Resources(Strict):
     gpu: NonNegativeInt = 0
     device_batch: PositiveInt | None = None
     workers: PositiveInt = 2
+    compile: bool = False
 
     @property
     def short(self) -> bool:

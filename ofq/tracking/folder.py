@@ -6,7 +6,10 @@
 ``events.jsonl``          each start, resumption, interruption, failure and the end
 ``metrics.jsonl``         one row per epoch, appended while training
 ``layers.jsonl``          one row per epoch, layer and role
-``trajectories.jsonl``    one row per step and recorded weight, if the recipe asks for it
+``trajectories.jsonl``    one row per recorded step and weight, if the recipe asks for it
+``histograms.jsonl``      one row per recorded epoch, role and bits, likewise
+``sign_changes.jsonl``    one row per epoch, role and boundary range, likewise
+``joint_flips.jsonl``     one row per epoch and attention layer, likewise
 ``progress.json``         how far a running attempt is
 ``lock-N.json``           who writes the folder in the Nth attempt (``.free``: nobody now)
 ``checkpoint/``           resumable state; removed when the run has finished
@@ -27,7 +30,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 
 from ofq.atomic import write_file, write_json
 from ofq.errors import UserError
@@ -37,14 +40,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Table = Literal["metrics", "layers", "trajectories"]
+Table = Literal["metrics", "layers", "trajectories", "histograms", "sign_changes", "joint_flips"]
 State = Literal["waiting", "running", "interrupted", "failed", "done"]
 WEIGHTS = "model.safetensors"
 RESULT = "result.json"
 CORRECT = "correct.npy"
 PACKED = "packed.json"
 SEALED = "sealed"
-TABLES: tuple[Table, ...] = ("metrics", "layers", "trajectories")
+_RETIRED = {"trajectories"}  # keys of older configs that decided no number
+TABLES: tuple[Table, ...] = get_args(Table)
 REPORTED = (
     "run.json",
     "provenance.json",
@@ -61,7 +65,8 @@ _log = logging.getLogger(__name__)
 def agrees(stored: Any, config: Any) -> bool:
     """Whether a config is the stored one; keys that came later, with the default, may be added."""
     if isinstance(stored, dict) and isinstance(config, dict):
-        return all(key in config and agrees(stored[key], config[key]) for key in stored)
+        lasting = stored.keys() - _RETIRED
+        return all(key in config and agrees(stored[key], config[key]) for key in lasting)
     return bool(stored == config)
 
 

@@ -238,6 +238,8 @@ def seed_everything(seed: int) -> None:
     numpy.random.seed(seed)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # what that does besides, at the cost of a pass over each new tensor: nothing reads such memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def gradients(model: nn.Module) -> Iterable[Tensor]:

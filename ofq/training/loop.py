@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ofq.interruption import Interrupted, StopRequest
 from ofq.quantization import Oscillation, OscillationTracker, combine
-from ofq.study import Training
+from ofq.study import Recording, Training
 from ofq.training.checkpoint import CheckpointStore
+from ofq.training.compiling import compile_blocks, uncompiled
 from ofq.training.data import Batch, Source, until
 from ofq.training.devices import ALONE, Solo, gradients
 from ofq.training.numerics import (
@@ -27,8 +28,8 @@ from ofq.training.objective import Objective
 from ofq.training.optimization import make_optimizer, make_schedule
 from ofq.training.pace import Pace, Part
 from ofq.training.precision import casting
+from ofq.training.recording import Recordings, Table
 from ofq.training.stepping import Stepper
-from ofq.training.trajectory import Trajectories
 
 
 class Observer(Protocol):
@@ -50,8 +51,8 @@ class Observer(Protocol):
     def epoch(self, metrics: dict[str, Any], layers: list[dict[str, Any]]) -> None:
         """An epoch ended (or, as epoch 0, none has begun)."""
 
-    def trajectory(self, rows: list[dict[str, Any]]) -> None:
-        """The recorded weights' paths over one epoch."""
+    def recorded(self, table: Table, rows: list[dict[str, Any]]) -> None:
+        """What was recorded over one epoch for a table."""
 
     def saved(self, step: int) -> None:
         """A checkpoint was saved."""
@@ -72,7 +73,7 @@ class Silence:
     def epoch(self, metrics: dict[str, Any], layers: list[dict[str, Any]]) -> None:
         """Nothing."""
 
-    def trajectory(self, rows: list[dict[str, Any]]) -> None:
+    def recorded(self, table: Table, rows: list[dict[str, Any]]) -> None:
         """Nothing."""
 
     def saved(self, step: int) -> None:
@@ -101,6 +102,7 @@ class Trainer:
         pace: When to save, and when to leave.
         process: This process among those of the run.
         passes: Forward and backward passes that a process's part of a batch is split into.
+        compiled: Whether the model's blocks and the tracker are compiled.
     """
 
     def __init__(
@@ -117,7 +119,10 @@ class Trainer:
         pace: Pace | None = None,
         process: Solo = ALONE,
         passes: int = 1,
+        compiled: bool = False,
     ) -> None:
+        if compiled:
+            compile_blocks(model, process.device)
         self.model = model
         self.data = data
         self.objective = objective
@@ -129,11 +134,11 @@ class Trainer:
         self.pace = pace or Pace()
         self.process = process
         self.passes = passes
-        self.tracker = OscillationTracker(model)
-        self.trajectories = Trajectories(model, training.trajectories)
+        self.tracker = OscillationTracker(model, compiled=compiled)
         self.optimizer = make_optimizer(model, training, scale_lr)
         self.schedule = make_schedule(self.optimizer, training)
         self.steps_per_epoch = data.steps_per_epoch(training.batch_size)
+        self.recordings = self._recordings(training.recording)
         self.total_steps = training.epochs * self.steps_per_epoch
         self.step = 0
         self.evaluated = -1  # the last epoch that was evaluated and reported
@@ -167,6 +172,9 @@ class Trainer:
             self._finish_epoch(epoch)
         return self.metrics
 
+    def _recordings(self, settings: Recording) -> Recordings:
+        return Recordings(self.model, settings, self.training.epochs, self.steps_per_epoch)
+
     def _batches(self, epoch: int) -> Iterator[Batch]:
         """What remains of an epoch's batches; epochs count from 1, and epoch 0 has none."""
         if epoch:
@@ -183,12 +191,13 @@ class Trainer:
         loss = self._backward(inputs, targets, progress)
         # all processes see one loss, so that they judge it alike
         self.process.average([loss, *gradients(self.model)])
+        self.recordings.before_step(self.step + 1)
         self.stepper.step(self.optimizer, progress)
         self.step += 1
         self.loss_sum += loss
         self.watch.observe(loss, self.step)
         self.tracker.update()
-        self.trajectories.update(self.step)
+        self.recordings.after_step(self.step)
 
     def _backward(self, inputs: Tensor, targets: Tensor, progress: float) -> Tensor:
         """Leave the gradients of the mean loss over the given part of a batch; return that loss."""
@@ -207,7 +216,7 @@ class Trainer:
         self._check_numbers()
         try:
             precise = casting(self.training.precision, self.process.device)
-            with self.pace.measure("evaluation"), precise:
+            with self.pace.measure("evaluation"), uncompiled(), precise:
                 batches = self.data.test_batches(process=self.process)
                 measures = self.objective.evaluate(
                     self.model, until(self.stop, batches, self.process), self.process
@@ -229,7 +238,8 @@ class Trainer:
             **self.stepper.measures(),
         }
         stamp = {"epoch": epoch, "step": self.step}
-        self.observer.trajectory(self.trajectories.take())
+        for table, rows in self.recordings.take(epoch, self.step).items():
+            self.observer.recorded(table, rows)
         self.observer.epoch(self.metrics, [{**stamp, **asdict(part)} for part in parts])
         self.evaluated = epoch
         if epoch < self.training.epochs:
@@ -294,7 +304,10 @@ class Trainer:
             "tracker": self.tracker.state_dict(),
             "loss_sum": self.loss_sum,
             "metrics": self.metrics,
-            "trajectories": self.trajectories.rows,
+            "recordings": {
+                "settings": self.recordings.settings.model_dump(),
+                "state": self.recordings.state_dict(),
+            },
             "rng": self.process.gather(_rng_state(self.process.device)),
             "seconds": self.pace.seconds,
         }
@@ -315,7 +328,9 @@ class Trainer:
         self.tracker.load_state_dict(state["tracker"])
         self.loss_sum.copy_(state["loss_sum"])
         self.metrics = state["metrics"]
-        self.trajectories.rows = state["trajectories"]
+        # as the run began, whatever its recipe says by now
+        self.recordings = self._recordings(Recording(**state["recordings"]["settings"]))
+        self.recordings.load_state_dict(state["recordings"]["state"])
         self.pace.seconds = state["seconds"]
         self.watch.reset()
         if self.process.rank < len(state["rng"]):  # else it goes on from its own seed

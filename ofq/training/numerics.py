@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ofq.errors import RunFailed
 from ofq.quantization import low_bit_weights
+from ofq.training.compiling import uncompiled
 
 
 class BadNumbers(RunFailed):
@@ -96,7 +97,7 @@ def first_bad_output(model: nn.Module, inputs: Tensor) -> tuple[str, str] | None
         if name
     ]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), uncompiled():
             model(inputs)
     finally:
         for handle in handles:

@@ -39,6 +39,7 @@ def make_optimizer(model: nn.Module, training: Training, scale_lr: float = 1.0) 
         [group for group in groups if group["params"]],
         opt=training.optimizer,
         lr=training.lr,
+        fused=True,
         **options,
     )
 

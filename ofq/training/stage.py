@@ -43,6 +43,7 @@ def prepare(
     pace: Pace | None = None,
     process: Solo = ALONE,
     device_batch: int | None = None,
+    compiled: bool = False,
     files: Files | None = None,
     answers: Path | None = None,
 ) -> Trainer:
@@ -59,12 +60,13 @@ def prepare(
         pace: When to save, and when to leave.
         process: This process among those of the run.
         device_batch: The most images in one pass on one device; None for any number.
+        compiled: Whether the steps are compiled.
         files: Where a data set of image files lies; None for one that comes with the package.
         answers: The file that keeps the teacher's answers, where the config wants them kept.
 
     Raises:
-        UserError: The data, the model, or weights that it starts from can't be had, or the batch
-            can't be split over the devices.
+        UserError: The data, the model, or weights that it starts from can't be had, the batch
+            can't be split over the devices, or nothing can be compiled here.
     """
     seed_everything(config.seed)
     training = config.training
@@ -83,7 +85,7 @@ def prepare(
         seen,
         aim,
         training,
-        make_stepper(config, model),
+        make_stepper(config, model, compiled),
         observer,
         checkpoints,
         stop,
@@ -91,6 +93,7 @@ def prepare(
         pace,
         process,
         parts.passes,
+        compiled,
     )
 
 

@@ -98,11 +98,12 @@ class DampenedStep(Stepper):
         return self.dampening.penalty(progress)
 
 
-def make_stepper(config: RunConfig, model: nn.Module) -> Stepper:
-    """The stepper that a run's config asks for."""
+def make_stepper(config: RunConfig, model: nn.Module, compiled: bool = False) -> Stepper:
+    """The stepper that a run's config asks for, its CGA compiled or not."""
     annealing, stabilizer = config.annealing, config.stabilizer
     if isinstance(annealing, Band):
-        return AnnealedStep(ConfidenceGuidedAnnealing(model, annealing.boundary_range))
+        boundary_range = annealing.boundary_range
+        return AnnealedStep(ConfidenceGuidedAnnealing(model, boundary_range, compiled=compiled))
     if isinstance(annealing, Ratio):
         confidence = CONFIDENCES[annealing.confidence]
         return AnnealedStep(RatioAnnealing(model, annealing.alpha, confidence))

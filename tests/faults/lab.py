@@ -10,6 +10,7 @@ from pathlib import Path
 from ofq.attempt import run_folder
 from ofq.study import Workspace
 from ofq.tracking import RunFolder
+from ofq.tracking.folder import TABLES
 
 DRIVER = Path(__file__).with_name("driver.py")
 STEPS = {"fp": 28, "qat": 56, "cga": 28}
@@ -19,7 +20,13 @@ dataset: digits
 models: [micro_deit_patch2_8]
 stages:
   fp: {epochs: 2, batch_size: 64, lr: 2.0e-3}
-  qat: {epochs: 4, batch_size: 64, lr: 1.0e-3, min_lr: 1.0e-4, distillation: true, trajectories: 3}
+  qat:
+    epochs: 4
+    batch_size: 64
+    lr: 1.0e-3
+    min_lr: 1.0e-4
+    distillation: true
+    recording: {weights: 3, sample: 16, histograms: 3}
   cga: {epochs: 2, batch_size: 64, lr: 1.0e-4, min_lr: 1.0e-4, distillation: true}
 """
 
@@ -90,7 +97,7 @@ def differences(disturbed: RunFolder, undisturbed: RunFolder) -> list[str]:
     """How two runs differ in weights, rows (each there once) and final numbers, but for times."""
     found = [
         f"rows of {table} differ"
-        for table in ("metrics", "layers", "trajectories")
+        for table in TABLES
         if without_times(disturbed.rows(table)) != without_times(undisturbed.rows(table))
     ]
     if disturbed.state() != "done":

@@ -14,13 +14,14 @@ def tracker(case: Case) -> None:
     history = _history(case, sequence[0])
     recorded = case.groups(r"step\d+")
     returned, counts = [], []
+    total = torch.zeros_like(sequence[0], dtype=torch.int32)
     for step, codes in enumerate(sequence, start=1):
-        before = history.oscillations.clone()
         returned.append(_hold(history, codes).float())
-        history.observe(codes)
-        counts.append((history.oscillations - before).sum().float())
+        oscillated = history.observe(codes)
+        total += oscillated.int()
+        counts.append(oscillated.sum())
         if f"step{step}" in recorded:
-            _check(case, f"step{step}", history, counts[-1])
+            _check(case, f"step{step}", history, counts[-1], total)
             recorded.remove(f"step{step}")
     assert not recorded
     case.compare("returned_sequence", torch.stack(returned), EXACT)
@@ -39,10 +40,10 @@ def _hold(history: CodeHistory, codes: Tensor) -> Tensor:
     return history.hold(codes) if isinstance(history, FreezingHistory) else codes
 
 
-def _check(case: Case, step: str, history: CodeHistory, count: Tensor) -> None:
+def _check(case: Case, step: str, history: CodeHistory, count: Tensor, total: Tensor) -> None:
     ours = {
         "ema_oscillation": history.frequency,
-        "total_oscillation": history.oscillations,
+        "total_oscillation": total,
         "oscillated_sum": count,
         "prev_switch_dir": history.direction,
     }

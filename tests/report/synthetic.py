@@ -24,6 +24,11 @@ STUDY = {
         "frozen_share",
         "oscillation_over_training",
         "oscillation_by_role",
+        "latent_weights",
+        "gradient_sign_changes",
+        "joint_flips",
+        "weight_paths",
+        "scale_paths",
     ],
     "expectations": ["StatsQ is better than LSQ by <3.5> points."],
 }
@@ -47,16 +52,24 @@ METHODS = {
 EPOCHS = 4
 STEPS = 28
 DEPTH = 4
+RECORDING = {"weights": 4, "sample": 16, "histograms": 3}
+PER_STEP = 20  # bins of histograms
 
 Top1 = Callable[[Run], float]
 
 
-def make_workspace(root: Path, dataset: str = "digits", **study: object) -> Workspace:
+def make_workspace(
+    root: Path,
+    dataset: str = "digits",
+    recording: dict[str, int] = RECORDING,
+    **study: object,
+) -> Workspace:
     """A workspace with one study, ``small``; keywords replace parts of its config."""
     stage = {"epochs": EPOCHS, "batch_size": 32, "lr": 1e-3}
-    stages = {"fp": stage, "qat": stage, "cga": {**stage, "epochs": 2}}
+    recorded = {**stage, "recording": recording}
+    stages = {"fp": stage, "qat": recorded, "cga": {**recorded, "epochs": 2}}
     if dataset == "toy_regression":
-        stages = {"qat": {**stage, "trajectories": 2}, "cga": stages["cga"]}
+        del stages["fp"]
     config = {**STUDY, **study}
     recipe = {"dataset": dataset, "models": config["models"], "stages": stages}
     files = {
@@ -109,8 +122,14 @@ def write_run(workspace: Workspace, run: Run, top1: float) -> RunFolder:
     folder.append("metrics", [_metrics(run, e, top1, rng) for e in range(epochs + 1)])
     if has_codes(run):
         folder.append("layers", [row for e in range(epochs + 1) for row in _layers(run, e, rng)])
-    if run.config.training.trajectories:
+    recording = run.config.training.recording
+    if has_codes(run) and recording.weights:
         folder.append("trajectories", _trajectories(run, rng))
+    if has_codes(run) and recording.sample:
+        folder.append("sign_changes", [r for e in range(1, epochs + 1) for r in _signs(run, e)])
+        folder.append("joint_flips", [r for e in range(1, epochs + 1) for r in _flips(run, e)])
+    if has_codes(run) and recording.histograms:
+        folder.append("histograms", [r for e in {0, epochs // 2, epochs} for r in _counts(run, e)])
     result = {"id": run.id, "primary": "top1", "top1": top1, "loss": 0.5, "correct": 870}
     if run.config.dataset == "toy_regression":
         result = {"id": run.id, "primary": "loss", "loss": 1 / top1}
@@ -175,7 +194,7 @@ def _layers(run: Run, epoch: int, rng: np.random.Generator) -> list[dict[str, ob
         {
             "epoch": epoch,
             "step": epoch * STEPS,
-            "layer": f"blocks.{depth}.{'mlp' if role.startswith('fc') else 'attn'}",
+            "layer": f"blocks.{depth}.{f'mlp.{role}' if role.startswith('fc') else 'attn.proj'}",
             "role": role,
             "weights": 2304,
             "oscillation_rate": rate(run, epoch) * (0.5 + depth / DEPTH) + 0.3 * rng.uniform(),
@@ -190,6 +209,7 @@ def _layers(run: Run, epoch: int, rng: np.random.Generator) -> list[dict[str, ob
 def _trajectories(run: Run, rng: np.random.Generator) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     learned = quantizer(run) == "lsq"
+    places = [roles(run)[i % len(roles(run))] for i in range(2)]
     for step in range(run.config.training.epochs * STEPS):
         swing = 0.06 * (-1) ** step if learned else 0.01 * rng.normal()
         for weight in range(2):
@@ -200,10 +220,72 @@ def _trajectories(run: Run, rng: np.random.Generator) -> list[dict[str, object]]
                 {
                     "step": step,
                     "weight": weight,
+                    "layer": "blocks.2",
+                    "role": places[weight],
                     "latent": latent,
                     "scale": scale,
                     "quantized": scale * (0.25 + 0.5 * code),
                     "code": code,
+                    "position": 4 * (latent - 0.5) / scale - 0.5,
                 }
             )
     return rows
+
+
+def share_of_changes(width: float | None) -> float:
+    """The share of gradients that change sign, as made up: the more the nearer to a threshold."""
+    return 0.5 if width is None else 0.9 - 3 * width
+
+
+def _signs(run: Run, epoch: int) -> list[dict[str, object]]:
+    return [
+        {
+            "epoch": epoch,
+            "step": epoch * STEPS,
+            "role": role,
+            "boundary_range": width,
+            "pairs": 1000,
+            "changes": int(1000 * share_of_changes(width)),
+        }
+        for role in roles(run)
+        if role != "qk"
+        for width in (0.005, 0.01, 0.02, 0.05, 0.1, None)
+    ]
+
+
+def _flips(run: Run, epoch: int) -> list[dict[str, object]]:
+    """Partners flip together twice as often as if independent, strangers don't."""
+    return [
+        {
+            "epoch": epoch,
+            "step": epoch * STEPS,
+            "layer": f"blocks.{depth}",
+            "steps": STEPS,
+            "weights": 2304,
+            "flips_q": 10 * epoch,
+            "flips_k": 20 * epoch,
+            "joint": 40,
+            "expected": 20.0,
+            "joint_strangers": 20,
+            "expected_strangers": 20.0,
+        }
+        for depth in range(DEPTH)
+    ]
+
+
+def _counts(run: Run, epoch: int) -> list[dict[str, object]]:
+    """Normal weights; towards the end the more of them lie on thresholds."""
+    bits = int(str(run.config.bits)[1])
+    edges = np.arange(2**bits * PER_STEP + 1) / PER_STEP - 2 ** (bits - 1) - 0.5
+    counts = 5000 * np.diff(np.tanh((edges + 0.5) / 2 ** (bits - 2)))
+    counts[PER_STEP::PER_STEP] += 40 * epoch
+    return [
+        {
+            "epoch": epoch,
+            "step": epoch * STEPS,
+            "role": role,
+            "weight_bits": bits,
+            "counts": counts.astype(int).tolist(),
+        }
+        for role in roles(run)
+    ]

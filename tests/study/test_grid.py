@@ -53,6 +53,18 @@ def test_changed_first_stage_changes_everything_built_on_it(checkout):
     assert not set(before) & set(Workspace(checkout).grid("tiny").runs())
 
 
+def test_what_is_recorded_changes_no_run(checkout):
+    before = Workspace(checkout).grid("tiny").runs()
+    path = checkout / "config/recipes/small.yaml"
+    text = path.read_text().replace("{epochs: 2,", "{recording: {weights: 3}, epochs: 2,")
+    path.write_text(text)
+    after = Workspace(checkout).grid("tiny").runs()
+    assert list(before) == list(after)
+    assert any(run.config.training.recording.weights for run in after.values())
+    for name, run in after.items():
+        assert run.config.payload() == before[name].config.payload()
+
+
 def test_cosmetic_edit_changes_no_run(checkout):
     before = Workspace(checkout).grid("tiny").runs()
     for name in ("recipes/small.yaml", "studies/tiny.yaml", "methods/known.yaml"):

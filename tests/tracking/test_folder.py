@@ -162,6 +162,14 @@ def test_run_goes_on_after_an_option_was_added(folder):
     assert folder.description() == DESCRIPTION
 
 
+def test_run_goes_on_after_an_option_that_decided_nothing_was_removed(tmp_path):
+    before = {"id": "a/b/c", "config": {"seed": 1, "training": {"lr": 1.0, "trajectories": 0}}}
+    folder = RunFolder(tmp_path / "run")
+    folder.open(before)
+    folder.open({"id": "a/b/c", "config": {"seed": 1, "training": {"lr": 1.0}}})
+    assert folder.description() == before
+
+
 def test_folder_of_another_config_is_refused(folder):
     folder.open(DESCRIPTION)
     with pytest.raises(UserError, match="another config"):

@@ -1,6 +1,7 @@
 """Training is deterministic, and an interruption anywhere leaves no trace in its result."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from ofq.interruption import Interrupted, StopRequest
-from ofq.study import Workspace
+from ofq.study import Recording, Workspace
 from ofq.training.checkpoint import CheckpointStore
 from ofq.training.optimization import make_optimizer, make_schedule
 from ofq.training.stage import prepare
@@ -22,13 +23,17 @@ class Recorder:
 
     def __init__(self, stop: StopRequest, stop_after: int | None = None):
         self.rows, self.layers, self.began = [], [], []
-        self.saves, self.warnings = [], []
+        self.saves, self.warnings, self.tables = [], [], {}
         self.stop, self.stop_after = stop, stop_after
 
     def begin(self, done, total, recorded):
         self.began.append(done)
         self.rows = [row for row in self.rows if row["step"] <= recorded]
         self.layers = [row for row in self.layers if row["step"] <= recorded]
+        self.tables = {
+            table: [row for row in rows if row["step"] <= recorded]
+            for table, rows in self.tables.items()
+        }
 
     def step(self, step):
         if step == self.stop_after:
@@ -38,14 +43,17 @@ class Recorder:
         self.rows.append(metrics)
         self.layers += layers
 
-    def trajectory(self, rows):
-        pass
+    def recorded(self, table, rows):
+        self.tables.setdefault(table, []).extend(rows)
 
     def saved(self, step):
         self.saves.append(step)
 
     def warn(self, text):
         self.warnings.append(text)
+
+
+RECORDING = Recording(weights=6, sample=16, histograms=2)
 
 
 @pytest.fixture
@@ -55,7 +63,7 @@ def train(checkout, tmp_path):
     weights = {}
     number = itertools.count()
 
-    def run(part, stops=(), folder="whole"):
+    def run(part, stops=(), folder="whole", recording=RECORDING, later=None, compiled=False):
         found = next(run for name, run in grid.runs().items() if part in name)
         for needed in found.needs():
             if needed.id not in weights:
@@ -63,9 +71,15 @@ def train(checkout, tmp_path):
         paths = [None if r is None else weights[r.id] for r in (found.parent, found.teacher)]
         recorder = Recorder(StopRequest())
         checkpoints = CheckpointStore(tmp_path / folder)
+        trainer = None
         for stop_after in [*stops, None]:
             recorder.stop.cause, recorder.stop_after = None, stop_after
-            trainer = prepare(found.config, *paths, recorder, checkpoints, recorder.stop)
+            wanted = later if later and trainer else recording
+            training = found.config.training.model_copy(update={"recording": wanted})
+            config = replace(found.config, training=training)
+            trainer = prepare(
+                config, *paths, recorder, checkpoints, recorder.stop, compiled=compiled
+            )
             try:
                 trainer.run()
             except Interrupted:
@@ -94,8 +108,35 @@ def test_interrupted_training_ends_bit_identical(train, part):
     assert same_weights(weights, again)
     assert without_times(whole.rows) == without_times(pieces.rows)
     assert without_times(whole.layers) == without_times(pieces.layers)
+    assert whole.tables == pieces.tables
+    assert all(whole.tables.values())
     assert pieces.began[0] is None
     assert all(done is not None for done in pieces.began[1:])
+
+
+def test_recording_changes_no_number(train):
+    recorded, weights = train("cga0.005-s0", folder="recorded")
+    plain, same = train("cga0.005-s0", folder="plain", recording=Recording())
+    assert same_weights(weights, same)
+    assert without_times(recorded.rows) == without_times(plain.rows)
+    assert not any(plain.tables.values())
+
+
+def test_resumed_run_records_what_it_began_with(train):
+    whole, _ = train("w2a2-lsq-s0")
+    pieces, _ = train("w2a2-lsq-s0", stops=[5], folder="pieces", later=Recording(weights=2))
+    assert whole.tables == pieces.tables
+
+
+@pytest.mark.slow
+def test_interrupted_compiled_training_ends_bit_identical(train):
+    whole, weights = train("cga0.005-s0", compiled=True)
+    pieces, again = train("cga0.005-s0", stops=[3, 9], folder="pieces", compiled=True)
+    assert same_weights(weights, again)
+    assert without_times(whole.rows) == without_times(pieces.rows)
+    plain, other = train("cga0.005-s0", folder="plain")
+    assert not same_weights(weights, other)
+    assert abs(plain.rows[-1]["top1"] - whole.rows[-1]["top1"]) < 5
 
 
 def test_equal_seeds_give_equal_weights_and_others_do_not(train):
@@ -180,3 +221,22 @@ def test_cooldown_stays_at_the_floor_after_the_whole_cosine():
     cooled = rates(epochs=10, cooldown_epochs=3)
     assert cooled[:7] == rates(epochs=7)
     assert cooled[7:] == [0.1] * 3
+
+
+def test_step_never_waits_for_the_device(checkout, tmp_path):
+    """Reading a number off a tensor is what would make a GPU's step wait."""
+    runs = Workspace(checkout).grid("tiny").runs().items()
+    config = next(run for name, run in runs if "w2a2-statsq-qkr-cga0.005-s0" in name).config
+    config = replace(config, stage="qat")  # annealed all the same, from fresh weights
+    stop = StopRequest()
+    trainer = prepare(config, None, None, Recorder(stop), CheckpointStore(tmp_path / "c"), stop)
+    batches = trainer.data.train_batches(0, config.training.batch_size)
+    trainer._train_step(*next(batches))
+    batch = next(batches)
+    with torch.profiler.profile() as profile:
+        trainer._train_step(*batch)
+    counts = {event.key: event.count for event in profile.key_averages()}
+    # AdamW on the CPU reads its counts of steps, one per parameter; on a GPU its kernel does
+    assert counts["aten::item"] == len(trainer.optimizer.state)
+    assert counts["aten::_fused_adamw_"] <= 2
+    assert "aten::nonzero" not in counts

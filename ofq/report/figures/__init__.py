@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ofq.errors import UserError
 from ofq.report.collect import Records
-from ofq.report.figures import accuracy, oscillation, relations, toy
-from ofq.report.figures.registry import FIGURES
+from ofq.report.figures import accuracy, changes, oscillation, relations, toy, weights
+from ofq.report.figures.registry import FIGURES, NothingToDraw
 from ofq.report.figures.style import save, styled
 from ofq.study.files import suggest
 
@@ -14,10 +14,12 @@ __all__ = [
     "FIGURES",
     "Saved",
     "accuracy",
+    "changes",
     "check_figures",
     "oscillation",
     "relations",
     "toy",
+    "weights",
     "write_figures",
 ]
 
@@ -51,14 +53,22 @@ def check_figures(names: list[str], source: str) -> None:
             raise UserError(f"{source}: key 'figures': unknown figure '{name}' ({hint})")
 
 
-def write_figures(folder: Path, records: Records) -> list[Saved]:
-    """Draw a study's figures into a folder that doesn't exist yet."""
+def write_figures(folder: Path, records: Records) -> tuple[list[Saved], dict[str, str]]:
+    """Draw a study's figures into a folder that doesn't exist yet.
+
+    Returns:
+        The figures, and by name why others have nothing to show.
+    """
     folder.mkdir()
-    saved = []
+    saved, absent = [], {}
     for name in records.study.figures:
-        with styled():
-            drawn = FIGURES[name](records)
-            save(drawn.figure, folder / name)
-        width = float(drawn.figure.get_figwidth())
-        saved.append(Saved(name, drawn.caption, folder / f"{name}.svg", width))
-    return saved
+        try:
+            with styled():
+                drawn = FIGURES[name](records)
+                save(drawn.figure, folder / name)
+        except NothingToDraw as reason:
+            absent[name] = str(reason)
+        else:
+            width = float(drawn.figure.get_figwidth())
+            saved.append(Saved(name, drawn.caption, folder / f"{name}.svg", width))
+    return saved, absent

@@ -10,9 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from ofq.errors import UserError
 from ofq.report.collect import Records, mid_epoch
-from ofq.report.figures.registry import Drawn, figure
+from ofq.report.figures.registry import Drawn, NothingToDraw, figure
 from ofq.report.figures.style import (
     COLUMN,
     GREY,
@@ -37,7 +36,7 @@ ROLES = ("q", "k", "qk", "v", "proj", "fc1", "fc2")
 def over_training(records: Records) -> Drawn:
     """Oscillation rate and flips over epochs, a column per bits."""
     study = records.study
-    _require(records, records.metrics, "oscillation_rate", "oscillation_over_training")
+    _require(records.metrics, "oscillation_rate")
     width = COLUMN if len(study.bits) == 1 else PAGE
     columns = 2 if width == COLUMN else 4
     legend = 0.17 * -(-len(study.methods) // columns)
@@ -77,7 +76,7 @@ def _curves(ax: Axes, records: Records, quantity: str, model: str, bits: str) ->
     for method in records.study.methods:
         mine = records.of(rows, method=method)
         ends = mine[mine["stage"] == "qat"]["epoch"].max()
-        if _shares_qat(records, model, bits, method):
+        if shares_qat(records, model, bits, method):
             mine = mine[mine["epoch"] >= ends]
         _band(ax, mine, quantity, records.labels[method], style[method])
         if (mine["stage"] == "cga").any():
@@ -94,7 +93,7 @@ def _curves(ax: Axes, records: Records, quantity: str, model: str, bits: str) ->
             )
 
 
-def _shares_qat(records: Records, model: str, bits: str, method: str) -> bool:
+def shares_qat(records: Records, model: str, bits: str, method: str) -> bool:
     """Whether another method's cell ends where this method's CGA begins."""
     runs = records.of(records.runs, model=model, bits=bits)
     starts = {
@@ -117,7 +116,7 @@ def _band(ax: Axes, rows: pd.DataFrame, quantity: str, label: str, look: Look) -
 def by_role(records: Records) -> Drawn:
     """Heat maps of the oscillation rate by block and role: a column per method."""
     study = records.study
-    _require(records, records.layers, "oscillation_rate", "oscillation_by_role")
+    _require(records.layers, "oscillation_rate")
     maps = _maps(records)
     depths = sorted({depth for frame in maps.values() for depth in frame.index}, key=_depth_order)
     roles = [r for r in ROLES if any(r in frame.columns for frame in maps.values())]
@@ -167,8 +166,8 @@ def _maps(records: Records) -> dict[tuple[str, str, str, str], pd.DataFrame]:
 
 @cache
 def _depth(layer: str) -> str:
-    """``blocks.3.attn`` is in block 3, ``layers.0.blocks.1.mlp`` in 0.1."""
-    return ".".join(re.findall(r"\d+", layer)) or layer
+    """``blocks.3.mlp.fc1`` is in block 3, ``layers.0.blocks.1.attn.proj`` in 0.1."""
+    return ".".join(re.findall(r"(?<=\.)\d+", layer)) or layer
 
 
 def _depth_order(depth: str) -> list[Any]:
@@ -197,9 +196,6 @@ def _colour_bar(picture: Any, image: AxesImage | None, grid: list[list[Axes]]) -
     bar.outline.set_visible(False)
 
 
-def _require(records: Records, frame: pd.DataFrame, column: str, name: str) -> None:
+def _require(frame: pd.DataFrame, column: str) -> None:
     if column not in frame or frame[column].isna().all():
-        raise UserError(
-            f"study '{records.name}': figure '{name}' needs oscillation rates, and no run of this "
-            "study recorded any; take it out of the study's 'figures'"
-        )
+        raise NothingToDraw("no finished run has oscillation rates")

@@ -16,10 +16,14 @@ class Drawn:
     caption: str
 
 
+class NothingToDraw(Exception):
+    """The runs that have finished hold nothing that a figure could show; the message says what."""
+
+
 Draw = Callable[[Records], Drawn]
 
 FIGURES: dict[str, Draw] = {}
-"""Every figure by the name that a study's config gives it."""
+"""Every figure by the name that a study's config gives it; may raise :class:`NothingToDraw`."""
 
 
 def figure(name: str) -> Callable[[Draw], Draw]:

@@ -5,15 +5,14 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from ofq.errors import UserError
 from ofq.report.collect import Records
 from ofq.report.figures.by_model import caption_of, draw_baseline, draw_models
-from ofq.report.figures.registry import Drawn, figure
+from ofq.report.figures.recorded import boundary_ranges
+from ofq.report.figures.registry import Drawn, NothingToDraw, figure
 from ofq.report.figures.style import COLUMN, PAGE, add_legend, looks, new_figure, panels
 from ofq.report.measures import OSCILLATION_MID, Measure, measures
 from ofq.report.statistics import summarize
 from ofq.study.fields import parse_bits
-from ofq.study.method import Band
 
 
 @figure("accuracy_against_bits")
@@ -56,10 +55,7 @@ def against_oscillation(records: Records) -> Drawn:
     study, measure = records.study, measures(records.primary)[0]
     runs = records.runs.dropna(subset=[OSCILLATION_MID.key])
     if runs.empty:
-        raise UserError(
-            f"study '{records.name}': figure 'accuracy_against_oscillation' needs oscillation "
-            "rates, and no run of this study recorded any; take it out of the study's 'figures'"
-        )
+        raise NothingToDraw("no finished run has oscillation rates")
     width = COLUMN if len(study.bits) == 1 else PAGE
     columns = 2 if width == COLUMN else 4
     picture = new_figure(width, 2.4 + 0.17 * -(-len(study.methods) // columns))
@@ -96,10 +92,7 @@ def frozen(records: Records) -> Drawn:
     """The share of weights that the annealing stage holds, over its epochs."""
     study, metrics = records.study, records.metrics
     if "frozen" not in metrics or metrics["frozen"].isna().all():
-        raise UserError(
-            f"study '{records.name}': figure 'frozen_share' needs runs with an annealing stage; "
-            "take it out of the study's 'figures'"
-        )
+        raise NothingToDraw("no run with an annealing stage has finished")
     rows = metrics.dropna(subset=["frozen"])
     methods = [m for m in study.methods if m in set(rows["method"])]
     width = COLUMN if len(study.bits) == 1 else PAGE
@@ -130,12 +123,9 @@ def frozen(records: Records) -> Drawn:
 def boundary_range(records: Records) -> Drawn:
     """The number against CGA's boundary range, one panel per model and a line per bits."""
     study, measure = records.study, measures(records.primary)[0]
-    ranges = _ranges(records)
+    ranges = boundary_ranges(records)
     if len(ranges) < 2:
-        raise UserError(
-            f"study '{records.name}': figure 'boundary_range' needs methods with at least two "
-            "boundary ranges; take it out of the study's 'figures'"
-        )
+        raise NothingToDraw("the study's methods have fewer than two boundary ranges")
     runs = records.runs[records.runs["method"].isin(ranges)]
     runs = runs.assign(boundary_range=runs["method"].map(ranges))
     picture = new_figure(COLUMN if len(study.models) == 1 else PAGE, 2.5)
@@ -157,13 +147,3 @@ def _range_lines(ax: Axes, records: Records, runs: pd.DataFrame, model: str) -> 
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
     ax.set_xlabel("boundary range (quantization steps)")
-
-
-def _ranges(records: Records) -> dict[str, float]:
-    """The boundary range of each method that has one."""
-    found = {}
-    for cell in records.cells:
-        annealing = cell.runs[0].config.annealing
-        if isinstance(annealing, Band):
-            found[cell.method] = annealing.boundary_range
-    return found

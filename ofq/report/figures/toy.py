@@ -4,8 +4,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ofq.errors import UserError
 from ofq.report.collect import Records
+from ofq.report.figures.recorded import require_recorded
 from ofq.report.figures.registry import Drawn, figure
 from ofq.report.figures.style import (
     COLUMN,
@@ -55,11 +55,7 @@ def _band(ax: Axes, rows: pd.DataFrame, label: str, look: Look) -> None:
 def trajectories(records: Records) -> Drawn:
     """One weight, its quantized value and its scale over steps: a column per method."""
     study, rows = records.study, records.trajectories
-    if rows.empty:
-        raise UserError(
-            f"study '{records.name}': figure 'trajectories' needs recorded weights; set "
-            "'trajectories' in the recipe to their number, or take it out of the study's 'figures'"
-        )
+    require_recorded(records, rows, "weights")
     model, bits = study.models[0], study.bits[0]
     rows = records.of(rows, model=model, bits=bits)
     seed, weight, last = _busiest(rows)

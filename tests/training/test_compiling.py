@@ -1,0 +1,99 @@
+"""Compiled training computes what plain training computes."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from timm.models.swin_transformer import SwinTransformer
+from torch._dynamo.utils import counters
+
+import ofq
+from ofq.errors import UserError
+from ofq.quantization import low_bit_weights
+from ofq.training.compiling import compile_blocks, uncompiled
+from ofq.training.models import build
+
+CPU = torch.device("cpu")
+
+
+def micro_swin():
+    """One stage of two blocks, the second with shifted windows."""
+    return SwinTransformer(
+        img_size=8, patch_size=1, in_chans=1, num_classes=10, embed_dim=16, depths=(2,),
+        num_heads=(2,), window_size=4, drop_path_rate=0.0,
+    )  # fmt: skip
+
+
+FORMS = [
+    pytest.param(partial(build, "micro_deit_patch2_8", 10), "statsq", True, id="deit-statsq-qkr"),
+    pytest.param(micro_swin, "lsq", False, id="swin-lsq"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _anew():
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def trained(model, images):
+    """Logits of a training pass, and the gradients that it leaves."""
+    model.train().zero_grad()
+    logits = model(images)
+    logits.square().sum().backward()
+    return logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("make", "quantizer", "qkr"), FORMS)
+def test_compiled_blocks_give_the_same_logits_and_gradients(make, quantizer, qkr):
+    images = torch.randn(8, 1, 8, 8)
+    # 8-bit activations: where rounding differs by one code, outputs differ little
+    model = ofq.quantize(make(), 2, 8, quantizer, qkr)
+    ofq.calibrate(model, images)
+    plain, expected = trained(model, images)
+    compile_blocks(model, CPU)
+    logits, gradients = trained(model, images)
+    assert counters["stats"]["unique_graphs"] > 0
+    assert not counters["graph_break"]
+    torch.testing.assert_close(logits, plain, rtol=1e-2, atol=1e-3)
+    for parameter, gradient in gradients.items():
+        # where an activation rounds to another code, its row differs; and a scale's gradient is a
+        # sum of rounding errors that nearly cancel
+        tolerance = 0.2 if parameter.endswith("scale") else 0.05
+        error = (gradient - expected[parameter]).norm()
+        assert error <= tolerance * expected[parameter].norm() + 1e-5, parameter
+    with uncompiled():
+        again = model(images)
+    assert torch.equal(again, plain)
+
+
+@pytest.mark.slow
+def test_compiled_tracker_and_annealing_do_the_same_to_each_weight(monkeypatch):
+    torch.set_num_threads(1)
+    plain = ofq.quantize(build("micro_deit_patch2_8", classes=10), 2, 2, "statsq", True)
+    ofq.calibrate(plain, torch.randn(8, 1, 8, 8))
+    ends = []
+    for model, compiled in ((plain, False), (copy.deepcopy(plain), True)):
+        torch.manual_seed(1)
+        tracker = ofq.OscillationTracker(model, compiled=compiled)
+        annealing = ofq.ConfidenceGuidedAnnealing(model, 0.1, compiled=compiled)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        for _ in range(4):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            annealing.step(optimizer)
+            tracker.update()
+        codes = [w.quantizer.codes(w.latent()) for w in low_bit_weights(model)]
+        ends.append([*model.parameters(), *tracker.state_dict().values(), *codes])
+    assert any((w.previous != w.direction).any() for w in tracker.histories)
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-7)
+
+
+def test_compiling_without_a_compiler_is_refused_with_what_to_do(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"resources.compile.*no-such-compiler.*compile: false"):
+        compile_blocks(build("micro_deit_patch2_8", classes=10), CPU)
