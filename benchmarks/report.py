@@ -1,7 +1,7 @@
 """What a report costs, by the number of runs: time and memory of `ofq report` on made-up studies.
 
 A study has four bit-widths and four methods, and as many seeds as make up the runs; each run has
-the records of four epochs of a model with four blocks. The page has every figure that they allow.
+the records of four epochs of a model with four blocks. The figures are those of the study `main`.
 
     python benchmarks/report.py [--runs 100 1000 10000] [--json FILE]
 """
@@ -21,6 +21,7 @@ from growth import exponent
 from machine import machine
 
 from ofq.study import Run, Workspace
+from ofq.tracking.folder import REPORTED
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "report"))
@@ -69,7 +70,7 @@ def fill(workspace: Workspace) -> int:
 def _copy(source: Path, workspace: Workspace, run: Run) -> None:
     folder = workspace.results / "runs" / run.id
     folder.mkdir(parents=True)
-    for name in ("provenance.json", "correct.npy", "metrics.parquet", "layers.parquet"):
+    for name in REPORTED:
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
     result = json.loads((source / "result.json").read_text())
@@ -80,7 +81,8 @@ def _copy(source: Path, workspace: Workspace, run: Run) -> None:
 def measure(folder: Path, runs: int) -> Cost:
     """Make a study of about so many runs, and its report."""
     seeds = list(range(round(runs / PER_SEED)))
-    workspace = synthetic.make_workspace(folder, bits=BITS, seeds=seeds)
+    figures = Workspace(ROOT).study("main").figures
+    workspace = synthetic.make_workspace(folder, bits=BITS, seeds=seeds, figures=figures)
     count = fill(workspace)
     began = time.perf_counter()
     command = [sys.executable, "-m", "ofq", "report", "small"]

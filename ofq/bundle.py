@@ -5,7 +5,7 @@ like a checkout::
 
     STUDY/bundle.json       what it is: :class:`Contents`, with each file's SHA-256
     STUDY/config/           the study, what it extends, its recipe, references and all methods
-    STUDY/results/runs/     of each run, the files that reports are made of; no weights
+    STUDY/results/runs/     of each run, the files that the report is made of; no weights
     STUDY/logs/train/       the logs of runs that haven't finished
     STUDY/reports/STUDY/    the report
 
@@ -27,7 +27,6 @@ from pydantic import AfterValidator, ValidationError
 
 from ofq.atomic import write_file, write_text
 from ofq.errors import UserError
-from ofq.report import build
 from ofq.study import Workspace
 from ofq.study.fields import Name
 from ofq.study.files import Strict
@@ -78,15 +77,20 @@ def bundle(workspace: Workspace, study: str, path: Path) -> None:
     Raises:
         UserError: The study is wrong, or has no report (:func:`ofq.report.build`).
     """
+    from ofq.report.write import write_report  # takes a second, which unpacking needn't wait for
+
     with tempfile.TemporaryDirectory() as name:
         copy = Workspace(Path(name))
         _copy_config(workspace, study, copy)
         _copy_records(workspace, study, copy)
         try:
-            build(copy, study, copy.reports / study)
+            records = write_report(copy, study, copy.reports / study)
         except UserError as error:  # found in the copy, to be mended in the original
             text = str(error).replace(str(copy.results), str(workspace.results))
             raise UserError(text.replace(str(copy.root), str(workspace.root))) from None
+        for table in records.unread:
+            for file in copy.results.rglob(f"{table}.parquet"):
+                file.unlink()
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, lambda to: _pack(copy.root, study, to))
 

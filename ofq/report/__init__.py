@@ -30,7 +30,8 @@ def build(workspace: Workspace, study: str, out: Path) -> Path:
     """
     from ofq.report.write import write_report
 
-    return write_report(workspace, study, out)
+    write_report(workspace, study, out)
+    return out / "index.html"
 
 
 def explain(workspace: Workspace, study: str, cell: str) -> str:

@@ -1,6 +1,8 @@
 """Run folders → tidy frames; everything a report says comes from here."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from ofq.study import Cell, Run, Study, Workspace
 from ofq.study.published import Difference
 from ofq.study.reference import Reference
 from ofq.tracking import RunFolder
-from ofq.tracking.folder import TABLES
+from ofq.tracking.folder import TABLES, Table
 from ofq.tracking.sent import mlflow_runs
 
 
@@ -24,8 +26,8 @@ class Records:
 
     Every frame has the columns of :data:`ofq.report.curves.KEYS`; rates are in percent, flips per
     1,000 weights and step. The curves (a frame per table of the run folders) are those of quantized
-    cells, QAT first and CGA after it, epochs and steps counted on. Those of recordings are empty if
-    no run has any.
+    cells, QAT first and CGA after it, epochs and steps counted on. All but ``metrics`` are read
+    when they are first looked at. Those of recordings are empty if no run has any.
 
     Attributes:
         name: The study's name.
@@ -33,11 +35,7 @@ class Records:
         cells: Its cells, full-precision baselines first.
         runs: One row per cell and seed: run id, chain of runs, final numbers, oscillation.
         metrics: One row per cell, seed and epoch.
-        layers: One row per cell, seed, epoch, layer and role.
-        trajectories: One row per cell, seed, recorded step and weight.
-        histograms: One row per cell, seed, recorded epoch, role and bits.
-        sign_changes: One row per cell, seed, epoch, role and boundary range.
-        joint_flips: One row per cell, seed, epoch and attention layer.
+        read: Reads another of the curves; raises :class:`ofq.errors.UserError` if one is damaged.
         correct: Which evaluation images each run is right about, by its id, where that is kept.
         references: What the study's numbers are held against.
         reasons: Why a cell's number or a part of its seeds is missing, by model, bits and method:
@@ -49,14 +47,40 @@ class Records:
     cells: tuple[Cell, ...]
     runs: pd.DataFrame
     metrics: pd.DataFrame
-    layers: pd.DataFrame
-    trajectories: pd.DataFrame
-    histograms: pd.DataFrame
-    sign_changes: pd.DataFrame
-    joint_flips: pd.DataFrame
+    read: Callable[[Table], pd.DataFrame]
     correct: dict[str, NDArray[np.bool_]]
     references: tuple[Reference, ...]
     reasons: dict[tuple[str, str, str], str]
+
+    @cached_property
+    def layers(self) -> pd.DataFrame:
+        """One row per cell, seed, epoch, layer and role."""
+        return self.read("layers")
+
+    @cached_property
+    def trajectories(self) -> pd.DataFrame:
+        """One row per cell, seed, recorded step and weight."""
+        return self.read("trajectories")
+
+    @cached_property
+    def histograms(self) -> pd.DataFrame:
+        """One row per cell, seed, recorded epoch, role and bits."""
+        return self.read("histograms")
+
+    @cached_property
+    def sign_changes(self) -> pd.DataFrame:
+        """One row per cell, seed, epoch, role and boundary range."""
+        return self.read("sign_changes")
+
+    @cached_property
+    def joint_flips(self) -> pd.DataFrame:
+        """One row per cell, seed, epoch and attention layer."""
+        return self.read("joint_flips")
+
+    @property
+    def unread(self) -> list[Table]:
+        """The tables that nothing has looked at so far."""
+        return [table for table in TABLES if table not in vars(self)]
 
     @property
     def primary(self) -> str:
@@ -95,13 +119,14 @@ def collect(workspace: Workspace, study: str) -> Records:
             f"study '{study}': none of its cells has a finished run; "
             f"train them: snakemake --cores 2 {study}"
         )
-    tables = {table: read_curves(links, folders, results, table) for table in TABLES}
+    read = partial(read_curves, links, folders, results)
+    metrics = read("metrics")
     runs_folder = f"{workspace.site.results}/runs"
     rows = [_final(cell, run, folders[run.id], results[run.id], runs_folder) for cell, run in links]
     reasons = {} if results.keys() == folders.keys() else _reasons(workspace, study, set(results))
     marks = {run.id: folders[run.id].correct() for _, run in links}
     return Records(
-        study, workspace.study(study), grid.cells, _runs(rows, tables["metrics"]), **tables,
+        study, workspace.study(study), grid.cells, _runs(rows, metrics), metrics, read,
         correct={name: kept for name, kept in marks.items() if kept is not None},
         references=references, reasons=reasons,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pyarrow import compute, parquet
+from pyarrow import parquet
 
 from ofq.errors import UserError
 from ofq.study import Cell, Run
@@ -92,12 +92,10 @@ def _pieces(
     tables: Mapping[str, pa.Table],
     results: Mapping[str, dict[str, Any]],
 ) -> Iterator[_Piece]:
-    """One chain as one curve; a CGA run's state at epoch 0 is that of QAT's end."""
+    """One chain as one curve."""
     epochs = steps = 0
     for link in stages:
         rows, result = tables[link.id], results[link.id]
-        if link.config.stage == "cga" and "epoch" in rows.column_names:
-            rows = rows.filter(compute.greater(rows["epoch"], 0))
         if len(rows):
             before = {"epoch": epochs, "step": steps}
             yield _Piece({**names, "stage": link.config.stage}, rows, before)
@@ -123,8 +121,11 @@ def _join(pieces: list[_Piece]) -> pd.DataFrame:
     # a column of nothing but None has no type of its own
     frame = frame.astype({c: float for c in frame.columns if frame[c].isna().all()})
     places = np.repeat(np.arange(len(pieces)), [len(piece.rows) for piece in pieces])
-    for column in [c for c in ("epoch", "step") if c in frame]:
-        frame[column] += np.array([piece.before[column] for piece in pieces])[places]
     names = pd.DataFrame([piece.names for piece in pieces])
     names = names.astype({c: "category" for c in names.columns if c != "seed"})
-    return pd.concat([frame, names.take(places).reset_index(drop=True)], axis=1)
+    frame = pd.concat([frame, names.take(places).reset_index(drop=True)], axis=1)
+    # CGA's state at epoch 0 is that of QAT's end
+    kept = (frame["stage"] != "cga") | (frame.get("epoch", 1) > 0)
+    for column in [c for c in ("epoch", "step") if c in frame]:
+        frame[column] += np.array([piece.before[column] for piece in pieces])[places]
+    return frame[kept].reset_index(drop=True)

@@ -20,14 +20,14 @@ ENTRIES = {"index.html", "figures", *(f"{name}.{e}" for name in FRAMES for e in 
 """What a report's folder may hold."""
 
 
-def write_report(workspace: Workspace, study: str, out: Path) -> Path:
-    """See :func:`ofq.report.build`."""
+def write_report(workspace: Workspace, study: str, out: Path) -> Records:
+    """Write a report (:func:`ofq.report.build`), and give what it was made from."""
     check_figures(workspace.study(study).figures, str(workspace.study_path(study)))
     _refuse_foreign(out)
     records = collect(workspace, study)
     with _replacing(out) as folder:
         _fill(folder, records, os.path.relpath(workspace.results / "runs", out))
-    return out / "index.html"
+    return records
 
 
 def _fill(folder: Path, records: Records, runs_path: str) -> None:

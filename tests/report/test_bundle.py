@@ -104,6 +104,13 @@ def test_bundle_has_no_weights_and_tells_neither_owner_nor_time(packed: Path) ->
     }
 
 
+def test_tables_that_no_figure_uses_are_left_out(home: Workspace, packed: Path) -> None:
+    assert list(home.results.rglob("layers.parquet"))
+    names = {Path(member.name).name for member, _ in read(packed)}
+    assert {"metrics.parquet", "correct.npy", "run.json"} <= names
+    assert not {"layers.parquet", "trajectories.parquet"} & names
+
+
 def test_addresses_of_tracking_stores_stay_at_home(tmp_path: Path) -> None:
     workspace = make_home(tmp_path / "home")
     run = workspace.grid("small").cells[1].runs[0]
