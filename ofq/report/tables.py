@@ -133,7 +133,7 @@ class Table:
     def _about_size(self) -> list[str]:
         if SIZE.heading not in self.headings:
             return []
-        return ["Size: of the packed file (`ofq export`); in full precision, of the weights."]
+        return ["Size: of the file that ofq export writes; in full precision, of the weights."]
 
 
 def _gaps(records: Records) -> list[str]:

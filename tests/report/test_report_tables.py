@@ -190,7 +190,7 @@ def test_sizes_of_exported_models_stand_beside_that_of_full_precision(tmp_path: 
     assert sizes["| micro", "Full precision"] == ("0.459", "0.459")
     assert sizes["| micro", "StatsQ"] == ("0.0855", "–")
     assert sizes["| macro", "LSQ"] == ("–", "–")
-    assert "Size: of the packed file" in page.read_text()
+    assert "Size: of the file that ofq export writes" in page.read_text()
     assert ",85499,459000," in page.with_name("runs.csv").read_text()
 
 
