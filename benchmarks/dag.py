@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from growth import exponent
-from machine import machine
+from machine import keep
 
 from ofq.study import Workspace
 
@@ -137,10 +137,7 @@ def main() -> None:
         print(found.format(**asdict(costs[-1])))
     growth = exponent([c.jobs for c in costs], [c.suite for c in costs])
     print(f"growth exponent {growth:.2f}; goal: a ratio of at most 1.3 for the largest")
-    if options.json:
-        figures = {"costs": [asdict(cost) for cost in costs], "exponent": growth}
-        text = json.dumps({"machine": machine(), **figures}, indent=2)
-        options.json.write_text(text + "\n")
+    keep(options.json, {"costs": [asdict(cost) for cost in costs], "exponent": growth})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from machine import machine
+from machine import keep
 from rich.console import Console
 from step import Case, make_step
 from torch import nn
@@ -185,14 +185,12 @@ def main() -> None:
         f"{weights['megabytes']:.1f} MB of rows in a run"
     )
     print(f"saving DeiT-S with AdamW's state: {ratio:.2f} x a plain write (goal: at most 2)")
-    if options.json:
-        figures = {
-            "percent_of_step": shares,
-            "single_weights": weights,
-            "save_over_plain_write": ratio,
-        }
-        text = json.dumps({"machine": machine(), **figures}, indent=2)
-        options.json.write_text(text + "\n")
+    figures = {
+        "percent_of_step": shares,
+        "single_weights": weights,
+        "save_over_plain_write": ratio,
+    }
+    keep(options.json, figures)
 
 
 if __name__ == "__main__":

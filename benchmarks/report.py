@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from growth import exponent
-from machine import machine
+from machine import keep
 
 from ofq.study import Run, Workspace
 from ofq.tracking.folder import REPORTED
@@ -108,10 +108,8 @@ def main() -> None:
     growth = exponent([c.runs for c in costs], [c.seconds for c in costs])
     print(f"growth exponent {growth:.2f}")
     print("goal: {runs} runs in {seconds} s and {gigabytes} GB, exponent {exponent}".format(**GOAL))
-    if options.json:
-        figures = {"costs": [asdict(cost) for cost in costs], "exponent": growth, "goal": GOAL}
-        text = json.dumps({"machine": machine(), **figures}, indent=2)
-        options.json.write_text(text + "\n")
+    figures = {"costs": [asdict(cost) for cost in costs], "exponent": growth, "goal": GOAL}
+    keep(options.json, figures)
 
 
 if __name__ == "__main__":

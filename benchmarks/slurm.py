@@ -11,7 +11,6 @@ includes waiting in the queue.
 """
 
 import argparse
-import json
 import re
 import shutil
 import statistics
@@ -29,7 +28,7 @@ sys.path.insert(0, str(ROOT / "tests" / "slurm"))
 
 from checkouts import Checkout  # noqa: E402
 from cluster import Cluster  # noqa: E402
-from machine import machine  # noqa: E402
+from machine import keep  # noqa: E402
 
 # in place of training: notes when it ran, and makes the files that the workflow waits for
 FAKE = """
@@ -197,12 +196,9 @@ def main() -> None:
             f"midway, {figure['memory_at_end']:.0f} MB at the end   "
             f"ran twice: {figure['twice']:.0f}"
         )
-    if options.json:
-        kept = {
-            "machine": machine(), "jobs": options.jobs, "seconds": options.seconds,
-            "workflows": figures, "rounds": [{n: asdict(m) for n, m in r.items()} for r in rounds],
-        }  # fmt: skip
-        options.json.write_text(json.dumps(kept, indent=2) + "\n")
+    each = [{name: asdict(measured) for name, measured in r.items()} for r in rounds]
+    settings = {"jobs": options.jobs, "seconds": options.seconds}
+    keep(options.json, {**settings, "workflows": figures, "rounds": each})
 
 
 if __name__ == "__main__":

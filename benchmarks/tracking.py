@@ -20,7 +20,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from machine import machine
+from machine import keep
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("start", "step", "training", "end")
@@ -135,9 +135,7 @@ def main() -> None:
         figures[way] = {"seconds": medians, "over_off": ratios}
         shown = "   ".join(f"{part} x {ratios[part]:.2f}" for part in PARTS)
         print(f"median ratio to off, {way:<7} {shown}")
-    if options.json:
-        kept = {"machine": machine(), "rounds": options.rounds, "tracking": figures}
-        options.json.write_text(json.dumps(kept, indent=2) + "\n")
+    keep(options.json, {"rounds": options.rounds, "tracking": figures})
 
 
 if __name__ == "__main__":

@@ -150,7 +150,12 @@ def _reasons(
 
 def mid_epoch(metrics: pd.DataFrame) -> int:
     """The median epoch of the QAT stage: half the training done, the learning rate still high."""
-    return (int(metrics.loc[metrics["stage"] == "qat", "epoch"].max()) + 1) // 2
+    return int(_middle(metrics.loc[metrics["stage"] == "qat", "epoch"].max()))
+
+
+def _middle(last: Any) -> Any:
+    """The median epoch of stages with so many, one number or many."""
+    return (last + 1) // 2
 
 
 def _runs(rows: list[dict[str, Any]], metrics: pd.DataFrame) -> pd.DataFrame:
@@ -197,7 +202,7 @@ def _oscillation(metrics: pd.DataFrame) -> pd.DataFrame:
     last = kept[kept["stage"] == "qat"].groupby(KEYS)["epoch"].max().rename("last").reset_index()
     known = kept.merge(last, "left", on=KEYS)
     moments = {
-        "mid": known[known["epoch"] == (known["last"] + 1) // 2],
+        "mid": known[known["epoch"] == _middle(known["last"])],
         "end": kept.drop_duplicates(KEYS, keep="last"),
     }
     sides = [

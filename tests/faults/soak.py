@@ -8,7 +8,6 @@ checkpoint is saved after every step, so that kills meet saves too.
 """
 
 import argparse
-import json
 import random
 import shutil
 import signal
@@ -22,7 +21,7 @@ from pathlib import Path
 from lab import Lab, build, differences, mirrored_differences
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from machine import machine
+from machine import keep
 
 STAGES = ("qat", "cga")
 LONGEST = 3.0  # seconds from the lock to a kill
@@ -89,9 +88,7 @@ def main() -> None:
             for task in tasks:
                 total += task.result()
             print(f"{time.monotonic() - began:6.0f} s  {report(total)}", flush=True)
-    if options.json:
-        facts = {"machine": machine(), "seed": options.seed, "counts": full(total)}
-        options.json.write_text(json.dumps(facts, indent=2) + "\n")
+    keep(options.json, {"seed": options.seed, "counts": full(total)})
     lost = {what: n for what, n in full(total).items() if what not in ALLOWED and n}
     sys.exit(f"not as if undisturbed: {lost}" if lost else 0)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import synthetic
+from files import contents
 
 from ofq.bundle import bundle, unbundle
 from ofq.errors import UserError
@@ -19,10 +20,6 @@ from ofq.report import build, explain
 from ofq.study import Workspace
 
 Members = list[tuple[tarfile.TarInfo, bytes]]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 BRIEF = {"seeds": [0, 1], "figures": ["accuracy"]}

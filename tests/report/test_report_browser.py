@@ -1,7 +1,6 @@
 """The page in a real browser, headless, from a file URL."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from required import without
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -36,9 +36,7 @@ def chromium() -> str:
     """The browser; skipped without it, unless it is required."""
     found = shutil.which("chromium")
     if found is None:
-        if "chromium" in os.environ.get("OFQ_REQUIRE", "").split(","):
-            pytest.fail("chromium is required, and isn't there")
-        pytest.skip("no chromium here (Debian's package of that name)")
+        without("chromium", "no chromium here (Debian's package of that name)")
     return found
 
 

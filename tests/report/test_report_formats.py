@@ -1,12 +1,12 @@
 """Tables as others read them: Parquet by pandas, LaTeX by pdfTeX."""
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from required import without
 
 from ofq.report.tables import Entry, Row, Table, to_latex
 
@@ -43,9 +43,7 @@ def pdflatex() -> str:
     """The typesetter; skipped without it, unless it is required."""
     found = shutil.which("pdflatex")
     if found is None:
-        if "pdflatex" in os.environ.get("OFQ_REQUIRE", "").split(","):
-            pytest.fail("pdflatex is required, and isn't there")
-        pytest.skip("no pdflatex here (Debian's texlive-latex-recommended)")
+        without("pdflatex", "no pdflatex here (Debian's texlive-latex-recommended)")
     return found
 
 

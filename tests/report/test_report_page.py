@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import pytest
 import synthetic
+from files import contents
 
 from ofq.errors import UserError
 from ofq.report import build
@@ -37,10 +38,6 @@ class Links(HTMLParser):
 @pytest.fixture
 def page(report: Path) -> str:
     return (report / "index.html").read_text()
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_report_has_every_file(report: Path) -> None:

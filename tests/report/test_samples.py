@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from files import contents
 
 from ofq.bundle import ENDING, unbundle
 from ofq.report import build
@@ -11,10 +12,6 @@ from ofq.report import build
 REPORTS = Path(__file__).parents[2] / "reports"
 
 pytestmark = pytest.mark.slow
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """A real cluster for the tests."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
 from cluster import Cluster, missing
+from required import without
 
 
 @pytest.fixture(scope="session")
@@ -12,10 +12,7 @@ def needs_slurm() -> None:
     """Skip where Slurm's packages are missing, unless they are required."""
     if lacking := missing():
         names = ", ".join(lacking)
-        reason = f"no Slurm here: {names} not found (docs/cluster.md names the packages)"
-        if "slurm" in os.environ.get("OFQ_REQUIRE", "").split(","):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        without("slurm", f"no Slurm here: {names} not found (docs/cluster.md names the packages)")
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from commands import ofq
 from mlflow import MlflowClient
+from required import without
 from runs import Training, artifacts, mirrored, points, recorded
 from servers import Server, await_health, free_port
 
@@ -24,7 +25,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 TRAINERS = 8
 PASSWORD = "hunter2"
 NOBODY = pwd.getpwnam("nobody")
-REQUIRED = "postgresql" in os.environ.get("OFQ_REQUIRE", "").split(",")
 
 
 class Postgres:
@@ -80,7 +80,7 @@ def found(program):
 @pytest.fixture(scope="module")
 def postgres():
     if found("initdb") is None:
-        (pytest.fail if REQUIRED else pytest.skip)("PostgreSQL isn't installed")
+        without("postgresql", "PostgreSQL isn't installed")
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to other users
         folder = Path(name)
         if os.geteuid() == 0:

@@ -71,8 +71,8 @@ def test_compiled_blocks_give_the_same_logits_and_gradients(make, quantizer, qkr
 
 
 @pytest.mark.slow
-def test_compiled_tracker_and_annealing_do_the_same_to_each_weight(monkeypatch):
-    torch.set_num_threads(1)
+@pytest.mark.usefixtures("one_thread")
+def test_compiled_tracker_and_annealing_do_the_same_to_each_weight():
     plain = ofq.quantize(build("micro_deit_patch2_8", classes=10), 2, 2, "statsq", True)
     ofq.calibrate(plain, torch.randn(8, 1, 8, 8))
     ends = []
@@ -88,7 +88,7 @@ def test_compiled_tracker_and_annealing_do_the_same_to_each_weight(monkeypatch):
             tracker.update()
         codes = [w.quantizer.codes(w.latent()) for w in low_bit_weights(model)]
         ends.append([*model.parameters(), *tracker.state_dict().values(), *codes])
-    assert any((w.previous != w.direction).any() for w in tracker.histories)
+    assert sum(history.flips.sum() for history in tracker.histories) > 0
     for one, other in zip(*ends, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-7)
 

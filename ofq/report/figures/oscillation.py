@@ -11,7 +11,7 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from ofq.report.collect import Records, mid_epoch
-from ofq.report.figures.registry import Drawn, NothingToDraw, figure
+from ofq.report.figures.registry import NO_RATES, Drawn, figure, require
 from ofq.report.figures.style import (
     COLUMN,
     GREY,
@@ -36,7 +36,7 @@ ROLES = ("q", "k", "qk", "v", "proj", "fc1", "fc2")
 def over_training(records: Records) -> Drawn:
     """Oscillation rate and flips over epochs, a column per bits."""
     study = records.study
-    _require(records.metrics, "oscillation_rate")
+    require(records.metrics, "oscillation_rate", NO_RATES)
     width = COLUMN if len(study.bits) == 1 else PAGE
     columns = 2 if width == COLUMN else 4
     legend = 0.17 * -(-len(study.methods) // columns)
@@ -116,7 +116,7 @@ def _band(ax: Axes, rows: pd.DataFrame, quantity: str, label: str, look: Look) -
 def by_role(records: Records) -> Drawn:
     """Heat maps of the oscillation rate by block and role: a column per method."""
     study = records.study
-    _require(records.layers, "oscillation_rate")
+    require(records.layers, "oscillation_rate", NO_RATES)
     maps = _maps(records)
     depths = sorted({depth for frame in maps.values() for depth in frame.index}, key=_depth_order)
     roles = [r for r in ROLES if any(r in frame.columns for frame in maps.values())]
@@ -194,8 +194,3 @@ def _colour_bar(picture: Any, image: AxesImage | None, grid: list[list[Axes]]) -
     )
     bar.set_label("oscillation rate (%)")
     bar.outline.set_visible(False)
-
-
-def _require(frame: pd.DataFrame, column: str) -> None:
-    if column not in frame or frame[column].isna().all():
-        raise NothingToDraw("no finished run has oscillation rates")

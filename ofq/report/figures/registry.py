@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from ofq.report.collect import Records
@@ -18,6 +19,19 @@ class Drawn:
 
 class NothingToDraw(Exception):
     """The runs that have finished hold nothing that a figure could show; the message says what."""
+
+
+NO_RATES = "no finished run has oscillation rates"
+
+
+def require(frame: pd.DataFrame, column: str, reason: str) -> None:
+    """Refuse to draw a figure of a quantity that no row has.
+
+    Raises:
+        NothingToDraw: There is none, for the given reason.
+    """
+    if column not in frame or frame[column].isna().all():
+        raise NothingToDraw(reason)
 
 
 Draw = Callable[[Records], Drawn]

@@ -8,7 +8,7 @@ from scipy import stats
 from ofq.report.collect import Records
 from ofq.report.figures.by_model import caption_of, draw_baseline, draw_models
 from ofq.report.figures.recorded import boundary_ranges
-from ofq.report.figures.registry import Drawn, NothingToDraw, figure
+from ofq.report.figures.registry import NO_RATES, Drawn, NothingToDraw, figure, require
 from ofq.report.figures.style import COLUMN, PAGE, add_legend, looks, new_figure, panels
 from ofq.report.measures import OSCILLATION_MID, Measure, measures
 from ofq.report.statistics import summarize
@@ -53,9 +53,8 @@ def _bit_lines(ax: Axes, records: Records, measure: Measure, model: str) -> None
 def against_oscillation(records: Records) -> Drawn:
     """A dot per run: the number against the oscillation rate mid-run, one panel per bits."""
     study, measure = records.study, measures(records.primary)[0]
+    require(records.runs, OSCILLATION_MID.key, NO_RATES)
     runs = records.runs.dropna(subset=[OSCILLATION_MID.key])
-    if runs.empty:
-        raise NothingToDraw("no finished run has oscillation rates")
     width = COLUMN if len(study.bits) == 1 else PAGE
     columns = 2 if width == COLUMN else 4
     picture = new_figure(width, 2.4 + 0.17 * -(-len(study.methods) // columns))
@@ -91,8 +90,7 @@ def _correlations(records: Records, runs: pd.DataFrame, measure: Measure) -> str
 def frozen(records: Records) -> Drawn:
     """The share of weights that the annealing stage holds, over its epochs."""
     study, metrics = records.study, records.metrics
-    if "frozen" not in metrics or metrics["frozen"].isna().all():
-        raise NothingToDraw("no run with an annealing stage has finished")
+    require(metrics, "frozen", "no run with an annealing stage has finished")
     rows = metrics.dropna(subset=["frozen"])
     methods = [m for m in study.methods if m in set(rows["method"])]
     width = COLUMN if len(study.bits) == 1 else PAGE
