@@ -27,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LSQ",
     "ConfidenceGuidedAnnealing",
+    "NoiseInjection",
     "OscillationTracker",
     "StatsQ",
     "WeightQuantizer",

@@ -2,7 +2,6 @@
 
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -11,6 +10,7 @@ from rich.markup import escape
 from ofq import inputs
 from ofq.attempt import CHECKPOINT, Attempt, run_folder
 from ofq.errors import UserError
+from ofq.evaluations import Outcome, evaluate, note_unreadable
 from ofq.hardware import are_started, processes
 from ofq.helpers import helpers
 from ofq.interruption import StopRequest
@@ -22,10 +22,6 @@ from ofq.tracking.folder import Table
 from ofq.tracking.provenance import gather
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import nn
-
     from ofq.training.checkpoint import CheckpointStore
     from ofq.training.devices import Devices, Solo
     from ofq.training.images import Files
@@ -81,7 +77,7 @@ class Recorder:
 
     def unreadable(self, name: str) -> None:
         """Name an image that was skipped, and record it."""
-        _note_unreadable(self.this, self.console, name)
+        note_unreadable(self.this, self.console, name)
 
     def taught(self, trainer: "Trainer") -> None:
         """Record what the teacher cost in this attempt, if it answered in it."""
@@ -170,7 +166,7 @@ def begin(
 
 
 def train(workspace: Workspace, run: Run, this: Attempt, console: Console) -> None:
-    """Do a run in its opened folder: train it, or evaluate the checkpoint that it names.
+    """Do a run in its opened folder: train, or evaluate what exists.
 
     Training resumes where an earlier attempt stopped.
 
@@ -192,7 +188,7 @@ def train(workspace: Workspace, run: Run, this: Attempt, console: Console) -> No
     folder = this.folder
     devices = choose(this.options.gpus)
     _show_devices(run, console, devices)
-    work = _evaluate if run.config.stage == "released" else _train
+    work = evaluate if run.config.training is None else _train
     all_here = devices.count == 1 or are_started()
     leased = this.lease.descriptors
     with nullcontext() if all_here else helpers(run.id, devices.count, leased, this.lost):
@@ -252,7 +248,8 @@ def _open(workspace: Workspace, run: Run, studies: list[str], this: Attempt) -> 
     folder, devices = this.folder, choose(this.options.gpus)
     data = inputs.checked_data(workspace, run, studies)
     folder.open(describe(run))
-    attempt = {**gather(workspace.root), **devices.describe(), "threads": run.resources.threads}
+    resources = run.resources.model_dump(include={"threads", "compile", "loader"})
+    attempt = {**gather(workspace.root), **devices.describe(), **resources}
     comparison = workspace.compare(run, devices.count)
     folder.write_json(
         "provenance.json",
@@ -273,26 +270,9 @@ def _open(workspace: Workspace, run: Run, studies: list[str], this: Attempt) -> 
     )
 
 
-@dataclass(frozen=True)
-class _Done:
-    """What a run comes to.
-
-    Attributes:
-        model: Its model.
-        metrics: Its last row of metrics.
-        primary: The main one of them.
-        correct: Which evaluation images are right, (images,); None where there is no such thing.
-    """
-
-    model: "nn.Module"
-    metrics: dict[str, Any]
-    primary: str
-    correct: "NDArray[np.bool_] | None"
-
-
 def _train(
     workspace: Workspace, run: Run, this: Attempt, console: Console, process: "Solo"
-) -> _Done:
+) -> Outcome:
     from ofq.training.checkpoint import CheckpointStore
     from ofq.training.images import files_of
     from ofq.training.loading import workers_watched
@@ -312,7 +292,7 @@ def _train(
             metrics = trainer.run()
         recorder.taught(trainer)
         objective = trainer.objective
-        return _Done(trainer.model, metrics, objective.primary, objective.correct)
+        return Outcome(trainer.model, metrics, objective.primary, objective.correct)
     finally:
         shown.end()
 
@@ -346,40 +326,7 @@ def _trainer(
     )
 
 
-def _evaluate(
-    workspace: Workspace, run: Run, this: Attempt, console: Console, process: "Solo"
-) -> _Done:
-    from ofq.training import evaluation
-    from ofq.training.images import files_of
-    from ofq.training.importing import import_released
-
-    config = run.config
-    assert config.checkpoint is not None
-    assert config.quantization is not None
-    files = files_of(workspace, run, lambda name: _note_unreadable(this, console, name))
-    if files is None:
-        images = evaluation.digits(config.model, config.seed)
-    else:
-        images = evaluation.image_files(files, config.model)
-    path = workspace.root / config.checkpoint
-    imported = import_released(path, config.model, config.quantization, images.classes)
-    this.folder.rewind(None)
-    dropped = {reason: len(names) for reason, names in imported.reasons().items()}
-    this.folder.event("started", dropped=dropped)
-    measures, correct = evaluation.evaluate(imported.model, images, console, this.stop, process)
-    metrics = {"epoch": 0, "step": 0, "time": time.time(), **measures}
-    this.folder.append("metrics", [metrics])
-    return _Done(imported.model, metrics, "top1", correct)
-
-
-def _note_unreadable(this: Attempt, console: Console, name: str) -> None:
-    """Name an image that was skipped, and record it."""
-    text = f"{name}: not a readable image; it is skipped"
-    console.print(f"[bold red]warning:[/] {escape(text)}", soft_wrap=True)
-    this.folder.event("unreadable", image=name)
-
-
-def _result(run: Run, done: _Done, this: Attempt) -> dict[str, Any]:
+def _result(run: Run, done: Outcome, this: Attempt) -> dict[str, Any]:
     totals = this.totals()
     dropped = {"epoch", "step", "time", "lr"}
     final = {key: value for key, value in done.metrics.items() if key not in dropped}

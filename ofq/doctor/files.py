@@ -75,7 +75,7 @@ def check_leftovers(patient: Patient) -> Iterator[Finding]:
 def _has_trained(patient: Patient) -> bool:
     """Whether there are steps to be lost; an evaluation has none."""
     config = (patient.read("run.json") or {}).get("config") or {}
-    return (patient.path / "metrics.jsonl").exists() and config.get("stage") != "released"
+    return (patient.path / "metrics.jsonl").exists() and config.get("training") is not None
 
 
 def _without_hashes(patient: Patient) -> Iterator[Finding]:

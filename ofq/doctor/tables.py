@@ -18,9 +18,12 @@ _KEYS: dict[Table, tuple[str, ...]] = {
     "histograms": ("epoch", "role", "weight_bits"),
     "sign_changes": ("epoch", "role", "boundary_range"),
     "joint_flips": ("epoch", "layer"),
+    "noise": ("step",),
 }
-_FIRST: dict[Table, int] = {"metrics": 0, "layers": 0, "sign_changes": 1, "joint_flips": 1}
-"""The first epoch of the tables that have each; the others have some steps or epochs only."""
+_FIRST: dict[Table, int] = {
+    "metrics": 0, "layers": 0, "sign_changes": 1, "joint_flips": 1, "noise": 0,
+}  # fmt: skip
+"""Where the tables begin that have each epoch or step; the others have some only."""
 
 
 def check_tables(patient: Patient) -> Iterator[Finding]:

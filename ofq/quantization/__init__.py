@@ -11,6 +11,7 @@ from ofq.quantization.dampening import Dampening  # noqa: E402
 from ofq.quantization.freezing import IterativeFreezing  # noqa: E402
 from ofq.quantization.layers import low_bit_weights  # noqa: E402
 from ofq.quantization.lsq import LSQ, LSQWeight  # noqa: E402
+from ofq.quantization.noise import NoiseInjection  # noqa: E402
 from ofq.quantization.oscillation import (  # noqa: E402
     CodeHistory,
     Oscillation,
@@ -39,6 +40,7 @@ __all__ = [
     "IterativeFreezing",
     "LSQWeight",
     "LearnedStatsQ",
+    "NoiseInjection",
     "Oscillation",
     "OscillationTracker",
     "RatioAnnealing",

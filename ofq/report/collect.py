@@ -77,6 +77,11 @@ class Records:
         """One row per cell, seed, epoch and attention layer."""
         return self.read("joint_flips")
 
+    @cached_property
+    def noise(self) -> pd.DataFrame:
+        """One row per cell, seed and draw of injected noise; step 0 is without."""
+        return self.read("noise")
+
     @property
     def unread(self) -> list[Table]:
         """The tables that nothing has looked at so far."""

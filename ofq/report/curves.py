@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from ofq.errors import UserError
 from ofq.study import Cell, Run
+from ofq.study.fields import Stage
 from ofq.tracking import RunFolder
 from ofq.tracking.folder import Table
 
@@ -64,7 +65,8 @@ def read_curves(
         UserError: A table is damaged, metrics are missing, or a run that others build on hasn't
             finished.
     """
-    stages = {run.id: _stages(run) for cell, run in links if cell.method != "fp"}
+    wanted = _STAGES.get(table, ("qat", "cga"))
+    stages = {run.id: _stages(run, wanted) for cell, run in links if cell.method != "fp"}
     ids = dict.fromkeys(link.id for chain in stages.values() for link in chain)
     tables = {name: _read(folders[name], table) for name in ids}
     for name in ids:
@@ -81,9 +83,13 @@ def read_curves(
     return _join(pieces) if pieces else pd.DataFrame(columns=KEYS)
 
 
-def _stages(run: Run) -> list[Run]:
+_STAGES: dict[Table, tuple[Stage, ...]] = {"noise": ("noise",)}
+"""The stages that have a table's rows, for tables that others have than the quantized trainings."""
+
+
+def _stages(run: Run, wanted: tuple[Stage, ...]) -> list[Run]:
     """The runs of a chain that curves are made of, first stage first."""
-    return [link for link in reversed(list(run.chain())) if link.config.stage in ("qat", "cga")]
+    return [link for link in reversed(list(run.chain())) if link.config.stage in wanted]
 
 
 def _pieces(

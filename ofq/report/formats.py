@@ -8,7 +8,7 @@ import pandas as pd
 
 from ofq.report.tables import Table, to_latex, to_markdown, verdicts_to_markdown
 
-FRAMES = ("table", "runs", "differences", "verdicts", "effects")
+FRAMES = ("table", "runs", "differences", "verdicts", "effects", "noise")
 """What a report may have a frame of."""
 
 

@@ -12,6 +12,7 @@ from ofq.report.compare import compare, hold_against, summarize_cells
 from ofq.report.effects import effects
 from ofq.report.figures import check_figures, write_figures
 from ofq.report.formats import FORMATS, FRAMES, Tables, write_tables
+from ofq.report.noise import draws
 from ofq.report.page import write_page
 from ofq.report.tables import Table
 from ofq.study import Workspace
@@ -35,7 +36,8 @@ def _fill(folder: Path, records: Records, runs_path: str) -> None:
     table = Table.of(records, cells)
     found = {"verdicts": hold_against(records), "effects": effects(records)}
     frames = {"table": cells, "runs": records.runs, "differences": differences}
-    frames |= {name: frame for name, frame in found.items() if len(frame)}
+    optional = {**found, "noise": draws(records)}
+    frames |= {name: frame for name, frame in optional.items() if len(frame)}
     write_tables(Tables(table, found["verdicts"], frames), folder)
     figures, absent = write_figures(folder / "figures", records)
     page = folder / "index.html"

@@ -94,9 +94,10 @@ class Recipe(Strict):
         classes: How many classes a data set of files must have; None for any number.
         stages: Hyperparameters of each stage; none if the recipe's studies only evaluate released
             checkpoints.
-        pretrained: Without an ``fp`` stage, the weights that QAT starts from and is taught by:
-            in the file, ``true`` for those that timm's hub has for the model (here :data:`HUB`),
-            or a local file. Left out, QAT starts from scratch.
+        pretrained: Without an ``fp`` stage, the weights that QAT starts from and is taught by, and
+            whose evaluation is the full-precision baseline: in the file, ``true`` for those that
+            timm's hub has for the model (here :data:`HUB`), or a local file. Left out, QAT starts
+            from scratch.
         overrides: What differs for some models, bits or stages.
         resources: What a job of each stage asks the scheduler for.
     """
@@ -131,7 +132,7 @@ class Recipe(Strict):
     @property
     def short(self) -> bool:
         """Whether the jobs of all stages are short."""
-        stages: tuple[Stage, ...] = (*self.stages,) or ("released",)
+        stages: set[Stage] = {*self.stages, *self.resources} or {"released"}
         return all(self.resources.get(stage, Resources()).short for stage in stages)
 
     @model_validator(mode="after")

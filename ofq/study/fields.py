@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 TrainedStage = Literal["fp", "qat", "cga"]
-Stage = Literal["fp", "qat", "cga", "released"]
+Stage = Literal["fp", "qat", "cga", "noise", "released"]
 
 OFF = 32
 """The bit-width that stands for "not quantized"."""

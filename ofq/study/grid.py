@@ -91,15 +91,50 @@ class _Builder:
         )
         return self.run(config, None, None)
 
+    def baseline(self, model: str, seeds: list[int]) -> list[Run]:
+        """The runs of the full-precision cell: trained here, or the evaluated pretrained weights.
+
+        None without a recipe for either, or beside released checkpoints. Where all seeds have one
+        evaluation set, one evaluation is enough.
+        """
+        if self.checkpoints:
+            return []
+        if "fp" in self.recipe.stages:
+            return [run for seed in seeds if (run := self.fp(model, seed))]
+        if self.recipe.pretrained is None:
+            return []
+        fixed = self.recipe.dataset in FROM_FOLDERS
+        return [self._pretrained(model, seed) for seed in (seeds[:1] if fixed else seeds)]
+
+    def _pretrained(self, model: str, seed: int) -> Run:
+        weights = self.recipe.pretrained
+        config = RunConfig(self.recipe.dataset, model, "fp", seed, None, pretrained=weights)
+        return self.run(config, None, None)
+
     def last(self, model: str, bits: str, method: Method, seed: int) -> Run:
-        """The last run of a cell's chain: QAT, or CGA after it; or a released checkpoint's."""
+        """The last run of a cell's chain; or a released checkpoint's."""
         if self.checkpoints:
             return self._released(model, bits, method, seed)
         fp = self.fp(model, seed)
-        qat = self._stage("qat", model, bits, method, seed, fp, fp)
-        if method.cga is None:
-            return qat
-        return self._stage("cga", model, bits, method, seed, qat, fp)
+        last = self._stage("qat", model, bits, method, seed, fp, fp)
+        if method.cga is not None:
+            last = self._stage("cga", model, bits, method, seed, last, fp)
+        return last if method.noise is None else self._noise(method, last)
+
+    def _noise(self, method: Method, trained: Run) -> Run:
+        config = trained.config
+        noisy = RunConfig(
+            dataset=config.dataset,
+            model=config.model,
+            stage="noise",
+            seed=config.seed,
+            training=None,
+            quantization=config.quantization,
+            annealing=method.cga,
+            parent=config.digest(),
+            noise=method.noise,
+        )
+        return self.run(noisy, trained, None)
 
     def _stage(
         self,
@@ -171,11 +206,11 @@ def expand(
     """
     _check(study, recipe, methods, source)
     builder = _Builder(recipe, source, study.checkpoints, runtimes)
-    cells = []
-    if "fp" in recipe.stages and not study.checkpoints:
-        for model in study.models:
-            runs = tuple(run for s in study.seeds if (run := builder.fp(model, s)))
-            cells.append(Cell(recipe.dataset, model, "FP", "fp", "Full precision", runs))
+    cells = [
+        Cell(recipe.dataset, model, "FP", "fp", "Full precision", tuple(found))
+        for model in study.models
+        if (found := builder.baseline(model, study.seeds))
+    ]
     for model in study.models:
         for bits in study.bits:
             for key in study.methods:
@@ -247,6 +282,12 @@ def _stage_problems(study: Study, recipe: Recipe, methods: dict[str, Method]) ->
             "or name another recipe"
         ]
     problems = []
+    noisy = [m for m in study.methods if m in methods and methods[m].noise]
+    if noisy and recipe.dataset not in CLASSIFICATION:
+        problems.append(
+            f"key 'methods': '{noisy[0]}' injects noise, but recipe '{study.recipe}' is for "
+            f"dataset '{recipe.dataset}'; allowed: {', '.join(CLASSIFICATION)}"
+        )
     annealed = [m for m in study.methods if m in methods and methods[m].cga]
     if annealed and "cga" not in recipe.stages:
         problems.append(

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from ofq.study.fields import Bits, Name, TrainedStage
 from ofq.study.files import Strict, suggest
@@ -65,6 +65,20 @@ class Dampening(Strict):
     strength: PositiveFloat
 
 
+class Noise(Strict):
+    """Noise injection after training: other codes for oscillating weights, drawn several times.
+
+    Attributes:
+        boundary_range: How near a threshold a weight counts as oscillating, in quantization steps.
+        samples: Number of draws, each evaluated.
+        weights: Those that oscillate, or, as a control, as many of the others.
+    """
+
+    boundary_range: Annotated[float, Field(gt=0, lt=0.5)] = 0.005
+    samples: PositiveInt = 20
+    weights: Literal["oscillating", "others"] = "oscillating"
+
+
 def _band_by_default(data: Any) -> Any:
     return {"form": "band", **data} if isinstance(data, dict) else data
 
@@ -111,6 +125,8 @@ class Method(_Techniques):
         scale_lr: Factor on the learning rate of learned weight scales.
         stabilizer: A baseline against oscillation during QAT.
         cga: Settings of the annealing stage after QAT; without it there is no such stage.
+        noise: Settings of noise injection after the last stage; the method's number then is the
+            mean over its draws.
         training: Hyperparameters by stage, where the method needs others than the recipe's.
     """
 
@@ -118,6 +134,7 @@ class Method(_Techniques):
     scale_lr: PositiveFloat = 1.0
     stabilizer: Stabilizer | None = None
     cga: Annealing | None = None
+    noise: Noise | None = None
     training: dict[TrainedStage, dict[str, Any]] = Field(default_factory=dict)
 
     def quantization(self, bits: str) -> Quantization:

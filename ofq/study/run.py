@@ -12,7 +12,7 @@ from typing import Any
 
 from ofq.study.fields import Stage
 from ofq.study.files import Strict
-from ofq.study.method import Annealing, Band, Quantization, Stabilizer
+from ofq.study.method import Annealing, Band, Noise, Quantization, Stabilizer
 from ofq.study.stage import Resources, Training
 
 FORMAT = 1
@@ -24,9 +24,10 @@ class RunConfig:
     """Everything that decides what a run computes; nothing that doesn't.
 
     ``quantization`` is None for full-precision runs; ``stabilizer`` is set in stage ``qat`` only,
-    ``annealing`` in stage ``cga`` only; ``parent`` and ``teacher`` are hashes of other runs.
-    ``pretrained`` is :data:`~ofq.study.config.HUB` or a file; ``checkpoint`` is a file in the
-    authors' layout, set in stage ``released`` only, which has no ``training``.
+    ``annealing`` in stage ``cga`` and after it, ``noise`` in stage ``noise`` only; ``parent`` and
+    ``teacher`` are hashes of other runs. ``pretrained`` is :data:`~ofq.study.config.HUB` or a
+    file; ``checkpoint`` is a file in the authors' layout, set in stage ``released`` only. What has
+    no ``training`` is an evaluation.
     """
 
     dataset: str
@@ -42,6 +43,7 @@ class RunConfig:
     teacher: str | None = None
     pretrained: str | None = None
     checkpoint: str | None = None
+    noise: Noise | None = None
 
     @property
     def bits(self) -> str | None:
@@ -81,6 +83,9 @@ class RunConfig:
             names.append(f"cga{self.annealing.boundary_range:g}")
         elif self.annealing is not None:
             names.append(f"cga_{self.annealing.form}")
+        if self.noise is not None:
+            control = "_control" if self.noise.weights == "others" else ""
+            names.append(f"noise{self.noise.boundary_range:g}{control}")
         return names
 
     def slug(self) -> str:
@@ -91,7 +96,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Run:
-    """One training job.
+    """One job: a training, or an evaluation.
 
     Attributes:
         config: What it computes.

@@ -16,6 +16,8 @@ from ofq.errors import UserError
 from ofq.study.files import Strict, suggest
 from ofq.study.images import Images
 
+Loader = Literal["plain", "fast"]
+
 SHORT = 15
 """Minutes up to which a job without GPU counts as short."""
 
@@ -130,6 +132,8 @@ class Resources(Strict):
         device_batch: The most images that a GPU's memory holds in one pass; left out, all of its
             part of a batch.
         workers: Processes that load images of files, for each device.
+        loader: How they decode and resize training images: by Pillow, or by faster libraries with
+            the same result but for rounding (docs/performance.md).
         compile: Whether to compile the model's blocks (docs/performance.md).
     """
 
@@ -139,6 +143,7 @@ class Resources(Strict):
     gpu: NonNegativeInt = 0
     device_batch: PositiveInt | None = None
     workers: PositiveInt = 2
+    loader: Loader = "plain"
     compile: bool = False
 
     @property

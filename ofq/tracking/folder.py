@@ -10,6 +10,7 @@
 ``histograms.jsonl``      one row per recorded epoch, role and bits, likewise
 ``sign_changes.jsonl``    one row per epoch, role and boundary range, likewise
 ``joint_flips.jsonl``     one row per epoch and attention layer, likewise
+``noise.jsonl``           one row per draw of injected noise, and one without (step 0)
 ``progress.json``         how far a running attempt is
 ``lock-N.json``           who writes the folder in the Nth attempt (``.free``: nobody now)
 ``checkpoint/``           resumable state; removed when the run has finished
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Table = Literal["metrics", "layers", "trajectories", "histograms", "sign_changes", "joint_flips"]
+Table = Literal[
+    "metrics", "layers", "trajectories", "histograms", "sign_changes", "joint_flips", "noise"
+]
 State = Literal["waiting", "running", "interrupted", "failed", "done"]
 WEIGHTS = "model.safetensors"
 RESULT = "result.json"

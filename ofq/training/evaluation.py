@@ -10,6 +10,7 @@ from torch import nn
 
 from ofq.interruption import StopRequest
 from ofq.progress import counted
+from ofq.study.images import Images
 from ofq.training import data
 from ofq.training.augmentation import evaluation_transform
 from ofq.training.data import Batch
@@ -81,16 +82,19 @@ def digits(model: str, seed: int, batch_size: int = BATCH_SIZE) -> LabelledImage
     return LabelledImages(batches, len(split.test_targets), split.classes)
 
 
-def image_files(files: Files, model: str, batch_size: int = BATCH_SIZE) -> LabelledImages:
+def image_files(
+    files: Files, model: str, images: Images | None = None, batch_size: int = BATCH_SIZE
+) -> LabelledImages:
     """The validation split of a data set of image files.
 
     Labels count the classes in natural order, as timm's and torchvision's readers do. Images are
-    resized, cropped and normalized as timm says for the model.
+    resized, cropped and normalized.
 
     Args:
         files: Where it lies; of a folder, it, or its subfolder ``val`` or ``validation``, holds the
             classes.
         model: The timm model's name.
+        images: Crop and interpolation; None for those that timm has for the model.
         batch_size: Images per batch; the last batch may be smaller.
 
     Raises:
@@ -98,7 +102,7 @@ def image_files(files: Files, model: str, batch_size: int = BATCH_SIZE) -> Label
             normalization.
     """
     split = open_split(files.place, "val")
-    transform = evaluation_transform(model, len(split.classes), None)
+    transform = evaluation_transform(model, len(split.classes), images)
     samples = Samples(split, transform, files.unreadable, replace=False)
     return LabelledImages(_batches(samples, files, batch_size), len(split), len(split.classes))
 

@@ -123,7 +123,7 @@ def _objective(
     if not config.training.distillation:
         return data, Classification()
     wanted = config.training.teacher
-    model = _full_precision(config, data, weights).to(process.device)
+    model = full_precision(config, data.classes, weights).to(process.device)
     teacher = Teacher(model, wanted.precision)
     if not wanted.cached:
         return data, Distillation(teacher)
@@ -131,12 +131,36 @@ def _objective(
     return data.taught(kept_answers(answers, teacher, data, process)), KeptDistillation()
 
 
-def _full_precision(config: RunConfig, data: Source, weights: Path | None) -> nn.Module:
-    """The full-precision model with the given weights, else the hub's, else fresh ones."""
+def full_precision(config: RunConfig, classes: int, weights: Path | None) -> nn.Module:
+    """The full-precision model with the given weights, else the hub's, else fresh ones.
+
+    Args:
+        config: The run's config.
+        classes: Number of classes.
+        weights: A file of weights.
+
+    Raises:
+        UserError: The weights can't be had, or don't fit the model.
+    """
     if weights is None and config.pretrained == HUB:
-        return models.from_hub(config.model, data.classes)
-    model = models.build(config.model, data.classes)
+        return models.from_hub(config.model, classes)
+    model = models.build(config.model, classes)
     return model if weights is None else load_weights(model, weights)
+
+
+def trained(config: RunConfig, classes: int, weights: Path) -> nn.Module:
+    """The quantized model with the weights of a training that has ended.
+
+    Args:
+        config: The config of that run, or of one that builds on it.
+        classes: Number of classes.
+        weights: The run's weights.
+
+    Raises:
+        UserError: They can't be read, or don't fit the model.
+    """
+    model = models.build(config.model, classes)
+    return load_weights(models.quantized(model, config.quantization), weights)
 
 
 def _initial_model(
@@ -152,9 +176,8 @@ def _initial_model(
     """
     if config.stage == "cga":
         assert parent is not None
-        model = models.build(config.model, data.classes)
-        return load_weights(models.quantized(model, config.quantization), parent).to(device)
-    model = _full_precision(config, data, parent or pretrained).to(device)
+        return trained(config, data.classes, parent).to(device)
+    model = full_precision(config, data.classes, parent or pretrained).to(device)
     if config.stage == "fp":
         return model
     assert config.training is not None

@@ -60,7 +60,8 @@ def folder(tmp_path_factory):
 
 
 def image_folder(folder, model, batch_size=64):
-    return evaluation.image_files(Files(locate(str(folder), Path())), model, batch_size)
+    files = Files(locate(str(folder), Path()))
+    return evaluation.image_files(files, model, batch_size=batch_size)
 
 
 class Fixed(torch.nn.Module):

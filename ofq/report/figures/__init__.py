@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ofq.errors import UserError
 from ofq.report.collect import Records
-from ofq.report.figures import accuracy, changes, oscillation, relations, toy, weights
+from ofq.report.figures import accuracy, changes, noise, oscillation, relations, toy, weights
 from ofq.report.figures.registry import FIGURES, NothingToDraw
 from ofq.report.figures.style import save, styled
 from ofq.study.files import suggest
@@ -16,6 +16,7 @@ __all__ = [
     "accuracy",
     "changes",
     "check_figures",
+    "noise",
     "oscillation",
     "relations",
     "toy",

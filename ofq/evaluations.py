@@ -1,0 +1,182 @@
+"""Runs that train nothing: evaluations of weights that exist, recorded like trainings."""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from ofq import inputs
+from ofq.attempt import Attempt
+from ofq.study import Run, Workspace
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from ofq.training.devices import Solo
+    from ofq.training.evaluation import LabelledImages
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run comes to.
+
+    Attributes:
+        model: Its model.
+        metrics: Its last row of metrics.
+        primary: The main one of them.
+        correct: Which evaluation images are right, (images,); None where there is no such thing.
+    """
+
+    model: "nn.Module"
+    metrics: dict[str, Any]
+    primary: str
+    correct: "NDArray[np.bool_] | None"
+
+
+@dataclass
+class _Evaluation:
+    """An evaluation under way: of a run, in an attempt, shown on a console, on a device."""
+
+    workspace: Workspace
+    run: Run
+    this: Attempt
+    console: Console
+    process: "Solo"
+    named: set[str] = field(default_factory=set)
+
+    def images(self) -> "LabelledImages":
+        """The evaluation images, made ready as for the training that the run builds on."""
+        from ofq.training import evaluation
+        from ofq.training.images import files_of
+
+        config, parent = self.run.config, self.run.parent
+        files = files_of(self.workspace, self.run, self._hear)
+        if files is None:
+            return evaluation.digits(config.model, config.seed)
+        training = parent.config.training if parent else None
+        return evaluation.image_files(files, config.model, training.images if training else None)
+
+    def measure(self, model: "nn.Module") -> "tuple[dict[str, float], NDArray[np.bool_]]":
+        """Measures of a model, and which images it is right about."""
+        from ofq.training import evaluation
+
+        return evaluation.evaluate(model, self.images(), self.console, self.this.stop, self.process)
+
+    def of(self, model: "nn.Module", **facts: Any) -> Outcome:
+        """Evaluate a model, and record it."""
+        self.this.folder.rewind(None)
+        self.this.folder.event("started", **facts)
+        measures, correct = self.measure(model)
+        return Outcome(model, self.record(measures, 0), "top1", correct)
+
+    def record(self, measures: dict[str, float], step: int) -> dict[str, Any]:
+        """Record measures as those of no epoch."""
+        metrics = {"epoch": 0, "step": step, "time": time.time(), **measures}
+        self.this.folder.append("metrics", [metrics])
+        return metrics
+
+    def _hear(self, name: str) -> None:
+        if name not in self.named:
+            self.named.add(name)
+            note_unreadable(self.this, self.console, name)
+
+
+def _released(task: _Evaluation) -> Outcome:
+    """Evaluate a checkpoint in the authors' layout."""
+    from ofq.training.importing import import_released
+
+    config = task.run.config
+    assert config.checkpoint is not None
+    assert config.quantization is not None
+    path, classes = task.workspace.root / config.checkpoint, task.images().classes
+    imported = import_released(path, config.model, config.quantization, classes)
+    dropped = {reason: len(names) for reason, names in imported.reasons().items()}
+    return task.of(imported.model, dropped=dropped)
+
+
+def _pretrained(task: _Evaluation) -> Outcome:
+    """Evaluate the full-precision weights that quantized training starts from."""
+    from ofq.training.stage import full_precision
+
+    config, weights = task.run.config, inputs.pretrained(task.workspace, task.run.config)
+    return task.of(full_precision(config, task.images().classes, weights))
+
+
+def _noise(task: _Evaluation) -> Outcome:
+    """Evaluate a trained model as it is, then with noise, draw by draw; goes on after the last."""
+    from ofq.quantization.noise import NOISES, NoiseInjection
+    from ofq.training.augmentation import randomness_of
+    from ofq.training.stage import trained
+
+    config, folder, this = task.run.config, task.this.folder, task.this
+    weights, wanted = inputs.weights(task.workspace, task.run.parent), config.noise
+    assert weights is not None
+    assert wanted is not None
+    model = trained(config, task.images().classes, weights)
+    noisy = copy.deepcopy(model)
+    noise = NoiseInjection(noisy, wanted.boundary_range, NOISES[wanted.weights]())
+    rows, total = folder.rows("noise"), wanted.samples + 1
+    folder.event("resumed" if rows else "started", step=len(rows), total=total)
+    this.begin(len(rows), total)
+    for step in range(len(rows), total):
+        with randomness_of(config.seed, step):
+            changed = noise.inject() if step else 0.0
+        measures, _ = task.measure(noisy)
+        rows.append({"step": step, "changed": changed, **measures})
+        folder.append("noise", rows[-1:])
+        this.step(step + 1)
+    folder.rewind(total - 1)
+    return Outcome(model, task.record(_over_draws(rows), total), "top1", None)
+
+
+def _over_draws(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over the draws, and how these compare with the model as it is."""
+    plain, *draws = rows
+    better = sum(row["top1"] > plain["top1"] for row in draws)
+    return {
+        **{key: fmean(row[key] for row in draws) for key in ("top1", "loss", "changed")},
+        "images": plain["images"],
+        "top1_without": plain["top1"],
+        "top1_best": max(row["top1"] for row in draws),
+        "better": 100 * better / len(draws),
+    }
+
+
+_KINDS: dict[str, Callable[[_Evaluation], Outcome]] = {
+    "released": _released,
+    "fp": _pretrained,
+    "noise": _noise,
+}
+
+
+def evaluate(
+    workspace: Workspace, run: Run, this: Attempt, console: Console, process: "Solo"
+) -> Outcome:
+    """Do a run that has no training, in its opened folder.
+
+    Args:
+        workspace: Where the run's parents are.
+        run: The run.
+        this: The attempt.
+        console: Where to show progress.
+        process: The process, whose device is used.
+
+    Raises:
+        UserError: Something that the run needs can't be had.
+        TryAgain: It was interrupted.
+    """
+    return _KINDS[run.config.stage](_Evaluation(workspace, run, this, console, process))
+
+
+def note_unreadable(this: Attempt, console: Console, name: str) -> None:
+    """Name an image that was skipped, and record it."""
+    text = f"{name}: not a readable image; it is skipped"
+    console.print(f"[bold red]warning:[/] {escape(text)}", soft_wrap=True)
+    this.folder.event("unreadable", image=name)

@@ -1,0 +1,143 @@
+"""Noise injection: other codes for the weights that oscillate (OFQ, table 1)."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ofq.errors import UserError
+from ofq.quantization.annealing import near_threshold
+from ofq.quantization.layers import low_bit_weights
+from ofq.quantization.quantizer import WeightQuantizer
+
+
+class Noise(Protocol):
+    """Which weights get other codes, and which ones."""
+
+    def codes(
+        self,
+        position: Tensor,
+        quantizer: WeightQuantizer,
+        boundary_range: float,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Codes for weights at these positions, float32, of the same shape."""
+
+
+class Oscillating:
+    """Each weight inside the boundary range is rounded to either side at random."""
+
+    def codes(
+        self,
+        position: Tensor,
+        quantizer: WeightQuantizer,
+        boundary_range: float,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """See :class:`Noise`; half of the weights inside the band keep their code, on average."""
+        inside = near_threshold(position, boundary_range, quantizer.lowest, quantizer.highest)
+        up = _uniform(position, generator) < 0.5
+        return torch.where(inside, position.floor() + up, position.round())
+
+
+class Others:
+    """A control: as many of the other weights move by one level, on average."""
+
+    def codes(
+        self,
+        position: Tensor,
+        quantizer: WeightQuantizer,
+        boundary_range: float,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """See :class:`Noise`; up and down are equally likely, but at the grid's ends."""
+        inside = near_threshold(position, boundary_range, quantizer.lowest, quantizer.highest)
+        own = position.round()
+        share = inside.sum() / 2 / (~inside).sum().clamp_min(1)
+        drawn = _uniform(position, generator)
+        away = torch.where(drawn < share / 2, 1, -1)
+        away = torch.where(own == quantizer.lowest, 1, away)
+        away = torch.where(own == quantizer.highest, -1, away)
+        return own + away * (~inside & (drawn < share))
+
+
+NOISES: dict[str, type[Noise]] = {"oscillating": Oscillating, "others": Others}
+"""Each :class:`Noise` by the name that a method's settings give it."""
+
+
+def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Uniform numbers from [0, 1) on any device, the same on each."""
+    return torch.rand(like.shape, generator=generator).to(like.device)
+
+
+class NoiseInjection:
+    """Gives low-bit weights of a trained model other codes, to see how much they matter.
+
+    A weight next to a rounding threshold crosses it again and again while training, and where it is
+    when training ends is chance. Scales stay as they are. The model is for evaluation afterwards.
+
+    Args:
+        model: A quantized model, which is changed.
+        boundary_range: BR, in quantization steps, in (0, 0.5).
+        noise: Which weights.
+
+    Raises:
+        UserError: The boundary range isn't allowed, or the model has no low-bit weights.
+    """
+
+    def __init__(
+        self, model: nn.Module, boundary_range: float = 0.005, noise: Noise | None = None
+    ) -> None:
+        if not 0 < boundary_range < 0.5:
+            raise UserError(f"boundary_range {boundary_range}; allowed: above 0, below 0.5")
+        self.boundary_range = boundary_range
+        self._noise = noise or Oscillating()
+        self._held = [_Held(w.quantizer, w.latent()) for w in low_bit_weights(model)]
+        if not self._held:
+            raise UserError("no noise to inject: the model has no low-bit weights")
+        for weight, held in zip(list(low_bit_weights(model)), self._held, strict=True):
+            weight.owner.weight_quantizer = held
+
+    @torch.no_grad()
+    def inject(self, generator: torch.Generator | None = None) -> float:
+        """Draw codes anew, in place of those of any draw before.
+
+        Args:
+            generator: Random numbers of the CPU; left out, torch's own.
+
+        Returns:
+            Percentage of the low-bit weights whose code now isn't that of the trained model.
+        """
+        changed = sum(held.draw(self._noise, self.boundary_range, generator) for held in self._held)
+        return 100 * float(changed) / sum(held.latent.numel() for held in self._held)
+
+
+class _Held(nn.Module):
+    """Stands in for a weight's quantizer, with values of its own.
+
+    Args:
+        quantizer: The quantizer.
+        latent: The weight before quantization.
+    """
+
+    values: Tensor
+    latent: Tensor
+
+    def __init__(self, quantizer: WeightQuantizer, latent: Tensor) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.register_buffer("latent", latent.detach(), persistent=False)
+        self.register_buffer("values", quantizer(latent).detach(), persistent=False)
+
+    def draw(
+        self, noise: Noise, boundary_range: float, generator: torch.Generator | None
+    ) -> Tensor:
+        """Take the values of noisy codes; the number of codes that aren't the weight's own."""
+        position = self.quantizer.position(self.latent)
+        codes = noise.codes(position, self.quantizer, boundary_range, generator)
+        self.values = self.quantizer.level(self.latent, codes)
+        return (codes != position.round()).sum()
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The values, whatever the weight."""
+        return self.values

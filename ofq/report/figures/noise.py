@@ -1,0 +1,67 @@
+"""What injected noise does to accuracy, draw by draw."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from ofq.report.collect import Records
+from ofq.report.figures.registry import Drawn, NothingToDraw, figure
+from ofq.report.figures.style import COLUMN, GREY, PAGE, broken, looks, new_figure, panels
+from ofq.report.noise import draws
+
+_WIDTH = 0.3
+"""Half the width over which the draws of a method are spread."""
+
+
+@figure("noise_injection")
+def noise_injection(records: Records) -> Drawn:
+    """A dot per draw: its top-1 less that without noise; one panel per model and bits."""
+    found = draws(records)
+    if found.empty:
+        raise NothingToDraw("no finished run of the study injected noise")
+    study = records.study
+    places = [(model, bits) for model in study.models for bits in study.bits]
+    methods = [m for m in study.methods if m in set(found["method"])]
+    wide = len(methods) * len(places) > 4
+    picture = new_figure(PAGE if wide else COLUMN, 2.9)
+    axes = panels(picture, 1, len(places), sharey=True)[0]
+    for ax, (model, bits) in zip(axes, places, strict=True):
+        _panel(ax, records, records.of(found, model=model, bits=bits), methods)
+        ax.set_title(f"{model}, {bits}" if len(study.models) > 1 else bits)
+    axes[0].set_ylabel("top-1 with noise − without (points)")
+    return Drawn(picture, _caption(records, found, methods))
+
+
+def _panel(ax: Axes, records: Records, found: pd.DataFrame, methods: list[str]) -> None:
+    ax.axhline(0, color=GREY, linestyle="--", linewidth=1)
+    style = looks(records.study.methods)
+    for x, method in enumerate(methods):
+        gains = records.of(found, method=method)["gain"].to_numpy(float)
+        if len(gains) == 0:
+            continue
+        color = style[method].color
+        places = x + np.linspace(-_WIDTH, _WIDTH, len(gains))
+        ax.plot(places, gains, ".", color=color, alpha=0.45, markersize=4)
+        ax.hlines(gains.mean(), x - _WIDTH, x + _WIDTH, color=color, linewidth=2)
+    labels = [broken(records.labels[method]) for method in methods]
+    ax.set_xticks(range(len(methods)), labels, rotation=30, ha="right")
+    ax.tick_params(axis="x", length=0)
+
+
+def _caption(records: Records, found: pd.DataFrame, methods: list[str]) -> str:
+    shares = []
+    for bits in records.study.bits:
+        for method in methods:
+            mine = records.of(found, bits=bits, method=method)
+            if len(mine):
+                better = 100 * (mine["gain"] > 0).mean()
+                worse = 100 * (mine["gain"] < 0).mean()
+                shares.append(
+                    f"{records.labels[method]} at {bits}: {better:.0f} % better, {worse:.0f} % "
+                    f"worse, {mine['changed'].mean():.2g} % of codes changed"
+                )
+    return (
+        "Top-1 with other codes for some weights, less that of the model that training ended on: "
+        f"a dot per draw, all seeds side by side, a line at the mean. {'; '.join(shares)}. The "
+        "best draw is no result: it was chosen on the images that it is measured on."
+    )

@@ -1,0 +1,24 @@
+"""Injected noise: how models with other codes compare with the models that training ended on."""
+
+import pandas as pd
+
+from ofq.report.collect import Records
+from ofq.report.curves import KEYS
+
+
+def draws(records: Records) -> pd.DataFrame:
+    """Every draw beside the model without noise.
+
+    Returns:
+        One row per cell, seed and draw: ``step``, the draw's number from 1; ``changed``, the
+        percentage of codes that differ; ``top1``; ``top1_without`` noise; ``gain``, the first minus
+        the second in points. Empty if no method of the study injects noise.
+    """
+    rows = records.noise
+    if rows.empty:
+        return rows
+    plain = rows.loc[rows["step"] == 0, [*KEYS, "top1"]]
+    plain = plain.rename(columns={"top1": "top1_without"})
+    kept = rows.loc[rows["step"] > 0, [*KEYS, "step", "changed", "top1"]]
+    both = kept.merge(plain, on=KEYS)
+    return both.assign(gain=both["top1"] - both["top1_without"])
