@@ -46,6 +46,8 @@ bench: .venv/ready
 	@for model in deit_tiny_patch16_224 deit_small_patch16_224 swin_tiny_patch4_window7_224; do \
 	   python benchmarks/step.py --model $$model || exit; \
 	 done
+	@python benchmarks/agreement.py
+	@python benchmarks/loader.py
 	@python benchmarks/dag.py
 	@python benchmarks/report.py
 	@python benchmarks/recording.py

@@ -18,6 +18,7 @@ from ofq.training.augmentation import (
     training_transform,
 )
 from ofq.training.data import Batch, order, steps_per_epoch
+from ofq.training.decoding import Decoder, Plain, decoder
 from ofq.training.devices import ALONE, Solo
 from ofq.training.loading import Key, Loaded, Samples, load
 from ofq.training.readers import open_split
@@ -34,12 +35,14 @@ class Files:
         place: Where the data set lies.
         workers: Processes that load images, for each device.
         unreadable: What an image that can't be decoded does.
+        decoder: How training images are decoded; evaluation's always by Pillow.
         heard: Told the name of each such image, once, at the end of an epoch.
     """
 
     place: Place
     workers: int = 2
     unreadable: Unreadable = "fail"
+    decoder: Decoder = field(default_factory=Plain)
     heard: Callable[[str], None] = lambda name: None
 
 
@@ -165,12 +168,13 @@ def files_of(
         heard: Told of unreadable images.
 
     Raises:
-        UserError: The site doesn't say where they lie.
+        UserError: The site doesn't say where they lie, or what loads them isn't installed.
     """
     if run.config.dataset not in FROM_FOLDERS:
         return None
     place = workspace.data_place(run.config.dataset)
-    return Files(place, run.resources.workers, workspace.site.unreadable, heard)
+    how = decoder(run.resources.loader)
+    return Files(place, run.resources.workers, workspace.site.unreadable, how, heard)
 
 
 def open_images(files: Files, images: Images, model: str, seed: int) -> ImageData:
@@ -190,7 +194,7 @@ def open_images(files: Files, images: Images, model: str, seed: int) -> ImageDat
     training = training_transform(model, classes, images)
     evaluation = evaluation_transform(model, classes, images)
     return ImageData(
-        Samples(train, training, files.unreadable, replace=True),
+        Samples(train, training, files.unreadable, True, files.decoder),
         Samples(test, evaluation, files.unreadable, replace=False),
         images,
         classes,

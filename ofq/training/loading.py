@@ -17,6 +17,7 @@ from ofq.errors import TryAgain, UserError
 from ofq.interruption import SIGNALS
 from ofq.study.dataset import Unreadable as Policy
 from ofq.training.augmentation import Transform, randomness_of
+from ofq.training.decoding import Decoder, Plain
 from ofq.training.readers import Split, Unreadable
 
 _TRIES = 20  # readable images are rare where so many in a row aren't
@@ -71,11 +72,20 @@ class Samples(Dataset[Sample]):
         transform: How they are made ready.
         policy: What an image that can't be decoded does.
         replace: Whether the next image stands in for one that is skipped; else it is left out.
+        decoder: How they are decoded.
     """
 
-    def __init__(self, split: Split, transform: Transform, policy: Policy, replace: bool) -> None:
+    def __init__(
+        self,
+        split: Split,
+        transform: Transform,
+        policy: Policy,
+        replace: bool,
+        decoder: Decoder | None = None,
+    ) -> None:
         self.split = split
-        self.transform = transform
+        self.decoder = decoder or Plain()
+        self.transform = self.decoder.fitted(transform)
         self.policy = policy
         self.replace = replace
 
@@ -84,7 +94,7 @@ class Samples(Dataset[Sample]):
         for attempt in range(_TRIES if self.replace else 1):
             index = (key.number + attempt) % len(self.split)
             try:
-                image, label = self.split.decode(index)
+                image, label = self.split.decode(index, self.decoder)
             except Unreadable as error:
                 if self.policy == "fail":
                     raise UserError(str(error)) from None

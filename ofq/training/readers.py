@@ -19,6 +19,7 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from ofq.errors import UserError, some
 from ofq.study.dataset import Layout, Place
+from ofq.training.decoding import Decoder, Plain
 
 SplitName = Literal["train", "val"]
 SPLITS: tuple[SplitName, ...] = ("train", "val")
@@ -60,8 +61,8 @@ class Split:
     def __len__(self) -> int:
         return len(self.reader)
 
-    def decode(self, index: int) -> tuple[Image.Image, int]:
-        """An image in RGB, and its label.
+    def decode(self, index: int, decoder: Decoder) -> tuple[Any, int]:
+        """An image as a decoder gives it, and its label.
 
         Raises:
             Unreadable: It can't be decoded.
@@ -70,7 +71,7 @@ class Split:
         try:
             file, label = self.reader[index]
             with file:
-                return Image.open(file).convert("RGB"), int(label)
+                return decoder.decode(file), int(label)
         except _UNDECODABLE as error:
             name = self.name(index)
             if isinstance(error, OSError) and error.errno is not None:
@@ -257,7 +258,7 @@ def examine(place: Place, classes: int | None, *splits: SplitName) -> Census:
             raise UserError(
                 f"{place}: split '{name}' has {found} classes, {few}; the recipe needs {classes}"
             )
-        split.decode(0)
+        split.decode(0, Plain())
     return Census(len(split.classes), {name: len(split) for name, split in opened.items()})
 
 

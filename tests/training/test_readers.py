@@ -7,6 +7,7 @@ from pictures import CLASSES, TRAIN, VAL, make_folder, make_shards, make_tars
 
 from ofq.errors import UserError
 from ofq.study.dataset import locate
+from ofq.training.decoding import Plain
 from ofq.training.readers import Census, examine, fingerprint, open_split
 
 
@@ -31,7 +32,7 @@ LAYOUTS = {
 
 def content(split):
     """Each image's pixels and label, in an order that doesn't depend on the layout."""
-    decoded = [split.decode(i) for i in range(len(split))]
+    decoded = [split.decode(i, Plain()) for i in range(len(split))]
     return sorted((image.size, image.mode, image.tobytes(), label) for image, label in decoded)
 
 

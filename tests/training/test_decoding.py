@@ -1,0 +1,101 @@
+"""The fast loader shows models what the plain one does, but for rounding."""
+
+import io
+import sys
+
+import numpy as np
+import pytest
+import torch
+from pictures import NANO, make_folder
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from ofq.errors import UserError
+from ofq.study.dataset import locate
+from ofq.study.images import Augmentation, Images
+from ofq.training.augmentation import randomness_of, training_transform
+from ofq.training.decoding import Fast, Plain, decoder
+from ofq.training.images import Files, open_images
+
+PHOTOS = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+LEVEL = 1 / 255 / 0.5  # one of 255 levels, after the model's normalization
+
+
+def encoded(image, kind="JPEG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return io.BytesIO(file.getvalue())
+
+
+@pytest.mark.parametrize("photo", PHOTOS)
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [
+        ("RGB", "JPEG", {"quality": 90}),
+        ("RGB", "JPEG", {"quality": 75, "subsampling": 2, "progressive": True}),
+        ("L", "JPEG", {}),
+        ("CMYK", "JPEG", {}),  # ImageNet has some of these, and one PNG
+        ("RGB", "PNG", {}),
+        ("P", "PNG", {}),
+    ],
+)
+def test_images_are_decoded_to_the_same_pixels(photo, mode, kind, options):
+    file = encoded(photo.convert(mode), kind, **options)
+    plain = np.asarray(Plain().decode(file))
+    file.seek(0)
+    assert np.array_equal(Fast().decode(file), plain)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", encoded(PHOTOS[0]).getvalue()[:900]])
+def test_damaged_images_are_as_unreadable_as_for_pillow(content):
+    for each in (Plain(), Fast()):
+        with pytest.raises((OSError, SyntaxError, ValueError)):
+            each.decode(io.BytesIO(content))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "random"])
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.0001, 0.001)], ids=["smaller", "larger"])
+def test_crops_are_the_same_but_for_one_level(interpolation, scale):
+    images = Images(augmentation=Augmentation(scale=scale, interpolation=interpolation))
+    transform = training_transform(NANO, 3, images)
+    gaps = []
+    for number, photo in enumerate(PHOTOS * 6):
+        made = []
+        for each in (Plain(), Fast()):
+            with randomness_of(0, number):
+                made.append(each.fitted(transform)(each.decode(encoded(photo))))
+        gaps.append((made[0] - made[1]).abs())
+    gaps = torch.stack(gaps)
+    assert gaps.max() < 1.01 * LEVEL
+    assert gaps.mean() < 0.1 * LEVEL
+
+
+def test_images_without_augmentation_are_the_same():
+    transform = training_transform(NANO, 3, Images())
+    made = [each.fitted(transform)(each.decode(encoded(PHOTOS[0]))) for each in (Plain(), Fast())]
+    assert torch.equal(*made)
+
+
+def test_batches_differ_by_rounding_alone(tmp_path):
+    """The paper's augmentation, on top of the crop: the same random draws."""
+    folder = make_folder(tmp_path / "images")
+    wanted = Images(augmentation=Augmentation(policy="rand-m9-mstd0.5-inc1", erasing=0.25))
+    (plain, labels), (fast, others) = (
+        next(
+            open_images(Files(locate(str(folder), folder), 1, decoder=each), wanted, NANO, 0)
+            .train_batches(0, 12)
+        )
+        for each in (Plain(), Fast())
+    )  # fmt: skip
+    assert torch.equal(labels, others)
+    # posterizing or equalizing can make more of a level, in few pixels
+    assert ((plain - fast).abs() < 1.01 * LEVEL).double().mean() > 0.97
+
+
+def test_missing_package_is_a_clear_error(monkeypatch):
+    assert isinstance(decoder("plain"), Plain)
+    assert isinstance(decoder("fast"), Fast)
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'ofq\[fast\]'"):
+        decoder("fast")
