@@ -346,7 +346,7 @@ def import_checkpoint(
     from ofq.training.importing import import_released
     from ofq.training.weights import save_weights
 
-    _check_weights_path(out)
+    _check_weights_path(out, ".safetensors")
     imported = import_released(file, model, _quantization(bits, qkr, quantizer), classes)
     write_file(out, lambda path: save_weights(imported.model, path))
     console = Console()
@@ -363,23 +363,31 @@ def export(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Where to write it (.safetensors); left out, here, as the run's name + .packed.",
+            help="Where to write it: .safetensors, packed, or .onnx; left out, packed, here, as "
+            "the run's name + .packed.",
         ),
     ] = None,
 ) -> None:
-    """Write a finished run's model with each quantized weight as codes of b bits, packed.
+    """Write a finished run's model with each quantized weight as integer codes.
 
-    `ofq.export.load_packed(FILE)` in Python gives the model back, with the same logits.
+    A file .safetensors has b bits for each code; `ofq.export.load_packed(FILE)` in Python gives
+    the model back, with the same logits. A file .onnx has codes behind DequantizeLinear, and
+    activations between QuantizeLinear and DequantizeLinear (docs/export.md).
     """
     from ofq.export import export_run
+    from ofq.onnx_export import export_onnx
 
     workspace = Workspace()
     run, _ = workspace.find(run_id)
     path = out or Path(f"{Path(run.id).name}.packed.safetensors")
-    _check_weights_path(path)
-    done = export_run(workspace, run, path)
-    share = f"1/{done.full_precision / done.size:.2f} of the full-precision model's"
-    text = f"wrote {path}: {done.size:,} bytes, {share} {done.full_precision:,}"
+    _check_weights_path(path, ".safetensors", ".onnx")
+    text = f"wrote {path}: "
+    if path.suffix == ".onnx":
+        text += f"{export_onnx(workspace, run, path):,} bytes"
+    else:
+        done = export_run(workspace, run, path)
+        share = f"1/{done.full_precision / done.size:.2f} of the full-precision model's"
+        text += f"{done.size:,} bytes, {share} {done.full_precision:,}"
     Console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -405,7 +413,7 @@ def evaluate(
         images = evaluation.digits(model, seed, batch_size)
     else:
         files = Files(locate(data, Path()))
-        images = evaluation.image_files(files, model, batch_size)
+        images = evaluation.image_files(files, model, batch_size=batch_size)
     quantized = models.quantized(models.build(model, images.classes), wanted)
     loaded = load_weights(quantized, weights)
     measures, _ = evaluation.evaluate(loaded, images, console, StopRequest())
@@ -569,9 +577,10 @@ def _show(diagnosis: "Diagnosis", console: Console) -> None:
             console.print(f"           → {escape(finding.todo)}", highlight=False, soft_wrap=True)
 
 
-def _check_weights_path(out: Path) -> None:
-    if out.suffix != ".safetensors" or not out.parent.is_dir():
-        raise UserError(f"--out {out}: expected a .safetensors file in a folder that exists")
+def _check_weights_path(out: Path, *endings: str) -> None:
+    if out.suffix not in endings or not out.parent.is_dir():
+        allowed = " or ".join(endings)
+        raise UserError(f"--out {out}: expected a {allowed} file in a folder that exists")
 
 
 def _quantization(bits: str, qkr: bool, quantizer: str) -> Quantization:

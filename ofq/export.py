@@ -82,17 +82,33 @@ class Exported:
     full_precision: int
 
 
-def export_run(workspace: Workspace, run: Run, path: Path) -> Exported:
-    """Write a finished run's model with packed weights, and note its size in the run folder.
+@dataclass(frozen=True)
+class Finished:
+    """A finished run's model.
+
+    Attributes:
+        model: With the run's weights.
+        unquantized: The full-precision model, with fresh weights.
+        classes: Number of their classes.
+        quantization: How the model is quantized.
+    """
+
+    model: nn.Module
+    unquantized: nn.Module
+    classes: int
+    quantization: Quantization
+
+
+def finished(workspace: Workspace, run: Run) -> Finished:
+    """The quantized model that a run has ended with.
 
     Args:
         workspace: Where the run is.
-        run: The run, of a quantized model.
-        path: The file to write.
+        run: The run.
 
     Raises:
-        UserError: The run is of a full-precision model or isn't finished, its weights are damaged,
-            or its weight quantizer can't be exported.
+        UserError: The run is of a full-precision model or isn't finished, or its weights are
+            damaged.
     """
     config, folder = run.config, run_folder(workspace, run)
     if config.quantization is None:
@@ -104,10 +120,27 @@ def export_run(workspace: Workspace, run: Run, path: Path) -> Exported:
     classes = _classes(tensors)
     unquantized = models.build(config.model, classes)
     model = fit_weights(models.quantized(unquantized, config.quantization), tensors, weights)
-    save_packed(model, config.model, classes, config.quantization, path)
-    full_precision = sum(t.numel() * t.element_size() for t in unquantized.state_dict().values())
+    return Finished(model, unquantized, classes, config.quantization)
+
+
+def export_run(workspace: Workspace, run: Run, path: Path) -> Exported:
+    """Write a finished run's model with packed weights, and note its size in the run folder.
+
+    Args:
+        workspace: Where the run is.
+        run: The run, of a quantized model.
+        path: The file to write.
+
+    Raises:
+        UserError: As of :func:`finished`, or its weight quantizer can't be exported.
+    """
+    done = finished(workspace, run)
+    save_packed(done.model, run.config.model, done.classes, done.quantization, path)
+    state = done.unquantized.state_dict()
+    full_precision = sum(t.numel() * t.element_size() for t in state.values())
     size = path.stat().st_size
-    folder.write_json(PACKED, {"packed_bytes": size, "full_precision_bytes": full_precision})
+    sizes = {"packed_bytes": size, "full_precision_bytes": full_precision}
+    run_folder(workspace, run).write_json(PACKED, sizes)
     return Exported(path, size, full_precision)
 
 

@@ -288,7 +288,7 @@ def test_run_that_cannot_be_exported_is_told(checkout, tmp_path, monkeypatch):
     assert isinstance(done.exception, UserError)
     assert "has a run 'digits/none'" in str(done.exception)
     done = CliRunner().invoke(app, ["export", runs["fp"].id, "--out", "packed.bin"])
-    assert "expected a .safetensors file" in str(done.exception)
+    assert "expected a .safetensors or .onnx file" in str(done.exception)
     with pytest.raises(UserError, match="full-precision run"):
         export_run(workspace, runs["fp"], out)
     with pytest.raises(UserError, match="isn't finished, it is waiting; `ofq train digits/"):
