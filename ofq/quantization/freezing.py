@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ofq.quantization.annealing import step_optimizer
 from ofq.quantization.attention import MergedQueryKey
 from ofq.quantization.layers import low_bit_weights
 from ofq.quantization.oscillation import CodeHistory
@@ -87,14 +88,20 @@ class IterativeFreezing(nn.Module):
         )
 
     @torch.no_grad()
-    def step(self, optimizer: torch.optim.Optimizer, progress: float) -> None:
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        progress: float,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
         """Step the optimizer, then freeze.
 
         Args:
             optimizer: The optimizer.
             progress: Share of the training done, 0 to 1.
+            scaler: The gradient scaler to step it with, in mixed precision.
         """
-        optimizer.step()
+        step_optimizer(optimizer, scaler)
         threshold = self.end + (self.start - self.end) * (1 + math.cos(math.pi * progress)) / 2
         for weight, history in zip(self._weights, self.histories, strict=True):
             assert isinstance(history, FreezingHistory)

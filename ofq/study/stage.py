@@ -17,6 +17,7 @@ from ofq.study.files import Strict, suggest
 from ofq.study.images import Images
 
 Loader = Literal["plain", "fast"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 SHORT = 15
 """Minutes up to which a job without GPU counts as short."""
@@ -31,7 +32,7 @@ class Teaching(Strict):
             are the same in every epoch.
     """
 
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     cached: bool = False
 
 
@@ -72,8 +73,8 @@ class Training(Strict):
         weight_decay: AdamW's decoupled decay; biases, scales, shifts and embeddings get none.
         distillation: Whether the full-precision parent teaches (soft labels beside hard ones).
         teacher: How it answers.
-        precision: What the model's products are computed in: bf16 by autocast; weights, quantizers
-            and the optimizer stay in float32.
+        precision: What the model's products are computed in, bf16 and fp16 by autocast, fp16 with
+            loss scaling; weights, quantizers and the optimizer stay in float32.
         images: How images of files are made ready; None for data that come ready.
         recording: What is recorded of single weights.
     """
@@ -91,7 +92,7 @@ class Training(Strict):
     weight_decay: NonNegativeFloat = 0.0
     distillation: bool = False
     teacher: Teaching = Teaching()
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     images: Images | None = None
     recording: Recording = Recording()
 

@@ -27,7 +27,7 @@ from ofq.training.numerics import (
 from ofq.training.objective import Objective
 from ofq.training.optimization import make_optimizer, make_schedule
 from ofq.training.pace import Pace, Part
-from ofq.training.precision import casting
+from ofq.training.precision import casting, loss_scaler
 from ofq.training.recording import Recordings, Table
 from ofq.training.stepping import Stepper
 
@@ -136,6 +136,7 @@ class Trainer:
         self.passes = passes
         self.tracker = OscillationTracker(model, compiled=compiled)
         self.optimizer = make_optimizer(model, training, scale_lr)
+        self.scaler = loss_scaler(training.precision, process.device)
         self.schedule = make_schedule(self.optimizer, training)
         self.steps_per_epoch = data.steps_per_epoch(training.batch_size)
         self.recordings = self._recordings(training.recording)
@@ -192,7 +193,8 @@ class Trainer:
         # all processes see one loss, so that they judge it alike
         self.process.average([loss, *gradients(self.model)])
         self.recordings.before_step(self.step + 1)
-        self.stepper.step(self.optimizer, progress)
+        self.stepper.step(self.optimizer, progress, self.scaler)
+        self.scaler.update()
         self.step += 1
         self.loss_sum += loss
         self.watch.observe(loss, self.step)
@@ -207,7 +209,8 @@ class Trainer:
             with casting(self.training.precision, self.process.device):
                 outputs = self.model(part)
             loss = self.objective.loss(outputs, labels, part)
-            ((loss + self.stepper.penalty(progress)) / self.passes).backward()
+            whole = (loss + self.stepper.penalty(progress)) / self.passes
+            self.scaler.scale(whole).backward()
             mean += loss.detach() / self.passes
         return mean
 
@@ -300,6 +303,7 @@ class Trainer:
             "evaluated": self.evaluated,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "stepper": self.stepper.state.state_dict(),
             "tracker": self.tracker.state_dict(),
             "loss_sum": self.loss_sum,
@@ -324,6 +328,7 @@ class Trainer:
         self.evaluated = state["evaluated"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state.get("scaler", {}))  # older checkpoints have none
         self.stepper.state.load_state_dict(state["stepper"])
         self.tracker.load_state_dict(state["tracker"])
         self.loss_sum.copy_(state["loss_sum"])

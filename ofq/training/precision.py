@@ -1,12 +1,11 @@
 """What products are computed in: autocast, by the names that recipes use."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Precision = Literal["fp32", "bf16", "fp16"]
+from ofq.study.stage import Precision
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -21,6 +20,19 @@ def casting(precision: Precision, device: torch.device) -> AbstractContextManage
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, _TYPES[precision])
+
+
+def loss_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
+    """What scales losses so that gradients of half precision don't vanish; in others, nothing does.
+
+    It skips a step whose gradients overflow, and scales less from then on. With a fused optimizer
+    it never waits for the device.
+
+    Args:
+        precision: What products are computed in.
+        device: Where.
+    """
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
 def widened(tensor: Tensor) -> Tensor:

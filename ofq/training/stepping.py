@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from ofq.quantization import (
@@ -30,9 +31,9 @@ class Stepper:
         """What is added to the loss, given the share of the training done."""
         return 0.0
 
-    def step(self, optimizer: Optimizer, progress: float) -> None:
-        """Step the optimizer, given the share of the training done."""
-        optimizer.step()
+    def step(self, optimizer: Optimizer, progress: float, scaler: GradScaler) -> None:
+        """Step the optimizer by way of a gradient scaler, given the share of the training done."""
+        scaler.step(optimizer)
 
     def measures(self) -> dict[str, float]:
         """What is added to an epoch's metrics."""
@@ -40,7 +41,7 @@ class Stepper:
 
 
 class _Annealing(Protocol):
-    def step(self, optimizer: Optimizer) -> None: ...
+    def step(self, optimizer: Optimizer, scaler: GradScaler) -> None: ...
 
     def frozen_share(self) -> float: ...
 
@@ -55,9 +56,9 @@ class AnnealedStep(Stepper):
     def __init__(self, annealing: _Annealing) -> None:
         self.annealing = annealing
 
-    def step(self, optimizer: Optimizer, progress: float) -> None:
+    def step(self, optimizer: Optimizer, progress: float, scaler: GradScaler) -> None:
         """Step the optimizer with some weights frozen."""
-        self.annealing.step(optimizer)
+        self.annealing.step(optimizer, scaler)
 
     def measures(self) -> dict[str, float]:
         """``frozen``: percentage of the annealed weights that are frozen now."""
@@ -74,9 +75,9 @@ class FreezingStep(Stepper):
     def __init__(self, freezing: IterativeFreezing) -> None:
         self.state = self.freezing = freezing
 
-    def step(self, optimizer: Optimizer, progress: float) -> None:
+    def step(self, optimizer: Optimizer, progress: float, scaler: GradScaler) -> None:
         """Step the optimizer, then freeze what oscillates."""
-        self.freezing.step(optimizer, progress)
+        self.freezing.step(optimizer, progress, scaler)
 
     def measures(self) -> dict[str, float]:
         """``frozen``: percentage of the weights that are frozen."""

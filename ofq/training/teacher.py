@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ofq.atomic import write_file
+from ofq.study.stage import Precision
 from ofq.training.data import Source
 from ofq.training.devices import Solo
-from ofq.training.precision import Precision, casting, widened
+from ofq.training.precision import casting, widened
 
 _BATCH = 256
 

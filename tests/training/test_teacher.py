@@ -93,12 +93,35 @@ def test_run_that_is_interrupted_within_an_epoch_ends_bit_identical(place, tmp_p
     ]
 
 
-def test_bf16_trains_near_fp32_with_weights_in_fp32(place, tmp_path):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_near_fp32_with_weights_in_fp32(place, tmp_path, precision):
     full, rows, _ = train(place, tmp_path / "full", PAPERS)
-    half, other, _ = train(place, tmp_path / "half", PAPERS, precision="bf16")
-    assert all(t.dtype != torch.bfloat16 for t in half.values())
+    half, other, trainer = train(place, tmp_path / "half", PAPERS, precision=precision)
+    assert not {torch.bfloat16, torch.float16} & {t.dtype for t in half.values()}
     assert not equal(full, half)
     assert other[-1]["train_loss"] == pytest.approx(rows[-1]["train_loss"], rel=0.1)
+    assert trainer.scaler.is_enabled() == (precision == "fp16")
+
+
+def test_loss_scale_that_overflows_falls_and_the_step_is_skipped(place, tmp_path):
+    _, _, trainer = train(place, tmp_path / "run", PAPERS, precision="fp16")
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    scale = trainer.scaler.get_scale()
+    trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 2.0**120})
+    batch = next(trainer.data.train_batches(0, trainer.training.batch_size))
+    trainer._train_step(*batch)
+    assert all(torch.equal(p, q) for p, q in zip(trainer.model.parameters(), before, strict=True))
+    assert trainer.scaler.get_scale() == 2.0**119
+    trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": scale})
+    trainer._train_step(*batch)
+    assert not torch.equal(next(trainer.model.parameters()), before[0])
+
+
+def test_interrupted_fp16_ends_bit_identical(place, tmp_path):
+    whole, _, one = train(place, tmp_path / "whole", PAPERS, precision="fp16")
+    pieces, _, other = train(place, tmp_path / "pieces", PAPERS, precision="fp16", stops=[1, 3])
+    assert equal(whole, pieces)
+    assert one.scaler.state_dict() == other.scaler.state_dict()
 
 
 def test_teacher_answers_in_its_own_precision_without_gradient():
@@ -215,7 +238,7 @@ def test_command_trains_on_images_and_records_data_recipe_and_cost(checkout, pla
     (checkout / "images/val/n02/val_1_1.JPEG").write_bytes(b"no image")
     torch.save(models.build("deit_tiny_distilled_patch16_224", 3).state_dict(),
                checkout / "start.pth")  # fmt: skip
-    run = next(iter(Workspace(checkout).grid("tiny").runs()))
+    run = next(name for name in Workspace(checkout).grid("tiny").runs() if "w2a2" in name)
     done = ofq(checkout, "train", "--no-track", run)
     assert done.returncode == 0, done.stderr
     folder = RunFolder(checkout / "results/runs" / run)
@@ -239,7 +262,7 @@ def test_data_set_with_a_class_too_few_stops_the_first_job(checkout, place):
     study.write_text(text.replace("[lsq, statsq+qkr+cga]", "[statsq]"))
     (checkout / "config/config.yaml").write_text(f"studies: [tiny]\ndata: {{imagenet: {place}}}\n")
     torch.save({}, checkout / "start.pth")
-    run = next(iter(Workspace(checkout).grid("tiny").runs()))
+    run = next(name for name in Workspace(checkout).grid("tiny").runs() if "w2a2" in name)
     done = ofq(checkout, "train", "--no-track", run)
     assert done.returncode == 2
     words = ("config.yaml", "'data.imagenet'", "3 classes, too few; the recipe needs 4")
