@@ -42,6 +42,16 @@ def kind_of(run: Run) -> Kind:
     return kind_of_config(run.config.payload(), run.resources.gpu)
 
 
+def passes_of(config: Mapping[str, Any]) -> int:
+    """Passes over its data, that a run's time grows with, given its config as in ``run.json``.
+
+    Epochs of a training; evaluations of injected noise, and of the model without; else one.
+    """
+    if config["training"]:
+        return int(config["training"]["epochs"])
+    return int(config["noise"]["samples"]) + 1 if config.get("noise") else 1
+
+
 def kind_of_config(config: Mapping[str, Any], gpus: int) -> Kind:
     """The kind of a run, given its config as ``run.json`` holds it."""
     quantization, training = config["quantization"] or {}, config["training"] or {}

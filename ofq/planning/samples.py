@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ofq.errors import UserError
-from ofq.planning.kind import Kind, kind_of_config
+from ofq.planning.kind import Kind, kind_of_config, passes_of
 from ofq.planning.span import Range
 from ofq.study import Workspace
 from ofq.study.files import Strict, parse
@@ -102,8 +102,9 @@ def _finished(folder: Path) -> Iterator[Sample]:
         if result is None or not result.get("seconds"):
             continue
         attempt = run.attempts()[-1]
-        kind = kind_of_config(run.description()["config"], _gpus(attempt))
-        seconds = result["seconds"] / max(1, result["epochs"])
+        config = run.description()["config"]
+        kind = kind_of_config(config, _gpus(attempt))
+        seconds = result["seconds"] / passes_of(config)
         yield Sample(kind, attempt["devices"][0], "run", Range(seconds, seconds))
 
 

@@ -17,7 +17,7 @@ from ofq.attempt import run_folder
 from ofq.errors import UserError
 from ofq.planning import limits
 from ofq.planning.assumptions import assumed_epoch
-from ofq.planning.kind import kind_of
+from ofq.planning.kind import kind_of, passes_of
 from ofq.planning.plan import Machine, Planner
 from ofq.planning.samples import FILE
 from ofq.planning.show import lines, show, summary
@@ -344,3 +344,18 @@ def test_command_line(checkout):
     assert "tiny: 8 runs, 0 done, 8 to do" in done.stdout
     assert "add --measure" in done.stderr
     assert "\x1b" not in done.stdout
+
+
+def test_noise_takes_an_evaluation_for_each_draw_and_one_without(checkout):
+    method = "statsq+noise: {label: N, weight_quantizer: statsq, noise: {samples: %d}}\n"
+    path, study = checkout / "config/methods/noise.yaml", checkout / "config/studies/tiny.yaml"
+    study.write_text(study.read_text().replace("[lsq, statsq+qkr+cga]", "[statsq, statsq+noise]"))
+
+    def noisy(draws):
+        path.write_text(method % draws)
+        runs = Workspace(checkout).grid("tiny").runs().values()
+        return next(run for run in runs if run.config.noise)
+
+    assert [passes_of(noisy(draws).config.payload()) for draws in (5, 20)] == [6, 21]
+    assert kind_of(noisy(5)) == kind_of(noisy(20))
+    assert passes_of(noisy(5).parent.config.payload()) == 2  # epochs

@@ -63,5 +63,6 @@ def _caption(records: Records, found: pd.DataFrame, methods: list[str]) -> str:
     return (
         "Top-1 with other codes for some weights, less that of the model that training ended on: "
         f"a dot per draw, all seeds side by side, a line at the mean. {'; '.join(shares)}. The "
-        "best draw is no result: it was chosen on the images that it is measured on."
+        "best draw is no result: it was chosen on the images that it is measured on. Every draw "
+        "is in noise.csv."
     )
