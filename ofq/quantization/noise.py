@@ -15,46 +15,37 @@ class Noise(Protocol):
     """Which weights get other codes, and which ones."""
 
     def codes(
-        self,
-        position: Tensor,
-        quantizer: WeightQuantizer,
-        boundary_range: float,
-        generator: torch.Generator | None,
+        self, position: Tensor, inside: Tensor, drawn: Tensor, quantizer: WeightQuantizer
     ) -> Tensor:
-        """Codes for weights at these positions, float32, of the same shape."""
+        """Codes for weights, float32.
+
+        Args:
+            position: Where they lie on the grid.
+            inside: Which of them lie inside the boundary range of a threshold.
+            drawn: A random number from [0, 1) for each.
+            quantizer: Their quantizer.
+        """
 
 
 class Oscillating:
     """Each weight inside the boundary range is rounded to either side at random."""
 
     def codes(
-        self,
-        position: Tensor,
-        quantizer: WeightQuantizer,
-        boundary_range: float,
-        generator: torch.Generator | None,
+        self, position: Tensor, inside: Tensor, drawn: Tensor, quantizer: WeightQuantizer
     ) -> Tensor:
-        """See :class:`Noise`; half of the weights inside the band keep their code, on average."""
-        inside = near_threshold(position, boundary_range, quantizer.lowest, quantizer.highest)
-        up = _uniform(position, generator) < 0.5
-        return torch.where(inside, position.floor() + up, position.round())
+        """See :class:`Noise`; half of the weights inside keep their code, on average."""
+        return torch.where(inside, position.floor() + (drawn < 0.5), position.round())
 
 
 class Others:
     """A control: as many of the other weights move by one level, on average."""
 
     def codes(
-        self,
-        position: Tensor,
-        quantizer: WeightQuantizer,
-        boundary_range: float,
-        generator: torch.Generator | None,
+        self, position: Tensor, inside: Tensor, drawn: Tensor, quantizer: WeightQuantizer
     ) -> Tensor:
         """See :class:`Noise`; up and down are equally likely, but at the grid's ends."""
-        inside = near_threshold(position, boundary_range, quantizer.lowest, quantizer.highest)
         own = position.round()
         share = inside.sum() / 2 / (~inside).sum().clamp_min(1)
-        drawn = _uniform(position, generator)
         away = torch.where(drawn < share / 2, 1, -1)
         away = torch.where(own == quantizer.lowest, 1, away)
         away = torch.where(own == quantizer.highest, -1, away)
@@ -63,11 +54,6 @@ class Others:
 
 NOISES: dict[str, type[Noise]] = {"oscillating": Oscillating, "others": Others}
 """Each :class:`Noise` by the name that a method's settings give it."""
-
-
-def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Uniform numbers from [0, 1) on any device, the same on each."""
-    return torch.rand(like.shape, generator=generator).to(like.device)
 
 
 class NoiseInjection:
@@ -133,9 +119,13 @@ class _Held(nn.Module):
         self, noise: Noise, boundary_range: float, generator: torch.Generator | None
     ) -> Tensor:
         """Take the values of noisy codes; the number of codes that aren't the weight's own."""
-        position = self.quantizer.position(self.latent)
-        codes = noise.codes(position, self.quantizer, boundary_range, generator)
-        self.values = self.quantizer.level(self.latent, codes)
+        quantizer = self.quantizer
+        position = quantizer.position(self.latent)
+        inside = near_threshold(position, boundary_range, quantizer.lowest, quantizer.highest)
+        # drawn on the CPU, so that they are the same on any device
+        drawn = torch.rand(position.shape, generator=generator).to(position.device)
+        codes = noise.codes(position, inside, drawn, quantizer)
+        self.values = quantizer.level(self.latent, codes)
         return (codes != position.round()).sum()
 
     def forward(self, weight: Tensor) -> Tensor:
