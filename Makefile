@@ -28,7 +28,7 @@ demo: .venv/ready
 	@echo "MLflow UI:  make ui, then http://127.0.0.1:$(PORT)"
 
 test: .venv/ready
-	@OMP_NUM_THREADS=1 pytest --numprocesses $(CORES) --dist loadscope $(PYTEST)
+	@OMP_NUM_THREADS=1 pytest --numprocesses $(CORES) --dist loadscope --no-loadscope-reorder $(PYTEST)
 
 check: .venv/ready
 	@ruff check .

