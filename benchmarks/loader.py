@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from step import CASES, make_step
 
 from ofq.study.dataset import locate
 from ofq.study.images import Augmentation, Images
+from ofq.study.stage import Loader
 from ofq.training.decoding import decoder
 from ofq.training.images import Files, open_images
 
@@ -57,9 +59,9 @@ def make_images(root: Path, count: int) -> float:
     return statistics.fmean(sizes) / 1000
 
 
-def rate(root: Path, loader: str, images: int) -> float:
+def rate(root: Path, loader: Loader) -> float:
     """Images per second of one loading process, its start left out."""
-    files = Files(locate(str(root), root), 1, decoder=decoder(loader))  # type: ignore[arg-type]
+    files = Files(locate(str(root), root), 1, decoder=decoder(loader))
     batches = open_images(files, WANTED, MODEL, 0).train_batches(0, BATCH)
     for _ in range(2):  # what was made ready while the process started
         next(batches)
@@ -89,8 +91,8 @@ def main() -> None:
         size = make_images(Path(folder), options.images)
         print(f"{options.images} JPEGs, {SIZE[0]} x {SIZE[1]}, {size:.0f} kB on average")
         for _ in range(options.rounds):
-            for name in ("plain", "fast"):
-                rates[name].append(rate(Path(folder), name, options.images))
+            for loader in get_args(Loader):
+                rates[loader].append(rate(Path(folder), loader))
             start = time.perf_counter()
             for _ in range(3):
                 step()

@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,7 @@ class _Evaluation:
     process: "Solo"
     named: set[str] = field(default_factory=set)
 
+    @cached_property
     def images(self) -> "LabelledImages":
         """The evaluation images, made ready as for the training that the run builds on."""
         from ofq.training import evaluation
@@ -67,7 +69,7 @@ class _Evaluation:
         """Measures of a model, and which images it is right about."""
         from ofq.training import evaluation
 
-        return evaluation.evaluate(model, self.images(), self.console, self.this.stop, self.process)
+        return evaluation.evaluate(model, self.images, self.console, self.this.stop, self.process)
 
     def of(self, model: "nn.Module", **facts: Any) -> Outcome:
         """Evaluate a model, and record it."""
@@ -95,7 +97,7 @@ def _released(task: _Evaluation) -> Outcome:
     config = task.run.config
     assert config.checkpoint is not None
     assert config.quantization is not None
-    path, classes = task.workspace.root / config.checkpoint, task.images().classes
+    path, classes = task.workspace.root / config.checkpoint, task.images.classes
     imported = import_released(path, config.model, config.quantization, classes)
     dropped = {reason: len(names) for reason, names in imported.reasons().items()}
     return task.of(imported.model, dropped=dropped)
@@ -106,7 +108,7 @@ def _pretrained(task: _Evaluation) -> Outcome:
     from ofq.training.stage import full_precision
 
     config, weights = task.run.config, inputs.pretrained(task.workspace, task.run.config)
-    return task.of(full_precision(config, task.images().classes, weights))
+    return task.of(full_precision(config, task.images.classes, weights))
 
 
 def _noise(task: _Evaluation) -> Outcome:
@@ -119,7 +121,7 @@ def _noise(task: _Evaluation) -> Outcome:
     weights, wanted = inputs.weights(task.workspace, task.run.parent), config.noise
     assert weights is not None
     assert wanted is not None
-    model = trained(config, task.images().classes, weights)
+    model = trained(config, task.images.classes, weights)
     noisy = copy.deepcopy(model)
     noise = NoiseInjection(noisy, wanted.boundary_range, NOISES[wanted.weights]())
     rows, total = folder.rows("noise"), wanted.samples + 1

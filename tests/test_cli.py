@@ -6,23 +6,17 @@ import sys
 import time
 
 import pytest
+from own_process import run_ofq
 
 TRAIN = [sys.executable, "-m", "ofq", "train", "--no-track"]
 
 
-def ofq(checkout, *arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "ofq", *arguments],
-        cwd=checkout, capture_output=True, text=True, **options,
-    )  # fmt: skip
-
-
 def first_run(checkout):
-    return ofq(checkout, "runs", "tiny").stdout.split()[0]
+    return run_ofq(checkout, "runs", "tiny").stdout.split()[0]
 
 
 def test_help_names_every_command_and_says_what_comes_next(tmp_path):
-    done = ofq(tmp_path, "--help", env=os.environ | {"COLUMNS": "120"})
+    done = run_ofq(tmp_path, "--help", env=os.environ | {"COLUMNS": "120"})
     assert done.returncode == 0
     for word in ("studies", "runs", "train", "report", "track", "snakemake --cores 2"):
         assert word in done.stdout
@@ -32,18 +26,18 @@ def test_help_and_expansion_take_less_than_a_second(checkout):
     # of processor time, which other work on the machine doesn't lengthen
     for arguments in (["--help"], ["runs", "tiny"]):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        ofq(checkout, *arguments)
+        run_ofq(checkout, *arguments)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 
 def test_studies_are_listed_with_the_size_of_their_grids(checkout):
-    line = next(line for line in ofq(checkout, "studies").stdout.splitlines() if "tiny" in line)
+    line = next(line for line in run_ofq(checkout, "studies").stdout.splitlines() if "tiny" in line)
     assert line.split()[:3] == ["tiny", "3", "8"]
 
 
 def test_what_the_user_typed_is_shown_as_it_is(checkout):
-    done = ofq(checkout, "runs", "[red]x[/a]")
+    done = run_ofq(checkout, "runs", "[red]x[/a]")
     assert done.returncode == 2
     assert "'[red]x[/a]'" in done.stderr
     assert "Traceback" not in done.stderr
@@ -52,7 +46,7 @@ def test_what_the_user_typed_is_shown_as_it_is(checkout):
 @pytest.mark.slow
 def test_output_without_a_terminal_is_plain_lines(checkout):
     run = first_run(checkout)
-    done = ofq(checkout, "train", "--no-track", run)
+    done = run_ofq(checkout, "train", "--no-track", run)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "training 28 steps"
@@ -61,7 +55,7 @@ def test_output_without_a_terminal_is_plain_lines(checkout):
     assert "\x1b" not in done.stdout
     provenance = checkout / "results/runs" / run / "provenance.json"
     before = provenance.read_bytes()
-    again = ofq(checkout, "train", run)
+    again = run_ofq(checkout, "train", run)
     assert again.stdout == f"{run} is already complete\n"
     assert provenance.read_bytes() == before
 
@@ -107,7 +101,7 @@ def test_stopped_run_goes_on_where_it_was(checkout):
     assert process.returncode == 75
     assert f"stopped by SIGTERM; `ofq train {run}` goes on from here" in output.replace("\n", " ")
     assert not (folder / "result.json").exists()
-    done = ofq(checkout, "train", "--no-track", run)
+    done = run_ofq(checkout, "train", "--no-track", run)
     assert "resuming after step" in done.stdout
     rows = metrics.read_text().splitlines()
     assert len(rows) == 61

@@ -1,14 +1,12 @@
 """ONNX files: onnxruntime computes what the fake-quantized model does, from integer codes."""
 
-import subprocess
-import sys
-
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import timm
 import torch
+from own_process import run_ofq
 
 import ofq
 from ofq.errors import UserError
@@ -118,21 +116,17 @@ def test_run_is_exported_by_the_command(checkout):
     run = next(n for n in Workspace(checkout).grid("tiny").runs() if "w2a2-lsq-s0" in n)
     parent = next(n for n in Workspace(checkout).grid("tiny").runs() if "/fp-s0" in n)
 
-    def ofq_in(*words):
-        command = [sys.executable, "-m", "ofq", *words]
-        return subprocess.run(command, cwd=checkout, capture_output=True, text=True)
-
     for name in (parent, run):
-        assert ofq_in("train", "--no-track", name).returncode == 0
-    done = ofq_in("export", run, "--out", "model.onnx")
+        assert run_ofq(checkout, "train", "--no-track", name).returncode == 0
+    done = run_ofq(checkout, "export", run, "--out", "model.onnx")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("wrote model.onnx: ")
     assert len(done.stdout.splitlines()) == 1
     assert answers(checkout / "model.onnx", IMAGES).shape == (100, 10)
     entries = onnx.load(checkout / "model.onnx").metadata_props
     assert {entry.key: entry.value for entry in entries}["run"] == run
-    done = ofq_in("export", parent, "--out", "model.onnx")
+    done = run_ofq(checkout, "export", parent, "--out", "model.onnx")
     assert done.returncode == 2
     assert "full-precision run" in done.stderr
-    done = ofq_in("export", run, "--out", "model.onxx")
+    done = run_ofq(checkout, "export", run, "--out", "model.onxx")
     assert "expected a .safetensors or .onnx file" in done.stderr

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ofq.hardware import gpus, processor
 from ofq.planning.assumptions import assumed_epoch
-from ofq.planning.kind import Kind, kind_of, passes_of
+from ofq.planning.kind import Kind, kind_of_config, passes_of
 from ofq.planning.samples import Sample
 from ofq.planning.span import Range, hull
 from ofq.study import Run
@@ -62,8 +62,8 @@ class Estimator:
 
     def estimate(self, run: Run) -> Estimate:
         """How long a run takes from its start to its end."""
-        kind = kind_of(run)
-        epochs = passes_of(run.config.payload())
+        config = run.config.payload()
+        kind, epochs = kind_of_config(config, run.resources.gpu), passes_of(config)
         same = self._known.get(kind, [])
         finished = [sample for sample in same if sample.source == "run"]
         if finished:

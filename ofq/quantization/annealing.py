@@ -32,6 +32,17 @@ def near_threshold(
     return inside & (below >= lowest) & (below < highest)
 
 
+def check_boundary_range(boundary_range: float) -> float:
+    """Return ``boundary_range`` if a band around a threshold can be that wide.
+
+    Raises:
+        UserError: It can't.
+    """
+    if not 0 < boundary_range < 0.5:
+        raise UserError(f"boundary_range {boundary_range}; allowed: above 0, below 0.5")
+    return boundary_range
+
+
 def step_optimizer(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:
     """Step an optimizer, through a gradient scaler if there is one."""
     if scaler is None:
@@ -86,9 +97,7 @@ class ConfidenceGuidedAnnealing:
         rule: AsPaper | None = None,
         compiled: bool = False,
     ) -> None:
-        if not 0 < boundary_range < 0.5:
-            raise UserError(f"boundary_range {boundary_range}; allowed: above 0, below 0.5")
-        self.boundary_range = boundary_range
+        self.boundary_range = check_boundary_range(boundary_range)
         self._rule = rule or AsPaper()
         self._weights: list[tuple[nn.Parameter, WeightQuantizer]] = []
         for weight in filter(self._rule.anneals, low_bit_weights(model)):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ofq.errors import UserError
-from ofq.quantization.annealing import near_threshold
+from ofq.quantization.annealing import check_boundary_range, near_threshold
 from ofq.quantization.layers import low_bit_weights
 from ofq.quantization.quantizer import WeightQuantizer
 
@@ -74,15 +74,15 @@ class NoiseInjection:
     def __init__(
         self, model: nn.Module, boundary_range: float = 0.005, noise: Noise | None = None
     ) -> None:
-        if not 0 < boundary_range < 0.5:
-            raise UserError(f"boundary_range {boundary_range}; allowed: above 0, below 0.5")
-        self.boundary_range = boundary_range
+        self.boundary_range = check_boundary_range(boundary_range)
         self._noise = noise or Oscillating()
-        self._held = [_Held(w.quantizer, w.latent()) for w in low_bit_weights(model)]
+        self._held = []
+        for weight in list(low_bit_weights(model)):
+            held = _Held(weight.quantizer, weight.latent())
+            weight.owner.weight_quantizer = held
+            self._held.append(held)
         if not self._held:
             raise UserError("no noise to inject: the model has no low-bit weights")
-        for weight, held in zip(list(low_bit_weights(model)), self._held, strict=True):
-            weight.owner.weight_quantizer = held
 
     @torch.no_grad()
     def inject(self, generator: torch.Generator | None = None) -> float:

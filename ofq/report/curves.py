@@ -22,6 +22,9 @@ from ofq.tracking.folder import Table
 KEYS = ["model", "bits", "method", "seed"]
 """The columns that name a run of a cell in every frame."""
 
+_STAGES: dict[Table, tuple[Stage, ...]] = {"noise": ("noise",)}
+"""The stages that have a table's rows, for tables that others have than the quantized trainings."""
+
 
 @dataclass(frozen=True)
 class _Piece:
@@ -81,10 +84,6 @@ def read_curves(
         for piece in _pieces(names_of(cell, run), stages.get(run.id, []), tables, results)
     ]
     return _join(pieces) if pieces else pd.DataFrame(columns=KEYS)
-
-
-_STAGES: dict[Table, tuple[Stage, ...]] = {"noise": ("noise",)}
-"""The stages that have a table's rows, for tables that others have than the quantized trainings."""
 
 
 def _stages(run: Run, wanted: tuple[Stage, ...]) -> list[Run]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import nn
+from torchvision.transforms import Compose
 
 from ofq.errors import UserError
 from ofq.study.stage import Loader
@@ -66,20 +67,8 @@ class Fast:
         """The same random draws, in the same order."""
         first, *others = getattr(transform, "transforms", [transform])
         if isinstance(first, RandomResizedCropAndInterpolation):
-            return _Steps(_Crop(first), *others)
-        return _Steps(Image.fromarray, first, *others)
-
-
-class _Steps:
-    """One function after the other."""
-
-    def __init__(self, *steps: Callable[[Any], Any]) -> None:
-        self.steps = steps
-
-    def __call__(self, image: Any) -> Any:
-        for step in self.steps:
-            image = step(image)
-        return image
+            return Compose([_Crop(first), *others])
+        return Compose([Image.fromarray, first, *others])
 
 
 class _Crop:

@@ -1,7 +1,8 @@
 """Top-1 and top-5 of a model on a labelled data set, without training."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,8 @@ class LabelledImages:
     """What a model is evaluated on.
 
     Attributes:
-        batches: Images (B, channels, H, W) and labels (B,), each image once.
+        batches: Images (B, channels, H, W) and labels (B,), each image once; made anew whenever
+            they are gone through.
         images: Number of images in all.
         classes: Number of classes.
     """
@@ -36,6 +38,16 @@ class LabelledImages:
     batches: Iterable[Batch]
     images: int
     classes: int
+
+
+@dataclass(frozen=True)
+class _Anew:
+    """Batches that are made anew for each pass over them."""
+
+    make: Callable[[], Iterator[Batch]]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.make()
 
 
 def evaluate(
@@ -78,8 +90,8 @@ def evaluate(
 def digits(model: str, seed: int, batch_size: int = BATCH_SIZE) -> LabelledImages:
     """The 900 test images of scikit-learn's digits, of a seed's split."""
     split = data.load("digits", model, seed)
-    batches = split.test_batches(batch_size)
-    return LabelledImages(batches, len(split.test_targets), split.classes)
+    batches = partial(split.test_batches, batch_size)
+    return LabelledImages(_Anew(batches), len(split.test_targets), split.classes)
 
 
 def image_files(
@@ -104,7 +116,8 @@ def image_files(
     split = open_split(files.place, "val")
     transform = evaluation_transform(model, len(split.classes), images)
     samples = Samples(split, transform, files.unreadable, replace=False)
-    return LabelledImages(_batches(samples, files, batch_size), len(split), len(split.classes))
+    batches = partial(_batches, samples, files, batch_size)
+    return LabelledImages(_Anew(batches), len(split), len(split.classes))
 
 
 def _batches(samples: Samples, files: Files, batch_size: int) -> Iterator[Batch]:

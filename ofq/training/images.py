@@ -194,7 +194,7 @@ def open_images(files: Files, images: Images, model: str, seed: int) -> ImageDat
     training = training_transform(model, classes, images)
     evaluation = evaluation_transform(model, classes, images)
     return ImageData(
-        Samples(train, training, files.unreadable, True, files.decoder),
+        Samples(train, training, files.unreadable, replace=True, decoder=files.decoder),
         Samples(test, evaluation, files.unreadable, replace=False),
         images,
         classes,

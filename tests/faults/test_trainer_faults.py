@@ -22,7 +22,7 @@ def kinds(folder):
     return [event["event"] for event in folder.events()]
 
 
-# An annealed stage has all that a quantized one has, and annealing; `make soak` kills all stages.
+# An annealed stage has all that a quantized one has, and annealing; `make soak` kills both.
 def test_killed_twice_at_random_steps(lab, undisturbed):
     lab.forget("cga")
     first, second = sorted(MOMENTS.sample(range(1, STEPS["cga"]), 2))

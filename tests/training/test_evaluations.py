@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from own_process import run_ofq
 from safetensors.torch import load_file, save_file
 
 from ofq.study import Workspace
@@ -30,17 +29,12 @@ statsq+noise_control:
 pytestmark = pytest.mark.slow
 
 
-def ofq(root, *words):
-    command = [sys.executable, "-m", "ofq", *words]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True)
-
-
 def finish(root, *parts):
     """Do the study's runs whose names have one of the parts; the runs in order."""
     runs = Workspace(root).grid("tiny").runs()
     chosen = [name for name in runs if any(part in name for part in parts)]
     for name in chosen:
-        done = ofq(root, "train", "--no-track", name)
+        done = run_ofq(root, "train", "--no-track", name)
         assert done.returncode == 0, done.stderr
     return chosen
 
@@ -98,17 +92,17 @@ def test_interrupted_noise_goes_on_after_its_last_draw(noisy, tmp_path):
     # as after a crash between the last record and the final files, and one draw less
     kept = "".join(json.dumps(row) + "\n" for row in whole[:4])
     (folder.path / "noise.jsonl").write_text(kept)
-    done = ofq(copy, "train", "--no-track", name)
+    done = run_ofq(copy, "train", "--no-track", name)
     assert done.returncode == 0, done.stderr
     assert folder.rows("noise") == whole
     assert len(folder.rows("metrics")) == 1
     assert [e for e in folder.events() if e["event"] == "resumed"][-1]["step"] == 4
-    assert ofq(copy, "doctor", name).returncode == 0
+    assert run_ofq(copy, "doctor", name).returncode == 0
 
 
 def test_report_tells_of_noise(noisy):
     root, _ = noisy
-    done = ofq(root, "report", "tiny")
+    done = run_ofq(root, "report", "tiny")
     assert done.returncode == 0, done.stderr
     report = root / "reports/tiny"
     assert (report / "figures/noise_injection.svg").exists()
@@ -133,7 +127,7 @@ def test_pretrained_weights_are_the_baseline_and_are_evaluated(checkout):
         assert folder.result()["top1"] == pytest.approx(100 * right.double().mean().item())
         assert np.array_equal(folder.correct(), right.numpy())
         assert "start.safetensors" in folder.provenance()["inputs"]
-    assert ofq(checkout, "report", "tiny").returncode == 0
+    assert run_ofq(checkout, "report", "tiny").returncode == 0
     assert "Full precision" in (checkout / "reports/tiny/table.md").read_text()
 
 
@@ -154,7 +148,7 @@ def test_noise_on_data_without_classes_is_refused(checkout):
     )
     text = study.read_text().replace("[lsq, statsq+qkr+cga]", "[statsq+noise]")
     study.write_text(text.replace(MICRO, "toy_regression_4"))
-    done = ofq(checkout, "runs", "tiny")
+    done = run_ofq(checkout, "runs", "tiny")
     assert done.returncode == 2
     assert "'statsq+noise' injects noise" in done.stderr
     assert "allowed: digits, imagenet" in done.stderr

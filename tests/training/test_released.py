@@ -2,12 +2,11 @@
 
 import argparse
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from own_process import run_ofq
 from safetensors.torch import load_file
 from torch import nn
 
@@ -91,18 +90,15 @@ def top1(model):
     return 100 * right.sum().item() / len(right)
 
 
-def run(folder, *arguments):
-    command = [sys.executable, "-m", "ofq", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
-
-
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("qkr", [False, True])
 def test_checkpoint_is_imported_and_every_dropped_tensor_explained(tmp_path, qkr, prefix):
     model = quantized(qkr)
     save(model, tmp_path / "theirs.pth", prefix)
     options = ["--model", MICRO, "--bits", "W2A2", "--classes", "10", *["--qkr"] * qkr]
-    done = run(tmp_path, "import-checkpoint", "theirs.pth", *options, "--out", "ours.safetensors")
+    done = run_ofq(
+        tmp_path, "import-checkpoint", "theirs.pth", *options, "--out", "ours.safetensors"
+    )
     assert done.returncode == 0, done.stderr
     weights, wanted = load_file(tmp_path / "ours.safetensors"), model.state_dict()
     assert weights.keys() == wanted.keys()
@@ -127,7 +123,7 @@ def test_checkpoint_is_imported_and_every_dropped_tensor_explained(tmp_path, qkr
 def test_import_that_cannot_be_is_one_clear_error(tmp_path, options, words):
     save(quantized(qkr=True), tmp_path / "theirs.pth")
     out = [] if "--out" in options else ["--out", "ours.safetensors"]
-    done = run(tmp_path, "import-checkpoint", "theirs.pth", "--model", MICRO, *options, *out)
+    done = run_ofq(tmp_path, "import-checkpoint", "theirs.pth", "--model", MICRO, *options, *out)
     assert done.returncode == 2, done
     assert words in done.stderr.replace("\n", " ")
     assert len(done.stderr) < 600
@@ -136,7 +132,7 @@ def test_import_that_cannot_be_is_one_clear_error(tmp_path, options, words):
 
 def test_missing_checkpoint_is_one_clear_error(tmp_path):
     options = ("--model", MICRO, "--bits", "W2A2", "--out", "ours.safetensors")
-    done = run(tmp_path, "import-checkpoint", "none.pth", *options)
+    done = run_ofq(tmp_path, "import-checkpoint", "none.pth", *options)
     assert done.returncode == 2
     assert "none.pth: no such file" in done.stderr
 
@@ -171,13 +167,13 @@ def test_study_gives_each_checkpoint_the_accuracy_of_its_model(study):
         save(model, study / f"checkpoints/{name}.pth")
     expected = [top1(model) for model in originals.values()]
     assert expected[0] != expected[1]
-    runs = run(study, "runs", "released").stdout.split()
+    runs = run_ofq(study, "runs", "released").stdout.split()
     assert [name.rpartition("/")[2][:18] for name in runs] == [
         "w2a2-statsq-qkr-s0",
         "w3a3-statsq-qkr-s0",
     ]
     for name, accuracy in zip(runs, expected, strict=True):
-        done = run(study, "train", "--no-track", name)
+        done = run_ofq(study, "train", "--no-track", name)
         assert done.returncode == 0, done.stderr
         folder = RunFolder(study / "results/runs" / name)
         assert folder.complete()
@@ -191,7 +187,7 @@ def test_study_gives_each_checkpoint_the_accuracy_of_its_model(study):
         (source,) = folder.provenance()["inputs"]
         assert source == folder.description()["config"]["checkpoint"]
         assert f"top-1 {accuracy:.2f} %" in done.stdout
-    done = run(study, "report", "released")
+    done = run_ofq(study, "report", "released")
     assert done.returncode == 0, done.stderr
     table = (study / "reports/released/table.md").read_text()
     assert all(f"{accuracy:.2f}" in table for accuracy in expected)
@@ -200,9 +196,9 @@ def test_study_gives_each_checkpoint_the_accuracy_of_its_model(study):
 @pytest.mark.slow
 def test_missing_file_is_an_error_of_its_own_run(study):
     save(quantized(True), study / "checkpoints/two.pth")
-    two, three = run(study, "runs", "released").stdout.split()
-    assert run(study, "train", "--no-track", two).returncode == 0
-    done = run(study, "train", "--no-track", three)
+    two, three = run_ofq(study, "runs", "released").stdout.split()
+    assert run_ofq(study, "train", "--no-track", two).returncode == 0
+    done = run_ofq(study, "train", "--no-track", three)
     assert done.returncode == 2
     words = [
         "released.yaml",
@@ -222,12 +218,12 @@ def test_imagenet_is_read_from_the_folder_of_the_site(study, tmp_path):
         path.write_text(text.replace("digits", "imagenet"))
     (study / "checkpoints").mkdir()
     (study / "checkpoints/two.pth").write_bytes(b"")
-    two = run(study, "runs", "released").stdout.split()[0]
-    done = run(study, "train", "--no-track", two)
+    two = run_ofq(study, "runs", "released").stdout.split()[0]
+    done = run_ofq(study, "train", "--no-track", two)
     assert done.returncode == 2
     assert all(word in done.stderr for word in ("config.yaml", "'data.imagenet'", "IMAGENET_DIR"))
     (study / "config/config.yaml").write_text("studies: [tiny]\ndata: {imagenet: images}\n")
-    assert "images: no such folder" in run(study, "train", "--no-track", two).stderr
+    assert "images: no such folder" in run_ofq(study, "train", "--no-track", two).stderr
 
 
 MISTAKES = {
