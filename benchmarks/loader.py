@@ -18,7 +18,7 @@ import torch
 from machine import keep
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from step import CASES, make_step
+from step import CASES, training_step
 
 from ofq.study.dataset import locate
 from ofq.study.images import Augmentation, Images
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    step = make_step(
+    step = training_step(
         argparse.Namespace(model=MODEL, batch=BATCH, device=options.device, precision="fp32"),
         CASES[CASE],
     )

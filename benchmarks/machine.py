@@ -12,11 +12,16 @@ from ofq.training.devices import choose
 
 
 def machine() -> dict[str, Any]:
-    """Devices, cores that this process may use, and the checkout's commit."""
+    """Devices, cores that this process may use, torch's version, and the checkout's commit."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     devices = choose(torch.cuda.device_count()).describe()["devices"]
-    return {"devices": devices, "cores": len(os.sched_getaffinity(0)), "commit": commit or None}
+    return {
+        "devices": devices,
+        "cores": len(os.sched_getaffinity(0)),
+        "torch": torch.__version__,
+        "commit": commit or None,
+    }
 
 
 def keep(file: Path | None, figures: dict[str, Any]) -> None:

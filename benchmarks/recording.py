@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from machine import keep
 from rich.console import Console
-from step import Case, make_step
+from step import Case, training_step
 from torch import nn
 
 import ofq
@@ -99,7 +99,7 @@ def recording(folder: Path, rounds: int) -> tuple[dict[str, float], dict[str, fl
         The shares, over a whole run; and of single weights' recordings, the share of a step that
         makes them, and the size of a run's rows in MB.
     """
-    step = make_step(STEP, Case("statsq", qkr=True))
+    step = training_step(STEP, Case("statsq", qkr=True))
     model, state = trained("deit_tiny_patch16_224")
     run = RunFolder(folder / "run")
     run.make()

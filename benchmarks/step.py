@@ -1,11 +1,11 @@
 """What quantization costs: a training step and its peak memory, beside full precision.
 
-Steps are those of the package's trainings (its optimizer, annealing and tracker, blocks compiled).
-All cases are timed in turn, round after round, within one run, so that the ratios hold on a machine
-of any speed. Each case's peak memory is measured in a process of its own.
+Steps are those of the package's trainings (its optimizer, annealing and tracker, blocks compiled,
+on a GPU recorded). Each case has a process of its own, which tells its peak memory; all of them are
+timed in turn, round after round, so that the ratios hold on a machine of any speed.
 
     python benchmarks/step.py [--model deit_tiny_patch16_224] [--batch 8] [--rounds 8] [--threads 2]
-                              [--precision fp32] [--device cpu] [--json FILE]
+                              [--precision fp32] [--device cpu] [--jobs 1] [--json FILE]
 """
 
 import argparse
@@ -23,11 +23,13 @@ from torch import nn
 
 import ofq
 from ofq.study import Training
-from ofq.training.compiling import compile_blocks
-from ofq.training.devices import seed_everything
+from ofq.training.devices import Solo, seed_everything
 from ofq.training.models import build
+from ofq.training.objective import Classification, Distillation
 from ofq.training.optimization import make_optimizer
-from ofq.training.precision import casting
+from ofq.training.precision import loss_scaler
+from ofq.training.step import make_step
+from ofq.training.stepping import AnnealedStep, Stepper
 from ofq.training.teacher import Teacher
 
 TRAINING = Training(epochs=1, batch_size=8, lr=1e-5, weight_decay=0.05)
@@ -59,66 +61,74 @@ CASES = {
 }
 
 
-def make_step(options: argparse.Namespace, case: Case) -> Callable[[], None]:
+TEACHER = "the teacher's answer alone"
+WARM_UP = 3
+PER_ROUND = {"cpu": 1, "cuda": 10}
+
+
+def training_step(options: argparse.Namespace, case: Case) -> Callable[[], object]:
     """A function that makes one training step."""
     device = torch.device(options.device)
     seed_everything(0)
     model: nn.Module = build(options.model, 1000).to(device)
     images = torch.randn(options.batch, 3, 224, 224, device=device)
     labels = torch.randint(0, 1000, (options.batch,), device=device)
-    teacher = Teacher(build(options.model, 1000).to(device)) if case.taught else None
+    taught = Distillation(make_teacher(options)) if case.taught else Classification()
     if case.quantizer:
         model = ofq.quantize(model, 2, 2, case.quantizer, case.qkr)
         ofq.calibrate(model, images)
-    model.train()
-    if case.compiled:
-        compile_blocks(model, device)
-    optimizer = make_optimizer(model, TRAINING)
     annealing = ofq.ConfidenceGuidedAnnealing(model, compiled=case.compiled) if case.cga else None
-    tracker = ofq.OscillationTracker(model, compiled=case.compiled) if case.tracked else None
+    step = make_step(
+        case.compiled,
+        model=model.train(),
+        objective=taught,
+        optimizer=make_optimizer(model, TRAINING),
+        stepper=AnnealedStep(annealing) if annealing else Stepper(),
+        scaler=loss_scaler(options.precision, device),
+        tracker=ofq.OscillationTracker(model, compiled=case.compiled) if case.tracked else None,
+        process=Solo(device),
+        precision=options.precision,
+    )
 
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with casting(options.precision, device):
-            logits = model(images)
-        loss = nn.functional.cross_entropy(logits.float(), labels)
-        if teacher is not None:
-            soft = teacher.answer(images).softmax(-1)
-            loss = loss + nn.functional.cross_entropy(logits.float(), soft)
-        loss.backward()
-        if annealing is not None:
-            annealing.step(optimizer)
-        else:
-            optimizer.step()
-        if tracker is not None:
-            tracker.update()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+    def run() -> None:
+        step.backward(images, labels, progress=0.0)
+        step.update(progress=0.0)
 
-    return step
+    return run
 
 
-def make_answer(options: argparse.Namespace) -> Callable[[], None]:
-    """A function that lets a teacher answer once."""
+def make_teacher(options: argparse.Namespace) -> Teacher:
+    """A teacher as trainings have it, of the student's architecture and precision."""
     device = torch.device(options.device)
-    teacher = Teacher(build(options.model, 1000).to(device))
-    images = torch.randn(options.batch, 3, 224, 224, device=device)
-
-    def answer() -> None:
-        teacher.answer(images)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return answer
+    model = build(options.model, 1000).to(device)
+    return Teacher(model, options.precision, recorded=options.device == "cuda")
 
 
-def peak_memory(options: argparse.Namespace, case: str) -> float:
-    """Peak memory of three steps of a case in GB, in a process of its own."""
-    command = [sys.executable, __file__, "--memory-of", case]
-    for name in ("model", "batch", "threads", "precision", "device"):
-        command += [f"--{name}", str(getattr(options, name))]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(done.stdout.splitlines()[-1])
+def answer(options: argparse.Namespace) -> Callable[[], object]:
+    """A function that lets a teacher answer once."""
+    teacher = make_teacher(options)
+    images = torch.randn(options.batch, 3, 224, 224, device=options.device)
+    return lambda: teacher.answer(images)
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Tell the peak memory of a case's first steps, then the seconds of a step per line read."""
+    torch.set_num_threads(options.threads)
+    run = (
+        answer(options) if options.case == TEACHER else training_step(options, CASES[options.case])
+    )
+    for _ in range(WARM_UP):
+        run()
+    wait = torch.cuda.synchronize if options.device == "cuda" else (lambda: None)
+    wait()
+    print(own_peak(options.device), flush=True)
+    count = PER_ROUND[options.device]
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        for _ in range(count):
+            run()
+        wait()
+        print((time.perf_counter() - began) / count, flush=True)
 
 
 def own_peak(device: str) -> float:
@@ -130,40 +140,76 @@ def own_peak(device: str) -> float:
     return int(kilobytes) / 1e6
 
 
-def timed(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step, taken in turn; the first two rounds compile and warm up."""
-    times: dict[str, list[float]] = {case: [] for case in steps}
-    for number in range(rounds + 2):
-        for case, step in steps.items():
-            began = time.perf_counter()
-            step()
-            if number > 1:
-                times[case].append(time.perf_counter() - began)
-    return times
+class Server:
+    """The process of one case (:func:`serve`)."""
+
+    def __init__(self, options: argparse.Namespace, case: str) -> None:
+        command = [sys.executable, __file__, "--case", case]
+        for name in ("model", "batch", "threads", "precision", "device"):
+            command += [f"--{name}", str(getattr(options, name))]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def number(self) -> float:
+        """The next number that it tells."""
+        assert self.process.stdout is not None
+        return float(self.process.stdout.readline())
+
+    def seconds(self) -> float:
+        """Those of one more step."""
+        assert self.process.stdin is not None
+        print("step", file=self.process.stdin, flush=True)
+        return self.number()
+
+    def end(self) -> None:
+        """Let it end."""
+        self.process.communicate()
+
+
+def measured(options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of each case's steps, taken in turn, and each one's peak memory in GB."""
+    servers: dict[str, Server] = {}
+    memory: dict[str, float] = {}
+    cases = [*CASES, TEACHER]
+    for first in range(0, len(cases), options.jobs):
+        starting = cases[first : first + options.jobs]
+        servers |= {case: Server(options, case) for case in starting}
+        memory |= {case: servers[case].number() for case in starting}
+    times: dict[str, list[float]] = {case: [] for case in cases}
+    for _ in range(options.rounds):
+        for case, server in servers.items():
+            times[case].append(server.seconds())
+    for server in servers.values():
+        server.end()
+    return times, memory
 
 
 def report(
     options: argparse.Namespace, times: dict[str, list[float]], memory: dict[str, float]
 ) -> None:
-    """Print ratios to full precision: medians over rounds, each round's ratio taken by itself."""
-    base = times["full precision"]
+    """Print ratios to full precision: medians over rounds, each round's ratio taken by itself.
+
+    On a GPU to compiled full precision, since that gains much by it there.
+    """
+    base = "full precision" if options.device == "cpu" else "full precision, compiled"
     figures = {}
     print(
         f"{options.model}, batch {options.batch}, {options.device}, {options.threads} threads, "
         f"W2A2, {options.precision}"
     )
-    print(f"{'case':<30}{'seconds':>9}{'ratio':>8}{'memory GB':>11}{'ratio':>8}")
+    print(f"{'case':<30}{'ms':>9}{'ratio':>8}{'memory GB':>11}{'ratio':>8}")
     for case, own in times.items():
-        ratio = statistics.median(a / b for a, b in zip(own, base, strict=True))
+        ratio = statistics.median(a / b for a, b in zip(own, times[base], strict=True))
         figures[case] = {"time_ratio": round(ratio, 3)}
-        line = f"{case:<30}{statistics.median(own):>9.3f}{ratio:>8.2f}"
-        if case in memory:
-            share = memory[case] / memory["full precision"]
+        line = f"{case:<30}{1000 * statistics.median(own):>9.1f}{ratio:>8.2f}"
+        if case in CASES:
+            share = memory[case] / memory[base]
             figures[case]["memory_ratio"] = round(share, 3)
             line += f"{memory[case]:>11.2f}{share:>8.2f}"
         print(line)
     settings = {key: getattr(options, key) for key in ("model", "batch", "precision", "rounds")}
-    keep(options.json, {**settings, "device": options.device, "cases": figures})
+    keep(options.json, {**settings, "device": options.device, "base": base, "cases": figures})
 
 
 def main() -> None:
@@ -173,21 +219,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--jobs", type=int, default=1, help="cases that are prepared at once")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
-    parser.add_argument("--memory-of", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument("--case", choices=[*CASES, TEACHER], help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    if options.memory_of:
-        step = make_step(options, CASES[options.memory_of])
-        for _ in range(3):
-            step()
-        print(own_peak(options.device))
-        return
-    steps = {name: make_step(options, case) for name, case in CASES.items()}
-    times = timed(steps | {"the teacher's answer alone": make_answer(options)}, options.rounds)
-    report(options, times, {case: peak_memory(options, case) for case in CASES})
+    if options.case:
+        serve(options)
+    else:
+        report(options, *measured(options))
 
 
 if __name__ == "__main__":

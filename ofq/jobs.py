@@ -84,7 +84,7 @@ class Recorder:
         clock = trainer.objective.clock
         answer = clock.mean() if clock else None
         if answer is not None and self._steps:
-            step, teacher = self._seconds / self._steps, answer * trainer.passes
+            step, teacher = self._seconds / self._steps, answer * trainer.stepping.passes
             self.folder.event(
                 "taught",
                 seconds_per_step=round(step, 6),

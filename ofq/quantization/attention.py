@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ofq.quantization.layers import LowBit, Passthrough, QuantizedLinear
 from ofq.quantization.lsq import LSQ
-from ofq.quantization.products import MergedLogits, Values
+from ofq.quantization.products import MergedLogits, Values, separate_logits
 from ofq.quantization.quantizer import WeightQuantizer
 
 
@@ -50,7 +50,7 @@ class SeparateScores(nn.Module):
             split_heads(quantizer.shifted(part), self.heads)
             for quantizer, part in zip(quantizers, parts, strict=True)
         )
-        return q_BHNd @ k_BHNd.transpose(-2, -1), v_BHNd
+        return separate_logits(q_BHNd, k_BHNd), v_BHNd
 
 
 def _without_autocast(device: str) -> AbstractContextManager[object]:

@@ -127,7 +127,8 @@ class OscillationTracker(nn.Module):
         self.histories = nn.ModuleList(
             CodeHistory(w.quantizer.codes(w.latent()), momentum) for w in self._weights
         )
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        device = self._weights[0].latent().device if self._weights else None
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
 
     def _pairs(self) -> Iterator[tuple[QuantizedWeight, CodeHistory]]:
         for weight, history in zip(self._weights, self.histories, strict=True):

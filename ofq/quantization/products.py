@@ -1,6 +1,6 @@
 """The products of a transformer that have a quantized operand, with their gradients.
 
-Shapes: B batch, N tokens, H heads, d channels per head, C = H·d.
+Shapes: B batch, N queries, M keys (the same tokens), H heads, d channels per head, C = H·d.
 """
 
 from typing import Any, Protocol
@@ -13,10 +13,31 @@ from torch import Tensor
 def column_sums(rows: Tensor) -> Tensor:
     """Sums over all rows: (rows, columns) give (columns,).
 
-    As a product, which compiled code leaves to the matrix library: its own loops run down one
-    column after another, and fuse into them, again and again, what the rows are computed from.
+    On the CPU as a product, which compiled code leaves to the matrix library: its own loops run
+    down one column after another, and fuse into them, again and again, what the rows are computed
+    from. On a GPU it is the library that is slow at it.
     """
+    if rows.is_cuda:
+        return rows.sum(0, dtype=torch.float32)
     return (rows.new_ones(1, len(rows)) @ rows)[0]
+
+
+def _padded(x: Tensor, dimension: int) -> Tensor:
+    """A tensor with zeros at the end of a dimension, to where a GPU loads it by whole vectors.
+
+    A matrix of odd width, such as a row of logits over 197 tokens, takes tensor cores three to five
+    times as long. A CPU doesn't mind.
+    """
+    missing = -x.shape[dimension] % 8
+    if not missing or not x.is_cuda:
+        return x
+    after = x.ndim - 1 - dimension % x.ndim
+    return F.pad(x, (0, 0) * after + (0, missing))
+
+
+def separate_logits(queries: Tensor, keys: Tensor) -> Tensor:
+    """Q Kᵀ: (B, H, N, d) and (B, H, M, d) give (B, H, N, M)."""
+    return (queries @ _padded(keys, -2).transpose(-2, -1))[..., : keys.shape[-2]]
 
 
 class _Shift(torch.autograd.Function):
@@ -68,36 +89,39 @@ class Linear:
 
 
 class Values:
-    """P̂ V: attention probabilities (B, H, N, N) and values (B, H, N, d) give (B, H, N, d)."""
+    """P̂ V: attention probabilities (B, H, N, M) and values (B, H, M, d) give (B, H, N, d)."""
 
     @staticmethod
     def forward(x: Tensor, values: Tensor) -> Tensor:
         """See :class:`Product`."""
-        return x @ values
+        return _padded(x, -1) @ _padded(values, -2)
 
     @staticmethod
     def gradients(upstream: Tensor, x: Tensor, values: Tensor) -> tuple[Tensor | None, ...]:
         """See :class:`Product`."""
-        return upstream @ values.transpose(-2, -1), x.transpose(-2, -1) @ upstream
+        keys = x.shape[-1]
+        of_x = upstream @ _padded(values, -2).transpose(-2, -1)
+        of_values = _padded(x, -1).transpose(-2, -1) @ upstream
+        return of_x[..., :keys], of_values[..., :keys, :]
 
 
 class MergedLogits:
-    """QKR's logits X Ẑᵀ: ẑ (B, N, H, C) and the tokens x (B, N, C) give (B, H, N, N)."""
+    """QKR's logits X Ẑᵀ: ẑ (B, M, H, C) and the tokens x (B, N, C) give (B, H, N, M)."""
 
     @staticmethod
     def forward(z: Tensor, tokens: Tensor) -> Tensor:
         """See :class:`Product`."""
         # heads and keys side by side: one product per image, without a copy of x for each head,
         # and the keys that softmax runs over next to each other
-        merged = z.transpose(1, 2).flatten(1, 2)
-        logits_BNHM = (tokens @ merged.transpose(1, 2)).unflatten(-1, (z.shape[2], z.shape[1]))
-        return logits_BNHM.transpose(1, 2)
+        merged = _padded(z, 1).transpose(1, 2).flatten(1, 2)
+        logits_BNHM = (tokens @ merged.transpose(1, 2)).unflatten(-1, (z.shape[2], -1))
+        return logits_BNHM[..., : z.shape[1]].transpose(1, 2)
 
     @staticmethod
     def gradients(upstream: Tensor, z: Tensor, tokens: Tensor) -> tuple[Tensor | None, ...]:
         """See :class:`Product`."""
-        upstream = upstream.transpose(1, 2).flatten(2)
-        merged = z.transpose(1, 2).flatten(1, 2)
+        upstream = _padded(upstream, -1).transpose(1, 2).flatten(2)
+        merged = _padded(z, 1).transpose(1, 2).flatten(1, 2)
         of_merged = upstream.transpose(1, 2) @ tokens
-        of_z = of_merged.unflatten(1, (z.shape[2], -1)).transpose(1, 2).contiguous()
-        return of_z, upstream @ merged
+        of_z = of_merged.unflatten(1, (z.shape[2], -1))[:, :, : z.shape[1]].transpose(1, 2)
+        return of_z.contiguous(), upstream @ merged

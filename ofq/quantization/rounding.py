@@ -24,7 +24,9 @@ class Rounding(NamedTuple):
 
     def quantize(self, x: Tensor, scale: Tensor) -> Tensor:
         """round(clamp(x/s, low, high))·s."""
-        return (x / scale).clamp_(self.low, self.high).round_().mul_(scale)
+        # the last step not in place: of an autograd function whose result some step changed in
+        # place, torch 2.11's compiler loses the gradient
+        return (x / scale).clamp_(self.low, self.high).round_() * scale
 
     def gradients(self, upstream: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of x and of the scale."""
@@ -35,7 +37,18 @@ class Rounding(NamedTuple):
         # tensor of this size costs more than the arithmetic on it
         clamped = ratio.clamp_(self.low, self.high)
         slope = clamped.round().mul_(upstream).addcmul_(inside, clamped, value=-1)
-        return inside, slope.sum_to_size(scale.shape).mul_(self.gradient_scale)
+        return inside, _sum_to(slope, scale).mul_(self.gradient_scale)
+
+
+def _sum_to(x: Tensor, like: Tensor) -> Tensor:
+    """The sum of a tensor over the dimensions in which another has length 1.
+
+    First over the last ones, within a row: compiled code does that in the pass that computes x.
+    """
+    kept = [d for d in range(x.ndim) if like.shape[d] > 1]
+    within = list(range(max(kept, default=-1) + 1, x.ndim))
+    rows = x.sum(within, keepdim=True) if within else x
+    return rows.sum_to_size(like.shape)
 
 
 def _just_outside(low: int, high: int) -> tuple[float, float]:

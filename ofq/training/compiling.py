@@ -10,12 +10,13 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from ofq.errors import UserError
+from ofq.quantization.layers import QuantizedConv2d
 
 _COMPILERS = ("g++", "clang++")
 
 
 def compile_blocks(model: nn.Module, device: torch.device) -> None:
-    """Compile each block of a model when it is first called in training.
+    """Compile each block of a model, and the quantized patch embedding, when first called.
 
     Blocks of equal shapes share their code. What lies around them stays as it is: alone, it gains
     less than it costs to compile.
@@ -33,7 +34,8 @@ def compile_blocks(model: nn.Module, device: torch.device) -> None:
             f"resources.compile is true, but there is no C++ compiler ({wanted or 'g++'}); "
             "install one, name it in CXX, or set compile: false"
         )
-    blocks = [m for m in model.modules() if isinstance(m, (Block, SwinTransformerBlock))]
+    parts = (Block, SwinTransformerBlock, QuantizedConv2d)
+    blocks = [module for module in model.modules() if isinstance(module, parts)]
     # one code for each shape: a Swin's stages have more of them than torch compiles unasked
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, len(blocks))

@@ -234,6 +234,7 @@ def take_part(devices: Devices, threads: int) -> Solo:
 
 def seed_everything(seed: int) -> None:
     """Seed torch, NumPy and Python, and ask torch for deterministic algorithms."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS's aren't
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)

@@ -14,9 +14,9 @@ from ofq.interruption import Interrupted, StopRequest
 from ofq.quantization import Oscillation, OscillationTracker, combine
 from ofq.study import Recording, Training
 from ofq.training.checkpoint import CheckpointStore
-from ofq.training.compiling import compile_blocks, uncompiled
+from ofq.training.compiling import uncompiled
 from ofq.training.data import Batch, Source, until
-from ofq.training.devices import ALONE, Solo, gradients
+from ofq.training.devices import ALONE, Solo
 from ofq.training.numerics import (
     BadNumbers,
     LossWatch,
@@ -29,6 +29,7 @@ from ofq.training.optimization import make_optimizer, make_schedule
 from ofq.training.pace import Pace, Part
 from ofq.training.precision import casting, loss_scaler
 from ofq.training.recording import Recordings, Table
+from ofq.training.step import make_step
 from ofq.training.stepping import Stepper
 
 
@@ -102,7 +103,7 @@ class Trainer:
         pace: When to save, and when to leave.
         process: This process among those of the run.
         passes: Forward and backward passes that a process's part of a batch is split into.
-        compiled: Whether the model's blocks and the tracker are compiled.
+        compiled: Whether the model's blocks and the tracker are compiled, and recorded on a GPU.
     """
 
     def __init__(
@@ -121,8 +122,6 @@ class Trainer:
         passes: int = 1,
         compiled: bool = False,
     ) -> None:
-        if compiled:
-            compile_blocks(model, process.device)
         self.model = model
         self.data = data
         self.objective = objective
@@ -133,11 +132,22 @@ class Trainer:
         self.stop = stop
         self.pace = pace or Pace()
         self.process = process
-        self.passes = passes
         self.tracker = OscillationTracker(model, compiled=compiled)
         self.optimizer = make_optimizer(model, training, scale_lr)
         self.scaler = loss_scaler(training.precision, process.device)
         self.schedule = make_schedule(self.optimizer, training)
+        self.stepping = make_step(
+            compiled,
+            model=model,
+            objective=objective,
+            optimizer=self.optimizer,
+            stepper=stepper,
+            scaler=self.scaler,
+            tracker=self.tracker,
+            process=process,
+            precision=training.precision,
+            passes=passes,
+        )
         self.steps_per_epoch = data.steps_per_epoch(training.batch_size)
         self.recordings = self._recordings(training.recording)
         self.total_steps = training.epochs * self.steps_per_epoch
@@ -181,38 +191,21 @@ class Trainer:
         if epoch:
             self.model.train()
             self.schedule.step(epoch - 1)
+            self.stepping.renew()
             first = self.step - (epoch - 1) * self.steps_per_epoch
             batch_size = self.training.batch_size
             yield from self.data.train_batches(epoch - 1, batch_size, first, self.process)
 
     def _train_step(self, inputs: Tensor, targets: Tensor) -> None:
         """One optimizer step on a whole batch, of which this process has a part."""
-        self.optimizer.zero_grad(set_to_none=True)
         progress = self.step / self.total_steps
-        loss = self._backward(inputs, targets, progress)
-        # all processes see one loss, so that they judge it alike
-        self.process.average([loss, *gradients(self.model)])
+        loss = self.stepping.backward(inputs, targets, progress)
         self.recordings.before_step(self.step + 1)
-        self.stepper.step(self.optimizer, progress, self.scaler)
-        self.scaler.update()
+        self.stepping.update(progress)
         self.step += 1
         self.loss_sum += loss
         self.watch.observe(loss, self.step)
-        self.tracker.update()
         self.recordings.after_step(self.step)
-
-    def _backward(self, inputs: Tensor, targets: Tensor, progress: float) -> Tensor:
-        """Leave the gradients of the mean loss over the given part of a batch; return that loss."""
-        mean = torch.zeros((), device=self.process.device)
-        parts = zip(inputs.chunk(self.passes), targets.chunk(self.passes), strict=True)
-        for part, labels in parts:
-            with casting(self.training.precision, self.process.device):
-                outputs = self.model(part)
-            loss = self.objective.loss(outputs, labels, part)
-            whole = (loss + self.stepper.penalty(progress)) / self.passes
-            self.scaler.scale(whole).backward()
-            mean += loss.detach() / self.passes
-        return mean
 
     def _finish_epoch(self, epoch: int) -> None:
         """Evaluate and report after an epoch; after none, the model as it is at the start."""
@@ -338,6 +331,7 @@ class Trainer:
         self.recordings.load_state_dict(state["recordings"]["state"])
         self.pace.seconds = state["seconds"]
         self.watch.reset()
+        self.stepping.renew()
         if self.process.rank < len(state["rng"]):  # else it goes on from its own seed
             _set_rng_state(state["rng"][self.process.rank], self.process.device)
 

@@ -34,8 +34,11 @@ class Objective(Protocol):
     clock: Clock | None
     correct: NDArray[np.bool_] | None
 
-    def loss(self, outputs: Outputs, targets: Tensor, inputs: Tensor) -> Tensor:
-        """The training loss of one batch, a scalar."""
+    def answers(self, inputs: Tensor) -> Tensor | None:
+        """A teacher's logits (B, classes), if one answers."""
+
+    def loss(self, outputs: Outputs, targets: Tensor, answers: Tensor | None = None) -> Tensor:
+        """The training loss of one batch, a scalar, given a teacher's :meth:`answers`."""
 
     def evaluate(
         self, model: nn.Module, batches: Iterable[Batch], process: Solo = ALONE
@@ -53,7 +56,11 @@ class Classification:
     clock: Clock | None = None
     correct: NDArray[np.bool_] | None = None
 
-    def loss(self, outputs: Outputs, targets: Tensor, inputs: Tensor) -> Tensor:
+    def answers(self, inputs: Tensor) -> Tensor | None:
+        """None."""
+        return None
+
+    def loss(self, outputs: Outputs, targets: Tensor, answers: Tensor | None = None) -> Tensor:
         """Mean cross-entropy; of a distilled model, with the class head.
 
         Targets are labels (B,), or shares of the classes (B, classes).
@@ -109,9 +116,14 @@ class Distillation(Classification):
         self.teacher = teacher
         self.clock = teacher.clock
 
-    def loss(self, outputs: Outputs, targets: Tensor, inputs: Tensor) -> Tensor:
+    def answers(self, inputs: Tensor) -> Tensor | None:
+        """The teacher's."""
+        return self.teacher.answer(inputs)
+
+    def loss(self, outputs: Outputs, targets: Tensor, answers: Tensor | None = None) -> Tensor:
         """The sum of the two cross-entropies, each a mean over the batch."""
-        return distillation_loss(outputs, targets, self.teacher.answer(inputs))
+        assert answers is not None
+        return distillation_loss(outputs, targets, answers)
 
 
 class KeptDistillation(Classification):
@@ -120,7 +132,7 @@ class KeptDistillation(Classification):
     See :meth:`ofq.training.data.Source.taught`.
     """
 
-    def loss(self, outputs: Outputs, targets: Tensor, inputs: Tensor) -> Tensor:
+    def loss(self, outputs: Outputs, targets: Tensor, answers: Tensor | None = None) -> Tensor:
         """The sum of the two cross-entropies, for targets (B, 1 + classes)."""
         return distillation_loss(outputs, targets[:, 0].long(), targets[:, 1:])
 
@@ -132,7 +144,11 @@ class Regression:
     clock: Clock | None = None
     correct: NDArray[np.bool_] | None = None
 
-    def loss(self, outputs: Outputs, targets: Tensor, inputs: Tensor) -> Tensor:
+    def answers(self, inputs: Tensor) -> Tensor | None:
+        """None."""
+        return None
+
+    def loss(self, outputs: Outputs, targets: Tensor, answers: Tensor | None = None) -> Tensor:
         """Mean squared error of the batch."""
         assert isinstance(outputs, Tensor)
         return F.mse_loss(outputs, targets)

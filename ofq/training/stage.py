@@ -78,7 +78,7 @@ def prepare(
     process.align(model)
     if training.distillation and isinstance(model, VisionTransformerDistilled):
         model.set_distilled_training(True)  # both heads' logits, each for its own term
-    seen, aim = _objective(config, data, teacher or pretrained, answers, process)
+    seen, aim = _objective(config, data, teacher or pretrained, answers, process, compiled)
     process.diverge(config.seed)
     return Trainer(
         model,
@@ -115,6 +115,7 @@ def _objective(
     weights: Path | None,
     answers: Path | None,
     process: Solo,
+    compiled: bool,
 ) -> tuple[Source, Objective]:
     """What is minimized; and the data, with a teacher's answers where they are kept."""
     assert config.training is not None
@@ -124,10 +125,12 @@ def _objective(
         return data, Classification()
     wanted = config.training.teacher
     model = full_precision(config, data.classes, weights).to(process.device)
-    teacher = Teacher(model, wanted.precision)
     if not wanted.cached:
-        return data, Distillation(teacher)
+        # on the CPU a model in full precision gains nothing by it
+        recorded = compiled and process.device.type == "cuda"
+        return data, Distillation(Teacher(model, wanted.precision, recorded))
     assert answers is not None
+    teacher = Teacher(model, wanted.precision)
     return data.taught(kept_answers(answers, teacher, data, process)), KeptDistillation()
 
 

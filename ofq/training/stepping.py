@@ -23,9 +23,11 @@ class Stepper:
 
     Attributes:
         state: What a checkpoint must keep of it.
+        steady: Whether it launches the same kernels at every step, whatever the progress.
     """
 
     state: nn.Module = nn.Module()
+    steady = True
 
     def penalty(self, progress: float) -> Tensor | float:
         """What is added to the loss, given the share of the training done."""
@@ -55,6 +57,7 @@ class AnnealedStep(Stepper):
 
     def __init__(self, annealing: _Annealing) -> None:
         self.annealing = annealing
+        self.steady = isinstance(annealing, ConfidenceGuidedAnnealing)
 
     def step(self, optimizer: Optimizer, progress: float, scaler: GradScaler) -> None:
         """Step the optimizer with some weights frozen."""
@@ -71,6 +74,8 @@ class FreezingStep(Stepper):
     Args:
         freezing: The freezing of the model.
     """
+
+    steady = False
 
     def __init__(self, freezing: IterativeFreezing) -> None:
         self.state = self.freezing = freezing
@@ -90,6 +95,8 @@ class DampenedStep(Stepper):
     Args:
         dampening: The penalty.
     """
+
+    steady = False
 
     def __init__(self, dampening: Dampening) -> None:
         self.dampening = dampening

@@ -1,6 +1,7 @@
 """The full-precision teacher: its answers, what they cost, and answers that are kept in a file."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 
 from ofq.atomic import write_file
 from ofq.study.stage import Precision
+from ofq.training.compiling import compile_blocks
 from ofq.training.data import Source
 from ofq.training.devices import Solo
+from ofq.training.graphs import Graph
 from ofq.training.precision import casting, widened
 
 _BATCH = 256
@@ -23,23 +26,35 @@ class Teacher:
         model: The full-precision model, on its device; a distilled one answers with the mean of its
             heads, as it does in evaluation.
         precision: What its products are computed in.
+        recorded: Whether its blocks are compiled and its kernels recorded (:class:`Graph`); needs a
+            GPU, and inputs of one shape.
 
     Attributes:
         clock: What its answers cost.
     """
 
-    def __init__(self, model: nn.Module, precision: Precision = "fp32") -> None:
+    def __init__(
+        self, model: nn.Module, precision: Precision = "fp32", recorded: bool = False
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.precision = precision
         self.clock = Clock()
+        self._answer: Callable[[Tensor], Tensor | None] = self._logits
+        if recorded:
+            compile_blocks(model, next(model.parameters()).device)
+            self._answer = Graph(self._logits)
 
     def answer(self, inputs: Tensor) -> Tensor:
         """Logits (B, classes) in float32."""
         self.clock.begin(inputs.device)
-        with torch.no_grad(), casting(self.precision, inputs.device):
-            logits = self.model(inputs)
+        logits = self._answer(inputs)
         self.clock.end()
-        return widened(logits)
+        assert logits is not None
+        return logits
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        with torch.no_grad(), casting(self.precision, inputs.device):
+            return widened(self.model(inputs))
 
 
 class Clock:

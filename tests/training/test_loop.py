@@ -1,103 +1,24 @@
 """Training is deterministic, and an interruption anywhere leaves no trace in its result."""
 
-import itertools
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from trainings import Recorder, Trainings, same_weights, without_times
 
-from ofq.interruption import Interrupted, StopRequest
+from ofq.interruption import StopRequest
 from ofq.study import Recording, Workspace
 from ofq.training.checkpoint import CheckpointStore
 from ofq.training.optimization import make_optimizer, make_schedule
 from ofq.training.stage import prepare
-from ofq.training.weights import save_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Recorder:
-    """Keeps what training reports; asks it to stop after some step."""
-
-    def __init__(self, stop: StopRequest, stop_after: int | None = None):
-        self.rows, self.layers, self.began = [], [], []
-        self.saves, self.warnings, self.tables = [], [], {}
-        self.stop, self.stop_after = stop, stop_after
-
-    def begin(self, done, total, recorded):
-        self.began.append(done)
-        self.rows = [row for row in self.rows if row["step"] <= recorded]
-        self.layers = [row for row in self.layers if row["step"] <= recorded]
-        self.tables = {
-            table: [row for row in rows if row["step"] <= recorded]
-            for table, rows in self.tables.items()
-        }
-
-    def step(self, step):
-        if step == self.stop_after:
-            self.stop.cause = "SIGTERM"
-
-    def epoch(self, metrics, layers):
-        self.rows.append(metrics)
-        self.layers += layers
-
-    def recorded(self, table, rows):
-        self.tables.setdefault(table, []).extend(rows)
-
-    def saved(self, step):
-        self.saves.append(step)
-
-    def warn(self, text):
-        self.warnings.append(text)
-
-
-RECORDING = Recording(weights=6, sample=16, histograms=2)
 
 
 @pytest.fixture
 def train(checkout, tmp_path):
     """Trains a stage of the tiny study with all that it builds on; optionally in pieces."""
-    grid = Workspace(checkout).grid("tiny")
-    weights = {}
-    number = itertools.count()
-
-    def run(part, stops=(), folder="whole", recording=RECORDING, later=None, compiled=False):
-        found = next(run for name, run in grid.runs().items() if part in name)
-        for needed in found.needs():
-            if needed.id not in weights:
-                weights[needed.id] = run(needed.id, folder=f"parent{next(number)}")[1]
-        paths = [None if r is None else weights[r.id] for r in (found.parent, found.teacher)]
-        recorder = Recorder(StopRequest())
-        checkpoints = CheckpointStore(tmp_path / folder)
-        trainer = None
-        for stop_after in [*stops, None]:
-            recorder.stop.cause, recorder.stop_after = None, stop_after
-            wanted = later if later and trainer else recording
-            training = found.config.training.model_copy(update={"recording": wanted})
-            config = replace(found.config, training=training)
-            trainer = prepare(
-                config, *paths, recorder, checkpoints, recorder.stop, compiled=compiled
-            )
-            try:
-                trainer.run()
-            except Interrupted:
-                assert trainer.step == stop_after
-        path = tmp_path / f"{folder}.safetensors"
-        save_weights(trainer.model, path)
-        return recorder, path
-
-    return run
-
-
-def without_times(rows):
-    return [{key: value for key, value in row.items() if key != "time"} for row in rows]
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    a, b = load_file(one), load_file(other)
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    return Trainings(checkout, tmp_path)
 
 
 @pytest.mark.parametrize("part", ["w2a2-lsq-s0", "cga0.005-s0"])

@@ -1,0 +1,121 @@
+"""Trainings of the tiny study's runs, in pieces if wanted, and how their ends compare."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from ofq.interruption import Interrupted, StopRequest
+from ofq.study import Recording, Workspace
+from ofq.training.checkpoint import CheckpointStore
+from ofq.training.devices import ALONE, Solo
+from ofq.training.stage import prepare
+from ofq.training.weights import save_weights
+
+RECORDING = Recording(weights=6, sample=16, histograms=2)
+
+
+class Recorder:
+    """Keeps what training reports; asks it to stop after some step."""
+
+    def __init__(self, stop: StopRequest, stop_after: int | None = None):
+        self.rows, self.layers, self.began = [], [], []
+        self.saves, self.warnings, self.tables = [], [], {}
+        self.stop, self.stop_after = stop, stop_after
+
+    def begin(self, done, total, recorded):
+        self.began.append(done)
+        self.rows = [row for row in self.rows if row["step"] <= recorded]
+        self.layers = [row for row in self.layers if row["step"] <= recorded]
+        self.tables = {
+            table: [row for row in rows if row["step"] <= recorded]
+            for table, rows in self.tables.items()
+        }
+
+    def step(self, step):
+        if step == self.stop_after:
+            self.stop.cause = "SIGTERM"
+
+    def epoch(self, metrics, layers):
+        self.rows.append(metrics)
+        self.layers += layers
+
+    def recorded(self, table, rows):
+        self.tables.setdefault(table, []).extend(rows)
+
+    def saved(self, step):
+        self.saves.append(step)
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+
+class Trainings:
+    """Trains stages of the tiny study with all that they build on.
+
+    Args:
+        checkout: The study's workspace.
+        folder: Where checkpoints and weights go.
+        process: What computes.
+        **settings: Hyperparameters that differ from the study's.
+    """
+
+    def __init__(self, checkout: Path, folder: Path, process: Solo = ALONE, **settings: object):
+        self.grid = Workspace(checkout).grid("tiny")
+        self.folder, self.process, self.settings = folder, process, settings
+        self.weights: dict[str, Path] = {}
+        self.number = itertools.count()
+
+    def __call__(
+        self,
+        part: str,
+        stops: Sequence[int] = (),
+        folder: str = "whole",
+        recording: Recording = RECORDING,
+        later: Recording | None = None,
+        compiled: bool = False,
+        **made: object,
+    ) -> tuple[Recorder, Path]:
+        """Train the run whose name has a part, stopped after some steps and gone on with."""
+        found = next(run for name, run in self.grid.runs().items() if part in name)
+        for needed in found.needs():
+            if needed.id not in self.weights:
+                parent = f"parent{next(self.number)}"
+                self.weights[needed.id] = self(needed.id, folder=parent)[1]
+        paths = [None if r is None else self.weights[r.id] for r in (found.parent, found.teacher)]
+        recorder = self.recorder()
+        checkpoints = CheckpointStore(self.folder / folder)
+        trainer = None
+        for stop_after in [*stops, None]:
+            recorder.stop.cause, recorder.stop_after = None, stop_after
+            wanted = later if later and trainer else recording
+            training = found.config.training.model_copy(
+                update={"recording": wanted, **self.settings}
+            )
+            trainer = prepare(
+                replace(found.config, training=training), *paths, recorder, checkpoints,
+                recorder.stop, process=self.process, compiled=compiled, **made,
+            )  # fmt: skip
+            try:
+                trainer.run()
+            except Interrupted:
+                assert trainer.step == stop_after
+        path = self.folder / f"{folder}.safetensors"
+        save_weights(trainer.model, path)
+        return recorder, path
+
+    def recorder(self) -> Recorder:
+        """Who hears of a training."""
+        return Recorder(StopRequest())
+
+
+def without_times(rows):
+    return [{key: value for key, value in row.items() if key != "time"} for row in rows]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = load_file(one), load_file(other)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
