@@ -1,10 +1,10 @@
 """Quantized attention, with query and key apart or reparameterized as one (QKR).
 
-Shapes: B batch (for Swin: batch × windows), N tokens, H heads, d channels per head, C = H·d.
+Shapes: B batch (for Swin: batch × windows), N tokens, H heads, d channels per head, C = H·d; M
+columns of logits, which are N keys and maybe padding (:mod:`ofq.quantization.products`).
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from ofq.quantization.layers import LowBit, Passthrough, QuantizedLinear
 from ofq.quantization.lsq import LSQ
-from ofq.quantization.products import MergedLogits, Values, separate_logits
+from ofq.quantization.products import (
+    MergedLogits,
+    Values,
+    padded_like,
+    separate_logits,
+    without_padding,
+)
 from ofq.quantization.quantizer import WeightQuantizer
 
 
@@ -43,7 +49,7 @@ class SeparateScores(nn.Module):
         self.heads = heads
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map tokens (B, N, C) to unscaled logits (B, H, N, N) and values (B, H, N, d)."""
+        """Map tokens (B, N, C) to unscaled logits (B, H, N, M) and values (B, H, N, d)."""
         quantizers = (self.q_quantizer, self.k_quantizer, self.v_quantizer)
         parts = self.qkv(x, quantizers).chunk(3, dim=-1)
         q_BHNd, k_BHNd, v_BHNd = (
@@ -53,18 +59,13 @@ class SeparateScores(nn.Module):
         return separate_logits(q_BHNd, k_BHNd), v_BHNd
 
 
-def _without_autocast(device: str) -> AbstractContextManager[object]:
-    if torch.amp.is_autocast_available(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
-
-
 def merge(q_weight: Tensor, k_weight: Tensor, heads: int) -> Tensor:
     """W_q[h]ᵀ W_k[h] of every head, stacked: two (C, C) weights give (H·C, C)."""
     q_HdC = q_weight.unflatten(0, (heads, -1))
     k_HdC = k_weight.unflatten(0, (heads, -1))
     # in float32 under autocast too, so that codes are the same everywhere
-    with _without_autocast(q_weight.device.type):
+    device = q_weight.device.type
+    with torch.autocast("cpu" if device == "meta" else device, enabled=False):  # meta has none
         return (q_HdC.transpose(1, 2).float() @ k_HdC.float()).flatten(0, 1)
 
 
@@ -159,7 +160,7 @@ class QKRScores(nn.Module):
         self.v_quantizer = v_quantizer
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map tokens (B, N, C) to unscaled logits (B, H, N, N) and values (B, H, N, d)."""
+        """Map tokens (B, N, C) to unscaled logits (B, H, N, M) and values (B, H, N, d)."""
         x = self.input_quantizer(x)
         z_BNHC = self.merged(x, self.z_quantizer.before)
         logits = self.z_quantizer.product(MergedLogits, z_BNHC, x)
@@ -200,11 +201,14 @@ class QuantizedAttention(nn.Module):
         assert not is_causal, "vision transformers attend to all tokens"
         logits, v = self.scores(x)
         logits = logits * self.scale
-        return self.attend(logits if attn_mask is None else logits + attn_mask, v)
+        if attn_mask is not None:
+            logits = logits + padded_like(attn_mask, logits)
+        return self.attend(logits, v)
 
     def attend(self, logits: Tensor, v: Tensor) -> Tensor:
-        """Softmax of logits (B, H, N, N), quantized, times values (B, H, N, d); then the output."""
-        attended = self.probability_quantizer.product(Values, logits.softmax(-1), v)
+        """Softmax of logits (B, H, N, M), quantized, times values (B, H, N, d); then the output."""
+        probabilities = without_padding(logits, keys=v.shape[-2]).softmax(-1)
+        attended = self.probability_quantizer.product(Values, probabilities, v)
         return self.proj_drop(self.proj(attended.transpose(1, 2).flatten(2)))
 
 
@@ -249,7 +253,8 @@ class QuantizedWindowAttention(QuantizedAttention):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Map tokens (images · windows, N, C), with a mask (windows, N, N) of 0 and −100."""
         logits, v = self.scores(x)
-        logits = logits * self.scale + self.bias()
+        logits = logits * self.scale + padded_like(self.bias(), logits)
         if mask is not None:
-            logits = (logits.unflatten(0, (-1, len(mask))) + mask.unsqueeze(1)).flatten(0, 1)
+            mask = padded_like(mask, logits).unsqueeze(1)
+            logits = (logits.unflatten(0, (-1, len(mask))) + mask).flatten(0, 1)
         return self.attend(logits, v)

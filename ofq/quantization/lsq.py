@@ -103,7 +103,7 @@ class LSQ(nn.Module):
 
     def product(self, product: type[Product], x: Tensor, *others: Tensor | None) -> Tensor:
         """A product of the quantized tensor with others, as ``product(self(x), *others)``."""
-        rounding = self._rounding(x)
+        rounding = self._rounding(product.operand(x, *others))
         return lsq_product(product, x.float(), self.effective_scale(x), rounding, *others)
 
     def _rounding(self, x: Tensor) -> Rounding:

@@ -1,6 +1,8 @@
 """The products of a transformer that have a quantized operand, with their gradients.
 
-Shapes: B batch, N queries, M keys (the same tokens), H heads, d channels per head, C = H·d.
+Shapes: B batch, N tokens, H heads, d channels per head, C = H·d. Rows of logits and probabilities
+have M ≥ N columns: N keys, and on a GPU padding to whole vectors, since tensor cores take three to
+five times as long for a matrix of 197 columns as for one of 200.
 """
 
 from typing import Any, Protocol
@@ -8,6 +10,8 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_VECTORS = {"cuda": 8}  # entries by which a device likes to load them, where it minds
 
 
 def column_sums(rows: Tensor) -> Tensor:
@@ -23,21 +27,33 @@ def column_sums(rows: Tensor) -> Tensor:
 
 
 def _padded(x: Tensor, dimension: int) -> Tensor:
-    """A tensor with zeros at the end of a dimension, to where a GPU loads it by whole vectors.
+    """A tensor with zeros at the end of a dimension, so that it is whole vectors long."""
+    missing = -x.shape[dimension] % _VECTORS.get(x.device.type, 1)
+    return _with_zeros(x, dimension, missing) if missing else x
 
-    A matrix of odd width, such as a row of logits over 197 tokens, takes tensor cores three to five
-    times as long. A CPU doesn't mind.
-    """
-    missing = -x.shape[dimension] % 8
-    if not missing or not x.is_cuda:
-        return x
+
+def _with_zeros(x: Tensor, dimension: int, count: int) -> Tensor:
     after = x.ndim - 1 - dimension % x.ndim
-    return F.pad(x, (0, 0) * after + (0, missing))
+    return F.pad(x, (0, 0) * after + (0, count))
+
+
+def padded_like(summand: Tensor, logits: Tensor) -> Tensor:
+    """What is added to logits, with zeros for their padding."""
+    missing = logits.shape[-1] - summand.shape[-1]
+    return _with_zeros(summand, -1, missing) if missing else summand
+
+
+def without_padding(logits: Tensor, keys: int) -> Tensor:
+    """Logits (..., M), those of padding −∞, so that softmax makes 0 of them."""
+    if logits.shape[-1] == keys:
+        return logits
+    padding = torch.arange(logits.shape[-1], device=logits.device) >= keys
+    return logits.masked_fill(padding, -torch.inf)
 
 
 def separate_logits(queries: Tensor, keys: Tensor) -> Tensor:
-    """Q Kᵀ: (B, H, N, d) and (B, H, M, d) give (B, H, N, M)."""
-    return (queries @ _padded(keys, -2).transpose(-2, -1))[..., : keys.shape[-2]]
+    """Q Kᵀ: (B, H, N, d) and (B, H, N, d) give (B, H, N, M)."""
+    return queries @ _padded(keys, -2).transpose(-2, -1)
 
 
 class _Shift(torch.autograd.Function):
@@ -59,6 +75,10 @@ class Product(Protocol):
     """A product of a quantized operand x̂ with other tensors, and its gradients."""
 
     @staticmethod
+    def operand(x: Tensor, *others: Any) -> Tensor:
+        """What x is without padding, of which scales are made."""
+
+    @staticmethod
     def forward(x: Tensor, *others: Any) -> Tensor:
         """The product of x̂ with the others."""
 
@@ -67,7 +87,16 @@ class Product(Protocol):
         """The gradients of x̂ and of each of the others."""
 
 
-class Linear:
+class WholeOperand:
+    """Mixin of the products whose first operand has no padding."""
+
+    @staticmethod
+    def operand(x: Tensor, *others: Any) -> Tensor:
+        """All of x."""
+        return x
+
+
+class Linear(WholeOperand):
     """x̂ Wᵀ + bias: (..., in), (out, in) and (out,) or None give (..., out)."""
 
     @staticmethod
@@ -89,24 +118,30 @@ class Linear:
 
 
 class Values:
-    """P̂ V: attention probabilities (B, H, N, M) and values (B, H, M, d) give (B, H, N, d)."""
+    """P̂ V: attention probabilities (B, H, N, M) and values (B, H, N, d) give (B, H, N, d)."""
+
+    @staticmethod
+    def operand(x: Tensor, values: Tensor) -> Tensor:
+        """The probabilities without padding."""
+        return x[..., : values.shape[-2]]
 
     @staticmethod
     def forward(x: Tensor, values: Tensor) -> Tensor:
         """See :class:`Product`."""
-        return _padded(x, -1) @ _padded(values, -2)
+        return x @ _padded(values, -2)
 
     @staticmethod
     def gradients(upstream: Tensor, x: Tensor, values: Tensor) -> tuple[Tensor | None, ...]:
         """See :class:`Product`."""
-        keys = x.shape[-1]
-        of_x = upstream @ _padded(values, -2).transpose(-2, -1)
-        of_values = _padded(x, -1).transpose(-2, -1) @ upstream
-        return of_x[..., :keys], of_values[..., :keys, :]
+        of_values = x.transpose(-2, -1) @ upstream
+        return (
+            upstream @ _padded(values, -2).transpose(-2, -1),
+            of_values[..., : values.shape[-2], :],
+        )
 
 
-class MergedLogits:
-    """QKR's logits X Ẑᵀ: ẑ (B, M, H, C) and the tokens x (B, N, C) give (B, H, N, M)."""
+class MergedLogits(WholeOperand):
+    """QKR's logits X Ẑᵀ: ẑ (B, N, H, C) and the tokens x (B, N, C) give (B, H, N, M)."""
 
     @staticmethod
     def forward(z: Tensor, tokens: Tensor) -> Tensor:
@@ -115,12 +150,12 @@ class MergedLogits:
         # and the keys that softmax runs over next to each other
         merged = _padded(z, 1).transpose(1, 2).flatten(1, 2)
         logits_BNHM = (tokens @ merged.transpose(1, 2)).unflatten(-1, (z.shape[2], -1))
-        return logits_BNHM[..., : z.shape[1]].transpose(1, 2)
+        return logits_BNHM.transpose(1, 2)
 
     @staticmethod
     def gradients(upstream: Tensor, z: Tensor, tokens: Tensor) -> tuple[Tensor | None, ...]:
         """See :class:`Product`."""
-        upstream = _padded(upstream, -1).transpose(1, 2).flatten(2)
+        upstream = upstream.transpose(1, 2).flatten(2)
         merged = _padded(z, 1).transpose(1, 2).flatten(1, 2)
         of_merged = upstream.transpose(1, 2) @ tokens
         of_z = of_merged.unflatten(1, (z.shape[2], -1))[:, :, : z.shape[1]].transpose(1, 2)

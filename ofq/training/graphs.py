@@ -59,3 +59,8 @@ class Graph:
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             self._result = self._function(*self._places)
         self._graph = graph
+
+
+def recording() -> bool:
+    """Whether a graph is being recorded here and now."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

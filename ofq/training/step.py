@@ -13,7 +13,7 @@ from ofq.quantization import OscillationTracker
 from ofq.study.stage import Precision
 from ofq.training.compiling import compile_blocks
 from ofq.training.devices import Solo, gradients
-from ofq.training.graphs import Graph
+from ofq.training.graphs import Graph, recording
 from ofq.training.objective import Objective
 from ofq.training.precision import casting
 from ofq.training.stepping import Stepper
@@ -111,7 +111,7 @@ class RecordedStep(Step):
     def _steadily(self) -> None:
         for group in self.optimizer.param_groups:
             if "capturable" in group:  # a fused AdamW is in any case, but torch wants to be told
-                group["capturable"] = torch.cuda.is_current_stream_capturing()
+                group["capturable"] = recording()
         super().update(progress=0.0)
 
     def _backward(self, progress: float, *batch: Tensor) -> Tensor:

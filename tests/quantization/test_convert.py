@@ -7,7 +7,7 @@ from torch import nn
 
 import ofq
 from ofq.errors import UserError
-from ofq.quantization import low_bit_weights
+from ofq.quantization import low_bit_weights, products
 from ofq.quantization.layers import Passthrough, QuantizedConv2d, QuantizedLinear
 from ofq.quantization.lsq import LSQ, LSQWeight
 
@@ -192,3 +192,21 @@ def test_user_registers_a_quantizer_of_their_own(micro_model):
     torch.testing.assert_close(weight.quantizer.scale(weight.latent()), expected)
     with pytest.raises(UserError, match="already registered"):
         ofq.register_weight_quantizer("halved")(ofq.StatsQ)
+
+
+@pytest.mark.parametrize("qkr", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_padding_that_gpus_want_changes_nothing(name, qkr, monkeypatch):
+    ends = []
+    for vectors in (1, 7):  # neither 65 tokens nor a window's 16 are a multiple of 7
+        monkeypatch.setitem(products._VECTORS, "cpu", vectors)
+        torch.manual_seed(0)
+        images = torch.randn(3, 3, 32, 32)
+        model = ofq.quantize(build(name), 2, 8, qkr=qkr).train()
+        ofq.calibrate(model, images)
+        logits = model(images)
+        logits.square().sum().backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        ends.append([logits, *model.parameters(), *gradients])
+    for one, other in zip(*ends, strict=True):
+        assert (other - one).norm() <= 1e-3 * one.norm() + 1e-5

@@ -5,7 +5,8 @@ from functools import partial
 
 import pytest
 import torch
-from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from timm.models.vision_transformer import Block
 from torch._dynamo.utils import counters
 
 import ofq
@@ -68,6 +69,21 @@ def test_compiled_blocks_give_the_same_logits_and_gradients(make, quantizer, qkr
     with uncompiled():
         again = model(images)
     assert torch.equal(again, plain)
+
+
+@pytest.mark.parametrize(("make", "quantizer", "qkr"), FORMS)
+def test_blocks_compile_in_one_piece_under_autocast_too(make, quantizer, qkr):
+    images = torch.randn(8, 1, 8, 8)
+    model = ofq.quantize(make(), 2, 2, quantizer, qkr).train()
+    ofq.calibrate(model, images)
+    seen = []
+    block = next(m for m in model.modules() if isinstance(m, (Block, SwinTransformerBlock)))
+    block.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
+    model(images)
+    block._forward_pre_hooks.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch._dynamo.explain(block)(seen[0])
+    assert found.graph_count == 1, found
 
 
 @pytest.mark.slow
