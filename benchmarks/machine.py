@@ -13,7 +13,7 @@ from ofq.training.devices import choose
 
 def machine() -> dict[str, Any]:
     """Devices, cores that this process may use, torch's version, and the checkout's commit."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     devices = choose(torch.cuda.device_count()).describe()["devices"]
     return {
