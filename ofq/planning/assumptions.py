@@ -26,6 +26,7 @@ PEAK_TFLOPS = {
     "A100": 19.5,
     "RTX 3090": 35.6,
     "H100": 67.0,
+    "H200": 67.0,
 }
 """10^12 operations per second at best, by a part of the device's name."""
 
