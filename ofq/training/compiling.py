@@ -8,11 +8,13 @@ import torch
 from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.vision_transformer import Block
 from torch import nn
+from torch._functorch import config as functorch
 
 from ofq.errors import UserError
 from ofq.quantization.layers import QuantizedConv2d
 
 _COMPILERS = ("g++", "clang++")
+_KEPT = 0.7  # of what backward would keep: on a CPU the rest is had again in almost no time
 
 
 def compile_blocks(model: nn.Module, device: torch.device) -> None:
@@ -34,6 +36,8 @@ def compile_blocks(model: nn.Module, device: torch.device) -> None:
             f"resources.compile is true, but there is no C++ compiler ({wanted or 'g++'}); "
             "install one, name it in CXX, or set compile: false"
         )
+    if device.type == "cpu":
+        functorch.activation_memory_budget = _KEPT
     parts = (Block, SwinTransformerBlock, QuantizedConv2d)
     blocks = [module for module in model.modules() if isinstance(module, parts)]
     # one code for each shape: a Swin's stages have more of them than torch compiles unasked
