@@ -99,7 +99,7 @@ class Recipe(Strict):
             timm's hub has for the model (here :data:`HUB`), or a local file. Left out, QAT starts
             from scratch.
         overrides: What differs for some models, bits or stages.
-        resources: What a job of each stage asks the scheduler for.
+        resources: What a job of each stage asks the scheduler for (:meth:`asked`).
     """
 
     dataset: str
@@ -129,11 +129,21 @@ class Recipe(Strict):
             )
         return given
 
+    def asked(self, stage: Stage) -> Resources:
+        """What a job of a stage asks for.
+
+        An evaluation of which the recipe says nothing asks for what a device of QAT does, since it
+        reads the same images.
+        """
+        if stage in self.resources or stage in self.stages or "qat" not in self.resources:
+            return self.resources.get(stage, Resources())
+        return self.resources["qat"].of_one_device()
+
     @property
     def short(self) -> bool:
         """Whether the jobs of all stages are short."""
         stages: set[Stage] = {*self.stages, *self.resources} or {"released"}
-        return all(self.resources.get(stage, Resources()).short for stage in stages)
+        return all(self.asked(stage).short for stage in stages)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

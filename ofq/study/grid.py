@@ -64,7 +64,7 @@ class _Builder:
     def run(self, config: RunConfig, parent: Run | None, teacher: Run | None) -> Run:
         name = f"{config.dataset}/{config.model}/{config.slug()}-{config.digest()}"
         if name not in self.runs:
-            resources = self.recipe.resources.get(config.stage, Resources())
+            resources = self.recipe.asked(config.stage)
             minutes = self.runtimes.get(config.model, {}).get(config.stage)
             if minutes is not None:
                 resources = resources.model_copy(update={"runtime": minutes})

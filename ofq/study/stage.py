@@ -135,7 +135,8 @@ class Resources(Strict):
         workers: Processes that load images of files, for each device.
         loader: How they decode and resize training images: by Pillow, or by faster libraries with
             the same result but for rounding (docs/performance.md).
-        compile: Whether to compile the model's blocks (docs/performance.md).
+        compile: Whether to compile the model's blocks and, on a GPU, to record steps as CUDA graphs
+            (docs/performance.md).
     """
 
     threads: PositiveInt = 1
@@ -146,6 +147,17 @@ class Resources(Strict):
     workers: PositiveInt = 2
     loader: Loader = "plain"
     compile: bool = False
+
+    def of_one_device(self) -> "Resources":
+        """The share of one device, for a job that compiles nothing."""
+        count = max(1, self.gpu)
+        share = {
+            "gpu": min(1, self.gpu),
+            "threads": max(1, self.threads // count),
+            "mem_mb": max(1, self.mem_mb // count),
+            "compile": False,
+        }
+        return self.model_copy(update=share)
 
     @property
     def short(self) -> bool:

@@ -23,7 +23,7 @@ from ofq.training.devices import ALONE, Solo
 from ofq.training.loading import Key, Loaded, Samples, load
 from ofq.training.readers import open_split
 
-_TEST_BATCH = 128
+_TEST_BATCH = 256
 _MIXING = 0x6D6978  # between the random numbers of mixing and those of an image
 
 

@@ -183,3 +183,20 @@ def test_wrong_extension_is_explained(checkout, text, message):
         Workspace(checkout).study("other")
     assert message in str(error.value)
     assert str(error.value).startswith(str(path))
+
+
+def test_evaluation_asks_for_what_one_device_of_qat_does_unless_the_recipe_says(checkout):
+    recipe = checkout / "config/recipes/small.yaml"
+    lines = [line for line in recipe.read_text().splitlines() if not line.startswith("  fp:")]
+    asked = "qat: {threads: 40, mem_mb: 160000, runtime: 600, gpu: 4, workers: 9, compile: true}"
+    lines += ["pretrained: start.safetensors", "resources:", f"  {asked}"]
+    recipe.write_text("\n".join(lines))
+
+    def baseline():
+        runs = Workspace(checkout).grid("tiny").runs().values()
+        found = next(run for run in runs if run.config.stage == "fp").resources
+        return found.gpu, found.threads, found.mem_mb, found.runtime, found.compile
+
+    assert baseline() == (1, 10, 40000, 600, False)
+    recipe.write_text("\n".join([*lines, "  fp: {threads: 3, runtime: 20}"]))
+    assert baseline() == (0, 3, 2000, 20, False)
