@@ -8,10 +8,10 @@ import torch
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from timm.models.vision_transformer import Block
 from torch._dynamo.utils import counters
+from trainings import annealed
 
 import ofq
 from ofq.errors import UserError
-from ofq.quantization import low_bit_weights
 from ofq.training.compiling import compile_blocks, uncompiled
 from ofq.training.models import build
 
@@ -91,22 +91,10 @@ def test_blocks_compile_in_one_piece_under_autocast_too(make, quantizer, qkr):
 def test_compiled_tracker_and_annealing_do_the_same_to_each_weight():
     plain = ofq.quantize(build("micro_deit_patch2_8", classes=10), 2, 2, "statsq", True)
     ofq.calibrate(plain, torch.randn(8, 1, 8, 8))
-    ends = []
-    for model, compiled in ((plain, False), (copy.deepcopy(plain), True)):
-        torch.manual_seed(1)
-        tracker = ofq.OscillationTracker(model, compiled=compiled)
-        annealing = ofq.ConfidenceGuidedAnnealing(model, 0.1, compiled=compiled)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-        for _ in range(4):
-            for parameter in model.parameters():
-                parameter.grad = torch.randn_like(parameter)
-            annealing.step(optimizer)
-            tracker.update()
-        codes = [w.quantizer.codes(w.latent()) for w in low_bit_weights(model)]
-        ends.append([*model.parameters(), *tracker.state_dict().values(), *codes])
+    one, tracker = annealed(copy.deepcopy(plain), compiled=False)
+    other, _ = annealed(plain, compiled=True)
     assert sum(history.flips.sum() for history in tracker.histories) > 0
-    for one, other in zip(*ends, strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-7)
 
 
 def test_compiling_without_a_compiler_is_refused_with_what_to_do(monkeypatch):

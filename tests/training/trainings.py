@@ -7,8 +7,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
+import ofq
 from ofq.interruption import Interrupted, StopRequest
+from ofq.quantization import low_bit_weights
 from ofq.study import Recording, Workspace
 from ofq.training.checkpoint import CheckpointStore
 from ofq.training.devices import ALONE, Solo
@@ -110,6 +113,21 @@ class Trainings:
     def recorder(self) -> Recorder:
         """Who hears of a training."""
         return Recorder(StopRequest())
+
+
+def annealed(model: nn.Module, compiled: bool) -> tuple[list[Tensor], ofq.OscillationTracker]:
+    """What four steps by random gradients under CGA leave, and the tracker that saw them."""
+    torch.manual_seed(1)
+    tracker = ofq.OscillationTracker(model, compiled=compiled)
+    annealing = ofq.ConfidenceGuidedAnnealing(model, 0.1, compiled=compiled)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(4):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        annealing.step(optimizer)
+        tracker.update()
+    codes = [w.quantizer.codes(w.latent()) for w in low_bit_weights(model)]
+    return [*model.parameters(), *tracker.state_dict().values(), *codes], tracker
 
 
 def without_times(rows):
