@@ -61,5 +61,5 @@ def test_study_is_built_with_all_of_its_cells_and_figures(checkout, study):
 
 
 def test_each_study_of_the_paper_has_one_in_small():
-    papers = {"main", "ablation", "ablation_full", "boundary_range", "noise_injection"}
+    papers = {"main", "ablation", "ablation_full", "boundary_range", "noise_injection", "released"}
     assert {name.removesuffix("_digits") for name in STUDIES} == papers
