@@ -18,7 +18,7 @@ import torch
 from machine import keep
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from step import CASES, training_step
+from step import CASES, WARM_UP, training_step, wait_for
 
 from ofq.study.dataset import locate
 from ofq.study.images import Augmentation, Images
@@ -84,7 +84,8 @@ def main() -> None:
         argparse.Namespace(model=MODEL, batch=BATCH, device=options.device, precision="fp32"),
         CASES[CASE],
     )
-    step()
+    for _ in range(WARM_UP):
+        step()
     names = {"plain": "plain loader", "fast": "fast loader", "step": f"step, {CASE}"}
     rates: dict[str, list[float]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
@@ -93,9 +94,11 @@ def main() -> None:
         for _ in range(options.rounds):
             for loader in get_args(Loader):
                 rates[loader].append(rate(Path(folder), loader))
+            wait_for(options.device)
             start = time.perf_counter()
             for _ in range(3):
                 step()
+            wait_for(options.device)
             rates["step"].append(3 * BATCH / (time.perf_counter() - start))
     found = {name: statistics.median(values) for name, values in rates.items()}
     print(f"{'images per second, one core':<30}{'':>8}{'x plain':>10}")

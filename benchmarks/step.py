@@ -119,16 +119,21 @@ def serve(options: argparse.Namespace) -> None:
     )
     for _ in range(WARM_UP):
         run()
-    wait = torch.cuda.synchronize if options.device == "cuda" else (lambda: None)
-    wait()
+    wait_for(options.device)
     print(own_peak(options.device), flush=True)
     count = PER_ROUND[options.device]
     for _ in sys.stdin:
         began = time.perf_counter()
         for _ in range(count):
             run()
-        wait()
+        wait_for(options.device)
         print((time.perf_counter() - began) / count, flush=True)
+
+
+def wait_for(device: str) -> None:
+    """Until a device has done all that it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def own_peak(device: str) -> float:

@@ -1,8 +1,8 @@
 """The products of a transformer that have a quantized operand, with their gradients.
 
 Shapes: B batch, N tokens, H heads, d channels per head, C = H·d. Rows of logits and probabilities
-have M ≥ N columns: N keys, and on a GPU padding to whole vectors, since tensor cores take three to
-five times as long for a matrix of 197 columns as for one of 200.
+have M ≥ N columns: N keys, and on a GPU padding to whole vectors, since tensor cores take about
+three times as long for a matrix of 197 columns as for one of 200.
 """
 
 from typing import Any, Protocol
@@ -76,7 +76,8 @@ class Product(Protocol):
 
     @staticmethod
     def operand(x: Tensor, *others: Any) -> Tensor:
-        """What x is without padding, of which scales are made."""
+        """What x is without padding, of which scales are made: all of it, unless it has padding."""
+        return x
 
     @staticmethod
     def forward(x: Tensor, *others: Any) -> Tensor:
@@ -87,16 +88,7 @@ class Product(Protocol):
         """The gradients of x̂ and of each of the others."""
 
 
-class WholeOperand:
-    """Mixin of the products whose first operand has no padding."""
-
-    @staticmethod
-    def operand(x: Tensor, *others: Any) -> Tensor:
-        """All of x."""
-        return x
-
-
-class Linear(WholeOperand):
+class Linear(Product):
     """x̂ Wᵀ + bias: (..., in), (out, in) and (out,) or None give (..., out)."""
 
     @staticmethod
@@ -117,7 +109,7 @@ class Linear(WholeOperand):
         )
 
 
-class Values:
+class Values(Product):
     """P̂ V: attention probabilities (B, H, N, M) and values (B, H, N, d) give (B, H, N, d)."""
 
     @staticmethod
@@ -140,7 +132,7 @@ class Values:
         )
 
 
-class MergedLogits(WholeOperand):
+class MergedLogits(Product):
     """QKR's logits X Ẑᵀ: ẑ (B, N, H, C) and the tokens x (B, N, C) give (B, H, N, M)."""
 
     @staticmethod

@@ -2,12 +2,12 @@
 
 import copy
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 import torch
+from servers import free_port
 
 import ofq
 from ofq.quantization import low_bit_weights, set_gradient_batch
@@ -141,9 +141,7 @@ print("equal")
 def test_two_processes_give_the_gradients_of_one_big_batch(tmp_path):
     script = tmp_path / "parallel.py"
     script.write_text(PARALLEL)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
     started = [
         subprocess.Popen(

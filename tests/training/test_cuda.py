@@ -2,12 +2,12 @@
 
 import copy
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 import torch
+from servers import free_port
 from trainings import Recorder, Trainings, annealed, same_weights, without_times
 
 import ofq
@@ -87,18 +87,17 @@ class Strict(Recorder):
 
 
 @pytest.fixture
-def strict(train, monkeypatch):
-    """Trains as ``train`` does, but may not wait for the GPU within an epoch."""
-    monkeypatch.setattr("trainings.Recorder", Strict)
-    yield train
+def _lenient_again():
+    yield
     torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_no_step_waits_for_the_device(strict, precision, compiled):
-    strict.settings = {"precision": precision}
-    recorder, _ = strict("cga0.005-s0", compiled=compiled)
+@pytest.mark.usefixtures("_lenient_again")
+def test_no_step_waits_for_the_device(checkout, tmp_path, precision, compiled):
+    train = Trainings(checkout, tmp_path, Solo(CUDA), Strict, precision=precision)
+    recorder, _ = train("cga0.005-s0", compiled=compiled)
     assert recorder.watched > 10
     assert recorder.rows[-1]["top1"] > 20
 
@@ -139,10 +138,12 @@ print("met")
 
 
 def test_processes_meet_by_nccl():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "1", "RANK": "0"}
+    own = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "1",
+        "RANK": "0",
+    }
     done = subprocess.run(
         [sys.executable, "-c", ALONE_IN_A_GROUP],
         env=os.environ | own, capture_output=True, text=True, timeout=120, check=False,

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import torch
 from lab import Lab, assert_same, build, environment, wait_for
 from safetensors.torch import load_file
+from servers import free_port
 
 # Plain SGD and few steps: a sum in another order moves an activation over a rounding threshold now
 # and then, and with 2 bits (and AdamW, whose step doesn't shrink with the gradient) such a grain
@@ -160,9 +160,7 @@ def test_checkpoint_that_finds_no_room_is_left_out_by_all(qat, two):
 
 
 def test_processes_started_by_others_meet_by_their_environment(qat, two):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
     started = [
         subprocess.Popen(

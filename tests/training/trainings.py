@@ -63,12 +63,21 @@ class Trainings:
         checkout: The study's workspace.
         folder: Where checkpoints and weights go.
         process: What computes.
+        recorder: Who hears of each training.
         **settings: Hyperparameters that differ from the study's.
     """
 
-    def __init__(self, checkout: Path, folder: Path, process: Solo = ALONE, **settings: object):
+    def __init__(
+        self,
+        checkout: Path,
+        folder: Path,
+        process: Solo = ALONE,
+        recorder: type[Recorder] = Recorder,
+        **settings: object,
+    ):
         self.grid = Workspace(checkout).grid("tiny")
         self.folder, self.process, self.settings = folder, process, settings
+        self.recorder = recorder
         self.weights: dict[str, Path] = {}
         self.number = itertools.count()
 
@@ -80,7 +89,6 @@ class Trainings:
         recording: Recording = RECORDING,
         later: Recording | None = None,
         compiled: bool = False,
-        **made: object,
     ) -> tuple[Recorder, Path]:
         """Train the run whose name has a part, stopped after some steps and gone on with."""
         found = next(run for name, run in self.grid.runs().items() if part in name)
@@ -89,7 +97,7 @@ class Trainings:
                 parent = f"parent{next(self.number)}"
                 self.weights[needed.id] = self(needed.id, folder=parent)[1]
         paths = [None if r is None else self.weights[r.id] for r in (found.parent, found.teacher)]
-        recorder = self.recorder()
+        recorder = self.recorder(StopRequest())
         checkpoints = CheckpointStore(self.folder / folder)
         trainer = None
         for stop_after in [*stops, None]:
@@ -100,7 +108,7 @@ class Trainings:
             )
             trainer = prepare(
                 replace(found.config, training=training), *paths, recorder, checkpoints,
-                recorder.stop, process=self.process, compiled=compiled, **made,
+                recorder.stop, process=self.process, compiled=compiled,
             )  # fmt: skip
             try:
                 trainer.run()
@@ -109,10 +117,6 @@ class Trainings:
         path = self.folder / f"{folder}.safetensors"
         save_weights(trainer.model, path)
         return recorder, path
-
-    def recorder(self) -> Recorder:
-        """Who hears of a training."""
-        return Recorder(StopRequest())
 
 
 def annealed(model: nn.Module, compiled: bool) -> tuple[list[Tensor], ofq.OscillationTracker]:
