@@ -88,9 +88,8 @@ def bundle(workspace: Workspace, study: str, path: Path) -> None:
         except UserError as error:  # found in the copy, to be mended in the original
             text = str(error).replace(str(copy.results), str(workspace.results))
             raise UserError(text.replace(str(copy.root), str(workspace.root))) from None
-        for table in records.unread:
-            for file in copy.results.rglob(f"{table}.parquet"):
-                file.unlink()
+        for file in set(copy.results.rglob("*.parquet")) - records.curves.files:
+            file.unlink()
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, lambda to: _pack(copy.root, study, to))
 

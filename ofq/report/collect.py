@@ -1,8 +1,6 @@
 """Run folders → tidy frames; everything a report says comes from here."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -10,13 +8,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ofq.errors import UserError
-from ofq.report.curves import KEYS, names_of, read_curves
+from ofq.report.curves import KEYS, Curves, names_of
 from ofq.status.look import Watch
 from ofq.study import Cell, Run, Study, Workspace
 from ofq.study.published import Difference
 from ofq.study.reference import Reference
 from ofq.tracking import RunFolder
-from ofq.tracking.folder import TABLES, Table
 from ofq.tracking.sent import mlflow_runs
 
 
@@ -25,17 +22,16 @@ class Records:
     """What a study's run folders hold.
 
     Every frame has the columns of :data:`ofq.report.curves.KEYS`; rates are in percent, flips per
-    1,000 weights and step. The curves (a frame per table of the run folders) are those of quantized
-    cells, QAT first and CGA after it, epochs and steps counted on. All but ``metrics`` are read
-    when they are first looked at. Those of recordings are empty if no run has any.
+    1,000 weights and step. Curves are those of quantized cells, QAT first and CGA after it, epochs
+    and steps counted on.
 
     Attributes:
         name: The study's name.
         study: Its config.
         cells: Its cells, full-precision baselines first.
         runs: One row per cell and seed: run id, chain of runs, final numbers, oscillation.
-        metrics: One row per cell, seed and epoch.
-        read: Reads another of the curves; raises :class:`ofq.errors.UserError` if one is damaged.
+        curves: Reads the curves.
+        metrics: Those of the metrics, one row per cell, seed and epoch.
         correct: Which evaluation images each run is right about, by its id, where that is kept.
         references: What the study's numbers are held against.
         reasons: Why a cell's number or a part of its seeds is missing, by model, bits and method:
@@ -46,46 +42,11 @@ class Records:
     study: Study
     cells: tuple[Cell, ...]
     runs: pd.DataFrame
+    curves: Curves
     metrics: pd.DataFrame
-    read: Callable[[Table], pd.DataFrame]
     correct: dict[str, NDArray[np.bool_]]
     references: tuple[Reference, ...]
     reasons: dict[tuple[str, str, str], str]
-
-    @cached_property
-    def layers(self) -> pd.DataFrame:
-        """One row per cell, seed, epoch, layer and role."""
-        return self.read("layers")
-
-    @cached_property
-    def trajectories(self) -> pd.DataFrame:
-        """One row per cell, seed, recorded step and weight."""
-        return self.read("trajectories")
-
-    @cached_property
-    def histograms(self) -> pd.DataFrame:
-        """One row per cell, seed, recorded epoch, role and bits."""
-        return self.read("histograms")
-
-    @cached_property
-    def sign_changes(self) -> pd.DataFrame:
-        """One row per cell, seed, epoch, role and boundary range."""
-        return self.read("sign_changes")
-
-    @cached_property
-    def joint_flips(self) -> pd.DataFrame:
-        """One row per cell, seed, epoch and attention layer."""
-        return self.read("joint_flips")
-
-    @cached_property
-    def noise(self) -> pd.DataFrame:
-        """One row per cell, seed and draw of injected noise; step 0 is without."""
-        return self.read("noise")
-
-    @property
-    def unread(self) -> list[Table]:
-        """The tables that nothing has looked at so far."""
-        return [table for table in TABLES if table not in vars(self)]
 
     @property
     def primary(self) -> str:
@@ -124,14 +85,14 @@ def collect(workspace: Workspace, study: str) -> Records:
             f"study '{study}': none of its cells has a finished run; "
             f"train them: snakemake --cores 2 {study}"
         )
-    read = partial(read_curves, links, folders, results)
-    metrics = read("metrics")
+    curves = Curves(links, folders, results)
+    metrics = curves.read("metrics")
     runs_folder = f"{workspace.site.results}/runs"
     rows = [_final(cell, run, folders[run.id], results[run.id], runs_folder) for cell, run in links]
     reasons = {} if results.keys() == folders.keys() else _reasons(workspace, study, set(results))
     marks = {run.id: folders[run.id].correct() for _, run in links}
     return Records(
-        study, workspace.study(study), grid.cells, _runs(rows, metrics), metrics, read,
+        study, workspace.study(study), grid.cells, _runs(rows, metrics), curves, metrics,
         correct={name: kept for name, kept in marks.items() if kept is not None},
         references=references, reasons=reasons,
     )  # fmt: skip

@@ -6,6 +6,7 @@ Arrow's until the last moment, and become one frame at once.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,44 +47,72 @@ def names_of(cell: Cell, run: Run) -> dict[str, Any]:
     return dict(zip(KEYS, (*cell.place, run.config.seed), strict=True))
 
 
-def read_curves(
-    links: list[tuple[Cell, Run]],
-    folders: Mapping[str, RunFolder],
-    results: Mapping[str, dict[str, Any]],
-    table: Table,
-) -> pd.DataFrame:
-    """Read one table of all quantized cells; each chain of runs is one curve.
+class Curves:
+    """A study's curves: the tables of its quantized cells, each chain of runs as one.
 
     Args:
         links: Cells, each with one of its finished runs.
         folders: The study's run folders, by the run's id.
         results: The numbers that finished ones ended with, likewise.
-        table: Which of a run's tables.
 
-    Returns:
-        The runs' rows with :data:`KEYS` and ``stage``, epochs and steps counted on, text as
-        categories; empty if no run has any.
-
-    Raises:
-        UserError: A table is damaged, metrics are missing, or a run that others build on hasn't
-            finished.
+    Attributes:
+        files: The files that were read so far.
     """
-    wanted = _STAGES.get(table, ("qat", "cga"))
-    stages = {run.id: _stages(run, wanted) for cell, run in links if cell.method != "fp"}
-    ids = dict.fromkeys(link.id for chain in stages.values() for link in chain)
-    tables = {name: _read(folders[name], table) for name in ids}
-    for name in ids:
-        if name not in results:
+
+    def __init__(
+        self,
+        links: list[tuple[Cell, Run]],
+        folders: Mapping[str, RunFolder],
+        results: Mapping[str, dict[str, Any]],
+    ) -> None:
+        self.links = [(cell, run) for cell, run in links if cell.method != "fp"]
+        self.folders = folders
+        self.results = results
+        self.files: set[Path] = set()
+
+    def read(self, table: Table, model: str | None = None, bits: str | None = None) -> pd.DataFrame:
+        """One table of all cells, or of those of one model or bits; no other files are opened.
+
+        Its rows are, for each cell and seed: of ``metrics`` an epoch's; of ``layers`` an epoch's
+        and layer's role; of ``trajectories`` a recorded step's and weight's; of ``histograms`` a
+        recorded epoch's and role; of ``sign_changes`` an epoch's, role's and boundary range's; of
+        ``joint_flips`` an epoch's and attention layer's; of ``noise`` a draw's of injected noise,
+        step 0 without.
+
+        Returns:
+            The runs' rows with :data:`KEYS` and ``stage``, epochs and steps counted on, text as
+            categories; empty if no run has any.
+
+        Raises:
+            UserError: A table is damaged, metrics are missing, or a run that others build on hasn't
+                finished.
+        """
+        wanted = _STAGES.get(table, ("qat", "cga"))
+        links = [link for link in self.links if _is_of(link[0], model, bits)]
+        stages = {run.id: _stages(run, wanted) for _, run in links}
+        ids = dict.fromkeys(link.id for chain in stages.values() for link in chain)
+        tables = {name: self._rows(name, table) for name in ids}
+        pieces = [
+            piece
+            for cell, run in links
+            for piece in _pieces(names_of(cell, run), stages[run.id], tables, self.results)
+        ]
+        return _join(pieces) if pieces else pd.DataFrame(columns=KEYS)
+
+    def _rows(self, name: str, table: Table) -> pa.Table:
+        folder = self.folders[name]
+        if name not in self.results:
             raise UserError(
-                f"{folders[name].path}: hasn't finished, but a run that builds on it has; "
+                f"{folder.path}: hasn't finished, but a run that builds on it has; "
                 f"`ofq doctor {name}` says what to do"
             )
-    pieces = [
-        piece
-        for cell, run in links
-        for piece in _pieces(names_of(cell, run), stages.get(run.id, []), tables, results)
-    ]
-    return _join(pieces) if pieces else pd.DataFrame(columns=KEYS)
+        path = folder.path / f"{table}.parquet"
+        self.files.add(path)
+        return _read(path, required=table == "metrics")
+
+
+def _is_of(cell: Cell, model: str | None, bits: str | None) -> bool:
+    return model in (None, cell.model) and bits in (None, cell.bits)
 
 
 def _stages(run: Run, wanted: tuple[Stage, ...]) -> list[Run]:
@@ -107,10 +136,9 @@ def _pieces(
         epochs, steps = epochs + result["epochs"], steps + result["steps"]
 
 
-def _read(folder: RunFolder, table: Table) -> pa.Table:
-    path = folder.path / f"{table}.parquet"
+def _read(path: Path, required: bool) -> pa.Table:
     if not path.exists():
-        if table == "metrics":
+        if required:
             raise UserError(f"{path}: missing; move its folder away and train anew")
         return pa.table({})
     try:

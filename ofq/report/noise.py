@@ -14,7 +14,7 @@ def draws(records: Records) -> pd.DataFrame:
         percentage of codes that differ; ``top1``; ``top1_without`` noise; ``gain``, the first minus
         the second in points. Empty if no method of the study injects noise.
     """
-    rows = records.noise
+    rows = records.curves.read("noise")
     if rows.empty:
         return rows
     plain = rows.loc[rows["step"] == 0, [*KEYS, "top1"]]

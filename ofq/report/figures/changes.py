@@ -32,15 +32,16 @@ ENOUGH = 5
 @figure("gradient_sign_changes")
 def gradient_sign_changes(records: Records) -> Drawn:
     """The share of gradients that change sign, by boundary range: a column per method."""
-    require_recorded(records, records.sign_changes, "sample")
     study = records.study
     model = study.models[0]
-    bits = [b for b in study.bits if b in set(records.sign_changes["bits"])]
+    recorded = records.curves.read("sign_changes", model)
+    require_recorded(records, recorded, "sample")
+    bits = [b for b in study.bits if b in set(recorded["bits"])]
     picture = new_figure(COLUMN if len(study.methods) == 1 else PAGE, 1.1 + 1.5 * len(bits))
     grid = panels(picture, len(bits), len(study.methods), sharey="row", sharex="col")
     for axes, name in zip(grid, bits, strict=True):
         for ax, method in zip(axes, study.methods, strict=True):
-            rows = records.of(records.sign_changes, model=model, bits=name, method=method)
+            rows = records.of(recorded, bits=name, method=method)
             _sign_lines(ax, rows)
             if (rows["stage"] == "cga").any():
                 end = rows.loc[rows["stage"] == "qat", "epoch"].max()
@@ -77,17 +78,18 @@ def _sign_lines(ax: Axes, rows: pd.DataFrame) -> None:
 @figure("joint_flips")
 def joint_flips(records: Records) -> Drawn:
     """Whether query and key flip together, and how often either flips: a column per bits."""
-    require_recorded(records, records.joint_flips, "sample")
     study, style = records.study, looks(records.study.methods)
     model = study.models[0]
-    bits = [b for b in study.bits if b in set(records.joint_flips["bits"])]
+    recorded = records.curves.read("joint_flips", model)
+    require_recorded(records, recorded, "sample")
+    bits = [b for b in study.bits if b in set(recorded["bits"])]
     width = COLUMN if len(bits) == 1 else PAGE
     columns = 2 if width == COLUMN else 4
     picture = new_figure(width, 3.9 + 0.17 * -(-len(study.methods) // columns))
     grid = panels(picture, 2, len(bits), sharex="col", sharey="row")
     for (above, below), name in zip(zip(*grid, strict=True), bits, strict=True):
         for number, method in enumerate(study.methods):
-            rows = records.of(records.joint_flips, model=model, bits=name, method=method)
+            rows = records.of(recorded, bits=name, method=method)
             if shares_qat(records, model, name, method):
                 rows = rows[rows["stage"] == "cga"]
             _ratios(above, rows, style[method], (number + 0.5) / len(study.methods))

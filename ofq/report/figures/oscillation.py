@@ -116,8 +116,9 @@ def _band(ax: Axes, rows: pd.DataFrame, quantity: str, label: str, look: Look) -
 def by_role(records: Records) -> Drawn:
     """Heat maps of the oscillation rate by block and role: a column per method."""
     study = records.study
-    require(records.layers, "oscillation_rate", NO_RATES)
-    maps = _maps(records)
+    layers = records.curves.read("layers")
+    require(layers, "oscillation_rate", NO_RATES)
+    maps = _maps(records, layers)
     depths = sorted({depth for frame in maps.values() for depth in frame.index}, key=_depth_order)
     roles = [r for r in ROLES if any(r in frame.columns for frame in maps.values())]
     lines = [(m, b, when) for m in study.models for b in study.bits for when in ("mid-run", "end")]
@@ -145,13 +146,13 @@ def by_role(records: Records) -> Drawn:
     )
 
 
-def _maps(records: Records) -> dict[tuple[str, str, str, str], pd.DataFrame]:
+def _maps(records: Records, layers: pd.DataFrame) -> dict[tuple[str, str, str, str], pd.DataFrame]:
     """Blocks × roles, by model, bits, moment and method."""
     study, found = records.study, {}
     for model in study.models:
         for bits in study.bits:
             for method in study.methods:
-                rows = records.of(records.layers, model=model, bits=bits, method=method)
+                rows = records.of(layers, model=model, bits=bits, method=method)
                 if rows.empty:
                     continue
                 moments = {"mid-run": mid_epoch(rows), "end": rows["epoch"].max()}

@@ -132,7 +132,7 @@ def save(figure: Figure, path: Path) -> None:
     """Write ``path`` with ``.svg`` and ``.png`` (200 dpi), the same bytes each time."""
     drawing = StringIO()
     figure.savefig(drawing, format="svg", metadata={"Date": None, "Creator": None})
-    path.with_suffix(".svg").write_text(_rounded(drawing.getvalue()), encoding="utf-8")
+    path.with_suffix(".svg").write_text(_compact(drawing.getvalue()), encoding="utf-8")
     figure.set_layout_engine("none")  # the same places in both, found once
     raster = BytesIO()
     figure.savefig(raster, format="png", dpi=_DPI, pil_kwargs={"compress_level": 0})
@@ -145,6 +145,6 @@ def save(figure: Figure, path: Path) -> None:
     colours.save(path.with_suffix(".png"), optimize=True, dpi=(_DPI, _DPI))
 
 
-def _rounded(svg: str) -> str:
-    """A drawing with its places at hundredths of a point, which saves a tenth of the bytes."""
-    return _PLACES.sub(lambda place: _FURTHER_DIGITS.sub(r"\1", place[0]), svg)
+def _compact(svg: str) -> str:
+    """A drawing with its places at hundredths of a point, and each path in one line."""
+    return _PLACES.sub(lambda place: _FURTHER_DIGITS.sub(r"\1", place[0]).replace("\n", ""), svg)

@@ -54,10 +54,10 @@ def _band(ax: Axes, rows: pd.DataFrame, label: str, look: Look) -> None:
 @figure("trajectories")
 def trajectories(records: Records) -> Drawn:
     """One weight, its quantized value and its scale over steps: a column per method."""
-    study, rows = records.study, records.trajectories
-    require_recorded(records, rows, "weights")
+    study = records.study
     model, bits = study.models[0], study.bits[0]
-    rows = records.of(rows, model=model, bits=bits)
+    rows = records.curves.read("trajectories", model, bits)
+    require_recorded(records, rows, "weights")
     seed, weight, last = _busiest(rows)
     rows = records.of(rows, seed=seed)
     columns = len(study.methods)

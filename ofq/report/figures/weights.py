@@ -46,17 +46,18 @@ MOMENTS = {
 @figure("latent_weights")
 def latent_weights(records: Records) -> Drawn:
     """Histograms of scaled latent weights at a few epochs: a column per method."""
-    require_recorded(records, records.histograms, "histograms")
     study = records.study
     model = study.models[0]
-    bits = [b for b in study.bits if b in set(records.histograms["bits"])]
+    recorded = records.curves.read("histograms", model)
+    require_recorded(records, recorded, "histograms")
+    bits = [b for b in study.bits if b in set(recorded["bits"])]
     width = COLUMN if len(study.methods) == 1 else PAGE
     picture = new_figure(width, 0.9 + 2.9 * len(bits))
     grid = panels(picture, 2 * len(bits), len(study.methods), sharey="row", sharex="row")
     for i, name in enumerate(bits):
         weight_bits = parse_bits(name)[0]
         for j, method in enumerate(study.methods):
-            rows = records.of(records.histograms, model=model, bits=name, method=method)
+            rows = records.of(recorded, bits=name, method=method)
             for moment, counts in _moments(rows, weight_bits):
                 _whole(grid[2 * i][j], moment, counts, weight_bits)
                 _near(grid[2 * i + 1][j], moment, counts, weight_bits)
@@ -128,10 +129,10 @@ def _outline(
 @figure("weight_paths")
 def weight_paths(records: Records) -> Drawn:
     """The followed weights that flip most, through the thresholds: a column per method."""
-    require_recorded(records, records.trajectories, "weights")
     study = records.study
     model, bits = study.models[0], study.bits[0]
-    rows = records.of(records.trajectories, model=model, bits=bits)
+    rows = records.curves.read("trajectories", model, bits)
+    require_recorded(records, rows, "weights")
     width = COLUMN if len(study.methods) == 1 else PAGE
     picture = new_figure(width, 0.9 + 1.15 * (FOLLOWED + 1))
     grid = panels(picture, FOLLOWED + 1, len(study.methods), sharey="row")
@@ -196,14 +197,16 @@ def _closer(ax: Axes, path: pd.DataFrame) -> None:
 @figure("scale_paths")
 def scale_paths(records: Records) -> Drawn:
     """Scales of single rows during CGA: a column per boundary range."""
-    require_recorded(records, records.trajectories, "weights")
-    rows = records.trajectories[records.trajectories["stage"] == "cga"]
+    study = records.study
+    model, bits = study.models[0], study.bits[0]
+    recorded = records.curves.read("trajectories", model, bits)
+    require_recorded(records, recorded, "weights")
+    rows = recorded[recorded["stage"] == "cga"]
     ranges = {m: x for m, x in boundary_ranges(records).items() if m in set(rows["method"])}
     if not ranges:
         raise NothingToDraw("no run with CGA that recorded weights has finished")
-    study = records.study
-    model, bits, seed = study.models[0], study.bits[0], int(rows["seed"].min())
-    rows = records.of(rows, model=model, bits=bits, seed=seed)
+    seed = int(rows["seed"].min())
+    rows = records.of(rows, seed=seed)
     methods = sorted(ranges, key=ranges.__getitem__)
     picture = new_figure(COLUMN if len(methods) == 1 else PAGE, 2.6)
     axes, style = panels(picture, 1, len(methods), sharey=True)[0], looks(sorted(set(rows["role"])))
