@@ -1,8 +1,14 @@
 """Compiled training: torch.compile for the blocks of a model, which is where a step's time goes."""
 
 import os
+import re
 import shutil
-from contextlib import AbstractContextManager
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 
 import torch
 from timm.models.swin_transformer import SwinTransformerBlock
@@ -10,11 +16,13 @@ from timm.models.vision_transformer import Block
 from torch import nn
 from torch._functorch import config as functorch
 
-from ofq.errors import UserError
+from ofq.errors import TryAgain, UserError
+from ofq.interruption import Interrupted, StopRequest
 from ofq.quantization.layers import QuantizedConv2d
 
 _COMPILERS = ("g++", "clang++")
 _KEPT = 0.7  # of what backward would keep: on a CPU the rest is had again in almost no time
+_LINKING = 10.0  # seconds without a change after which no linker is still writing a file
 
 
 def compile_blocks(model: nn.Module, device: torch.device) -> None:
@@ -38,6 +46,7 @@ def compile_blocks(model: nn.Module, device: torch.device) -> None:
         )
     if device.type == "cpu":
         functorch.activation_memory_budget = _KEPT
+    _remove_torn_libraries()
     parts = (Block, SwinTransformerBlock, QuantizedConv2d)
     blocks = [module for module in model.modules() if isinstance(module, parts)]
     # one code for each shape: a Swin's stages have more of them than torch compiles unasked
@@ -53,3 +62,57 @@ def uncompiled() -> AbstractContextManager[object]:
     For evaluation, which would need code of its own for each size of a batch, and for hooks.
     """
     return torch.compiler.set_stance("force_eager")
+
+
+@contextmanager
+def interruptible(stop: StopRequest) -> Iterator[None]:
+    """Tell what interrupts compilers, now or in an earlier process, from failures of a run.
+
+    Args:
+        stop: Why to stop, if there is a reason.
+
+    Raises:
+        Interrupted: A stop was requested, of which compilers, being processes, may have died.
+        TryAgain: A process that was killed has left part of a compiled header; it is removed.
+    """
+    try:
+        yield
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        if stop.cause is not None:
+            raise Interrupted(stop.cause) from error
+        found = re.search(r" -include (\S+)", str(error))
+        if found is None or "cannot read PCH file" not in str(error):
+            raise
+        header = Path(f"{found[1]}.gch")
+        header.unlink(missing_ok=True)
+        raise TryAgain(
+            f"{header}, in torch's cache, was left half-written by a process that was killed; it "
+            "is removed"
+        ) from error
+
+
+def _remove_torn_libraries() -> None:
+    """Remove what processes that were killed have left half-written in torch's cache.
+
+    Torch would load it, of which a process can die.
+    """
+    if sys.platform != "linux":
+        return
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    settled = time.time() - _LINKING
+    for library in Path(cache_dir()).rglob("*.so"):
+        with suppress(FileNotFoundError):  # another process has removed it
+            if library.stat().st_mtime < settled and not _is_whole(library):
+                library.unlink()
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether an ELF file reaches as far as its header says: its sections' table comes last."""
+    with library.open("rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or header[:4] != b"\x7fELF":
+        return False
+    (begin,) = struct.unpack_from("<Q", header, 40)
+    size, count = struct.unpack_from("<HH", header, 58)
+    return begin > 0 and begin + size * count <= library.stat().st_size

@@ -14,7 +14,7 @@ from ofq.interruption import Interrupted, StopRequest
 from ofq.quantization import Oscillation, OscillationTracker, combine
 from ofq.study import Recording, Training
 from ofq.training.checkpoint import CheckpointStore
-from ofq.training.compiling import uncompiled
+from ofq.training.compiling import interruptible, uncompiled
 from ofq.training.data import Batch, Source, until
 from ofq.training.devices import ALONE, Solo
 from ofq.training.numerics import (
@@ -165,6 +165,7 @@ class Trainer:
 
         Raises:
             Interrupted: A stop was requested, or the time is up; the state is saved.
+            TryAgain: Its surroundings stopped it (:func:`ofq.training.compiling.interruptible`).
             BadNumbers: Training can't go on; the last checkpoint is from before that.
         """
         resumed = self.process.spread(self.checkpoints.load())
@@ -176,7 +177,7 @@ class Trainer:
             self._save()
         for epoch in range(self.evaluated + 1, self.training.epochs + 1):
             for inputs, targets in self._batches(epoch):
-                with self.pace.measure("step"):
+                with self.pace.measure("step"), interruptible(self.stop):
                     self._train_step(inputs, targets)
                 self.observer.step(self.step)
                 self._pause("step" if self.step < epoch * self.steps_per_epoch else "evaluation")

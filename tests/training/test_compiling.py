@@ -1,18 +1,22 @@
 """Compiled training computes what plain training computes."""
 
 import copy
+import os
+import subprocess
 from functools import partial
 
 import pytest
 import torch
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from timm.models.vision_transformer import Block
+from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.utils import counters
 from trainings import annealed
 
 import ofq
-from ofq.errors import UserError
-from ofq.training.compiling import compile_blocks, uncompiled
+from ofq.errors import TryAgain, UserError
+from ofq.interruption import Interrupted, StopRequest
+from ofq.training.compiling import compile_blocks, interruptible, uncompiled
 from ofq.training.models import build
 
 CPU = torch.device("cpu")
@@ -101,3 +105,44 @@ def test_compiling_without_a_compiler_is_refused_with_what_to_do(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=r"resources.compile.*no-such-compiler.*compile: false"):
         compile_blocks(build("micro_deit_patch2_8", classes=10), CPU)
+
+
+def test_half_written_libraries_are_removed_unless_one_may_be_being_written(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    whole = tmp_path / "ab" / "whole.so"
+    whole.parent.mkdir()
+    command = ["g++", "-shared", "-x", "c++", "-", "-o", str(whole)]
+    subprocess.run(command, input=b"int f() { return 1; }", check=True)
+    content = whole.read_bytes()
+    torn = {whole.with_name(f"{share}.so"): share for share in (0, 0.002, 0.5, 0.99)}
+    for path, share in torn.items():
+        path.write_bytes(content[: int(share * len(content))])
+    model = build("micro_deit_patch2_8", classes=10)
+    compile_blocks(model, CPU)
+    assert set(tmp_path.rglob("*.so")) == {whole, *torn}
+    for path in (whole, *torn):
+        os.utime(path, (0, 0))
+    compile_blocks(model, CPU)
+    assert set(tmp_path.rglob("*.so")) == {whole}
+
+
+def compiler_fails(message):
+    raise BackendCompilerFailed(lambda: None, RuntimeError(message), None)
+
+
+def test_half_written_header_is_removed_for_another_attempt(tmp_path):
+    torn = tmp_path / "ab.h.gch"
+    torn.touch()
+    said = f"Command:\ng++ -include {tmp_path}/ab.h x.cpp\nfatal error: cannot read PCH file: No"
+    with pytest.raises(TryAgain, match=str(torn)), interruptible(StopRequest()):
+        compiler_fails(said)
+    assert not torn.exists()
+
+
+def test_compiler_that_died_of_a_request_to_stop_is_no_failure():
+    stop = StopRequest()
+    stop.cause = "SIGINT"
+    with pytest.raises(Interrupted, match="SIGINT"), interruptible(stop):
+        compiler_fails("C++ compile error")
+    with pytest.raises(BackendCompilerFailed), interruptible(StopRequest()):
+        compiler_fails("C++ compile error")
