@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from own_process import run_ofq
 
 from ofq.doctor import examine
 from ofq.errors import UserError
@@ -16,8 +17,6 @@ from ofq.study import Workspace
 from ofq.tracking import RunFolder
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for four trainings
-
-OFQ = [sys.executable, "-m", "ofq"]
 
 
 class Patient:
@@ -58,12 +57,7 @@ class Patient:
 
 
 def train(checkout, run_id, *options):
-    return subprocess.run(
-        [*OFQ, "train", "--no-track", *options, run_id],
-        cwd=checkout,
-        capture_output=True,
-        text=True,
-    )
+    return run_ofq(checkout, "train", "--no-track", *options, run_id)
 
 
 @pytest.fixture(scope="module")

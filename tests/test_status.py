@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from own_process import run_ofq
 from rich.console import Console
 
 from ofq.attempt import run_folder
@@ -73,7 +74,7 @@ def study(checkout):
 
 
 def ofq(checkout, *arguments):
-    return subprocess.run([*OFQ, *arguments], cwd=checkout, capture_output=True, text=True)
+    return run_ofq(checkout, *arguments)
 
 
 def table(output):

@@ -1,7 +1,7 @@
 """The config folder as a whole: sites, studies, recipes and methods, found by name."""
 
 import os
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ofq.study.runtimes import Minutes, check_models, read
 
 
 class Workspace:
-    """What a checkout defines under ``config/``.
+    """What a checkout defines under ``config/``; each file is read once.
 
     Args:
         root: The folder that holds ``config/``; results and reports lie below it too.
@@ -29,6 +29,7 @@ class Workspace:
     def __init__(self, root: Path = Path()) -> None:
         self.root = root
         self._grids: dict[str, Grid] = {}
+        self._read = cache(read_yaml)
 
     @cached_property
     def site(self) -> Site:
@@ -36,7 +37,7 @@ class Workspace:
         path = self.root / "config" / "config.yaml"
         if not path.exists():
             raise UserError(f"{path}: no such file; run this in a checkout, where config/ is")
-        site = parse(Site, read_yaml(path), str(path))
+        site = parse(Site, self._read(path), str(path))
         refuse_credentials(site.tracking_uri or "", f"{path}: key 'tracking_uri'")
         for name in site.studies:
             if name not in self.study_names:
@@ -102,7 +103,7 @@ class Workspace:
         found: dict[str, Method] = {}
         homes: dict[str, Path] = {}
         for path in self._files("methods"):
-            for key, data in read_yaml(path).items():
+            for key, data in self._read(path).items():
                 name = _checked(str(key), path, "method")
                 if name in found:
                     raise UserError(
@@ -120,7 +121,7 @@ class Workspace:
         """
         data: dict[str, Any] = {}
         for path in self.study_files(name):
-            data = {**read_yaml(path), **data}
+            data = {**self._read(path), **data}
         data.pop("extends", None)
         return parse(Study, data, str(self.study_path(name)))
 
@@ -141,7 +142,7 @@ class Workspace:
             if path in files:
                 raise UserError(f"{where}'{base}' extends this study itself")
             files.append(path)
-            base = read_yaml(path).get("extends")
+            base = self._read(path).get("extends")
         return files
 
     def recipe(self, name: str) -> Recipe:
@@ -155,7 +156,7 @@ class Workspace:
             UserError: Its file is wrong.
         """
         path = self.root / "config" / "published" / f"{dataset}.yaml"
-        return parse(Published, read_yaml(path), str(path)) if path.exists() else None
+        return parse(Published, self._read(path), str(path)) if path.exists() else None
 
     def compare(self, run: Run, devices: int | None = None) -> Comparison | None:
         """How a run differs from the published recipe; None if none was published for such a run.
@@ -265,7 +266,7 @@ class Workspace:
         if not path.exists():
             hint = suggest(name, [p.stem for p in self._files(kind)])
             raise UserError(f"unknown {word} '{name}' ({hint})")
-        return parse(model, read_yaml(path), str(path))
+        return parse(model, self._read(path), str(path))
 
 
 def _checked(name: str, path: Path, word: str) -> str:

@@ -1,7 +1,5 @@
 """The ``ofq`` command with one fault in it, at a chosen moment.
 
-    python driver.py FAULT ARGUMENT OFQ-ARGUMENTS...
-
 A fault strikes in the process itself, so that its moment is exact and can be repeated.
 """
 
@@ -120,7 +118,9 @@ def none(_: str) -> None:
     """No fault."""
 
 
-if __name__ == "__main__":
-    globals()[sys.argv[1]](sys.argv[2])
-    sys.argv = ["ofq", *sys.argv[3:]]
+def main() -> None:
+    """What stands in ``sys.argv``: a fault, its argument, and the arguments of ``ofq``."""
+    name, fault, argument, *arguments = sys.argv
+    globals()[fault](argument)
+    sys.argv = [name, *arguments]
     ofq.cli.main()

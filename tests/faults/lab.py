@@ -1,18 +1,17 @@
 """A small study, and means to disturb its training and to compare how it ended."""
 
-import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
+
+import driver
+from own_process import Forked, run_ofq
 
 from ofq.attempt import run_folder
 from ofq.study import Workspace
 from ofq.tracking import RunFolder
 from ofq.tracking.folder import TABLES
 
-DRIVER = Path(__file__).with_name("driver.py")
 STEPS = {"fp": 28, "qat": 56, "cga": 28}
 
 RECIPE = """
@@ -57,33 +56,20 @@ class Lab:
     def folder(self, stage: str) -> RunFolder:
         return run_folder(Workspace(self.root), self.runs[stage])
 
-    def command(self, stage: str, *options: str, fault: tuple[str, object] = ("none", 0)) -> list:
-        name, argument = fault
-        head = [sys.executable, str(DRIVER), name, str(argument)]
-        return [*head, "train", "--no-track", self.runs[stage].id, *options]
-
-    def train(self, stage: str, *options: str, fault=("none", 0), **how):
+    def train(self, stage: str, *options: str, fault=("none", 0)):
         """Train a stage in a process of its own, with a fault or without; how it ended."""
-        command = self.command(stage, *options, fault=fault)
-        return subprocess.run(
-            command, cwd=self.root, capture_output=True, text=True, env=environment(), **how
-        )
+        return run_ofq(self.root, *self._words(stage, options, fault), entry=driver.main)
 
-    def start(self, stage: str, *options: str, fault=("none", 0), **how):
+    def start(self, stage: str, *options: str, fault=("none", 0)) -> Forked:
         """The same in the background."""
-        command = self.command(stage, *options, fault=fault)
-        return subprocess.Popen(
-            command, cwd=self.root, text=True, env=environment(),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **how,
-        )  # fmt: skip
+        return Forked(self.root, *self._words(stage, options, fault), entry=driver.main)
+
+    def _words(self, stage: str, options: tuple[str, ...], fault: tuple[str, object]) -> list:
+        return [*fault, "train", "--no-track", self.runs[stage].id, *options]
 
     def forget(self, stage: str) -> None:
         """Remove what a stage made."""
         shutil.rmtree(self.folder(stage).path)
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def without_times(rows):

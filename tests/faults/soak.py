@@ -18,10 +18,10 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lab import Lab, build, differences, mirrored_differences
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from machine import keep
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS.parent / "benchmarks")]
+from lab import Lab, build, differences, mirrored_differences  # noqa: E402
+from machine import keep  # noqa: E402
 
 STAGES = ("qat", "cga")
 LONGEST = 3.0  # seconds from the lock to a kill

@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 from lab import STEPS, assert_same, mirrored_differences, wait_for
+from own_process import run_ofq
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
@@ -61,13 +62,12 @@ def test_terminated_at_a_random_step_saves_leaves_with_75_and_says_how_to_go_on(
     assert_same(lab.folder("qat"), undisturbed.folder("qat"))
 
 
-@pytest.mark.timeout(900)  # each attempt may make but a step on a busy machine
 def test_stages_of_a_few_seconds_over_many_retries_end_as_one_go(lab, undisturbed):
     """The time limit makes the trainer save and leave before it, from measured times."""
     lab.forget("cga")
     attempts = 0
     while not lab.folder("cga").complete():
-        left = lab.train("cga", "--time-limit", "0.4", fault=("slow_steps", 0.8))
+        left = lab.train("cga", "--time-limit", "0.15", fault=("slow_steps", 0.5))
         assert left.returncode in (0, 75), left.stdout + left.stderr
         attempts += 1
         assert attempts <= STEPS["cga"]
@@ -76,7 +76,7 @@ def test_stages_of_a_few_seconds_over_many_retries_end_as_one_go(lab, undisturbe
     left = [event for event in lab.folder("cga").events() if event["event"] == "interrupted"]
     assert {event["cause"] for event in left} == {"the time limit"}
     # a single step may outlast the limit on a busy machine, but not all attempts' can
-    assert min(event["seconds"] for event in left) < 24
+    assert min(event["seconds"] for event in left) < 9
 
 
 def damage_by_truncating(path):
@@ -138,9 +138,9 @@ def test_owner_that_lost_its_lock_stops_before_it_writes(lab, undisturbed):
     )
     before = {p: p.read_bytes() for p in lab.folder("cga").path.rglob("*") if p.is_file()}
     first.send_signal(signal.SIGCONT)
-    output, _ = first.communicate(timeout=60)
+    _, told = first.communicate(timeout=60)
     assert first.returncode == 75
-    assert "taken over by process 1 on n1" in output
+    assert "taken over by process 1 on n1" in told
     after = {p: p.read_bytes() for p in lab.folder("cga").path.rglob("*") if p.is_file()}
     assert after == before
     (lab.folder("cga").path / "lock-2.json").unlink()
@@ -249,10 +249,7 @@ def test_checkpoint_is_saved_on_request(lab, undisturbed):
     first = lab.start("cga", fault=("slow_steps", 0.8))
     wait_for(lambda: lab.folder("cga").progress().get("step", 0) > 0)
     before = set((lab.folder("cga").path / "checkpoint").glob("*.json"))
-    asked = subprocess.run(
-        [lab.command("cga")[0], "-m", "ofq", "save", lab.runs["cga"].id],
-        cwd=lab.root, capture_output=True, text=True,
-    )  # fmt: skip
+    asked = run_ofq(lab.root, "save", lab.runs["cga"].id)
     assert asked.returncode == 0, asked.stderr
     assert set((lab.folder("cga").path / "checkpoint").glob("*.json")) > before
     assert first.wait() == 0

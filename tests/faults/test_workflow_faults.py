@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lab import assert_same, environment, wait_for
+from lab import assert_same, wait_for
 
 from ofq.tracking.lock import holder
 
@@ -32,7 +32,7 @@ def snakemake(lab, *arguments):
     command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.Popen(
-        command, cwd=lab.root, env=environment() | {"PATH": path}, text=True,
+        command, cwd=lab.root, env=os.environ | {"PATH": path}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
 

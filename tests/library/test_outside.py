@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from own_process import run_ofq
 
 MODULE = '''
 """A user's own weight quantizer."""
@@ -39,10 +40,8 @@ def own(checkout):
 
 
 def ofq(folder, *arguments, path=None):
-    return subprocess.run(
-        [sys.executable, "-m", "ofq", *arguments], cwd=folder, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(path or folder), "COLUMNS": "200"},
-    )  # fmt: skip
+    own = {"PYTHONPATH": str(path or folder), "COLUMNS": "200"}
+    return run_ofq(folder, *arguments, env=os.environ | own)
 
 
 @pytest.mark.slow

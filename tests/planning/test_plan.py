@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from own_process import run_ofq
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
@@ -336,10 +337,7 @@ def test_plan_needs_no_torch(checkout):
 
 
 def test_command_line(checkout):
-    done = subprocess.run(
-        [sys.executable, "-m", "ofq", "plan", "tiny", "--cores", "2", "--write-runtime"],
-        cwd=checkout, capture_output=True, text=True,
-    )  # fmt: skip
+    done = run_ofq(checkout, "plan", "tiny", "--cores", "2", "--write-runtime")
     assert done.returncode == 2
     assert "tiny: 8 runs, 0 done, 8 to do" in done.stdout
     assert "add --measure" in done.stderr

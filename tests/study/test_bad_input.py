@@ -1,10 +1,9 @@
 """Every mistake gives one message that names file, key, value and what is allowed."""
 
 import os
-import subprocess
-import sys
 
 import pytest
+from own_process import run_ofq
 
 STUDY = "config/studies/tiny.yaml"
 RECIPE = "config/recipes/small.yaml"
@@ -42,14 +41,7 @@ MISTAKES = {
 
 
 def ofq(checkout, *arguments):
-    environment = os.environ | {"COLUMNS": "200"}
-    return subprocess.run(
-        [sys.executable, "-m", "ofq", *arguments],
-        cwd=checkout,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    return run_ofq(checkout, *arguments, env=os.environ | {"COLUMNS": "200"})
 
 
 def is_one_clear_error(done, words):

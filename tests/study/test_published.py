@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from own_process import run_ofq
 
 from ofq.errors import UserError
 from ofq.study import Workspace
@@ -143,11 +144,6 @@ def test_mistake_in_the_published_file_names_it(workspace):
 
 
 def test_command_lists_the_differences_of_a_study(workspace):
-    import subprocess
-    import sys
-
-    command = [sys.executable, "-m", "ofq", "recipe", "by_imagenet"]
-    done = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
+    lines = run_ofq(workspace.root, "recipe", "by_imagenet").stdout.splitlines()
     assert sum(line.startswith("imagenet/") for line in lines) == 2 * len(TABLE)  # none of W5A5
     assert sum("differs: devices: 4 (published: 8" in line for line in lines) == 2 * 5

@@ -11,7 +11,7 @@ from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from timm.models.vision_transformer import Block
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.utils import counters
-from trainings import annealed
+from trainings import Trainings, annealed, same_weights, without_times
 
 import ofq
 from ofq.errors import TryAgain, UserError
@@ -73,6 +73,25 @@ def test_compiled_blocks_give_the_same_logits_and_gradients(make, quantizer, qkr
     with uncompiled():
         again = model(images)
     assert torch.equal(again, plain)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_interrupted_compiled_training_ends_bit_identical(checkout, tmp_path):
+    for name, text, other in (
+        ("studies/tiny", "W2A2", "W2A8"),  # what is compiled for the test above
+        ("recipes/small", "cga: {epochs: 1, batch_size: 64", "cga: {epochs: 1, batch_size: 8"),
+    ):
+        path = checkout / f"config/{name}.yaml"
+        path.write_text(path.read_text().replace(text, other))
+    train = Trainings(checkout, tmp_path)
+    whole, weights = train("cga0.005-s0", compiled=True)
+    pieces, again = train("cga0.005-s0", stops=[3, 9], folder="pieces", compiled=True)
+    assert same_weights(weights, again)
+    assert without_times(whole.rows) == without_times(pieces.rows)
+    plain, other = train("cga0.005-s0", folder="plain")
+    assert not same_weights(weights, other)
+    assert abs(plain.rows[-1]["top1"] - whole.rows[-1]["top1"]) < 5
 
 
 @pytest.mark.parametrize(("make", "quantizer", "qkr"), FORMS)

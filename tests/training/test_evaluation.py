@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from own_process import run_ofq
 from PIL import Image
 from rich.console import Console
 
@@ -186,8 +187,7 @@ def test_evaluation_stops_when_asked_to():
 
 
 def ofq_eval(weights, *arguments):
-    command = [sys.executable, "-m", "ofq", "eval", str(weights), "--bits", "W2A2", *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+    return run_ofq(weights.parent, "eval", weights, "--bits", "W2A2", *arguments)
 
 
 @pytest.mark.slow

@@ -49,17 +49,6 @@ def test_resumed_run_records_what_it_began_with(train):
     assert whole.tables == pieces.tables
 
 
-@pytest.mark.slow
-def test_interrupted_compiled_training_ends_bit_identical(train):
-    whole, weights = train("cga0.005-s0", compiled=True)
-    pieces, again = train("cga0.005-s0", stops=[3, 9], folder="pieces", compiled=True)
-    assert same_weights(weights, again)
-    assert without_times(whole.rows) == without_times(pieces.rows)
-    plain, other = train("cga0.005-s0", folder="plain")
-    assert not same_weights(weights, other)
-    assert abs(plain.rows[-1]["top1"] - whole.rows[-1]["top1"]) < 5
-
-
 def test_equal_seeds_give_equal_weights_and_others_do_not(train):
     _, one = train("fp-s0", folder="one")
     _, again = train("fp-s0", folder="again")

@@ -1,12 +1,11 @@
 """QAT that starts from pretrained weights, and is taught by the model that has them."""
 
 import argparse
-import subprocess
-import sys
 
 import pytest
 import timm
 import torch
+from own_process import run_ofq
 from safetensors.torch import save_file
 
 import ofq
@@ -114,13 +113,12 @@ def test_other_weights_make_other_runs(pretrained):
 @pytest.mark.slow
 def test_run_trains_from_a_file_in_the_checkout(pretrained):
     checkout, _ = pretrained
-    run = next(name for name in Workspace(checkout).grid("tiny").runs() if "w2a2-lsq" in name)
-    command = [sys.executable, "-m", "ofq", "train", "--no-track", run]
-    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+    runs = list(Workspace(checkout).grid("tiny").runs())
+    run = next(name for name in runs if "w2a2-lsq" in name)
+    done = run_ofq(checkout, "train", "--no-track", run)
     assert done.returncode == 0, done.stderr
     (checkout / "start.safetensors").unlink()
-    command[-1] = list(Workspace(checkout).grid("tiny").runs())[1]
-    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+    done = run_ofq(checkout, "train", "--no-track", runs[1])
     assert done.returncode == 2
     assert "small.yaml: key 'pretrained' is 'start.safetensors': no such file" in done.stderr
 

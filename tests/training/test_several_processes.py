@@ -3,13 +3,12 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from lab import Lab, assert_same, build, environment, wait_for
+from lab import Lab, assert_same, build, wait_for
+from own_process import Forked
 from safetensors.torch import load_file
 from servers import free_port
 
@@ -136,9 +135,9 @@ def test_signal_to_any_process_makes_all_save_and_leave(qat):
     metrics = qat.folder("qat").path / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text(), 300)
     os.kill(helpers_of(run)[0], signal.SIGUSR1)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 75, output
-    assert "stopped by SIGUSR1" in output
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 75, told
+    assert "stopped by SIGUSR1" in told
     assert not helpers_of(run)
 
 
@@ -162,17 +161,14 @@ def test_checkpoint_that_finds_no_room_is_left_out_by_all(qat, two):
 def test_processes_started_by_others_meet_by_their_environment(qat, two):
     port = str(free_port())
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    train = ("train", "--no-track", qat.runs["qat"].id)
     started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "ofq", "train", "--no-track", qat.runs["qat"].id],
-            cwd=qat.root, env=environment() | shared | {"RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
+        Forked(qat.root, *train, env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank})
         for rank in "01"
-    ]  # fmt: skip
-    said = [process.communicate(timeout=300)[0] for process in started]
+    ]
+    said = [process.communicate(timeout=300) for process in started]
     assert [process.returncode for process in started] == [0, 0], said
-    assert said[1] == ""
+    assert said[1] == ("", "")
     assert_same(qat.folder("qat"), two["qat"].folder("qat"))
 
 

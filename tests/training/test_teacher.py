@@ -1,11 +1,9 @@
 """Training on images of files, and the teacher: live, in half precision, or from a file."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
+from own_process import run_ofq
 from pictures import NANO, make_folder
 from safetensors.torch import load_file
 
@@ -218,11 +216,6 @@ stages:
 """
 
 
-def ofq(folder, *arguments):
-    command = [sys.executable, "-m", "ofq", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=250)
-
-
 @pytest.mark.slow
 def test_command_trains_on_images_and_records_data_recipe_and_cost(checkout, place):
     from ofq.study import Workspace
@@ -239,7 +232,7 @@ def test_command_trains_on_images_and_records_data_recipe_and_cost(checkout, pla
     torch.save(models.build("deit_tiny_distilled_patch16_224", 3).state_dict(),
                checkout / "start.pth")  # fmt: skip
     run = next(name for name in Workspace(checkout).grid("tiny").runs() if "w2a2" in name)
-    done = ofq(checkout, "train", "--no-track", run)
+    done = run_ofq(checkout, "train", "--no-track", run)
     assert done.returncode == 0, done.stderr
     folder = RunFolder(checkout / "results/runs" / run)
     data = folder.provenance()["data"]
@@ -263,7 +256,7 @@ def test_data_set_with_a_class_too_few_stops_the_first_job(checkout, place):
     (checkout / "config/config.yaml").write_text(f"studies: [tiny]\ndata: {{imagenet: {place}}}\n")
     torch.save({}, checkout / "start.pth")
     run = next(name for name in Workspace(checkout).grid("tiny").runs() if "w2a2" in name)
-    done = ofq(checkout, "train", "--no-track", run)
+    done = run_ofq(checkout, "train", "--no-track", run)
     assert done.returncode == 2
     words = ("config.yaml", "'data.imagenet'", "3 classes, too few; the recipe needs 4")
     assert all(word in done.stderr.replace("\n", " ") for word in words), done.stderr
