@@ -27,8 +27,9 @@ demo: .venv/ready
 	@echo "report:     $(CURDIR)/reports/digits/index.html"
 	@echo "MLflow UI:  make ui, then http://127.0.0.1:$(PORT)"
 
+# one process more than there are cores, since many tests wait for servers and clusters
 test: .venv/ready
-	@OMP_NUM_THREADS=1 pytest --numprocesses $(CORES) --dist loadscope --no-loadscope-reorder $(PYTEST)
+	@OMP_NUM_THREADS=1 pytest --numprocesses $$(($(CORES) + 1)) --dist loadscope --no-loadscope-reorder $(PYTEST)
 
 check: .venv/ready
 	@ruff check .
