@@ -1,5 +1,7 @@
 """A study trained once without any disturbance, and copies of it to disturb."""
 
+import fcntl
+import os
 import shutil
 
 import pytest
@@ -8,8 +10,12 @@ from lab import Lab, build
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory) -> Lab:
-    """All three stages, trained in one go each."""
-    return build(tmp_path_factory.mktemp("undisturbed"))
+    """All three stages, trained in one go each, once for all of pytest's processes."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "undisturbed"
+    with open(f"{root}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return Lab(root) if root.exists() else build(root)
 
 
 @pytest.fixture
