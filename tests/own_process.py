@@ -5,7 +5,6 @@ Loading it takes seconds, each time, where a test's own work takes less.
 
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -58,9 +57,6 @@ class Forked:
 
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
 
     def wait(self, timeout: float | None = None) -> int:
         self._process.join(timeout)

@@ -69,6 +69,7 @@ class Curves:
         self.folders = folders
         self.results = results
         self.files: set[Path] = set()
+        self._frames: dict[tuple[Table, str | None, str | None], pd.DataFrame] = {}
 
     def read(self, table: Table, model: str | None = None, bits: str | None = None) -> pd.DataFrame:
         """One table of all cells, or of those of one model or bits; no other files are opened.
@@ -87,6 +88,12 @@ class Curves:
             UserError: A table is damaged, metrics are missing, or a run that others build on hasn't
                 finished.
         """
+        key = (table, model, bits)
+        if key not in self._frames:
+            self._frames[key] = self._curves(*key)
+        return self._frames[key]
+
+    def _curves(self, table: Table, model: str | None, bits: str | None) -> pd.DataFrame:
         wanted = _STAGES.get(table, ("qat", "cga"))
         links = [link for link in self.links if _is_of(link[0], model, bits)]
         stages = {run.id: _stages(run, wanted) for _, run in links}
