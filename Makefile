@@ -1,6 +1,7 @@
 # make         set up .venv
 # make demo    the digits study, from nothing to its report
 # make test    all tests
+# make test-kernels   a GPU's kernels, by Triton's interpreter on the CPU
 # make check   lint, formatting and types
 # make ui      browse the runs in MLflow
 # make soak    kills trainers at 200 random moments, and compares how the runs ended
@@ -17,7 +18,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: setup demo test check ui soak bench samples lock slurm-up slurm-down clean
+.PHONY: setup demo test test-kernels check ui soak bench samples lock slurm-up slurm-down clean
 
 setup: .venv/ready
 
@@ -30,6 +31,10 @@ demo: .venv/ready
 # one process more than there are cores, since many tests wait for servers and clusters
 test: .venv/ready
 	@OMP_NUM_THREADS=1 pytest --numprocesses $$(($(CORES) + 1)) --dist loadscope --no-loadscope-reorder $(PYTEST)
+
+test-kernels: .venv/ready
+	@pip install --quiet --disable-pip-version-check --editable '.[kernels]'
+	@TRITON_INTERPRET=1 pytest tests/quantization/test_fused.py
 
 check: .venv/ready
 	@ruff check .

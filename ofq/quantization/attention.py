@@ -11,7 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ofq.quantization.layers import LowBit, Passthrough, QuantizedLinear
+from ofq.quantization import fused
+from ofq.quantization.layers import (
+    ActivationQuantizer,
+    LogitQuantizer,
+    LowBit,
+    Passthrough,
+    QuantizedLinear,
+)
 from ofq.quantization.lsq import LSQ
 from ofq.quantization.products import (
     MergedLogits,
@@ -23,7 +30,49 @@ from ofq.quantization.products import (
 from ofq.quantization.quantizer import WeightQuantizer
 
 
-class SeparateScores(nn.Module):
+class Scores(nn.Module):
+    """What gives an attention its logits and values.
+
+    Maps tokens (B, N, C) to unscaled logits (B, H, N, M) and values (B, H, N, d).
+    """
+
+    def attended(
+        self, x: Tensor, scale: float, probability_quantizer: Passthrough | LSQ, mask: Tensor | None
+    ) -> Tensor:
+        """What is attended to by tokens (B, N, C), of that shape.
+
+        Args:
+            x: The tokens.
+            scale: Factor on the logits.
+            probability_quantizer: Of the softmax.
+            mask: Added to the logits; broadcasts against (B, H, N, N).
+        """
+        logits, v = self(x)
+        return attend(logits, v, probability_quantizer, scale, mask)
+
+
+def attend(
+    logits: Tensor,
+    v: Tensor,
+    probability_quantizer: Passthrough | LSQ,
+    scale: float = 1.0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Softmax of logits (B, H, N, M), quantized, times values (B, H, N, d): (B, N, H·d)."""
+    tokens, channels = v.shape[-2:]
+    if mask is not None:
+        logits, scale = logits * scale + padded_like(mask, logits), 1.0
+    fits = fused.fits_attention(logits, tokens, channels)
+    if fits and fused.ready(probability_quantizer, axis=-2):
+        return fused.attend_logits(logits, v.to(logits.dtype), probability_quantizer, scale)
+    if scale != 1.0:
+        logits = logits * scale
+    probabilities = without_padding(logits, keys=tokens).softmax(-1)
+    attended = probability_quantizer.product(Values, probabilities, v)
+    return attended.transpose(1, 2).flatten(2)
+
+
+class SeparateScores(Scores):
     """Logits and values from one quantized qkv layer; query and key are quantized apart.
 
     Args:
@@ -50,13 +99,39 @@ class SeparateScores(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map tokens (B, N, C) to unscaled logits (B, H, N, M) and values (B, H, N, d)."""
-        quantizers = (self.q_quantizer, self.k_quantizer, self.v_quantizer)
-        parts = self.qkv(x, quantizers).chunk(3, dim=-1)
+        return self._split(self.qkv(x, self._quantizers))
+
+    @property
+    def _quantizers(self) -> tuple[Passthrough, Passthrough, Passthrough]:
+        return self.q_quantizer, self.k_quantizer, self.v_quantizer
+
+    def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
         q_BHNd, k_BHNd, v_BHNd = (
             split_heads(quantizer.shifted(part), self.heads)
-            for quantizer, part in zip(quantizers, parts, strict=True)
+            for quantizer, part in zip(self._quantizers, qkv.chunk(3, dim=-1), strict=True)
         )
         return separate_logits(q_BHNd, k_BHNd), v_BHNd
+
+    def attended(
+        self, x: Tensor, scale: float, probability_quantizer: Passthrough | LSQ, mask: Tensor | None
+    ) -> Tensor:
+        """See :meth:`Scores.attended`."""
+        qkv = self.qkv(x, self._quantizers)
+        if mask is None and fused.fits_attention(qkv, x.shape[-2], x.shape[-1] // self.heads):
+            q, k, v = self._quantizers
+            if (
+                isinstance(q, ActivationQuantizer)
+                and isinstance(k, LogitQuantizer)
+                and isinstance(v, ActivationQuantizer)
+                and fused.ready(q.quantizer, axis=-2)
+                and fused.ready(k.quantizer, axis=-2)
+                and fused.ready(v.quantizer, axis=-1)
+                and fused.ready(probability_quantizer, axis=-2)
+            ):
+                quantizers = (q.quantizer, k.quantizer, v.quantizer, probability_quantizer)
+                return fused.attend(qkv, quantizers, (q.after, v.after), self.heads, scale)
+        logits, values = self._split(qkv)
+        return attend(logits, values, probability_quantizer, scale, mask)
 
 
 def merge(q_weight: Tensor, k_weight: Tensor, heads: int) -> Tensor:
@@ -129,7 +204,7 @@ class FixedQueryKey(nn.Module):
         return F.linear(x, self.weight, bias).unflatten(-1, (self.heads, -1))
 
 
-class QKRScores(nn.Module):
+class QKRScores(Scores):
     """Logits and values with query-key reparameterization (paper, section on QKR).
 
     x̂ = LSQ(x) is shared; z[m, h] = LSQ(W_qk[h] x̂_m) with a scale per (token, head); the logit of
@@ -172,7 +247,7 @@ class QuantizedAttention(nn.Module):
     """Multi-head attention with quantized operands; softmax stays in floating point.
 
     Args:
-        scores: :class:`SeparateScores` or :class:`QKRScores`.
+        scores: Gives logits and values.
         probability_quantizer: Unsigned quantizer of the attention probabilities, a scale per query.
         proj: Output layer.
         proj_drop: Dropout of the layer replaced.
@@ -181,7 +256,7 @@ class QuantizedAttention(nn.Module):
 
     def __init__(
         self,
-        scores: nn.Module,
+        scores: Scores,
         probability_quantizer: Passthrough | LSQ,
         proj: nn.Module,
         proj_drop: nn.Module,
@@ -199,17 +274,8 @@ class QuantizedAttention(nn.Module):
     ) -> Tensor:
         """Map tokens (B, N, C) to (B, N, C); an additive mask may be given, causality may not."""
         assert not is_causal, "vision transformers attend to all tokens"
-        logits, v = self.scores(x)
-        logits = logits * self.scale
-        if attn_mask is not None:
-            logits = logits + padded_like(attn_mask, logits)
-        return self.attend(logits, v)
-
-    def attend(self, logits: Tensor, v: Tensor) -> Tensor:
-        """Softmax of logits (B, H, N, M), quantized, times values (B, H, N, d); then the output."""
-        probabilities = without_padding(logits, keys=v.shape[-2]).softmax(-1)
-        attended = self.probability_quantizer.product(Values, probabilities, v)
-        return self.proj_drop(self.proj(attended.transpose(1, 2).flatten(2)))
+        attended = self.scores.attended(x, self.scale, self.probability_quantizer, attn_mask)
+        return self.proj_drop(self.proj(attended))
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -257,4 +323,4 @@ class QuantizedWindowAttention(QuantizedAttention):
         if mask is not None:
             mask = padded_like(mask, logits).unsqueeze(1)
             logits = (logits.unflatten(0, (-1, len(mask))) + mask).flatten(0, 1)
-        return self.attend(logits, v)
+        return self.proj_drop(self.proj(attend(logits, v, self.probability_quantizer)))

@@ -29,6 +29,7 @@ from ofq.quantization.layers import (
     Passthrough,
     QuantizedConv2d,
     QuantizedLinear,
+    QuantizedMlp,
 )
 from ofq.quantization.lsq import LSQ, ImageLSQ
 from ofq.quantization.quantizer import (
@@ -209,9 +210,12 @@ def _convert_mlp(mlp: nn.Module, scheme: Scheme, path: str) -> nn.Module:
             f"can't quantize {path}: fc2's input is quantized without a sign, which fits GELU's "
             f"output, but here it comes from {type(mlp.act).__name__} and {type(mlp.norm).__name__}"
         )
-    mlp.fc1 = scheme.at(f"{path}.fc1").linear(mlp.fc1, "fc1")  # type: ignore[arg-type]
-    mlp.fc2 = scheme.at(f"{path}.fc2").linear(mlp.fc2, "fc2", signed=False)  # type: ignore[arg-type]
-    return mlp
+    return QuantizedMlp(
+        scheme.at(f"{path}.fc1").linear(mlp.fc1, "fc1"),  # type: ignore[arg-type]
+        scheme.at(f"{path}.fc2").linear(mlp.fc2, "fc2", signed=False),  # type: ignore[arg-type]
+        mlp.drop1,  # type: ignore[arg-type]
+        mlp.drop2,  # type: ignore[arg-type]
+    )
 
 
 def _convert_swin_block(block: nn.Module, scheme: Scheme, path: str) -> nn.Module:

@@ -1,13 +1,14 @@
 """Activation quantizers with their shifts, and quantized linear and convolution layers."""
 
 import math
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ofq.quantization import fused
 from ofq.quantization.lsq import LSQ
 from ofq.quantization.products import Linear, Product, shift_channels
 from ofq.quantization.quantizer import WeightQuantizer
@@ -141,9 +142,13 @@ class ActivationQuantizer(LogitQuantizer):
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """A linear map, which takes the shift after the quantizer into its bias."""
         assert self.before is not None
-        shift = weight @ self.after
-        bias = shift if bias is None else bias + shift
+        bias = self.bias_with_after(weight, bias)
         return self.quantizer.product(Linear, shift_channels(x, self.before), weight, bias)
+
+    def bias_with_after(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The bias of a linear map behind this quantizer, with what it makes of ``after``."""
+        shift = weight @ self.after
+        return shift if bias is None else bias + shift
 
 
 def shifted_bias(bias: Tensor | None, *quantizers: Passthrough) -> Tensor | None:
@@ -195,19 +200,59 @@ class QuantizedLinear(nn.Linear, LowBit):
         weight = self.weight_quantizer(self.weight)
         return self.input_quantizer.linear(x, weight, shifted_bias(self.bias, *followers))
 
+    def takes_gelu(self, x: Tensor) -> bool:
+        """Whether :meth:`of_gelu` can be had; hooks want to see GELU's output."""
+        quantizer = self.input_quantizer
+        hooks = self._forward_hooks or self._forward_pre_hooks
+        if hooks or not fused.fits(x) or not isinstance(quantizer, ActivationQuantizer):
+            return False
+        return fused.ready(quantizer.quantizer, axis=-2)
 
-class ImageMlp(nn.Sequential):
+    def of_gelu(self, x: Tensor) -> Tensor:
+        """The layer of GELU(x), where GELU and the input's quantizer are one kernel."""
+        quantizer = self.input_quantizer
+        assert isinstance(quantizer, ActivationQuantizer)
+        assert quantizer.before is not None
+        weight = self.weight_quantizer(self.weight)
+        quantized = fused.gelu_lsq(x, quantizer.before, quantizer.quantizer)
+        return F.linear(quantized, weight, quantizer.bias_with_after(weight, self.bias))
+
+
+class QuantizedMlp(nn.Module):
+    """A transformer's MLP: two quantized layers with GELU between them, and dropout behind each.
+
+    Args:
+        fc1, fc2: The layers.
+        drop1, drop2: The dropouts.
+    """
+
+    def __init__(
+        self, fc1: QuantizedLinear, fc2: QuantizedLinear, drop1: nn.Dropout, drop2: nn.Dropout
+    ) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = fc1, fc2
+        self.drop1, self.drop2 = drop1, drop2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., C) to (..., C)."""
+        x = self.fc1(x)
+        if self.fc2.takes_gelu(x) and not (self.training and self.drop1.p):
+            return self.drop2(self.fc2.of_gelu(x))
+        return self.drop2(self.fc2(self.drop1(F.gelu(x))))
+
+
+class ImageMlp(QuantizedMlp):
     """Swin's MLP, on rows and columns of the image: its activation scales run over the columns.
 
     timm gives it the positions flattened, torchvision (hence the released code) doesn't.
 
     Args:
-        mlp: timm's MLP with quantized layers, whose parts it takes over.
+        mlp: What it computes.
         width: Columns of the image.
     """
 
-    def __init__(self, mlp: nn.Module, width: int) -> None:
-        super().__init__(OrderedDict(mlp.named_children()))
+    def __init__(self, mlp: QuantizedMlp, width: int) -> None:
+        super().__init__(mlp.fc1, mlp.fc2, mlp.drop1, mlp.drop2)
         self.width = width
 
     def forward(self, x: Tensor) -> Tensor:

@@ -98,19 +98,25 @@ class LSQ(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize a tensor; the first one sets the scales."""
-        rounding = self._rounding(x)
-        return lsq_quantize(x.float(), self.effective_scale(x), rounding)
+        self.prepare(x)
+        return lsq_quantize(x.float(), self.effective_scale(x), self.rounding(x.numel()))
 
     def product(self, product: type[Product], x: Tensor, *others: Tensor | None) -> Tensor:
         """A product of the quantized tensor with others, as ``product(self(x), *others)``."""
-        rounding = self._rounding(product.operand(x, *others))
+        operand = product.operand(x, *others)
+        self.prepare(operand)
+        rounding = self.rounding(operand.numel())
         return lsq_product(product, x.float(), self.effective_scale(x), rounding, *others)
 
-    def _rounding(self, x: Tensor) -> Rounding:
+    def prepare(self, x: Tensor) -> None:
+        """Set the scales from a tensor if they aren't set yet."""
         if self.scale.numel() == 0:
             self.initialize(x)
+
+    def rounding(self, elements: int) -> Rounding:
+        """How a tensor of so many elements is rounded."""
         low, high = self.range
-        per_scale = self.batch_ratio * x.numel() / self.scale.numel()
+        per_scale = self.batch_ratio * elements / self.scale.numel()
         return Rounding(low, high, 1 / math.sqrt(high * per_scale))
 
     def extra_repr(self) -> str:

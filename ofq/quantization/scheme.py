@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from ofq.quantization.attention import MergedQueryKey, QKRScores, SeparateScores, merge
+from ofq.quantization.attention import MergedQueryKey, QKRScores, Scores, SeparateScores, merge
 from ofq.quantization.layers import (
     ActivationQuantizer,
     LogitQuantizer,
@@ -91,7 +91,7 @@ class Scheme:
         )
 
 
-def _separate_scores(qkv: nn.Linear, heads: int, scheme: Scheme) -> nn.Module:
+def _separate_scores(qkv: nn.Linear, heads: int, scheme: Scheme) -> Scores:
     channels = qkv.out_features // 3
     rows = [slice(i * channels, (i + 1) * channels) for i in range(3)]
     layer = QuantizedLinear(
@@ -109,7 +109,7 @@ def _separate_scores(qkv: nn.Linear, heads: int, scheme: Scheme) -> nn.Module:
     )
 
 
-def _qkr_scores(qkv: nn.Linear, heads: int, scheme: Scheme) -> nn.Module:
+def _qkr_scores(qkv: nn.Linear, heads: int, scheme: Scheme) -> Scores:
     q_weight, k_weight, _ = qkv.weight.detach().chunk(3)
     channels = qkv.in_features
     return QKRScores(
@@ -123,7 +123,7 @@ def _qkr_scores(qkv: nn.Linear, heads: int, scheme: Scheme) -> nn.Module:
     )
 
 
-def _low_rank_scores(qkv: nn.Linear, heads: int, scheme: Scheme) -> nn.Module:
+def _low_rank_scores(qkv: nn.Linear, heads: int, scheme: Scheme) -> Scores:
     weights = qkv.weight.chunk(3)
     biases = qkv.bias.chunk(3) if qkv.bias is not None else (None,) * 3
     channels = qkv.out_features // 3
@@ -158,7 +158,7 @@ def _inner_layer(linear: nn.Linear, role: str, scheme: Scheme) -> QuantizedLinea
     return QuantizedLinear(linear, scheme.weight(linear.weight), Passthrough(), rows)
 
 
-ScoresMaker = Callable[[nn.Linear, int, Scheme], nn.Module]
+ScoresMaker = Callable[[nn.Linear, int, Scheme], Scores]
 SCORES: dict[bool | str, ScoresMaker] = {
     False: _separate_scores,
     True: _qkr_scores,

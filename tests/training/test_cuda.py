@@ -11,6 +11,7 @@ from servers import free_port
 from trainings import Recorder, Trainings, annealed, same_weights, without_times
 
 import ofq
+from ofq.quantization import fused
 from ofq.quantization.quantizer import OFF, make_weight_quantizer
 from ofq.training.compiling import compile_blocks
 from ofq.training.devices import Solo
@@ -71,6 +72,33 @@ def test_logits_and_gradients_are_those_of_the_cpu(quantizer, qkr, compiled):
     for name, gradient in gradients.items():
         error = (other_gradients[name] - gradient).norm()
         assert error <= 1e-3 * gradient.norm() + 1e-5, name
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("qkr", [False, True])
+def test_kernels_are_as_near_to_float32_as_what_they_stand_for(kind, qkr, monkeypatch):
+    torch.manual_seed(0)
+    model = ofq.quantize(build("deit_tiny_patch16_224", 10), 2, 2, "statsq", qkr)
+    ofq.calibrate(model, torch.randn(4, 3, 224, 224))
+    block = model.blocks[5].to(CUDA)
+    x = torch.randn(4, 197, 192, device=CUDA)
+    upstream = torch.randn_like(x)
+
+    def computed(half):
+        block.zero_grad()
+        with torch.autocast("cuda", kind, enabled=half):
+            out = block(x)
+        out.backward(upstream)
+        return [out.detach() - x, *(p.grad.clone() for p in block.parameters())]
+
+    expected = computed(half=False)
+    by_kernels = computed(half=True)
+    monkeypatch.setattr(fused, "fits", lambda x: False)
+    plainly = computed(half=True)
+    assert any((a != b).any() for a, b in zip(by_kernels, plainly, strict=True))
+    for a, b, right in zip(by_kernels, plainly, expected, strict=True):
+        # codes next to a threshold fall here or there, so that errors are alike, not the same
+        assert (a - right).norm() <= 1.5 * (b - right).norm() + 0.02 * right.norm()
 
 
 class Strict(Recorder):

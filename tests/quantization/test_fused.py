@@ -1,0 +1,109 @@
+"""Kernels for a GPU against the plain path, by Triton's interpreter, which computes on the CPU.
+
+`make test-kernels` runs them. Float32, for which a GPU takes other kernels, tells errors from
+rounding here.
+"""
+
+import math
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ofq.quantization import fused
+from ofq.quantization.attention import split_heads
+from ofq.quantization.layers import ActivationQuantizer, LogitQuantizer
+from ofq.quantization.lsq import LSQ
+
+if os.environ.get("TRITON_INTERPRET") != "1":  # read when Triton is imported, so by the shell
+    pytest.skip("make test-kernels runs these", allow_module_level=True)
+
+IMAGES, TOKENS, HEADS, CHANNELS = 2, 19, 3, 16
+WIDTH = HEADS * CHANNELS
+
+
+def initialized(quantizer, x):
+    """A quantizer with scales that differ and shifts that aren't zero."""
+    quantizer(x)
+    for parameter in quantizer.parameters():
+        parameter.data += 0.1 * parameter.data.abs().mean() * torch.randn_like(parameter) + (
+            0.05 * torch.randn_like(parameter) * (parameter.abs().max() == 0)
+        )
+    return quantizer
+
+
+def gradients(result, inputs, upstream):
+    return torch.autograd.grad(result, inputs, upstream)
+
+
+def assert_near(found, expected):
+    """As near as float32's sums in another order; none of these inputs is next to a threshold."""
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        assert (a - b).norm() <= 1e-5 * b.norm() + 1e-7
+
+
+@pytest.mark.parametrize(("bits", "columns"), [(2, 48), (3, 130)])
+def test_gelu_and_lsq_in_one_kernel_give_what_they_give_apart(bits, columns):
+    torch.manual_seed(0)
+    x = torch.randn(IMAGES, TOKENS, columns, requires_grad=True)
+    quantizer = initialized(ActivationQuantizer(LSQ(bits, -2, signed=False), columns), F.gelu(x))
+    lsq, shift = quantizer.quantizer, quantizer.before
+    upstream = torch.randn(x.shape)
+    inputs = [x, shift, lsq.scale]
+    plain = lsq(F.gelu(x) + shift)
+    one = fused.gelu_lsq(x, shift, lsq)
+    assert_near([one], [plain])
+    assert_near(gradients(one, inputs, upstream), gradients(plain, inputs, upstream))
+
+
+def attention(bits):
+    """Inputs of an attention and its quantizers."""
+    torch.manual_seed(1)
+    qkv = torch.randn(IMAGES, TOKENS, 3 * WIDTH, requires_grad=True)
+    parts = qkv.detach().chunk(3, -1)
+    kinds = (ActivationQuantizer, -2), (LogitQuantizer, -2), (ActivationQuantizer, -1)
+    q, k, v = (
+        initialized(kind(LSQ(bits, axis), WIDTH), part)
+        for (kind, axis), part in zip(kinds, parts, strict=True)
+    )
+    probability = LSQ(bits, -2, signed=False)
+    probability(torch.randn(IMAGES, HEADS, TOKENS, TOKENS).softmax(-1))
+    return qkv, q, k, v, probability
+
+
+def attended(logits, v, probability):
+    out = probability(logits.softmax(-1)) @ v
+    return out.transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_attention_in_one_kernel_gives_what_its_parts_give(bits):
+    qkv, q, k, v, probability = attention(bits)
+    factor = 1 / math.sqrt(CHANNELS)
+    upstream = torch.randn(IMAGES, TOKENS, WIDTH)
+    heads = [
+        split_heads(quantizer.shifted(part), HEADS)
+        for quantizer, part in zip((q, k, v), qkv.chunk(3, -1), strict=True)
+    ]
+    plain = attended(heads[0] @ heads[1].transpose(-2, -1) * factor, heads[2], probability)
+    quantizers = (q.quantizer, k.quantizer, v.quantizer, probability)
+    one = fused.attend(qkv, quantizers, (q.after, v.after), HEADS, factor)
+    assert_near([one], [plain])
+    inputs = [qkv, *(quantizer.scale for quantizer in quantizers), q.after, v.after]
+    assert_near(gradients(one, inputs, upstream), gradients(plain, inputs, upstream))
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+def test_attention_of_logits_in_one_kernel_gives_what_its_parts_give(padding):
+    _, _, _, _, probability = attention(2)
+    # as QKR leaves them: heads next to each other
+    logits = torch.randn(IMAGES, TOKENS, HEADS, TOKENS + padding).transpose(1, 2)
+    values = split_heads(torch.randn(IMAGES, TOKENS, WIDTH), HEADS)
+    inputs = [logits.requires_grad_(), values.requires_grad_(), probability.scale]
+    upstream = torch.randn(IMAGES, TOKENS, WIDTH)
+    plain = attended(0.3 * logits[..., :TOKENS], values, probability)
+    one = fused.attend_logits(logits, values, probability, 0.3)
+    assert_near([one], [plain])
+    assert_near(gradients(one, inputs, upstream), gradients(plain, inputs, upstream))
