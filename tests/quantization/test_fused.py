@@ -8,9 +8,11 @@ import math
 import os
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 
+import ofq.quantization
 from ofq.quantization import fused
 from ofq.quantization.attention import split_heads
 from ofq.quantization.layers import ActivationQuantizer, LogitQuantizer
@@ -19,6 +21,7 @@ from ofq.quantization.lsq import LSQ
 if os.environ.get("TRITON_INTERPRET") != "1":  # read when Triton is imported, so by the shell
     pytest.skip("make test-kernels runs these", allow_module_level=True)
 
+KERNELS = ["gelu_lsq", "attend", "attend_logits"]
 IMAGES, TOKENS, HEADS, CHANNELS = 2, 19, 3, 16
 WIDTH = HEADS * CHANNELS
 
@@ -107,3 +110,60 @@ def test_attention_of_logits_in_one_kernel_gives_what_its_parts_give(padding):
     one = fused.attend_logits(logits, values, probability, 0.3)
     assert_near([one], [plain])
     assert_near(gradients(one, inputs, upstream), gradients(plain, inputs, upstream))
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """Takes the kernels on the CPU too; which of them were called."""
+    names = []
+    for name in KERNELS:
+        kernel = getattr(fused, name)
+
+        def spy(*arguments, name=name, kernel=kernel):
+            names.append(name)
+            return kernel(*arguments)
+
+        monkeypatch.setattr(fused, name, spy)
+    monkeypatch.setattr(fused, "fits", lambda x: x.dtype is torch.float16)
+    return names
+
+
+def quantized_block(qkr):
+    torch.manual_seed(2)
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=64, num_classes=3)
+    model = ofq.quantization.quantize(model, 2, 2, qkr=qkr)
+    ofq.quantization.calibrate(model, torch.randn(2, 3, 64, 64))
+    return model.blocks[0], torch.randn(2, 17, 192)
+
+
+@pytest.mark.parametrize(("qkr", "expected"), [(False, "attend"), (True, "attend_logits")])
+def test_a_block_in_half_precision_is_near_to_float32_with_kernels(used, qkr, expected):
+    block, x = quantized_block(qkr)
+
+    def computed(half):
+        block.zero_grad()
+        with torch.autocast("cpu", torch.float16, enabled=half):
+            out = block(x)
+        out.sum().backward()
+        return {"out": out.detach() - x, **{n: p.grad for n, p in block.named_parameters()}}
+
+    plain = computed(half=False)
+    assert not used
+    for name, found in computed(half=True).items():
+        # some of 2-bit activations' codes change with the last bits of half precision
+        assert (found - plain[name]).norm() <= 0.15 * plain[name].norm() + 1e-3, name
+    assert used == [expected, "gelu_lsq"]
+
+
+def test_a_hook_on_fc2_sees_the_output_of_gelu(used):
+    block, x = quantized_block(qkr=False)
+    seen = []
+    block.mlp.fc1.register_forward_hook(lambda *call: seen.append(F.gelu(call[-1])))
+    handle = block.mlp.fc2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.autocast("cpu", torch.float16):
+        block(x)
+        assert used == ["attend"]
+        handle.remove()
+        block(x)
+    torch.testing.assert_close(seen[1], seen[0])
+    assert used == ["attend", "attend", "gelu_lsq"]
