@@ -69,9 +69,15 @@ class Curves:
         self.folders = folders
         self.results = results
         self.files: set[Path] = set()
-        self._frames: dict[tuple[Table, str | None, str | None], pd.DataFrame] = {}
+        self._frames: dict[tuple[Table, str | None, str | None, bool], pd.DataFrame] = {}
 
-    def read(self, table: Table, model: str | None = None, bits: str | None = None) -> pd.DataFrame:
+    def read(
+        self,
+        table: Table,
+        model: str | None = None,
+        bits: str | None = None,
+        first_seed: bool = False,
+    ) -> pd.DataFrame:
         """One table of all cells, or of those of one model or bits; no other files are opened.
 
         Its rows are, for each cell and seed: of ``metrics`` an epoch's; of ``layers`` an epoch's
@@ -79,6 +85,12 @@ class Curves:
         recorded epoch's and role; of ``sign_changes`` an epoch's, role's and boundary range's; of
         ``joint_flips`` an epoch's and attention layer's; of ``noise`` a draw's of injected noise,
         step 0 without.
+
+        Args:
+            table: Which.
+            model: Of which cells; None for all.
+            bits: Likewise.
+            first_seed: Whether to read one run of each cell, that of the lowest seed.
 
         Returns:
             The runs' rows with :data:`KEYS` and ``stage``, epochs and steps counted on, text as
@@ -88,14 +100,18 @@ class Curves:
             UserError: A table is damaged, metrics are missing, or a run that others build on hasn't
                 finished.
         """
-        key = (table, model, bits)
+        key = (table, model, bits, first_seed)
         if key not in self._frames:
             self._frames[key] = self._curves(*key)
         return self._frames[key]
 
-    def _curves(self, table: Table, model: str | None, bits: str | None) -> pd.DataFrame:
+    def _curves(
+        self, table: Table, model: str | None, bits: str | None, first_seed: bool
+    ) -> pd.DataFrame:
         wanted = _STAGES.get(table, ("qat", "cga"))
         links = [link for link in self.links if _is_of(link[0], model, bits)]
+        if first_seed:
+            links = _of_lowest_seed(links)
         stages = {run.id: _stages(run, wanted) for _, run in links}
         ids = dict.fromkeys(link.id for chain in stages.values() for link in chain)
         tables = {name: self._rows(name, table) for name in ids}
@@ -120,6 +136,13 @@ class Curves:
 
 def _is_of(cell: Cell, model: str | None, bits: str | None) -> bool:
     return model in (None, cell.model) and bits in (None, cell.bits)
+
+
+def _of_lowest_seed(links: list[tuple[Cell, Run]]) -> list[tuple[Cell, Run]]:
+    lowest: dict[tuple[str, ...], tuple[Cell, Run]] = {}
+    for cell, run in sorted(links, key=lambda link: link[1].config.seed):
+        lowest.setdefault(cell.place, (cell, run))
+    return list(lowest.values())
 
 
 def _stages(run: Run, wanted: tuple[Stage, ...]) -> list[Run]:

@@ -98,6 +98,8 @@ def panels(figure: Figure, rows: int, columns: int, **sharing: Any) -> list[list
 
 
 _PLACES = re.compile(r' (?:d|x|y)="[^"]+"')
+_PATHS = re.compile(r' d="([^"]+)"')
+_STEPS = re.compile(r"([MLQCz])([^MLQCz]*)")
 _FURTHER_DIGITS = re.compile(r"(\.\d\d)\d+")
 
 _LEGEND_ROW = 0.17
@@ -146,5 +148,21 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _compact(svg: str) -> str:
-    """A drawing with its places at hundredths of a point, and each path in one line."""
-    return _PLACES.sub(lambda place: _FURTHER_DIGITS.sub(r"\1", place[0]).replace("\n", ""), svg)
+    """A drawing with its places at hundredths of a point, and paths in few letters."""
+    svg = _PLACES.sub(lambda place: _FURTHER_DIGITS.sub(r"\1", place[0]), svg)
+    return _PATHS.sub(lambda path: _shortened(path[1]), svg)
+
+
+def _shortened(path: str) -> str:
+    """A path in one line, whose steps to the side or upwards give one coordinate."""
+    parts: list[str] = []
+    last = ["", ""]
+    for letter, numbers in ((step[1], step[2].split()) for step in _STEPS.finditer(path)):
+        if letter == "L" and numbers[0] == last[0]:
+            parts.append(f"V{numbers[1]}")
+        elif letter == "L" and numbers[1] == last[1]:
+            parts.append(f"H{numbers[0]}")
+        else:
+            parts.append(letter + " ".join(numbers))
+        last = numbers[-2:] or last
+    return f' d="{"".join(parts)}"'

@@ -131,7 +131,7 @@ def weight_paths(records: Records) -> Drawn:
     """The followed weights that flip most, through the thresholds: a column per method."""
     study = records.study
     model, bits = study.models[0], study.bits[0]
-    rows = records.curves.read("trajectories", model, bits)
+    rows = records.curves.read("trajectories", model, bits, first_seed=True)
     require_recorded(records, rows, "weights")
     width = COLUMN if len(study.methods) == 1 else PAGE
     picture = new_figure(width, 0.9 + 1.15 * (FOLLOWED + 1))
@@ -152,7 +152,7 @@ def weight_paths(records: Records) -> Drawn:
     return Drawn(
         picture,
         f"Single weights of {model} at {bits} through the grid in each method's last stage: the "
-        "two that flip most of those followed in all seeds, which are the ones nearest to a "
+        "two that flip most of those followed with the first seed, which are the ones nearest to a "
         "threshold when the stage begins. Below, the distance of the first from the threshold "
         f"(dotted) in the {ZOOM} steps in which it flips most.",
     )
@@ -162,7 +162,7 @@ def _busiest(rows: pd.DataFrame) -> list[pd.DataFrame]:
     """The paths of the followed weights that flip most in the last stage, ordered by step."""
     if (rows["stage"] == "cga").any():
         rows = rows[rows["stage"] == "cga"]
-    paths = [path.sort_values("step") for _, path in rows.groupby(["seed", "weight"])]
+    paths = [path.sort_values("step") for _, path in rows.groupby("weight")]
     return sorted(paths, key=lambda path: -_changed(path).sum())[:FOLLOWED]
 
 
@@ -199,7 +199,7 @@ def scale_paths(records: Records) -> Drawn:
     """Scales of single rows during CGA: a column per boundary range."""
     study = records.study
     model, bits = study.models[0], study.bits[0]
-    recorded = records.curves.read("trajectories", model, bits)
+    recorded = records.curves.read("trajectories", model, bits, first_seed=True)
     require_recorded(records, recorded, "weights")
     rows = recorded[recorded["stage"] == "cga"]
     ranges = {m: x for m, x in boundary_ranges(records).items() if m in set(rows["method"])}
