@@ -62,8 +62,7 @@ def attend(
     tokens, channels = v.shape[-2:]
     if mask is not None:
         logits, scale = logits * scale + padded_like(mask, logits), 1.0
-    fits = fused.fits_attention(logits, tokens, channels)
-    if fits and fused.ready(probability_quantizer, axis=-2):
+    if fused.fits_attention(logits, channels) and fused.ready(probability_quantizer, axis=-2):
         return fused.attend_logits(logits, v.to(logits.dtype), probability_quantizer, scale)
     if scale != 1.0:
         logits = logits * scale
@@ -117,19 +116,20 @@ class SeparateScores(Scores):
     ) -> Tensor:
         """See :meth:`Scores.attended`."""
         qkv = self.qkv(x, self._quantizers)
-        if mask is None and fused.fits_attention(qkv, x.shape[-2], x.shape[-1] // self.heads):
-            q, k, v = self._quantizers
-            if (
-                isinstance(q, ActivationQuantizer)
-                and isinstance(k, LogitQuantizer)
-                and isinstance(v, ActivationQuantizer)
-                and fused.ready(q.quantizer, axis=-2)
-                and fused.ready(k.quantizer, axis=-2)
-                and fused.ready(v.quantizer, axis=-1)
-                and fused.ready(probability_quantizer, axis=-2)
-            ):
-                quantizers = (q.quantizer, k.quantizer, v.quantizer, probability_quantizer)
-                return fused.attend(qkv, quantizers, (q.after, v.after), self.heads, scale)
+        q, k, v = self._quantizers
+        if (
+            mask is None
+            and fused.fits_attention(qkv, channels=x.shape[-1] // self.heads)
+            and isinstance(q, ActivationQuantizer)
+            and isinstance(k, LogitQuantizer)
+            and isinstance(v, ActivationQuantizer)
+            and fused.ready(q.quantizer, axis=-2)
+            and fused.ready(k.quantizer, axis=-2)
+            and fused.ready(v.quantizer, axis=-1)
+            and fused.ready(probability_quantizer, axis=-2)
+        ):
+            quantizers = (q.quantizer, k.quantizer, v.quantizer, probability_quantizer)
+            return fused.attend(qkv, quantizers, (q.after, v.after), self.heads, scale)
         logits, values = self._split(qkv)
         return attend(logits, values, probability_quantizer, scale, mask)
 

@@ -17,7 +17,6 @@ from ofq.quantization.lsq import LSQ
 
 _KINDS = (torch.bfloat16, torch.float16)
 _CHANNELS = (16, 32, 64)  # of a head: what tensor cores take, and registers hold
-_TOKENS = 512
 # asked once: compiled code can't
 _IS_THERE = torch.version.cuda is not None and find_spec("triton") is not None
 
@@ -27,9 +26,9 @@ def fits(x: Tensor) -> bool:
     return x.is_cuda and x.dtype in _KINDS and _IS_THERE
 
 
-def fits_attention(x: Tensor, tokens: int, channels: int) -> bool:
-    """Whether attention over so many tokens, with so many channels per head, is, too."""
-    return fits(x) and tokens <= _TOKENS and channels in _CHANNELS
+def fits_attention(x: Tensor, channels: int) -> bool:
+    """Whether that of an attention with so many channels per head is, too."""
+    return fits(x) and channels in _CHANNELS
 
 
 def ready(quantizer: nn.Module, axis: int) -> TypeGuard[LSQ]:
