@@ -119,7 +119,7 @@ class SeparateScores(Scores):
         q, k, v = self._quantizers
         if (
             mask is None
-            and fused.fits_attention(qkv, channels=x.shape[-1] // self.heads)
+            and fused.fits_attention(qkv, channels=qkv.shape[-1] // 3 // self.heads)
             and isinstance(q, ActivationQuantizer)
             and isinstance(k, LogitQuantizer)
             and isinstance(v, ActivationQuantizer)

@@ -205,10 +205,11 @@ def _attention_parts(attention: nn.Module, scheme: Scheme, path: str) -> dict[st
 
 
 def _convert_mlp(mlp: nn.Module, scheme: Scheme, path: str) -> nn.Module:
-    if not isinstance(mlp.act, nn.GELU) or not isinstance(mlp.norm, nn.Identity):
+    is_gelu = isinstance(mlp.act, nn.GELU) and mlp.act.approximate == "none"
+    if not is_gelu or not isinstance(mlp.norm, nn.Identity):
         raise UserError(
             f"can't quantize {path}: fc2's input is quantized without a sign, which fits GELU's "
-            f"output, but here it comes from {type(mlp.act).__name__} and {type(mlp.norm).__name__}"
+            f"output, but here it comes from {mlp.act} and {type(mlp.norm).__name__}"
         )
     return QuantizedMlp(
         scheme.at(f"{path}.fc1").linear(mlp.fc1, "fc1"),  # type: ignore[arg-type]

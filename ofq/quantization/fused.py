@@ -27,7 +27,7 @@ def fits(x: Tensor) -> bool:
 
 
 def fits_attention(x: Tensor, channels: int) -> bool:
-    """Whether that of an attention with so many channels per head is, too."""
+    """Whether the kernels take an activation of an attention with so many channels per head."""
     return fits(x) and channels in _CHANNELS
 
 
@@ -42,6 +42,12 @@ def _scale(quantizer: LSQ, x: Tensor) -> Tensor:
 
 def _like(x: Tensor) -> Tensor:
     return x.new_empty_strided(x.shape, x.stride())
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Run a kernel on the device of its first argument."""
+    with torch.cuda.device_of(arguments[0]):
+        kernel[grid](*arguments, **options)
 
 
 def _blocks(count: int, size: int) -> int:
@@ -62,7 +68,9 @@ def _gelu_lsq(
     x = x.contiguous()
     sizes = x.numel() // x.shape[-1] // len(scale), len(scale), x.shape[-1]
     out = torch.empty_like(x)
-    kernels.gelu_lsq[_gelu_grid(*sizes)](
+    _launch(
+        kernels.gelu_lsq,
+        _gelu_grid(*sizes),
         x,
         shift,
         scale,
@@ -100,7 +108,9 @@ def _gelu_lsq_backward(
     of_x = torch.empty_like(x)
     of_shift = scale.new_empty(grid[2] * grid[0], sizes[2])
     of_scale = scale.new_empty(grid[2] * grid[1], sizes[1])
-    kernels.gelu_lsq_backward[grid](
+    _launch(
+        kernels.gelu_lsq_backward,
+        grid,
         upstream,
         x,
         shift,
@@ -186,7 +196,9 @@ def _attend(
     images, tokens, width = qkv.shape
     channels, blocks = width // 3 // heads, _blocks(tokens, _TILE)
     quantized = torch.empty_like(qkv)
-    kernels.quantize_qkv[images, blocks, 3 * heads](
+    _launch(
+        kernels.quantize_qkv,
+        (images, blocks, 3 * heads),
         qkv,
         q_scale,
         k_scale,
@@ -204,7 +216,9 @@ def _attend(
     out = qkv.new_empty(images, tokens, width // 3)
     inner = torch.empty_like(out)
     totals = q_scale.new_empty(images, heads, tokens)
-    kernels.attend[images * heads, blocks](
+    _launch(
+        kernels.attend,
+        (images * heads, blocks),
         quantized,
         p_scale,
         out,
@@ -255,11 +269,14 @@ def _attend_backward(
     images, tokens, width = qkv.shape
     pairs, blocks, channels = images * heads, _blocks(tokens, _TILE), width // 3 // heads
     of_qkv = torch.empty_like(qkv)
-    of_rows = q_scale.new_empty(3, pairs, tokens)
+    of_rows = q_scale.new_empty(3, pairs, tokens)  # scales of probabilities, queries and keys
+    # the shift after queries, scales of values, the shift after values
     of_columns = q_scale.new_empty(3, blocks * images, width // 3)
     commons = torch.empty_like(totals)
     sizes = {"HEADS": heads, "CHANNELS": channels, "TILE": _TILE, "BLOCKS": blocks}
-    kernels.attend_backward_queries[pairs, blocks](
+    _launch(
+        kernels.attend_backward_queries,
+        (pairs, blocks),
         upstream,
         qkv,
         quantized,
@@ -281,7 +298,9 @@ def _attend_backward(
         **sizes,
         num_stages=_STAGES,
     )
-    kernels.attend_backward_keys[pairs, blocks](
+    _launch(
+        kernels.attend_backward_keys,
+        (pairs, blocks),
         upstream,
         qkv,
         quantized,
@@ -403,7 +422,9 @@ def _attend_logits(
     out = values.new_empty(images, tokens, heads * channels)
     inner = torch.empty_like(out)
     totals = p_scale.new_empty(images, heads, tokens)
-    kernels.attend_logits[images * heads, blocks](
+    _launch(
+        kernels.attend_logits,
+        (images * heads, blocks),
         logits,
         values,
         p_scale,
@@ -452,7 +473,9 @@ def _attend_logits_backward(
     blocks, vector = _blocks(logits.shape[-1], _TILE), _vector(logits)
     of_logits, of_values = _like(logits), _like(values)
     of_rows = p_scale.new_empty(images * heads, tokens)
-    kernels.attend_logits_backward[images * heads, blocks](
+    _launch(
+        kernels.attend_logits_backward,
+        (images * heads, blocks),
         upstream.contiguous(),
         logits,
         values,

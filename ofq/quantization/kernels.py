@@ -46,6 +46,13 @@ def _reciprocal(x):
 
 
 @triton.jit
+def _clamped(x, low, high):
+    """Within bounds; NaN stays NaN, so that a training's watch over its loss sees it."""
+    x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def _round(x):
     """To the nearest integer, half to even, for magnitudes below 2²²."""
     return (x + 12582912.0) - 12582912.0  # 1.5·2²³: float32 has no bits left for a fraction
@@ -54,14 +61,14 @@ def _round(x):
 @triton.jit
 def _quantized(x, scale, low, high):
     # a division per scale, not per element
-    return _round(tl.minimum(tl.maximum(x * (1.0 / scale), low), high)) * scale
+    return _round(_clamped(x * (1.0 / scale), low, high)) * scale
 
 
 @triton.jit
 def _gradients(upstream, x, scale, low, high):
     """As of Rounding.gradients: of x, and the summands of the scale's."""
     ratio = x * (1.0 / scale)
-    clamped = tl.minimum(tl.maximum(ratio, low), high)
+    clamped = _clamped(ratio, low, high)
     inside = tl.where(clamped == ratio, upstream, 0.0)
     return inside, _round(clamped) * upstream - inside * clamped
 
@@ -86,15 +93,16 @@ def _normal(x):
 def _probabilities(logits, total, step, highest_code):
     """Probabilities, and their codes."""
     p = _exp2(logits - total)
-    return p, _round(tl.minimum(p * (1.0 / step), highest_code))
+    return p, _round(_clamped(p * (1.0 / step), 0.0, highest_code))
 
 
 @triton.jit
 def _seen(logits, highest, sums):
     """Each row's maximum so far, and the sum of powers of 2 relative to it, after more logits."""
     now = tl.maximum(highest, tl.max(logits, 1))
-    powers = tl.sum(_exp2(logits - now[:, None]), 1)
-    return now, sums * _exp2(highest - now) + powers
+    base = tl.where(now == float("-inf"), 0.0, now)  # as long as a mask has left nothing
+    powers = tl.sum(_exp2(logits - base[:, None]), 1)
+    return now, sums * _exp2(highest - base) + powers
 
 
 @triton.jit
@@ -251,7 +259,7 @@ def attend(
     total = highest + tl.log2(sums)
     step = tl.load(p_scale + query, asked, 1.0)
     attended = tl.zeros([TILE, CHANNELS], tl.float32)
-    within = tl.zeros([TILE, CHANNELS], tl.float32)
+    within_range = tl.zeros([TILE, CHANNELS], tl.float32)
     for block in range(BLOCKS):
         key = block * TILE + tl.arange(0, TILE)
         known = key < tokens
@@ -262,12 +270,12 @@ def attend(
         p, codes = _probabilities(logits, total[:, None], step[:, None], highest_code)
         attended += tl.dot(codes.to(v.dtype), v)  # v is 0 beyond the last key
         inside = tl.where(p <= highest_code * step[:, None], p, 0.0)
-        within += tl.dot(inside.to(v.dtype), v)
+        within_range += tl.dot(inside.to(v.dtype), v)
     attended *= step[:, None]
     start = image * tokens * width + head * CHANNELS
     place = query[:, None] * width + channel
     tl.store(out + start + place, attended.to(q.dtype), asked[:, None])
-    tl.store(inner + start + place, within.to(q.dtype), asked[:, None])
+    tl.store(inner + start + place, within_range.to(q.dtype), asked[:, None])
     tl.store(totals + pair * tokens + query, total, asked)
 
 
@@ -327,10 +335,10 @@ def attend_backward_queries(
         k = tl.load(base + width + place, known[:, None], 0.0)
         v = tl.load(base + 2 * width + place, known[:, None], 0.0)
         logits = tl.dot(q, tl.trans(k)) * (factor * _LOG2_E)
-        p = _exp2(logits - total[:, None])
+        p = _exp2(tl.where(known[None, :], logits, float("-inf")) - total[:, None])
         of_p = tl.dot(gradient, tl.trans(v))
         of_p = tl.where(p <= highest_code * step[:, None], of_p, 0.0) - common[:, None]
-        of_q += tl.dot((p * of_p).to(k.dtype), k)  # k is 0 beyond the last key
+        of_q += tl.dot((p * of_p).to(k.dtype), k)
     of_q *= factor
     own_q = tl.load(qkv + start + q_place, asked[:, None], 0.0).to(tl.float32)
     q_step = tl.load(q_scale + query, asked, 1.0)[:, None]

@@ -203,8 +203,13 @@ class QuantizedLinear(nn.Linear, LowBit):
     def takes_gelu(self, x: Tensor) -> bool:
         """Whether :meth:`of_gelu` can be had; hooks want to see GELU's output."""
         quantizer = self.input_quantizer
-        hooks = self._forward_hooks or self._forward_pre_hooks
-        if hooks or not fused.fits(x) or not isinstance(quantizer, ActivationQuantizer):
+        hooks = (
+            self._forward_hooks,
+            self._forward_pre_hooks,
+            self._backward_hooks,
+            self._backward_pre_hooks,
+        )
+        if any(hooks) or not fused.fits(x) or not isinstance(quantizer, ActivationQuantizer):
             return False
         return fused.ready(quantizer.quantizer, axis=-2)
 

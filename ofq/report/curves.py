@@ -90,7 +90,8 @@ class Curves:
             table: Which.
             model: Of which cells; None for all.
             bits: Likewise.
-            first_seed: Whether to read one run of each cell, that of the lowest seed.
+            first_seed: Whether to read one run of each cell: of those with the table, that of the
+                lowest seed.
 
         Returns:
             The runs' rows with :data:`KEYS` and ``stage``, epochs and steps counted on, text as
@@ -110,10 +111,11 @@ class Curves:
     ) -> pd.DataFrame:
         wanted = _STAGES.get(table, ("qat", "cga"))
         links = [link for link in self.links if _is_of(link[0], model, bits)]
-        if first_seed:
-            links = _of_lowest_seed(links)
         stages = {run.id: _stages(run, wanted) for _, run in links}
-        ids = dict.fromkeys(link.id for chain in stages.values() for link in chain)
+        if first_seed:
+            recorded = [link for link in links if self._has(table, stages[link[1].id])]
+            links = _of_lowest_seed(recorded)
+        ids = dict.fromkeys(stage.id for _, run in links for stage in stages[run.id])
         tables = {name: self._rows(name, table) for name in ids}
         pieces = [
             piece
@@ -121,6 +123,10 @@ class Curves:
             for piece in _pieces(names_of(cell, run), stages[run.id], tables, self.results)
         ]
         return _join(pieces) if pieces else pd.DataFrame(columns=KEYS)
+
+    def _has(self, table: Table, stages: list[Run]) -> bool:
+        paths = (self.folders[run.id].path / f"{table}.parquet" for run in stages)
+        return any(path.exists() for path in paths)
 
     def _rows(self, name: str, table: Table) -> pa.Table:
         folder = self.folders[name]

@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import timm
@@ -122,6 +123,7 @@ def test_weights_and_activations_can_be_left_apart(weights, activations):
     [
         ({"qk_norm": True}, ["blocks.0.attn", "q_norm"]),
         ({"act_layer": nn.SiLU}, ["blocks.0.mlp", "SiLU"]),
+        ({"act_layer": partial(nn.GELU, approximate="tanh")}, ["blocks.0.mlp", "tanh"]),
         ({"scale_mlp_norm": True}, ["blocks.0.mlp", "LayerNorm"]),
         ({"attn_drop_rate": 0.1}, ["blocks.0.attn", "attn_drop_rate=0"]),
     ],

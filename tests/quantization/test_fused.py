@@ -22,7 +22,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":  # read when Triton is imported, s
     pytest.skip("make test-kernels runs these", allow_module_level=True)
 
 KERNELS = ["gelu_lsq", "attend", "attend_logits"]
-IMAGES, TOKENS, HEADS, CHANNELS = 2, 19, 3, 16
+IMAGES, HEADS, CHANNELS = 2, 3, 16
+TOKENS = pytest.mark.parametrize("tokens", [19, 70])  # within a tile, and beyond one
 WIDTH = HEADS * CHANNELS
 
 
@@ -47,10 +48,10 @@ def assert_near(found, expected):
         assert (a - b).norm() <= 1e-5 * b.norm() + 1e-7
 
 
-@pytest.mark.parametrize(("bits", "columns"), [(2, 48), (3, 130)])
-def test_gelu_and_lsq_in_one_kernel_give_what_they_give_apart(bits, columns):
+@pytest.mark.parametrize(("bits", "columns", "images"), [(2, 48, 2), (3, 130, 9)])
+def test_gelu_and_lsq_in_one_kernel_give_what_they_give_apart(bits, columns, images):
     torch.manual_seed(0)
-    x = torch.randn(IMAGES, TOKENS, columns, requires_grad=True)
+    x = torch.randn(images, 19, columns, requires_grad=True)
     quantizer = initialized(ActivationQuantizer(LSQ(bits, -2, signed=False), columns), F.gelu(x))
     lsq, shift = quantizer.quantizer, quantizer.before
     upstream = torch.randn(x.shape)
@@ -61,10 +62,10 @@ def test_gelu_and_lsq_in_one_kernel_give_what_they_give_apart(bits, columns):
     assert_near(gradients(one, inputs, upstream), gradients(plain, inputs, upstream))
 
 
-def attention(bits):
+def attention(bits, tokens):
     """Inputs of an attention and its quantizers."""
     torch.manual_seed(1)
-    qkv = torch.randn(IMAGES, TOKENS, 3 * WIDTH, requires_grad=True)
+    qkv = torch.randn(IMAGES, tokens, 3 * WIDTH, requires_grad=True)
     parts = qkv.detach().chunk(3, -1)
     kinds = (ActivationQuantizer, -2), (LogitQuantizer, -2), (ActivationQuantizer, -1)
     q, k, v = (
@@ -72,7 +73,7 @@ def attention(bits):
         for (kind, axis), part in zip(kinds, parts, strict=True)
     )
     probability = LSQ(bits, -2, signed=False)
-    probability(torch.randn(IMAGES, HEADS, TOKENS, TOKENS).softmax(-1))
+    probability(torch.randn(IMAGES, HEADS, tokens, tokens).softmax(-1))
     return qkv, q, k, v, probability
 
 
@@ -81,11 +82,12 @@ def attended(logits, v, probability):
     return out.transpose(1, 2).flatten(2)
 
 
+@TOKENS
 @pytest.mark.parametrize("bits", [2, 4])
-def test_attention_in_one_kernel_gives_what_its_parts_give(bits):
-    qkv, q, k, v, probability = attention(bits)
+def test_attention_in_one_kernel_gives_what_its_parts_give(bits, tokens):
+    qkv, q, k, v, probability = attention(bits, tokens)
     factor = 1 / math.sqrt(CHANNELS)
-    upstream = torch.randn(IMAGES, TOKENS, WIDTH)
+    upstream = torch.randn(IMAGES, tokens, WIDTH)
     heads = [
         split_heads(quantizer.shifted(part), HEADS)
         for quantizer, part in zip((q, k, v), qkv.chunk(3, -1), strict=True)
@@ -98,18 +100,45 @@ def test_attention_in_one_kernel_gives_what_its_parts_give(bits):
     assert_near(gradients(one, inputs, upstream), gradients(plain, inputs, upstream))
 
 
-@pytest.mark.parametrize("padding", [0, 5])
-def test_attention_of_logits_in_one_kernel_gives_what_its_parts_give(padding):
-    _, _, _, _, probability = attention(2)
+@TOKENS
+@pytest.mark.parametrize("padding", [0, 2, 5])
+def test_attention_of_logits_in_one_kernel_gives_what_its_parts_give(padding, tokens):
+    _, _, _, _, probability = attention(2, tokens)
     # as QKR leaves them: heads next to each other
-    logits = torch.randn(IMAGES, TOKENS, HEADS, TOKENS + padding).transpose(1, 2)
-    values = split_heads(torch.randn(IMAGES, TOKENS, WIDTH), HEADS)
+    logits = torch.randn(IMAGES, tokens, HEADS, tokens + padding).transpose(1, 2)
+    values = split_heads(torch.randn(IMAGES, tokens, WIDTH), HEADS)
     inputs = [logits.requires_grad_(), values.requires_grad_(), probability.scale]
-    upstream = torch.randn(IMAGES, TOKENS, WIDTH)
-    plain = attended(0.3 * logits[..., :TOKENS], values, probability)
+    upstream = torch.randn(IMAGES, tokens, WIDTH)
+    plain = attended(0.3 * logits[..., :tokens], values, probability)
     one = fused.attend_logits(logits, values, probability, 0.3)
     assert_near([one], [plain])
     assert_near(gradients(one, inputs, upstream), gradients(plain, inputs, upstream))
+
+
+def test_queries_with_a_masked_tile_and_tiny_denominators_have_finite_gradients():
+    _, _, _, _, probability = attention(2, 70)
+    logits = torch.randn(IMAGES, HEADS, 70, 70) - 200
+    logits[..., :64] = -torch.inf
+    inputs = [logits.requires_grad_(), torch.randn(IMAGES, HEADS, 70, CHANNELS), probability.scale]
+    plain = attended(*inputs[:2], probability)
+    one = fused.attend_logits(*inputs[:2], probability, 1.0)
+    assert_near([one], [plain])
+    upstream = torch.randn_like(plain)
+    wanted = [inputs[0], inputs[2]]
+    assert_near(gradients(one, wanted, upstream), gradients(plain, wanted, upstream))
+
+
+def test_a_number_that_is_none_stays_none():
+    qkv, q, k, v, probability = attention(2, 19)
+    qkv = qkv.detach()
+    qkv[0, 3, 2 * WIDTH] = torch.nan
+    quantizers = (q.quantizer, k.quantizer, v.quantizer, probability)
+    out = fused.attend(qkv, quantizers, (q.after, v.after), HEADS, 0.25)
+    assert out[0, :, 0].isnan().any()
+    assert out[1].isfinite().all()
+    x = torch.full((1, 19, 16), torch.nan)
+    quantizer = initialized(ActivationQuantizer(LSQ(2, -2, signed=False), 16), torch.rand_like(x))
+    assert fused.gelu_lsq(x, quantizer.before, quantizer.quantizer).isnan().all()
 
 
 @pytest.fixture

@@ -108,16 +108,24 @@ def test_tables_that_no_figure_uses_are_left_out(home: Workspace, packed: Path) 
     assert not {"layers.parquet", "trajectories.parquet"} & names
 
 
-def test_only_those_paths_of_weights_are_packed_that_the_figure_shows(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("unrecorded", "seed"), [(set(), 0), ({0}, 1)])
+def test_only_those_paths_of_weights_are_packed_that_the_figure_shows(
+    unrecorded: set[int], seed: int, tmp_path: Path
+) -> None:
     made = synthetic.make_workspace(tmp_path / "home", **{**BRIEF, "figures": ["weight_paths"]})
     synthetic.fill(made)
+    runs = made.grid("small").runs().values()
+    for run in runs:
+        if run.config.seed in unrecorded:
+            (made.results / f"runs/{run.id}/trajectories.parquet").unlink(missing_ok=True)
     bundle(made, "small", tmp_path / "small.tar.xz")
     names = {member.name for member, _ in read(tmp_path / "small.tar.xz")}
-    packed = {"W4A4": set(), "W2A2": set()}
-    for run in made.grid("small").runs().values():
-        if f"small/results/runs/{run.id}/trajectories.parquet" in names:
-            packed[str(run.config.bits)].add(run.config.stage)
-    assert packed == {"W2A2": {"qat", "cga"}, "W4A4": set()}
+    packed = {
+        (str(run.config.bits), run.config.stage, run.config.seed)
+        for run in runs
+        if f"small/results/runs/{run.id}/trajectories.parquet" in names
+    }
+    assert packed == {("W2A2", "qat", seed), ("W2A2", "cga", seed)}
 
 
 def test_addresses_of_tracking_stores_stay_at_home(tmp_path: Path) -> None:

@@ -17,11 +17,29 @@ from ofq.errors import UserError
 from ofq.report import build
 from ofq.report.collect import collect
 from ofq.report.figures import FIGURES, check_figures, write_figures
-from ofq.report.figures.style import add_legend, new_figure, panels, styled
+from ofq.report.figures.style import add_legend, new_figure, panels, save, styled
 from ofq.study import Workspace
 
 DIGITS = synthetic.STUDY["figures"]
 TOY = ["loss", "trajectories"]
+
+
+def test_a_line_in_an_svg_goes_through_its_points(tmp_path):
+    points = np.array([[0, 0], [0, 3], [2, 3], [4, 1], [4, 1.5], [1, 1.5]])
+    with styled():
+        figure = Figure(figsize=(2, 2))
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 4), ylim=(0, 4))
+        axes.plot(*points.T, gid="line")
+        save(figure, tmp_path / "line")
+    path = re.search(r'id="line">\s*<path d="([^"]+)"', (tmp_path / "line.svg").read_text())[1]
+    assert re.sub("[^A-Z]", "", path) == "MVHLVH"
+    place, drawn = [0.0, 0.0], []
+    for letter, numbers in re.findall("([A-Z])([^A-Z]*)", path):
+        values = [float(number) for number in numbers.split()]
+        place = {"H": [*values, place[1]], "V": [place[0], *values]}.get(letter, values)
+        drawn.append(place)
+    expected = points * [36, -36] + [0, 144]  # in points, from the top
+    np.testing.assert_allclose(drawn, expected, atol=0.01)
 
 
 def boxes(figure: Figure) -> list[tuple[str, Bbox]]:

@@ -154,7 +154,7 @@ def _compact(svg: str) -> str:
 
 
 def _shortened(path: str) -> str:
-    """A path in one line, whose steps to the side or upwards give one coordinate."""
+    """A path in one line, of which level and upright steps give one coordinate."""
     parts: list[str] = []
     last = ["", ""]
     for letter, numbers in ((step[1], step[2].split()) for step in _STEPS.finditer(path)):

@@ -152,7 +152,7 @@ def weight_paths(records: Records) -> Drawn:
     return Drawn(
         picture,
         f"Single weights of {model} at {bits} through the grid in each method's last stage: the "
-        "two that flip most of those followed with the first seed, which are the ones nearest to a "
+        "two that flip most of those followed with its first seed, which are the ones nearest to a "
         "threshold when the stage begins. Below, the distance of the first from the threshold "
         f"(dotted) in the {ZOOM} steps in which it flips most.",
     )
