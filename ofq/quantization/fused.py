@@ -66,7 +66,7 @@ def _gelu_lsq(
     from ofq.quantization import kernels
 
     x = x.contiguous()
-    sizes = x.numel() // x.shape[-1] // len(scale), len(scale), x.shape[-1]
+    sizes = _gelu_sizes(x, scale)
     out = torch.empty_like(x)
     _launch(
         kernels.gelu_lsq,
@@ -83,6 +83,11 @@ def _gelu_lsq(
         IMAGES=_IMAGES,
     )
     return out
+
+
+def _gelu_sizes(x: Tensor, scale: Tensor) -> tuple[int, int, int]:
+    """Images, positions and columns."""
+    return x.numel() // x.shape[-1] // len(scale), len(scale), x.shape[-1]
 
 
 def _gelu_grid(images: int, positions: int, columns: int) -> tuple[int, int, int]:
@@ -103,7 +108,7 @@ def _gelu_lsq_backward(
     from ofq.quantization import kernels
 
     x, upstream = x.contiguous(), upstream.contiguous()
-    sizes = x.numel() // x.shape[-1] // len(scale), len(scale), x.shape[-1]
+    sizes = _gelu_sizes(x, scale)
     grid = _gelu_grid(*sizes)
     of_x = torch.empty_like(x)
     of_shift = scale.new_empty(grid[2] * grid[0], sizes[2])
@@ -132,7 +137,7 @@ def _gelu_lsq_backward(
 def _(
     upstream: Tensor, x: Tensor, shift: Tensor, scale: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    sizes = x.numel() // x.shape[-1] // len(scale), len(scale), x.shape[-1]
+    sizes = _gelu_sizes(x, scale)
     grid = _gelu_grid(*sizes)
     return (
         torch.empty_like(x, memory_format=torch.contiguous_format),

@@ -18,7 +18,6 @@ import triton.language as tl
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
-
 # Triton's interpreter, by which tests run the kernels on a CPU, has no assembler
 _ASSEMBLER = tl.constexpr(not triton.knobs.runtime.interpret)
 
