@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofq.quantization import fused
+from ofq.quantization.fused import fitting
 from ofq.quantization.layers import (
     ActivationQuantizer,
     LogitQuantizer,
@@ -62,7 +63,7 @@ def attend(
     tokens, channels = v.shape[-2:]
     if mask is not None:
         logits, scale = logits * scale + padded_like(mask, logits), 1.0
-    if fused.fits_attention(logits, channels) and fused.ready(probability_quantizer, axis=-2):
+    if fitting.fits_attention(logits, channels) and fitting.ready(probability_quantizer, axis=-2):
         return fused.attend_logits(logits, v.to(logits.dtype), probability_quantizer, scale)
     if scale != 1.0:
         logits = logits * scale
@@ -119,14 +120,14 @@ class SeparateScores(Scores):
         q, k, v = self._quantizers
         if (
             mask is None
-            and fused.fits_attention(qkv, channels=qkv.shape[-1] // 3 // self.heads)
+            and fitting.fits_attention(qkv, channels=qkv.shape[-1] // 3 // self.heads)
             and isinstance(q, ActivationQuantizer)
             and isinstance(k, LogitQuantizer)
             and isinstance(v, ActivationQuantizer)
-            and fused.ready(q.quantizer, axis=-2)
-            and fused.ready(k.quantizer, axis=-2)
-            and fused.ready(v.quantizer, axis=-1)
-            and fused.ready(probability_quantizer, axis=-2)
+            and fitting.ready(q.quantizer, axis=-2)
+            and fitting.ready(k.quantizer, axis=-2)
+            and fitting.ready(v.quantizer, axis=-1)
+            and fitting.ready(probability_quantizer, axis=-2)
         ):
             quantizers = (q.quantizer, k.quantizer, v.quantizer, probability_quantizer)
             return fused.attend(qkv, quantizers, (q.after, v.after), self.heads, scale)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofq.quantization import fused
+from ofq.quantization.fused import fitting
 from ofq.quantization.lsq import LSQ
 from ofq.quantization.products import Linear, Product, shift_channels
 from ofq.quantization.quantizer import WeightQuantizer
@@ -209,9 +210,9 @@ class QuantizedLinear(nn.Linear, LowBit):
             self._backward_hooks,
             self._backward_pre_hooks,
         )
-        if any(hooks) or not fused.fits(x) or not isinstance(quantizer, ActivationQuantizer):
+        if any(hooks) or not fitting.fits(x) or not isinstance(quantizer, ActivationQuantizer):
             return False
-        return fused.ready(quantizer.quantizer, axis=-2)
+        return fitting.ready(quantizer.quantizer, axis=-2)
 
     def of_gelu(self, x: Tensor) -> Tensor:
         """The layer of GELU(x), where GELU and the input's quantizer are one kernel."""

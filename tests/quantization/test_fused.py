@@ -11,10 +11,13 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from torch.autograd import grad
+from torch.library import opcheck
 
 import ofq.quantization
 from ofq.quantization import fused
 from ofq.quantization.attention import split_heads
+from ofq.quantization.fused import fitting
 from ofq.quantization.layers import ActivationQuantizer, LogitQuantizer
 from ofq.quantization.lsq import LSQ
 
@@ -37,10 +40,6 @@ def initialized(quantizer, x):
     return quantizer
 
 
-def gradients(result, inputs, upstream):
-    return torch.autograd.grad(result, inputs, upstream)
-
-
 def assert_near(found, expected):
     """As near as float32's sums in another order; none of these inputs is next to a threshold."""
     for a, b in zip(found, expected, strict=True):
@@ -59,7 +58,7 @@ def test_gelu_and_lsq_in_one_kernel_give_what_they_give_apart(bits, columns, ima
     plain = lsq(F.gelu(x) + shift)
     one = fused.gelu_lsq(x, shift, lsq)
     assert_near([one], [plain])
-    assert_near(gradients(one, inputs, upstream), gradients(plain, inputs, upstream))
+    assert_near(grad(one, inputs, upstream), grad(plain, inputs, upstream))
 
 
 def attention(bits, tokens):
@@ -97,7 +96,7 @@ def test_attention_in_one_kernel_gives_what_its_parts_give(bits, tokens):
     one = fused.attend(qkv, quantizers, (q.after, v.after), HEADS, factor)
     assert_near([one], [plain])
     inputs = [qkv, *(quantizer.scale for quantizer in quantizers), q.after, v.after]
-    assert_near(gradients(one, inputs, upstream), gradients(plain, inputs, upstream))
+    assert_near(grad(one, inputs, upstream), grad(plain, inputs, upstream))
 
 
 @TOKENS
@@ -112,7 +111,7 @@ def test_attention_of_logits_in_one_kernel_gives_what_its_parts_give(padding, to
     plain = attended(0.3 * logits[..., :tokens], values, probability)
     one = fused.attend_logits(logits, values, probability, 0.3)
     assert_near([one], [plain])
-    assert_near(gradients(one, inputs, upstream), gradients(plain, inputs, upstream))
+    assert_near(grad(one, inputs, upstream), grad(plain, inputs, upstream))
 
 
 def test_queries_with_a_masked_tile_and_tiny_denominators_have_finite_gradients():
@@ -125,7 +124,7 @@ def test_queries_with_a_masked_tile_and_tiny_denominators_have_finite_gradients(
     assert_near([one], [plain])
     upstream = torch.randn_like(plain)
     wanted = [inputs[0], inputs[2]]
-    assert_near(gradients(one, wanted, upstream), gradients(plain, wanted, upstream))
+    assert_near(grad(one, wanted, upstream), grad(plain, wanted, upstream))
 
 
 def test_a_number_that_is_none_stays_none():
@@ -141,6 +140,19 @@ def test_a_number_that_is_none_stays_none():
     assert fused.gelu_lsq(x, quantizer.before, quantizer.quantizer).isnan().all()
 
 
+@pytest.mark.parametrize("padding", [0, 2])
+def test_operators_tell_the_compiler_what_they_return(padding):
+    torch.manual_seed(3)
+    x = torch.randn(IMAGES, 19, 3 * WIDTH, requires_grad=True)
+    rows, columns = torch.rand(19) + 0.1, torch.rand(WIDTH) + 0.1
+    opcheck(torch.ops.ofq.gelu_lsq, (x, torch.randn(3 * WIDTH), rows, 0, 3, 0.1))
+    scales = rows, rows, columns, rows, columns, columns
+    opcheck(torch.ops.ofq.attend, (x, *scales, HEADS, 0.25, -2, 1, 3, 4 * [0.1]))
+    logits = torch.randn(IMAGES, 19, HEADS, 19 + padding).transpose(1, 2).requires_grad_()
+    values = split_heads(torch.randn(IMAGES, 19, WIDTH), HEADS).requires_grad_()
+    opcheck(torch.ops.ofq.attend_logits, (logits, values, rows, 0.25, 3, 0.1))
+
+
 @pytest.fixture
 def used(monkeypatch):
     """Takes the kernels on the CPU too; which of them were called."""
@@ -153,7 +165,7 @@ def used(monkeypatch):
             return kernel(*arguments)
 
         monkeypatch.setattr(fused, name, spy)
-    monkeypatch.setattr(fused, "fits", lambda x: x.dtype is torch.float16)
+    monkeypatch.setattr(fitting, "fits", lambda x: x.dtype is torch.float16)
     return names
 
 

@@ -11,7 +11,7 @@ from servers import free_port
 from trainings import Recorder, Trainings, annealed, same_weights, without_times
 
 import ofq
-from ofq.quantization import fused
+from ofq.quantization.fused import fitting
 from ofq.quantization.quantizer import OFF, make_weight_quantizer
 from ofq.training.compiling import compile_blocks
 from ofq.training.devices import Solo
@@ -93,7 +93,7 @@ def test_kernels_are_as_near_to_float32_as_what_they_stand_for(kind, qkr, monkey
 
     expected = computed(half=False)
     by_kernels = computed(half=True)
-    monkeypatch.setattr(fused, "fits", lambda x: False)
+    monkeypatch.setattr(fitting, "fits", lambda x: False)
     plainly = computed(half=True)
     assert any((a != b).any() for a, b in zip(by_kernels, plainly, strict=True))
     for a, b, right in zip(by_kernels, plainly, expected, strict=True):
