@@ -12,8 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import ofq.cli
-from ofq.cli import main
+from ofq.cli import main, trainings
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
@@ -85,7 +84,7 @@ def _run(
     os.chdir(folder)
     sys.argv = ["ofq", *arguments]
     sys.path[:0] = [str(folder), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
-    ofq.cli._STARTED = time.monotonic()  # when the command was loaded, otherwise
+    trainings._STARTED = time.monotonic()  # when the command was loaded, otherwise
     entry()
 
 

@@ -1,0 +1,66 @@
+"""The ``ofq`` command; each subcommand is a few lines over the package."""
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from ofq import __version__
+from ofq.cli import models, reports, studies, track, trainings
+from ofq.errors import RunFailed, TryAgain, UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Reproduce, ablate and extend [bold]Oscillation-free Quantization[/bold] for low-bit "
+    "vision transformers.\n\nRun it in a checkout, where [cyan]config/[/cyan] defines studies. "
+    "[cyan]snakemake --cores 2 STUDY[/cyan] runs a whole study; the commands here are its steps.",
+    epilog="Examples:  [cyan]ofq status digits[/cyan]   [cyan]ofq train RUN[/cyan]   "
+    "[cyan]ofq doctor RUN[/cyan]   [cyan]ofq report digits[/cyan]",
+)
+for commands in (studies, trainings, reports, models):
+    app.add_typer(commands.app)
+app.add_typer(track.app, name="track", rich_help_panel="Runs")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"ofq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; what a person must know is one message, without a stack trace."""
+    sys.path.insert(0, os.getcwd())  # modules of a user's own methods lie in the checkout
+    try:
+        app()
+    except (UserError, RunFailed) as error:
+        _fail(str(error), error.exit_code)
+    except TryAgain as reason:
+        Console(stderr=True).print(str(reason), highlight=False, markup=False, soft_wrap=True)
+        raise SystemExit(reason.exit_code) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except OSError as error:  # a full disk, a folder without permission
+        _fail(f"{error.filename or 'system'}: {error.strerror or error}")
+
+
+def _fail(message: str, code: int = UserError.exit_code) -> NoReturn:
+    console = Console(stderr=True)
+    console.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    raise SystemExit(code) from None

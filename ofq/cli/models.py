@@ -1,0 +1,126 @@
+"""Models in files: imported, exported and evaluated."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ofq.cli.common import RunId, say
+from ofq.errors import UserError
+from ofq.interruption import StopRequest
+from ofq.progress import summary
+from ofq.study import Quantization, Workspace
+from ofq.study.dataset import locate
+from ofq.study.files import parse
+
+_PANEL = "Models"
+app = typer.Typer()
+
+ModelName = Annotated[str, typer.Option(metavar="NAME", help="The timm model.")]
+Bits = Annotated[str, typer.Option(metavar="W2A2", help="Bits of weights and activations.")]
+Qkr = Annotated[bool, typer.Option("--qkr", help="With query-key reparameterization.")]
+Quantizer = Annotated[str, typer.Option(help="The weight quantizer.")]
+
+
+@app.command(rich_help_panel=_PANEL)
+def export(
+    run_id: RunId,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where to write it: .safetensors, packed, or .onnx; left out, packed, here, as "
+            "the run's name + .packed.",
+        ),
+    ] = None,
+) -> None:
+    """Write a finished run's model with each quantized weight as integer codes.
+
+    A file .safetensors has b bits for each code; `ofq.export.load_packed(FILE)` in Python gives
+    the model back, with the same logits. A file .onnx has codes behind DequantizeLinear, and
+    activations between QuantizeLinear and DequantizeLinear (docs/export.md).
+    """
+    from ofq.export import export_run
+    from ofq.onnx_export import export_onnx
+
+    workspace = Workspace()
+    run, _ = workspace.find(run_id)
+    path = out or Path(f"{Path(run.id).name}.packed.safetensors")
+    _check_weights_path(path, ".safetensors", ".onnx")
+    text = f"wrote {path}: "
+    if path.suffix == ".onnx":
+        text += f"{export_onnx(workspace, run, path):,} bytes"
+    else:
+        done = export_run(workspace, run, path)
+        share = f"1/{done.full_precision / done.size:.2f} of the full-precision model's"
+        text += f"{done.size:,} bytes, {share} {done.full_precision:,}"
+    say(text)
+
+
+@app.command(rich_help_panel=_PANEL, name="eval")
+def evaluate(
+    weights: Annotated[Path, typer.Argument(help="Weights of a quantized model (.safetensors).")],
+    model: ModelName,
+    bits: Bits,
+    data: Annotated[str, typer.Option(help="`digits`, or a data set (docs/data.md).")],
+    qkr: Qkr = False,
+    quantizer: Quantizer = "statsq",
+    batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1)] = 64,
+    seed: Annotated[int, typer.Option(help="Whose split of digits.")] = 0,
+) -> None:
+    """Evaluate weights: top-1 and top-5, each image counted once whatever the batch size."""
+    from ofq.training import evaluation, models
+    from ofq.training.images import Files
+    from ofq.training.weights import load_weights
+
+    console = Console()
+    wanted = _quantization(bits, qkr, quantizer)
+    if data == "digits":
+        images = evaluation.digits(model, seed, batch_size)
+    else:
+        files = Files(locate(data, Path()))
+        images = evaluation.image_files(files, model, batch_size=batch_size)
+    quantized = models.quantized(models.build(model, images.classes), wanted)
+    loaded = load_weights(quantized, weights)
+    measures, _ = evaluation.evaluate(loaded, images, console, StopRequest())
+    count = f"{measures['correct']} of {measures['images']} images right"
+    say(f"{summary(measures)}  {count}")
+
+
+@app.command(rich_help_panel=_PANEL)
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(help="A checkpoint as the authors' code saves it.")],
+    out: Annotated[Path, typer.Option(help="Where to write the weights (.safetensors).")],
+    model: ModelName,
+    bits: Bits,
+    qkr: Qkr = False,
+    quantizer: Quantizer = "statsq",
+    classes: Annotated[int, typer.Option(help="Number of classes.", min=1)] = 1000,
+) -> None:
+    """Turn one of the authors' released checkpoints into weights of this package.
+
+    Strictly: every tensor has its place, or is named as dropped, with the reason.
+    """
+    from ofq.atomic import write_file
+    from ofq.training.importing import import_released
+    from ofq.training.weights import save_weights
+
+    _check_weights_path(out, ".safetensors")
+    imported = import_released(file, model, _quantization(bits, qkr, quantizer), classes)
+    write_file(out, lambda path: save_weights(imported.model, path))
+    for reason, names in imported.reasons().items():
+        text = f"dropped {len(names)} tensors like {names[0]}: {reason}"
+        say(text)
+    say(f"wrote {out}")
+
+
+def _check_weights_path(out: Path, *endings: str) -> None:
+    if out.suffix not in endings or not out.parent.is_dir():
+        allowed = " or ".join(endings)
+        raise UserError(f"--out {out}: expected a {allowed} file in a folder that exists")
+
+
+def _quantization(bits: str, qkr: bool, quantizer: str) -> Quantization:
+    values = {"bits": bits, "qkr": qkr, "weight_quantizer": quantizer}
+    return parse(Quantization, values, "options")

@@ -1,0 +1,78 @@
+"""Reports: built, explained and packed."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ofq.cli.common import StudyName, say
+from ofq.study import Workspace
+
+_PANEL = "Reports"
+app = typer.Typer()
+
+
+@app.command(rich_help_panel=_PANEL)
+def report(study: StudyName) -> None:
+    """Build a study's report from its run folders; trains nothing."""
+    from ofq.report import build
+
+    workspace = Workspace()
+    page = build(workspace, study, workspace.reports / study)
+    say(f"report: {page}")
+
+
+@app.command(rich_help_panel=_PANEL)
+def explain(
+    study: StudyName,
+    cell: Annotated[
+        str, typer.Argument(metavar="CELL", help="BITS/METHOD, or MODEL/BITS/METHOD if several.")
+    ],
+) -> None:
+    """Tell where a number of a study's table comes from: runs, commits, recipes, commands.
+
+    For example `ofq explain digits W2A2/statsq+qkr+cga`, or `FP/fp` for full precision.
+    """
+    from ofq.report import explain as tell
+
+    print(tell(Workspace(), study, cell))
+
+
+@app.command(rich_help_panel=_PANEL, name="bundle")
+def make_bundle(
+    study: StudyName,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where to write it; left out, as reports/STUDY.tar.xz."),
+    ] = None,
+) -> None:
+    """Pack what a study's report is made from, and the report, into one file.
+
+    It holds config, records and results, no weights. `ofq unbundle FILE` unpacks it anywhere.
+    """
+    from ofq.bundle import ENDING, bundle
+
+    workspace = Workspace()
+    path = out or workspace.reports / f"{study}{ENDING}"
+    bundle(workspace, study, path)
+    text = f"wrote {path}: {path.stat().st_size:,} bytes"
+    say(text)
+
+
+@app.command(rich_help_panel=_PANEL, name="unbundle")
+def open_bundle(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `ofq bundle` has written.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="A new folder; left out, the study's name, here."),
+    ] = None,
+) -> None:
+    """Unpack a study's bundle into a folder, where `ofq report` makes the same report again."""
+    from ofq.bundle import unbundle
+
+    unpacked = unbundle(file, out)
+    [study] = unpacked.site.studies
+    again = f"cd {shlex.quote(str(unpacked.root))} && ofq report {study}"
+    text = f"unpacked {study}; its report anew: {again}"
+    say(text)

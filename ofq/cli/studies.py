@@ -1,0 +1,160 @@
+"""What is there, how far it is and what it will cost."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ofq.cli.common import StudyName, say
+from ofq.interruption import StopRequest
+from ofq.study import Workspace
+from ofq.tracking.folder import State
+
+_PANEL = "Studies"
+app = typer.Typer()
+
+
+@app.command(rich_help_panel=_PANEL)
+def studies() -> None:
+    """List the studies under config/, with the size of their grids."""
+    workspace = Workspace()
+    table = Table("study", "cells", "runs", "title", box=None)
+    for name in workspace.study_names:
+        grid = workspace.grid(name)
+        counts = (str(len(grid.cells)), str(len(grid.runs())))
+        table.add_row(name, *counts, workspace.study(name).title)
+    Console().print(table)
+
+
+@app.command(rich_help_panel=_PANEL)
+def recipe(study: StudyName) -> None:
+    """List what a study's runs differ in from the published recipe, as its recipe asks for devices.
+
+    Runs for which nothing was published, such as those on digits, are left out.
+    """
+    workspace = Workspace()
+    for run in workspace.grid(study).runs().values():
+        found = workspace.compare(run)
+        if found is not None:
+            lines = [f"differs: {difference}" for difference in found.differences]
+            lines += [f"always: {deviation}" for deviation in found.deviations]
+            print("\n  ".join([f"{run.id} ({found.title})", *lines]))
+
+
+@app.command(rich_help_panel=_PANEL)
+def runs(
+    study: StudyName,
+    state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
+) -> None:
+    """List a study's runs, parents first, and the state that each is in.
+
+    Prints one id per line when the output isn't a terminal, so that it can be handed on:
+    `ofq doctor $(ofq runs digits --state interrupted)`. `ofq status` sums them up by cells.
+    """
+    from ofq.status.look import Watch
+    from ofq.status.table import STYLES
+
+    console = Console()
+    watch = Watch(Workspace(), study)
+    if state is None and not console.is_terminal:
+        print("\n".join(watch.runs))
+        return
+    states = {name: look.state for name, look in watch.look().items()}
+    wanted = [name for name in states if state in (None, states[name])]
+    if not console.is_terminal:
+        print("".join(f"{name}\n" for name in wanted), end="")
+        return
+    table = Table("run", "state", box=None)
+    for name in wanted:
+        table.add_row(name, states[name], style=STYLES[states[name]])
+    console.print(table)
+
+
+@app.command(rich_help_panel=_PANEL)
+def status(
+    studies: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[STUDY]...", help="Studies; left out, the site's."),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print it once, whole, and leave.")] = False,
+) -> None:
+    """Show how far studies are: what is done, running, interrupted, failed and waiting.
+
+    One row per cell. It counts the cell's runs, all seeds and stages; a stage that several cells
+    share is counted in one row. For running ones it shows how far they are together, the steps
+    per second of one, and when the last of them ends. Below are the failed runs: why, where the
+    log is, what to do.
+
+    In a terminal this is live, until all is done or Ctrl-C; elsewhere it is a line per cell, once.
+    """
+    from ofq.status.lines import lines
+    from ofq.status.look import Watch
+    from ofq.status.table import Page, follow
+
+    console = Console()
+    workspace = Workspace()
+    watches = [Watch(workspace, name) for name in studies or workspace.site.studies]
+    if not console.is_terminal:
+        for watch in watches:
+            print("\n".join(lines(watch)))
+    elif once:
+        console.print(Page(watches, console).draw(fit=False))
+    else:
+        follow(Page(watches, console), StopRequest().listen())
+
+
+@app.command(rich_help_panel=_PANEL)
+def plan(
+    study: StudyName,
+    gpus: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="GPUs to plan for; left out, this machine's."),
+    ] = None,
+    cores: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="CPU cores for runs without GPU; left out, this machine's."
+        ),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="First train each kind of run for some seconds here.")
+    ] = False,
+    write_runtime: Annotated[
+        bool,
+        typer.Option("--write-runtime", help="Write jobs' time limits to config/runtimes.yaml."),
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="MINUTES", min=5, help="With --write-runtime: the most that a job may ask for."
+        ),
+    ] = None,
+) -> None:
+    """Say what a study will cost, before anything is submitted.
+
+    Runs to do and done, what shared stages save, GPU-hours, and the time until all is done.
+    Times are ranges: from finished runs, else from --measure (kept in the results folder), else
+    assumed, which the last column says. On a cluster, measure on a node like those of the jobs:
+    [cyan]srun --cpus-per-task=8 ofq plan STUDY --measure[/cyan]
+
+    With --write-runtime the workflow asks for time by these estimates in place of the recipe's.
+    That re-runs nothing. A run that takes longer than --limit goes on in further jobs.
+    """
+    from ofq.planning.limits import write
+    from ofq.planning.plan import Machine, Planner
+    from ofq.planning.show import show
+
+    console = Console()
+    workspace = Workspace()
+    planner = Planner(workspace, study)
+    if measure:
+        from ofq.planning.calibration import measure as measure_runs
+
+        with console.status("measuring"):
+            measure_runs(workspace, planner.unmeasured(), console.print)
+        planner = Planner(workspace, study)
+    show(planner.plan(Machine.given(gpus, cores, planner.to_do())), console)
+    if write_runtime:
+        for line in write(workspace, planner, limit):
+            say(line)
