@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,22 @@ from ofq.training.devices import choose
 
 def machine() -> dict[str, Any]:
     """Devices, cores that this process may use, torch's version, and the checkout's commit."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     devices = choose(torch.cuda.device_count()).describe()["devices"]
     return {
         "devices": devices,
         "cores": len(os.sched_getaffinity(0)),
         "torch": torch.__version__,
-        "commit": commit or None,
+        "commit": _commit(),
     }
+
+
+def _commit() -> str | None:
+    """The commit, marked where code differs from it; figures and texts may."""
+    here = str(Path(__file__).parent)
+    git = partial(subprocess.run, capture_output=True, text=True, check=False, cwd=here)
+    commit = git(["git", "describe", "--always"]).stdout.strip()
+    changed = git(["git", "status", "--porcelain", "--", "*.py", "../ofq"]).stdout
+    return f"{commit}-dirty" if commit and changed else commit or None
 
 
 def keep(file: Path | None, figures: dict[str, Any]) -> None:
