@@ -75,8 +75,11 @@ def bundle(workspace: Workspace, study: str, path: Path) -> None:
         path: The file to write, which appears when it is whole.
 
     Raises:
-        UserError: The study is wrong, or has no report (:func:`ofq.report.build`).
+        UserError: The study is wrong, or has no report (:func:`ofq.report.build`); or the file's
+            folder isn't there.
     """
+    if not path.parent.is_dir() and path.parent != workspace.reports:
+        raise UserError(f"{path}: expected a file in a folder that exists")
     from ofq.report.write import write_report  # takes a second, which unpacking needn't wait for
 
     with tempfile.TemporaryDirectory() as name:
@@ -90,7 +93,7 @@ def bundle(workspace: Workspace, study: str, path: Path) -> None:
             raise UserError(text.replace(str(copy.root), str(workspace.root))) from None
         for file in set(copy.results.rglob("*.parquet")) - records.curves.files:
             file.unlink()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        workspace.reports.mkdir(parents=True, exist_ok=True)
         write_file(path, lambda to: _pack(copy.root, study, to))
 
 

@@ -34,12 +34,14 @@ def recipe(study: StudyName) -> None:
     Runs for which nothing was published, such as those on digits, are left out.
     """
     workspace = Workspace()
-    for run in workspace.grid(study).runs().values():
-        found = workspace.compare(run)
-        if found is not None:
-            lines = [f"differs: {difference}" for difference in found.differences]
-            lines += [f"always: {deviation}" for deviation in found.deviations]
-            print("\n  ".join([f"{run.id} ({found.title})", *lines]))
+    runs = workspace.grid(study).runs().values()
+    compared = [(run, found) for run in runs if (found := workspace.compare(run)) is not None]
+    for run, found in compared:
+        lines = [f"differs: {difference}" for difference in found.differences]
+        lines += [f"always: {deviation}" for deviation in found.deviations]
+        print("\n  ".join([f"{run.id} ({found.title})", *lines]))
+    if not compared:
+        say(f"no recipe was published for any of the {len(runs)} runs of {study}")
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -47,9 +49,9 @@ def runs(
     study: StudyName,
     state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
 ) -> None:
-    """List a study's runs, parents first, and the state that each is in.
+    """List a study's runs, parents first; in a terminal with the state that each is in.
 
-    Prints one id per line when the output isn't a terminal, so that it can be handed on:
+    Elsewhere it prints one id per line, so that they can be handed on:
     `ofq doctor $(ofq runs digits --state interrupted)`. `ofq status` sums them up by cells.
     """
     from ofq.status.look import Watch

@@ -73,8 +73,8 @@ def quantize(
             its ``qkv``.
 
     Raises:
-        UserError: A bit-width or name isn't allowed, a pattern matches no layer, or the model has
-            a part that can't be quantized faithfully.
+        UserError: A bit-width or name isn't allowed, a pattern matches no layer, or the model is
+            quantized already or has a part that can't be quantized faithfully.
 
     Example:
         >>> import ofq.quantization, timm
@@ -88,6 +88,8 @@ def quantize(
             f"can't quantize a {type(model).__name__}; allowed: timm's VisionTransformer (ViT, "
             "DeiT) and SwinTransformer"
         )
+    if any(isinstance(m, QuantizedLinear | QuantizedConv2d) for m in model.modules()):
+        raise UserError("the model is quantized already; quantize the full-precision model")
     if qkr not in SCORES:
         raise UserError(f"qkr {qkr!r}; allowed: False, True, 'lowrank'")
     layer_bits = layer_bits or {}

@@ -25,7 +25,7 @@ def build(workspace: Workspace, study: str, out: Path) -> Path:
         The page, ``out/index.html``.
 
     Raises:
-        UserError: The study is wrong, names an unknown figure, or misses a run; or ``out`` holds
+        UserError: The study is wrong, or misses a run; or ``out`` holds
             something else than a report.
     """
     from ofq.report.write import write_report

@@ -90,7 +90,7 @@ def _origin(records: Records, run: pd.Series) -> list[str]:
         "commit": f"{commit} with changes of its own" if run["modified"] else commit,
         "recipe differs": run["recipe_differences"],
         "MLflow": run["mlflow_runs"],
-        "again": run["command"],
+        "again": f"{run['command']}  (where the run's folder isn't there)",
     }
     lines = [f"seed {run['seed']}: {measure.text(run[measure.key])}{images}"]
     return lines + [f"  {name + ':':15} {fact}" for name, fact in facts.items() if fact]

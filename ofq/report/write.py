@@ -10,7 +10,7 @@ from ofq.errors import UserError
 from ofq.report.collect import Records, collect
 from ofq.report.compare import compare, hold_against, summarize_cells
 from ofq.report.effects import effects
-from ofq.report.figures import check_figures, write_figures
+from ofq.report.figures import write_figures
 from ofq.report.formats import FORMATS, FRAMES, Tables, write_tables
 from ofq.report.noise import draws
 from ofq.report.page import write_page
@@ -23,7 +23,6 @@ ENTRIES = {"index.html", "figures", *(f"{name}.{e}" for name in FRAMES for e in 
 
 def write_report(workspace: Workspace, study: str, out: Path) -> Records:
     """Write a report (:func:`ofq.report.build`), and give what it was made from."""
-    check_figures(workspace.study(study).figures, str(workspace.study_path(study)))
     _refuse_foreign(out)
     records = collect(workspace, study)
     with _replacing(out) as folder:

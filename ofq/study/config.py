@@ -30,10 +30,35 @@ FROM_FOLDERS = ("imagenet",)
 CLASSIFICATION = ("digits", "imagenet")
 """Those of them whose images have classes."""
 
+FIGURES = (
+    "accuracy",
+    "accuracy_against_bits",
+    "accuracy_against_oscillation",
+    "boundary_range",
+    "frozen_share",
+    "gradient_sign_changes",
+    "joint_flips",
+    "latent_weights",
+    "loss",
+    "noise_injection",
+    "oscillation_by_role",
+    "oscillation_over_training",
+    "scale_paths",
+    "trajectories",
+    "weight_paths",
+)
+"""The figures that a study may name, which :mod:`ofq.report.figures` draws."""
+
 HUB = "timm"
 """Stands in a run's config for the pretrained weights that timm's hub has for the model."""
 
 _WEIGHT_FILES = (".safetensors", ".pth", ".pt")
+
+
+def _drawn(name: str) -> str:
+    if name not in FIGURES:
+        raise ValueError(f"unknown figure ({suggest(name, list(FIGURES))})")
+    return name
 
 
 def _listed(given: Any) -> Any:
@@ -168,11 +193,12 @@ class Study(Strict):
     Attributes:
         title: Heading of the report.
         description: What the study asks; opens the report (Markdown-free plain text).
+        extends: Name of the study whose keys count where this one leaves them out.
         recipe: Name of the recipe.
         models, bits, methods, seeds: The grid.
         checkpoints: Where given, nothing is trained: a cell's number is that of a file in the
             authors' released layout, by model and bits.
-        figures: Names of the report's figures, in order.
+        figures: Names of the report's figures, in order; among :data:`FIGURES`.
         references: Names of files in ``config/reference``, whose numbers the study's are held
             against; the first that has a cell counts.
         contrasts: The comparisons that the study is made for; left out, each method is compared
@@ -185,12 +211,13 @@ class Study(Strict):
 
     title: str
     description: str
+    extends: Name | None = None
     recipe: Name
     models: Names
     bits: Annotated[list[Bits], AfterValidator(distinct)]
     methods: Names
     seeds: Annotated[list[Seed], AfterValidator(distinct)]
-    figures: Names
+    figures: Annotated[list[Annotated[str, AfterValidator(_drawn)]], AfterValidator(distinct)]
     checkpoints: dict[Name, dict[Bits, str]] = Field(default_factory=dict)
     references: list[Name] = Field(default_factory=list)
     contrasts: tuple[Contrast, ...] = ()

@@ -122,7 +122,6 @@ class Workspace:
         data: dict[str, Any] = {}
         for path in self.study_files(name):
             data = {**self._read(path), **data}
-        data.pop("extends", None)
         return parse(Study, data, str(self.study_path(name)))
 
     def study_files(self, name: str) -> list[Path]:
@@ -137,6 +136,7 @@ class Workspace:
             path = self.study_path(str(base))
             where = f"{files[-1]}: key 'extends': " if files else ""
             if not path.exists():
+                self._refuse_elsewhere()
                 hint = suggest(str(base), [p.stem for p in self._files("studies")])
                 raise UserError(f"{where}unknown study '{base}' ({hint})")
             if path in files:
@@ -175,15 +175,12 @@ class Workspace:
         """What a study's numbers are held against, in the study's order.
 
         Raises:
-            UserError: There is no such file, or it is wrong, or it is about another data set.
+            UserError: A file is wrong, or about another data set.
         """
         source = f"{self.study_path(study)}: key 'references'"
         dataset = self.recipe(self.study(study).recipe).dataset
-        known = [path.stem for path in self._files("reference")]
         found = []
         for name in self.study(study).references:
-            if name not in known:
-                raise UserError(f"{source}: unknown reference '{name}' ({suggest(name, known)})")
             found.append(self._load(Reference, "reference", name, "reference"))
             if found[-1].dataset != dataset:
                 raise UserError(
@@ -222,6 +219,7 @@ class Workspace:
             if study.recipe not in self.recipe_names:
                 hint = suggest(study.recipe, self.recipe_names)
                 raise UserError(f"{path}: key 'recipe': unknown recipe '{study.recipe}' ({hint})")
+            self._check_references(study, path)
             recipe = self.recipe(study.recipe)
             minutes = self.runtimes.get(study.recipe, {})
             check_models(self.runtimes_path, minutes, study.recipe, recipe.models)
@@ -249,7 +247,9 @@ class Workspace:
             if run is not None:
                 found, homes = run, [*homes, name]
         if found is None:
-            raise UserError("\n".join([f"no study under config/ has a run '{run_id}'", *broken]))
+            self._refuse_elsewhere()
+            text = f"no study under config/ has a run '{run_id}'; `ofq runs STUDY` lists a study's"
+            raise UserError("\n".join([text, *broken]))
         return found, homes
 
     def uses(self, run: Run, studies: list[str]) -> dict[str, list[str]]:
@@ -257,6 +257,18 @@ class Workspace:
         cells = [cell for name in studies for cell in self.grid(name).cells]
         methods = [c.method for c in cells if any(run in last.chain() for last in c.runs)]
         return {"studies": studies, "methods": list(dict.fromkeys(methods))}
+
+    def _refuse_elsewhere(self) -> None:
+        """Tell somebody whom nothing is found for that this is no checkout, if it isn't."""
+        if not (self.root / "config" / "studies").is_dir():
+            raise UserError(f"no config/studies in {self.root.resolve()}: run this in a checkout")
+
+    def _check_references(self, study: Study, path: Path) -> None:
+        known = [file.stem for file in self._files("reference")]
+        for name in study.references:
+            if name not in known:
+                hint = suggest(name, known)
+                raise UserError(f"{path}: key 'references': unknown reference '{name}' ({hint})")
 
     def _files(self, kind: str) -> list[Path]:
         return sorted((self.root / "config" / kind).glob("*.yaml"))

@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,8 +49,12 @@ def _pickled(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).replace("\n", " ").partition("Please file")[0].strip()
-        raise UserError(f"{path}: can't be loaded safely, as data alone: {reason}") from None
+        # the rest is advice on loading unsafely
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2]
+        said = re.split(r"\s+(?:Please|Check) ", reason)[0]
+        raise UserError(
+            f"{path}: not a checkpoint, or not to be loaded safely, as data alone: {said}"
+        ) from None
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(f"{path}: not a readable file of torch.save: {error}") from None
     found = _state_dict(content)

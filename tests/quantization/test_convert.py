@@ -142,6 +142,11 @@ def test_other_models_are_refused():
         ofq.quantize(timm.create_model("resnet18"))
 
 
+def test_quantized_model_is_not_quantized_again(micro_model):
+    with pytest.raises(UserError, match="quantized already"):
+        ofq.quantize(ofq.quantize(micro_model), weight_bits=4)
+
+
 def test_unknown_quantizer_lists_the_known_ones(micro_model):
     with pytest.raises(UserError, match=r"allowed:.*lsq.*statsq"):
         ofq.quantize(micro_model, weight_quantizer="statistics")

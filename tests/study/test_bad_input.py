@@ -36,6 +36,8 @@ MISTAKES = {
     "method called like the baseline": (METHODS, "\nlsq:", "\nfp:", ["'fp'", "baseline"]),
     "seed too large": (STUDY, "seeds: [0, 1]", "seeds: [0, 4294967296]", ["seeds.1", "less than"]),
     "unknown study listed": ("config/config.yaml", "[tiny]", "[tinny]", ["'tinny'", "tiny"]),
+    "unknown figure": (STUDY, "accuracy", "acuracy", ["figures.0", "'acuracy'", "did you mean 'accuracy'", "accuracy_against_bits"]),
+    "unknown reference": (STUDY, "figures:", "references: [none]\nfigures:", ["references", "'none'"]),
     "not a mapping": (METHODS, None, "- lsq\n", ["known.yaml", "mapping", "list"]),
 }  # fmt: skip
 

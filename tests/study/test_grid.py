@@ -164,7 +164,7 @@ def test_study_takes_what_it_leaves_out_from_the_one_that_it_extends(checkout):
     (checkout / "config/studies/third.yaml").write_text("extends: other\ntitle: Third\n")
     workspace = Workspace(checkout)
     base, third = workspace.study("tiny"), workspace.study("third")
-    assert third == base.model_copy(update={"title": "Third", "seeds": [5]})
+    assert third == base.model_copy(update={"extends": "other", "title": "Third", "seeds": [5]})
     assert [path.stem for path in workspace.study_files("third")] == ["third", "other", "tiny"]
 
 

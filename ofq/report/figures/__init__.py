@@ -3,19 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ofq.errors import UserError
 from ofq.report.collect import Records
 from ofq.report.figures import accuracy, changes, noise, oscillation, relations, toy, weights
 from ofq.report.figures.registry import FIGURES, NothingToDraw
 from ofq.report.figures.style import save, styled
-from ofq.study.files import suggest
 
 __all__ = [
     "FIGURES",
     "Saved",
     "accuracy",
     "changes",
-    "check_figures",
     "noise",
     "oscillation",
     "relations",
@@ -40,18 +37,6 @@ class Saved:
     caption: str
     svg: Path
     width: float
-
-
-def check_figures(names: list[str], source: str) -> None:
-    """Refuse unknown figures before anything is read.
-
-    Raises:
-        UserError: A name isn't registered; says which are.
-    """
-    for name in names:
-        if name not in FIGURES:
-            hint = suggest(name, sorted(FIGURES))
-            raise UserError(f"{source}: key 'figures': unknown figure '{name}' ({hint})")
 
 
 def write_figures(folder: Path, records: Records) -> tuple[list[Saved], dict[str, str]]:

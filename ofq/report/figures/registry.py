@@ -37,7 +37,7 @@ def require(frame: pd.DataFrame, column: str, reason: str) -> None:
 Draw = Callable[[Records], Drawn]
 
 FIGURES: dict[str, Draw] = {}
-"""Every figure by the name that a study's config gives it; may raise :class:`NothingToDraw`."""
+"""Every figure by its name (:data:`ofq.study.config.FIGURES`); may raise :class:`NothingToDraw`."""
 
 
 def figure(name: str) -> Callable[[Draw], Draw]:
