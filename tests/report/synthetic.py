@@ -33,18 +33,19 @@ STUDY = {
     "expectations": ["StatsQ is better than LSQ by <3.5> points."],
 }
 
-METHODS = {
-    "lsq": {"label": "LSQ", "weight_quantizer": "lsq"},
-    "lsq+qkr": {"label": "LSQ + QKR", "weight_quantizer": "lsq", "qkr": True},
-    "statsq": {"label": "StatsQ", "weight_quantizer": "statsq"},
-    "statsq+qkr": {"label": "StatsQ + QKR", "weight_quantizer": "statsq", "qkr": True},
-    "statsq+qkr+cga": {
-        "label": "StatsQ + QKR + CGA (OFQ)",
-        "weight_quantizer": "statsq",
-        "qkr": True,
-        "cga": {"boundary_range": 0.005},
-    },
-} | {
+CGA = {"cga": {"boundary_range": 0.005}}
+FACTORIAL = {
+    f"{quantizer}{'+qkr' * qkr}{'+cga' * cga}": {
+        "label": label + " + QKR" * qkr + " + CGA" * cga + " (OFQ)" * (best and qkr and cga),
+        "weight_quantizer": quantizer,
+        "qkr": qkr,
+        **(CGA if cga else {}),
+    }
+    for quantizer, label, best in (("lsq", "LSQ", False), ("statsq", "StatsQ", True))
+    for qkr in (False, True)
+    for cga in (False, True)
+}
+METHODS = FACTORIAL | {
     name: {"label": f"BR {width}", "weight_quantizer": "statsq", "cga": {"boundary_range": width}}
     for name, width in (("wide", 0.01), ("wider", 0.1))
 }

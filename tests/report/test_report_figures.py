@@ -88,12 +88,18 @@ def test_no_text_is_clipped_or_overlaps_another(
         check_texts(FIGURES[name](records).figure)
 
 
-def test_no_text_overlaps_in_histograms_of_five_methods(tmp_path: Path) -> None:
-    methods = ["statsq+qkr", "statsq+qkr+cga", "lsq", "wide", "wider"]
+@pytest.mark.parametrize(
+    ("name", "methods"),
+    [
+        ("latent_weights", ["statsq+qkr", "statsq+qkr+cga", "lsq", "wide", "wider"]),
+        ("oscillation_by_role", [*synthetic.FACTORIAL]),
+    ],
+)
+def test_no_text_overlaps_over_many_panels(name: str, methods: list[str], tmp_path: Path) -> None:
     workspace = synthetic.make_workspace(tmp_path, methods=methods, seeds=[0])
     synthetic.fill(workspace)
     with styled():
-        check_texts(FIGURES["latent_weights"](collect(workspace, "small")).figure)
+        check_texts(FIGURES[name](collect(workspace, "small")).figure)
 
 
 @pytest.mark.parametrize("name", DIGITS)

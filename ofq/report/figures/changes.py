@@ -47,7 +47,7 @@ def gradient_sign_changes(records: Records) -> Drawn:
                 end = rows.loc[rows["stage"] == "qat", "epoch"].max()
                 ax.axvline(end, color=GREY, linestyle=":", linewidth=1)
             if axes is grid[0]:
-                ax.set_title(broken(records.labels[method]))
+                ax.set_title(broken(records.labels[method], len(study.methods)))
         axes[0].set_ylabel(f"{name}\nsign changes (%)")
     for ax in grid[-1]:
         ax.set_xlabel("epoch")

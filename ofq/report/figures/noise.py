@@ -43,7 +43,7 @@ def _panel(ax: Axes, records: Records, found: pd.DataFrame, methods: list[str]) 
         places = x + np.linspace(-_WIDTH, _WIDTH, len(gains))
         ax.plot(places, gains, ".", color=color, alpha=0.45, markersize=4)
         ax.hlines(gains.mean(), x - _WIDTH, x + _WIDTH, color=color, linewidth=2)
-    labels = [broken(records.labels[method]) for method in methods]
+    labels = [broken(records.labels[method], len(methods)) for method in methods]
     ax.set_xticks(range(len(methods)), labels, rotation=30, ha="right")
     ax.tick_params(axis="x", length=0)
 

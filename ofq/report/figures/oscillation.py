@@ -134,7 +134,7 @@ def by_role(records: Records) -> Drawn:
             frame = known.reindex(index=depths, columns=roles)
             image = _heat(grid[i][j], frame, float(top))
             if i == 0:
-                grid[i][j].set_title(broken(records.labels[method]))
+                grid[i][j].set_title(broken(records.labels[method], len(study.methods)))
         prefix = f"{model}\n" if len(study.models) > 1 else ""
         grid[i][0].set_ylabel(f"{prefix}{bits}, {when}\nblock")
     _colour_bar(picture, image, grid)

@@ -26,6 +26,7 @@ _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.
 GREY = "#666666"
 
 _DPI = 200
+_LETTERS = 72, 40  # of a title over the whole width, and the most of one line
 
 _SETTINGS: Any = {
     "font.family": "DejaVu Sans",
@@ -125,9 +126,21 @@ def add_legend(figure: Figure, axes: Axes, columns: int) -> None:
     figure.set_figheight(figure.get_figheight() + _LEGEND_ROW * more)
 
 
-def broken(label: str) -> str:
-    """A method's label over several lines, for narrow panels."""
-    return label.replace(" + ", "\n+ ").replace(" (", "\n(")
+def broken(label: str, panels: int) -> str:
+    """A method's label over several lines, broken before a technique only.
+
+    Args:
+        label: The label.
+        panels: How many panels with such a title stand side by side.
+    """
+    lines, room = [""], min(_LETTERS[0] // panels, _LETTERS[1])
+    for part in re.split(r" (?=\+ |\()", label):
+        joined = f"{lines[-1]} {part}".strip()
+        if len(joined) <= room:
+            lines[-1] = joined
+        else:
+            lines.append(part)
+    return "\n".join(filter(None, lines))
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -1,5 +1,7 @@
 """The toy regression: loss, and the paths of single weights and their scale."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,6 +19,9 @@ from ofq.report.figures.style import (
     new_figure,
     panels,
 )
+
+_LATENT: dict[str, Any] = {"color": "#0072B2"}
+_SCALE: dict[str, Any] = {"color": "#009E73", "linestyle": (0, (4, 1.2))}
 
 ZOOM = 60
 """Number of steps that the lowest panels show."""
@@ -67,9 +72,9 @@ def trajectories(records: Records) -> Drawn:
     for j, method in enumerate(study.methods):
         path = records.of(rows, method=method, weight=weight).sort_values("step")
         _weight(grid[0][j], path)
-        grid[1][j].plot(path["step"], path["scale"], color="#009E73", linewidth=0.9)
+        grid[1][j].plot(path["step"], path["scale"], **_SCALE, linewidth=0.9)
         _together(grid[2][j], path[path["step"].between(last - ZOOM + 1, last)])
-        grid[0][j].set_title(broken(records.labels[method]))
+        grid[0][j].set_title(broken(records.labels[method], len(study.methods)))
         grid[2][j].set_xlabel("step")
     for ax, name in zip(
         (row[0] for row in grid), ("weight", "scale", "change (% of scale)"), strict=True
@@ -111,15 +116,14 @@ def _weight(ax: Axes, path: pd.DataFrame) -> None:
         linewidth=0.8,
         label="quantized value",
     )
-    ax.plot(path["step"], path["latent"], color="#0072B2", linewidth=1.1, label="latent weight")
+    ax.plot(path["step"], path["latent"], **_LATENT, linewidth=1.1, label="latent weight")
 
 
 def _together(ax: Axes, path: pd.DataFrame) -> None:
     unit = path["scale"].mean() / 100
-    styles = {"latent": ("#0072B2", "-"), "scale": ("#009E73", (0, (4, 1.2)))}
-    for name, (color, dashes) in styles.items():
+    for name, look in {"latent": _LATENT, "scale": _SCALE}.items():
         moved = (path[name] - path[name].mean()) / unit
-        ax.plot(path["step"], moved, color=color, linestyle=dashes, linewidth=1.1, label=name)
+        ax.plot(path["step"], moved, **look, linewidth=1.1, label=name)
 
 
 def _legend(picture: Figure, grid: list[list[Axes]]) -> None:

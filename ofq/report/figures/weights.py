@@ -62,7 +62,7 @@ def latent_weights(records: Records) -> Drawn:
                 _whole(grid[2 * i][j], moment, counts, weight_bits)
                 _near(grid[2 * i + 1][j], moment, counts, weight_bits)
             if i == 0:
-                grid[0][j].set_title(broken(records.labels[method]))
+                grid[0][j].set_title(broken(records.labels[method], len(study.methods)))
             grid[2 * i][j].set_xlabel("position (steps)")
             grid[2 * i + 1][j].set_xlabel("distance to threshold")
         grid[2 * i][0].set_ylabel(f"{name}\nweights per step (%)")
@@ -138,7 +138,7 @@ def weight_paths(records: Records) -> Drawn:
     grid = panels(picture, FOLLOWED + 1, len(study.methods), sharey="row")
     for j, method in enumerate(study.methods):
         column = [axes[j] for axes in grid]
-        column[0].set_title(broken(records.labels[method]))
+        column[0].set_title(broken(records.labels[method], len(study.methods)))
         column[-1].set_xlabel("step")
         paths = _busiest(records.of(rows, method=method))
         for ax, path in zip(column, paths, strict=False):
