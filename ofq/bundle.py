@@ -93,7 +93,7 @@ def bundle(workspace: Workspace, study: str, path: Path) -> None:
             raise UserError(text.replace(str(copy.root), str(workspace.root))) from None
         for file in set(copy.results.rglob("*.parquet")) - records.curves.files:
             file.unlink()
-        workspace.reports.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, lambda to: _pack(copy.root, study, to))
 
 

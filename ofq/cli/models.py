@@ -110,8 +110,7 @@ def import_checkpoint(
     imported = import_released(file, model, _quantization(bits, qkr, quantizer), classes)
     write_file(out, lambda path: save_weights(imported.model, path))
     for reason, names in imported.reasons().items():
-        text = f"dropped {len(names)} tensors like {names[0]}: {reason}"
-        say(text)
+        say(f"dropped {len(names)} tensors like {names[0]}: {reason}")
     say(f"wrote {out}")
 
 

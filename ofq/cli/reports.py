@@ -56,8 +56,7 @@ def make_bundle(
     workspace = Workspace()
     path = out or workspace.reports / f"{study}{ENDING}"
     bundle(workspace, study, path)
-    text = f"wrote {path}: {path.stat().st_size:,} bytes"
-    say(text)
+    say(f"wrote {path}: {path.stat().st_size:,} bytes")
 
 
 @app.command(rich_help_panel=_PANEL, name="unbundle")
@@ -74,5 +73,4 @@ def open_bundle(
     unpacked = unbundle(file, out)
     [study] = unpacked.site.studies
     again = f"cd {shlex.quote(str(unpacked.root))} && ofq report {study}"
-    text = f"unpacked {study}; its report anew: {again}"
-    say(text)
+    say(f"unpacked {study}; its report anew: {again}")

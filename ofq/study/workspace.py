@@ -133,12 +133,8 @@ class Workspace:
         files: list[Path] = []
         base: Any = name
         while base is not None:
-            path = self.study_path(str(base))
             where = f"{files[-1]}: key 'extends': " if files else ""
-            if not path.exists():
-                self._refuse_elsewhere()
-                hint = suggest(str(base), [p.stem for p in self._files("studies")])
-                raise UserError(f"{where}unknown study '{base}' ({hint})")
+            path = self._require("studies", str(base), "study", where)
             if path in files:
                 raise UserError(f"{where}'{base}' extends this study itself")
             files.append(path)
@@ -216,10 +212,9 @@ class Workspace:
         """A study's cells; expanded on first use."""
         if name not in self._grids:
             study, path = self.study(name), self.study_path(name)
-            if study.recipe not in self.recipe_names:
-                hint = suggest(study.recipe, self.recipe_names)
-                raise UserError(f"{path}: key 'recipe': unknown recipe '{study.recipe}' ({hint})")
-            self._check_references(study, path)
+            self._require("recipes", study.recipe, "recipe", f"{path}: key 'recipe': ")
+            for reference in study.references:
+                self._require("reference", reference, "reference", f"{path}: key 'references': ")
             recipe = self.recipe(study.recipe)
             minutes = self.runtimes.get(study.recipe, {})
             check_models(self.runtimes_path, minutes, study.recipe, recipe.models)
@@ -263,21 +258,20 @@ class Workspace:
         if not (self.root / "config" / "studies").is_dir():
             raise UserError(f"no config/studies in {self.root.resolve()}: run this in a checkout")
 
-    def _check_references(self, study: Study, path: Path) -> None:
-        known = [file.stem for file in self._files("reference")]
-        for name in study.references:
-            if name not in known:
-                hint = suggest(name, known)
-                raise UserError(f"{path}: key 'references': unknown reference '{name}' ({hint})")
-
     def _files(self, kind: str) -> list[Path]:
         return sorted((self.root / "config" / kind).glob("*.yaml"))
 
-    def _load(self, model: type[Model], kind: str, name: str, word: str) -> Model:
+    def _require(self, kind: str, name: str, word: str, where: str = "") -> Path:
+        """The file that defines something; ``where`` opens the error if there is none."""
         path = self.root / "config" / kind / f"{name}.yaml"
         if not path.exists():
+            self._refuse_elsewhere()
             hint = suggest(name, [p.stem for p in self._files(kind)])
-            raise UserError(f"unknown {word} '{name}' ({hint})")
+            raise UserError(f"{where}unknown {word} '{name}' ({hint})")
+        return path
+
+    def _load(self, model: type[Model], kind: str, name: str, word: str) -> Model:
+        path = self._require(kind, name, word)
         return parse(model, self._read(path), str(path))
 
 

@@ -60,6 +60,12 @@ def write(path: Path, members: Members) -> None:
             archive.addfile(member, io.BytesIO(data))
 
 
+def test_bundle_into_a_folder_that_is_not_there_is_refused(home: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a folder that exists"):
+        bundle(home, "small", tmp_path / "none" / "small.tar.xz")
+    assert not any(tmp_path.iterdir())
+
+
 def test_bundle_s_report_is_byte_for_byte_that_of_the_checkout(
     workspace: Workspace, report: Path, tmp_path: Path
 ) -> None:

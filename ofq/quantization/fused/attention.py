@@ -122,7 +122,6 @@ def _gradients(
     inner: Tensor,
     quantized: Tensor,
     totals: Tensor,
-    q_scale: Tensor,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of inputs; of what is per row and per column one for each program, to be added up.
@@ -132,8 +131,8 @@ def _gradients(
     """
     images, tokens, width = qkv.shape
     of_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-    of_rows = q_scale.new_empty(3, images * totals.shape[1], tokens)
-    of_columns = q_scale.new_empty(3, blocks_of(tokens, _TILE) * images, width // 3)
+    of_rows = totals.new_empty(3, images * totals.shape[1], tokens)
+    of_columns = totals.new_empty(3, blocks_of(tokens, _TILE) * images, width // 3)
     return of_qkv, of_rows, of_columns
 
 
@@ -159,7 +158,7 @@ def _backward(
 
     qkv, upstream = qkv.contiguous(), upstream.contiguous()
     images, tokens, _ = qkv.shape
-    found = _gradients(upstream, qkv, out, inner, quantized, totals, q_scale)
+    found = _gradients(upstream, qkv, out, inner, quantized, totals)
     commons = torch.empty_like(totals)
     sizes = _sizes(qkv, heads)
     grid = images * heads, sizes["BLOCKS"]

@@ -45,13 +45,12 @@ def _layout(logits: Tensor, values: Tensor) -> tuple[tuple[int, ...], dict[str, 
     return numbers, sizes
 
 
-def _outputs(
-    logits: Tensor, values: Tensor, p_scale: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def _outputs(logits: Tensor, values: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The result, and what backward takes: inner and totals."""
     images, heads, tokens, channels = values.shape
     out = values.new_empty(images, tokens, heads * channels)
-    return out, torch.empty_like(out), p_scale.new_empty(images, heads, tokens)
+    totals = values.new_empty(images, heads, tokens, dtype=torch.float32)
+    return out, torch.empty_like(out), totals
 
 
 @torch.library.custom_op("ofq::attend_logits", mutates_args=())
@@ -66,7 +65,7 @@ def _forward(
     from ofq.quantization.fused.kernels import logits as kernels
 
     images, heads, tokens, _ = values.shape
-    found = _outputs(logits, values, p_scale)
+    found = _outputs(logits, values)
     (columns, *strides), sizes = _layout(logits, values)
     launch(
         kernels.attend_logits,
@@ -82,19 +81,13 @@ def _forward(
 
 
 def _gradients(
-    upstream: Tensor,
-    logits: Tensor,
-    values: Tensor,
-    out: Tensor,
-    inner: Tensor,
-    totals: Tensor,
-    p_scale: Tensor,
-    *rest: Any,
+    upstream: Tensor, logits: Tensor, values: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of logits and values, laid out as these; of scales for each head, to be added up."""
     images, heads, tokens, _ = values.shape
     of_logits, of_values = (x.new_empty_strided(x.shape, x.stride()) for x in (logits, values))
-    return of_logits, of_values, p_scale.new_empty(images * heads, tokens)
+    of_rows = values.new_empty(images * heads, tokens, dtype=torch.float32)
+    return of_logits, of_values, of_rows
 
 
 @torch.library.custom_op("ofq::attend_logits_backward", mutates_args=())
@@ -113,7 +106,7 @@ def _backward(
 
     images, heads, tokens, _ = values.shape
     inputs = upstream.contiguous(), logits, values, out, inner, totals, p_scale
-    found = _gradients(*inputs)
+    found = _gradients(upstream, logits, values)
     (columns, *strides), sizes = _layout(logits, values)
     # blocks of keys reach into the padding, whose gradients are 0
     launch(
