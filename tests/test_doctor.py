@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from own_process import run_ofq
+from own_process import main_out_of_time, run_ofq
 
+from ofq.cli import main
 from ofq.doctor import examine
 from ofq.errors import UserError
 from ofq.study import Workspace
@@ -56,8 +57,8 @@ class Patient:
         return (self / name).read_text().splitlines(keepends=True)
 
 
-def train(checkout, run_id, *options):
-    return run_ofq(checkout, "train", "--no-track", *options, run_id)
+def train(checkout, run_id, *options, entry=main):
+    return run_ofq(checkout, "train", "--no-track", *options, run_id, entry=entry)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,8 @@ def trained(make_checkout, tmp_path_factory):
     for mark in ("fp-s0", "w2a2-statsq-qkr-s0", "w2a2-statsq-qkr-cga0.005-s0"):
         done = train(checkout, Patient(checkout, mark).id)
         assert done.returncode == 0, done.stderr
-    stopped = train(checkout, Patient(checkout, "fp-s1").id, "--time-limit", "0.01")
+    second = Patient(checkout, "fp-s1").id
+    stopped = train(checkout, second, "--time-limit", "0.01", entry=main_out_of_time)
     assert stopped.returncode == 75, stopped.stderr
     checkpoints = Patient(checkout, "fp-s1") / "checkpoint"
     for path in list(checkpoints.iterdir()):
