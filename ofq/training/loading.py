@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from ofq.training.decoding import Decoder, Plain
 from ofq.training.readers import Split, Unreadable
 
 _TRIES = 20  # readable images are rare where so many in a row aren't
+_DYING = 1.0  # seconds that a process may take from closing its files to being dead
 _started: list[BaseProcess] = []
 
 
@@ -165,16 +167,29 @@ def workers_watched() -> Iterator[None]:
     """Tell of a loading process that was killed in a way that a person understands.
 
     Raises:
-        TryAgain: One was; torch raises that anywhere in the main thread.
+        TryAgain: One was: torch tells of that anywhere in the main thread, unless talking to the
+            process failed before.
     """
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:
+        if not _tells_of_a_killed_worker(error):
             raise
         raise TryAgain(
             "a process that loads images was killed, perhaps for want of memory"
         ) from None
+
+
+def _tells_of_a_killed_worker(error: Exception) -> bool:
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker" in str(error)
+    try:
+        alive = {worker.sentinel: worker for worker in _started if worker.is_alive()}
+        for sentinel in wait(list(alive), _DYING):  # its files are closed before it is dead
+            alive[sentinel].join()  # type: ignore[index]
+    except RuntimeError:  # torch's, which has been told just now
+        return True
+    return any(worker.exitcode == -signal.SIGKILL for worker in _started)
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

@@ -65,7 +65,7 @@ def test_killed_loader_is_named_and_the_command_can_be_repeated(images, weights)
     process = start(images, weights)
     os.kill(loading(process)[0], signal.SIGKILL)
     output, _ = process.communicate()
-    assert process.returncode == 75
+    assert process.returncode == 75, output
     assert "a process that loads images was killed" in output
     assert "Traceback" not in output
 

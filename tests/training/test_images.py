@@ -1,7 +1,9 @@
 """Images of files: what a model sees is a function of seed, epoch and image alone."""
 
+import multiprocessing
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +11,14 @@ import pytest
 import torch
 from pictures import CLASSES, NANO, TRAIN, VAL, make_folder
 
-from ofq.errors import UserError
+from ofq.errors import TryAgain, UserError
 from ofq.study.dataset import locate
 from ofq.study.images import Augmentation, Images, Mixing
-from ofq.training import models
+from ofq.training import loading, models
 from ofq.training.augmentation import mix, randomness_of
 from ofq.training.devices import ALONE, Solo
 from ofq.training.images import Files, open_images
+from ofq.training.loading import workers_watched
 from ofq.training.objective import Classification
 
 PAPERS = Augmentation(policy="rand-m9-mstd0.5-inc1", erasing=0.25, interpolation="random")
@@ -187,6 +190,28 @@ import ofq.quantization, test_images
 batches = test_images.data(test_images.Path(sys.argv[2]), test_images.Images()).train_batches(0, 6)
 next(batches)
 """
+
+
+@pytest.fixture
+def loader(monkeypatch):
+    """A process that loads images, as far as the watch knows."""
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(300,))
+    process.start()
+    monkeypatch.setattr(loading, "_started", [process])
+    yield process
+    process.kill()
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, BrokenPipeError, EOFError])
+def test_failed_talk_with_a_killed_loader_is_told_as_its_death(loader, error):
+    loader.kill()
+    with pytest.raises(TryAgain, match="a process that loads images was killed"), workers_watched():
+        raise error
+
+
+def test_errors_of_other_causes_are_left_alone(loader):
+    with pytest.raises(OSError, match="no room"), workers_watched():
+        raise OSError("no room")
 
 
 def test_process_that_is_left_in_the_middle_of_an_epoch_ends(folder):
