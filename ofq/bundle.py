@@ -131,7 +131,7 @@ def _copy_config(workspace: Workspace, study: str, copy: Workspace) -> None:
     for file in (*files, *(config / "methods").glob("*.yaml")):
         _copy(file, copy.root / file.relative_to(workspace.root))
     # not the site's own, which tells of its folders and has other studies
-    write_text(copy.root / "config" / "config.yaml", f"studies: [{study}]\n")
+    write_text(copy.root / "config" / "config.yaml", f'studies: ["{study}"]\n')
 
 
 def _copy_records(workspace: Workspace, study: str, copy: Workspace) -> None:

@@ -11,6 +11,7 @@ from ofq.errors import UserError
 from ofq.report.curves import KEYS, Curves, names_of
 from ofq.status.look import Watch
 from ofq.study import Cell, Run, Study, Workspace
+from ofq.study.fields import Stage
 from ofq.study.published import Difference
 from ofq.study.reference import Reference
 from ofq.tracking import RunFolder
@@ -29,7 +30,8 @@ class Records:
         name: The study's name.
         study: Its config.
         cells: Its cells, full-precision baselines first.
-        runs: One row per cell and seed: run id, chain of runs, final numbers, oscillation.
+        runs: One row per cell and seed: run id, chain of runs, final numbers, oscillation; of the
+            chain's attempts the commits, whether any was modified, and what the recipes differ in.
         curves: Reads the curves.
         metrics: Those of the metrics, one row per cell, seed and epoch.
         correct: Which evaluation images each run is right about, by its id, where that is kept.
@@ -88,7 +90,17 @@ def collect(workspace: Workspace, study: str) -> Records:
     curves = Curves(links, folders, results)
     metrics = curves.read("metrics")
     runs_folder = f"{workspace.site.results}/runs"
-    rows = [_final(cell, run, folders[run.id], results[run.id], runs_folder) for cell, run in links]
+    origins = {name: folders[name].provenance() for name in results}
+    rows = [
+        {
+            **_final(cell, run, results[run.id]),
+            "command": f"snakemake --cores 2 {runs_folder}/{run.id}/result.json",
+            "mlflow_runs": " ".join(mlflow_runs(folders[run.id])),
+            **_origin(run, origins),
+            **folders[run.id].sizes(),
+        }
+        for cell, run in links
+    ]
     reasons = {} if results.keys() == folders.keys() else _reasons(workspace, study, set(results))
     marks = {run.id: folders[run.id].correct() for _, run in links}
     return Records(
@@ -130,35 +142,41 @@ def _runs(rows: list[dict[str, Any]], metrics: pd.DataFrame) -> pd.DataFrame:
     return frame.astype({c: "Int64" for c in frame.columns if c.endswith("_bytes")})
 
 
-def _final(
-    cell: Cell, run: Run, folder: RunFolder, result: dict[str, Any], runs_folder: str
-) -> dict[str, Any]:
-    """What one cell and seed ended with, and where that comes from."""
-    provenance = folder.provenance()
-    attempts = provenance["attempts"]
-    chain = [link.id for link in reversed(list(run.chain()))]
+def _final(cell: Cell, run: Run, result: dict[str, Any]) -> dict[str, Any]:
+    """What one cell and seed ended with."""
     names = ("primary", "top1", "loss", "correct", "images", "epochs", "steps", "seconds")
     return {
         **names_of(cell, run),
         "label": cell.label,
         "run": run.id,
-        "chain": " > ".join(chain),
-        "command": f"snakemake --cores 2 {runs_folder}/{run.id}/result.json",
-        "mlflow_runs": " ".join(mlflow_runs(folder)),
-        "recipe_differences": _recipe_differences(provenance),
-        "commit": attempts[-1]["commit"] if attempts else None,
-        "modified": any(attempt["diff"] or attempt["untracked"] for attempt in attempts),
         **{name: result.get(name) for name in names},
-        **folder.sizes(),
     }
 
 
-def _recipe_differences(provenance: dict[str, Any]) -> str | None:
-    """What a run's recipe differs in from the published one; None if none was published."""
-    comparison = provenance.get("recipe")
-    if comparison is None:
-        return None
-    return "; ".join(str(Difference(**found)) for found in comparison["differences"]) or "none"
+def _origin(run: Run, origins: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What a run's chain was made by: every attempt of every stage."""
+    chain = list(reversed(list(run.chain())))
+    known = {link.config.stage: origins[link.id] for link in chain if link.id in origins}
+    attempts = [attempt for origin in known.values() for attempt in origin["attempts"]]
+    commits = dict.fromkeys(attempt["commit"] for attempt in attempts if attempt["commit"])
+    return {
+        "chain": " > ".join(link.id for link in chain),
+        "recipe_differences": _recipe_differences(known),
+        "commit": " ".join(commits),
+        "modified": any(attempt["diff"] or attempt["untracked"] for attempt in attempts),
+    }
+
+
+def _recipe_differences(origins: dict[Stage, dict[str, Any]]) -> str:
+    """What the stages' recipes differ in from the published one; empty if none was published."""
+    compared = {stage: origin.get("recipe") for stage, origin in origins.items()}
+    texts = [
+        f"{stage}: {Difference(**found)}"
+        for stage, comparison in compared.items()
+        if comparison is not None
+        for found in comparison["differences"]
+    ]
+    return "; ".join(texts) or ("none" if any(compared.values()) else "")
 
 
 def _oscillation(metrics: pd.DataFrame) -> pd.DataFrame:

@@ -5,19 +5,22 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 
+import numpy as np
 import pandas as pd
 
 from ofq.report.collect import Records
-from ofq.report.measures import SIZE, Measure, measures
+from ofq.report.measures import SIZE, TOP1, Measure, measures
 from ofq.report.statistics import (
+    ALPHA,
     Summary,
     detectable,
     holm,
+    images_interval,
     mcnemar,
     summarize,
     verdict,
 )
-from ofq.report.verdicts import Distance, distance, judge
+from ofq.report.verdicts import Distance, distance, exactly, judge
 from ofq.study import Cell, Study
 from ofq.study.reference import Value
 
@@ -27,25 +30,38 @@ def summarize_cells(records: Records) -> pd.DataFrame:
 
     Returns:
         The cell's names; ``n`` finished seeds; ``missing``, why others aren't; for each measure
-        ``_mean``, ``_std``, ``_low``, ``_high`` (95 % t interval); ``best``: whether the primary
-        number is the best at these bits and differs from every other method's by an interval that
-        excludes 0; ``megabytes`` of the packed model, of full precision for the baseline, if runs
-        were exported.
+        ``_mean``, ``_std``, ``_low``, ``_high`` (95 % t interval over seeds; of one seed's accuracy
+        Wilson's over its images, which ``by_images`` says); ``best``: whether the primary number is
+        the best at these bits, shown against every other method; ``megabytes`` of the packed model,
+        of full precision for the baseline, if runs were exported.
     """
-    rows = []
+    best, rows = _best(records), []
     for cell in records.cells:
         names = {"model": cell.model, "bits": cell.bits, "method": cell.method}
         runs = records.runs_of(cell)
         row = {"dataset": cell.dataset, **names, "label": cell.label, "n": len(runs)}
         row["missing"] = records.reasons.get(cell.place)
         for measure in measures(records.primary):
-            values = runs[measure.key].dropna()
-            for key in ("mean", "std", "low", "high"):
-                row[f"{measure.key}_{key}"] = (
-                    getattr(summarize(values), key) if len(values) else float("nan")
-                )
-        rows.append({**row, "best": _is_best(records, **names), **_size(records, cell)})
+            row |= _summary(runs, measure)
+        one = len(runs) == 1 and records.primary == TOP1.key
+        row |= {"by_images": one, "best": cell.place in best}
+        rows.append(row | _size(records, cell))
     return pd.DataFrame(rows)
+
+
+def _summary(runs: pd.DataFrame, measure: Measure) -> dict[str, float]:
+    values = runs[measure.key].dropna()
+    found = dict.fromkeys(("mean", "std", "low", "high"), math.nan)
+    if len(values):
+        found = {key: getattr(summarize(values), key) for key in found}
+    if len(values) == 1 and measure is TOP1:
+        found["low"], found["high"] = interval_of_images(runs.iloc[0])
+    return {f"{measure.key}_{key}": value for key, value in found.items()}
+
+
+def interval_of_images(run: pd.Series) -> tuple[float, float]:
+    """The 95 % interval of one run's accuracy over its evaluation images, in percent."""
+    return images_interval(run["top1"], int(run["images"]))
 
 
 def _size(records: Records, cell: Cell) -> dict[str, float]:
@@ -66,9 +82,11 @@ def compare(records: Records) -> pd.DataFrame:
         One row per measure, model, bits and pair: ``mean`` of method − against, ``std``,
         ``low``, ``high``, ``p``, ``p_holm`` (the family is all pairs of one measure),
         ``verdict``, and ``detectable``, the smallest difference that as many seeds with this
-        spread would show with 80 % power; ``gained`` and ``lost``, the images of all seeds that
-        only the method or only the other is right about, with McNemar's ``p_mcnemar``: of accuracy
-        whatever the measure, and empty where runs don't keep what they are right about.
+        spread would show with 80 % power; ``gained`` and ``lost``, the images that only the method
+        or only the other is right about, with McNemar's ``p_mcnemar`` and ``p_mcnemar_holm`` (the
+        family is all pairs): of accuracy whatever the measure, from the lowest seed that has both,
+        as the images of others are the same ones; empty where runs don't keep what they are right
+        about.
     """
     frames = [_compare_one(records, measure) for measure in measures(records.primary)]
     found = pd.concat(frames, ignore_index=True)
@@ -77,8 +95,9 @@ def compare(records: Records) -> pd.DataFrame:
         (*pair, *_disagreement(records, *pair))
         for pair in found[names].drop_duplicates().itertuples(index=False, name=None)
     ]
-    columns = [*names, "gained", "lost", "p_mcnemar"]
-    return found.merge(pd.DataFrame(images, columns=columns), on=names, how="left")
+    marks = pd.DataFrame(images, columns=[*names, "gained", "lost", "p_mcnemar"])
+    marks = marks.assign(p_mcnemar_holm=holm(marks["p_mcnemar"].tolist()))
+    return found.merge(marks, on=names, how="left")
 
 
 def _compare_one(records: Records, measure: Measure) -> pd.DataFrame:
@@ -120,13 +139,13 @@ def hold_against(records: Records) -> pd.DataFrame:
         ``verdict``; ``missing`` says why there is no number of our own.
     """
     reported = _reported(records)
+    cells = [cell for cell in records.cells if cell.place in reported]
+    family = sum(not records.runs_of(cell).empty for cell in cells)
     rows, found = [], []
-    for cell in records.cells:
-        if cell.place not in reported:
-            continue
+    for cell in cells:
         title, value = reported[cell.place]
         runs = records.runs_of(cell)
-        found.append(_distance(runs, value))
+        found.append(_distance(runs, value, family))
         rows.append(
             {
                 "model": cell.model, "bits": cell.bits, "method": cell.method, "label": cell.label,
@@ -141,10 +160,12 @@ def hold_against(records: Records) -> pd.DataFrame:
     return pd.DataFrame(rows).join(facts).assign(p_holm=adjusted, verdict=verdicts)
 
 
-def _distance(runs: pd.DataFrame, value: Value) -> Distance:
+def _distance(runs: pd.DataFrame, value: Value, family: int) -> Distance:
     if runs.empty:
         return Distance(0, math.nan)
-    return distance(runs["top1"], value.value, value.runs, int(runs["images"].iloc[0]))
+    if (runs["chain"] == runs["run"]).all() and (runs["steps"] == 0).all():  # nothing was trained
+        return exactly(runs["top1"].mean(), value.value)
+    return distance(runs["top1"], value.value, value.runs, int(runs["images"].iloc[0]), family)
 
 
 def _reported(records: Records) -> dict[tuple[str, str, str], tuple[str, Value]]:
@@ -184,7 +205,7 @@ def difference(
 def _disagreement(
     records: Records, model: str, bits: str, method: str, against: str
 ) -> tuple[float, float, float]:
-    """McNemar's test of two methods over the seeds of which both kept what they are right about.
+    """McNemar's test of two methods, of the lowest seed whose marks both kept.
 
     Returns:
         Images gained and lost, and p; NaN where there is no such seed.
@@ -197,20 +218,37 @@ def _disagreement(
         }
         for mine in (records.of(runs, method=name) for name in (method, against))
     )
-    pairs = [(mine, other.get(seed)) for seed, mine in one.items()]
-    kept = [(a, b) for a, b in pairs if a is not None and b is not None and len(a) == len(b)]
+    shared = [(one[seed], other.get(seed)) for seed in sorted(one)]
+    kept = [(a, b) for a, b in shared if a is not None and b is not None and len(a) == len(b)]
     if not kept:
         return math.nan, math.nan, math.nan
-    found = mcnemar(kept)
+    found = mcnemar(*kept[0])
     return found.gained, found.lost, found.p
 
 
-def _is_best(records: Records, model: str, bits: str, method: str) -> bool:
+def _best(records: Records) -> set[tuple[str, str, str]]:
+    """The places of cells whose primary number is shown to be the best at their bits.
+
+    That takes every paired test against another method, so the largest of their p-values counts;
+    corrected is for the number of a table's columns.
+    """
+    study, places, p_values = records.study, [], []
+    for model in study.models:
+        for bits in study.bits:
+            for method in study.methods:
+                p = _p_of_being_best(records, model, bits, method)
+                if p is not None:
+                    places.append((model, bits, method))
+                    p_values.append(p)
+    return {place for place, p in zip(places, holm(p_values), strict=True) if p < ALPHA}
+
+
+def _p_of_being_best(records: Records, model: str, bits: str, method: str) -> float | None:
+    """None if another method's mean is as good, or there is none to compare with."""
     measure = measures(records.primary)[0]
     others = [name for name in records.study.methods if name != method]
-    if method == "fp" or not others:
-        return False
     gaps = [difference(records, measure, model, bits, method, other) for other in others]
-    return all(
-        gap is not None and gap.excludes_zero and gap.mean * measure.best > 0 for gap in gaps
-    )
+    better = [gap for gap in gaps if gap is not None and gap.mean * measure.best > 0]
+    if not others or len(better) < len(others):
+        return None
+    return float(np.max([gap.p for gap in better]))  # NaN where one has no interval

@@ -1,5 +1,6 @@
 """What was found, in sentences made of the statistics alone."""
 
+import math
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -8,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ofq.report.collect import Records
-from ofq.report.measures import Measure, measures, p_text
+from ofq.report.measures import TOP1, Measure, measures, p_text
 
 Fact = dict[Hashable, Any]
 """One row of the differences."""
@@ -130,9 +131,15 @@ def _caveat(measure: Measure, fact: Fact, family: int) -> str:
         )
     if kind == "not shown":
         return (
-            f" Underpowered: {seeds} seeds with this spread could only have shown differences "
-            f"above {measure.text(fact['detectable'])}{measure.unit}."
+            f" With this spread, {seeds} seeds show a difference of "
+            f"{measure.text(fact['detectable'])}{measure.unit} in four repetitions of five."
         )
     if kind == "no interval" and seeds > 1:
         return f" Equal in all {seeds} seeds, so that no interval can be given."
+    if kind == "no interval" and measure is TOP1 and not math.isnan(fact["gained"]):
+        return (
+            f" {fact['gained']:.0f} images are classified rightly by the first alone, "
+            f"{fact['lost']:.0f} by the second alone (McNemar, Holm-adjusted p = "
+            f"{p_text(fact['p_mcnemar_holm'])}); of other seeds that says nothing."
+        )
     return ""

@@ -1,13 +1,15 @@
 """Where a number of a table comes from, as text."""
 
 import math
+from collections.abc import Hashable
+from typing import Any
 
 import pandas as pd
 
 from ofq.errors import UserError
 from ofq.report.collect import Records, collect
-from ofq.report.compare import hold_against
-from ofq.report.measures import measures
+from ofq.report.compare import hold_against, interval_of_images
+from ofq.report.measures import TOP1, measures
 from ofq.report.statistics import summarize
 from ofq.report.tables import verdict_rows
 from ofq.study import Cell, Workspace
@@ -40,7 +42,7 @@ def explain(workspace: Workspace, study: str, cell: str) -> str:
         lines.append(f"{count} are missing ({missing}): ofq status {study}")
     if not runs.empty:
         lines += [_number(records, runs), *_verdicts(records, found)]
-    for _, run in runs.iterrows():
+    for run in runs.to_dict("records"):
         lines += ["", *_origin(records, run)]
     return "\n".join(lines)
 
@@ -62,10 +64,15 @@ def _number(records: Records, runs: pd.DataFrame) -> str:
     found = summarize(runs[measure.key])
     text = f"{measure.heading}: {measure.text(found.mean)}"
     if found.n == 1:
-        return f"{text} (one seed)"
+        return f"{text} (one seed{_of_images(runs.iloc[0]) if measure is TOP1 else ''})"
     interval = f", 95 % interval {measure.text(found.low)} to {measure.text(found.high)}"
     spread = f" ± {measure.text(found.std)}, {found.n} seeds"
     return text + spread + ("" if math.isnan(found.low) else interval)
+
+
+def _of_images(run: pd.Series) -> str:
+    low, high = interval_of_images(run)
+    return f"; 95 % interval over its images {TOP1.text(low)} to {TOP1.text(high)}"
 
 
 def _verdicts(records: Records, cell: Cell) -> list[str]:
@@ -80,9 +87,10 @@ def _verdicts(records: Records, cell: Cell) -> list[str]:
     ]
 
 
-def _origin(records: Records, run: pd.Series) -> list[str]:
+def _origin(records: Records, run: dict[Hashable, Any]) -> list[str]:
     measure = measures(records.primary)[0]
-    images = f" ({run['correct']:.0f} of {run['images']:.0f} images)" if run["correct"] else ""
+    counted = pd.notna(run["correct"])
+    images = f" ({run['correct']:.0f} of {run['images']:.0f} images)" if counted else ""
     commit = run["commit"] or "none"
     facts = {
         "run": run["run"],

@@ -71,12 +71,13 @@ def write_page(
             references=records.references,
             by_images=bool(found["verdicts"].get("by_images", pd.Series(dtype=bool)).any()),
             seeds=", ".join(str(seed) for seed in records.study.seeds),
-            commits=_commits(records.runs),
+            commits=list(dict.fromkeys(_commit(run) for run in records.runs.to_dict("records"))),
             pictures=[_picture(figure) for figure in figures],
             absent=absent,
             differences=_difference_rows(records, differences),
             runs=_run_rows(records),
             primary=measures(records.primary)[0],
+            headings=[measure.heading for measure in measures(records.primary)],
             runs_path=Path(runs_path).as_posix(),
         ),
         encoding="utf-8",
@@ -90,13 +91,8 @@ def _picture(figure: Saved) -> Picture:
 
 
 def _commit(run: dict[Hashable, Any]) -> str:
-    name = str(run["commit"])[:10] if isinstance(run["commit"], str) else "no commit"
-    return f"{name} + changes" if run["modified"] else name
-
-
-def _commits(runs: pd.DataFrame) -> list[str]:
-    places = runs[["commit", "modified"]].drop_duplicates()
-    return [_commit(run) for run in places.to_dict("records")]
+    names = ", ".join(name[:10] for name in run["commit"].split()) or "no commit"
+    return f"{names} + changes" if run["modified"] else names
 
 
 def _difference_rows(records: Records, differences: pd.DataFrame) -> list[dict[str, Any]]:
@@ -125,10 +121,10 @@ def _difference_rows(records: Records, differences: pd.DataFrame) -> list[dict[s
 
 
 def _images(row: pd.Series) -> str:
-    """Images that only one of the two is right about, with McNemar's p."""
+    """Images that only one of the two is right about, with McNemar's p after Holm's correction."""
     if pd.isna(row["gained"]):
         return "–"
-    return f"+{row['gained']:.0f} {MINUS}{row['lost']:.0f}, p {p_text(row['p_mcnemar'])}"
+    return f"+{row['gained']:.0f} {MINUS}{row['lost']:.0f}, p {p_text(row['p_mcnemar_holm'])}"
 
 
 def _run_rows(records: Records) -> list[dict[str, Any]]:
@@ -140,6 +136,7 @@ def _run_rows(records: Records) -> list[dict[str, Any]]:
             "command": run["command"],
             "mlflow": run["mlflow_runs"],
             "differences": run["recipe_differences"],
+            "model": run["model"],
             "label": run["label"],
             "bits": run["bits"],
             "seed": run["seed"],

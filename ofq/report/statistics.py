@@ -1,7 +1,7 @@
 """Means, paired differences, Holm's correction and power, on plain arrays.
 
-All intervals and tests are Student's t at 95 %: seeds are few, and their number is what limits
-what can be shown.
+All intervals and tests over seeds are Student's t at 95 %: seeds are few, and their number is what
+limits what can be shown. Those over images are binomial.
 """
 
 import math
@@ -11,7 +11,11 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
+from scipy import stats
+from statsmodels.stats import contingency_tables
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+from statsmodels.stats.proportion import proportion_confint
 
 ALPHA = 0.05
 POWER = 0.8
@@ -67,6 +71,23 @@ def summarize(values: ArrayLike) -> Summary:
     return Summary(n, mean, std, mean - half, mean + half)
 
 
+def images_interval(accuracy: float, images: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of one model's accuracy on other images of the same kind.
+
+    It knows nothing of other seeds.
+
+    Args:
+        accuracy: In percent.
+        images: Number of evaluation images, at least 1.
+
+    Returns:
+        Its ends, in percent.
+    """
+    correct = round(accuracy / 100 * images)
+    low, high = proportion_confint(correct, images, ALPHA, method="wilson")
+    return 100 * float(low), 100 * float(high)
+
+
 def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
     """Holm's step-down correction.
 
@@ -77,13 +98,10 @@ def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
         (m,) adjusted p-values: rejecting those below 5 % keeps the chance of any false rejection
         in the family below 5 %.
     """
-    p = np.asarray(p_values, dtype=np.float64)
-    adjusted = np.full_like(p, np.nan)
-    order = [i for i in np.argsort(p, kind="stable") if not np.isnan(p[i])]
-    highest = 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, float(p[i]) * (len(order) - rank)))
-        adjusted[i] = highest
+    adjusted = np.array(p_values, dtype=np.float64)
+    tested = ~np.isnan(adjusted)
+    if tested.any():
+        adjusted[tested] = multipletests(adjusted[tested], method="holm")[1]
     return adjusted
 
 
@@ -103,45 +121,43 @@ class Discordance:
     p: float
 
 
-def mcnemar(pairs: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> Discordance:
-    """McNemar's exact test, on the images of all pairs together.
+def mcnemar(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Discordance:
+    """McNemar's exact test of two models.
 
     It is about these trained models on other images, and knows nothing of other seeds.
 
     Args:
-        pairs: Of the first and the second method's marks on the same images, (N,) each.
+        one: (N,) which images the first is right about.
+        other: (N,) likewise of the second.
     """
-    gained = sum(int((one & ~other).sum()) for one, other in pairs)
-    lost = sum(int((other & ~one).sum()) for one, other in pairs)
+    gained, lost = int((one & ~other).sum()), int((other & ~one).sum())
     if gained + lost == 0:
         return Discordance(0, 0, math.nan)
-    return Discordance(gained, lost, float(stats.binomtest(gained, gained + lost).pvalue))
+    found = contingency_tables.mcnemar([[0, gained], [lost, 0]], exact=True)
+    return Discordance(gained, lost, float(found.pvalue))
 
 
-def detectable(std: float, n: int, error: float | None = None) -> float:
+def detectable(std: float, n: int, error: float | None = None, alpha: float = ALPHA) -> float:
     """The smallest true difference that one t test would show with 80 % power.
 
     Args:
         std: Standard deviation of the values: of the differences, in a paired test.
         n: Their number.
         error: Standard error of what is tested; left out, that of the values' mean.
+        alpha: The test's level.
 
     Returns:
         The difference, in the unit of ``std``; NaN for fewer than two values or no spread.
     """
     if n < 2 or not std > 0:
         return math.nan
-    return _noncentrality(n) * (std / math.sqrt(n) if error is None else error)
+    return _noncentrality(n, alpha) * (std / math.sqrt(n) if error is None else error)
 
 
 @lru_cache
-def _noncentrality(n: int) -> float:
-    critical = stats.t.ppf(1 - ALPHA / 2, n - 1)
-
-    def missing_power(delta: float) -> float:
-        return float(stats.nct.sf(critical, n - 1, delta)) - POWER
-
-    return float(optimize.brentq(missing_power, 0.0, 50.0))
+def _noncentrality(n: int, alpha: float) -> float:
+    """That of a t test of n values which has the power, in standard errors."""
+    return float(TTestPower().solve_power(nobs=n, alpha=alpha, power=POWER)) * math.sqrt(n)
 
 
 def verdict(summary: Summary, p_holm: float) -> str:

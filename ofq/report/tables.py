@@ -5,29 +5,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
+from pylatexenc.latexencode import (
+    RULE_DICT,
+    UnicodeToLatexConversionRule,
+    UnicodeToLatexEncoder,
+)
 
 from ofq.report.collect import Records
 from ofq.report.measures import SIZE, TOP1, Measure, measures
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "−": "$-$",
-    "–": "--",
-    "·": r"$\cdot$",
-    "|": r"\textbar{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-}
+_LATEX = UnicodeToLatexEncoder(
+    conversion_rules=[
+        # a bracket at a row's beginning would be an option of the line break before it
+        UnicodeToLatexConversionRule(
+            RULE_DICT, {ord("["): "{[}", ord("|"): r"\textbar{}", ord("−"): "$-$"}
+        ),
+        "defaults",
+    ],
+    unknown_char_policy="keep",
+    unknown_char_warning=False,
+)
+"""For pdfTeX; what it can't print, such as Chinese, is left to XeTeX and LuaTeX."""
 
 
 @dataclass(frozen=True)
@@ -116,18 +114,21 @@ class Table:
 
     def _about_spread(self) -> list[str]:
         if self.seeds == 1:
-            return ["One seed: no spread and no interval can be given, and nothing is set bold."]
+            return [
+                "One seed: no spread can be given, and nothing is set bold; the CSV has the 95 % "
+                "interval of each accuracy over its images."
+            ]
         spread = f"Mean ± sample standard deviation over {self.seeds} seeds."
         if any(entry.best for row in self.rows for entry in row.entries):
             return [
                 spread,
-                f"Bold: best {self.name} at these bits; its paired difference to every other "
-                "method has a 95 % interval that excludes 0.",
+                f"Bold: best {self.name} at these bits, by paired t tests against every other "
+                "method, corrected (Holm) for all columns.",
             ]
         return [
             spread,
-            f"No {self.name} is set bold: at no bits does one method differ from every other by "
-            "an interval that excludes 0.",
+            f"No {self.name} is set bold: at no bits is one method shown to be better than every "
+            "other, by paired t tests, corrected (Holm) for all columns.",
         ]
 
     def _about_size(self) -> list[str]:
@@ -175,7 +176,7 @@ def verdict_rows(verdicts: pd.DataFrame) -> list[dict[str, str]]:
                 "ours": TOP1.text(row["mean"]) if known else row["missing"],
                 "reported": TOP1.text(row["reported"]),
                 "difference": TOP1.signed(row["difference"]),
-                "95 % interval": TOP1.interval(row["low"], row["high"]) or "–",
+                "95 % interval": _interval(row),
                 "verdict": _verdict(row),
                 "seeds": str(row["n"]),
                 "detectable": TOP1.text(row["detectable"]),
@@ -184,6 +185,12 @@ def verdict_rows(verdicts: pd.DataFrame) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def _interval(row: pd.Series) -> str:
+    if row["low"] == row["high"]:
+        return "exact"
+    return TOP1.interval(row["low"], row["high"]) or "–"
 
 
 def _verdict(row: pd.Series) -> str:
@@ -253,7 +260,7 @@ def _latex_row(row: Row, with_model: bool) -> str:
 
 def escape_latex(text: str) -> str:
     """Plain text as LaTeX source."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    return str(_LATEX.unicode_to_latex(text))
 
 
 def _pipe(text: str) -> str:

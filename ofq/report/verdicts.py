@@ -3,8 +3,11 @@
 Measured are n trainings with different seeds; reported is a mean of m trainings, of which only the
 mean is known. If both are alike, the difference of the means has the standard error
 s·√(1/n + 1/m), with the seeds' sample standard deviation s, and Student's t has n − 1 degrees of
-freedom: for one reported run that is the prediction interval of one more seed. With one seed of our
-own, or no spread, the evaluation set's binomial error takes the place of s, and says so.
+freedom: for one reported run that is the prediction interval of one more seed.
+
+With one seed of our own, or no spread, the interval is Wilson's, over the evaluation images. It
+leaves the seeds' spread out, for which the margin has to stand: tested is whether the difference
+exceeds that. An evaluation of given weights has no error at all.
 
 The first that applies:
 
@@ -13,7 +16,8 @@ The first that applies:
 ``reproduced``     the 95 % interval of the difference lies within ±0.5 points
 ``off``            the difference exceeds 0.5 points, and its p-value is below 5 % after Holm's
                    correction over all numbers of the study that are reported
-``within noise``   a true difference of one point would have been shown with 80 % power, and wasn't
+``within noise``   the interval includes 0, and a true difference of one point would have been
+                   shown with 80 % power, the strictest step of the correction included
 ``underpowered``   more seeds are needed to say anything
 =================  ===============================================================================
 """
@@ -25,7 +29,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from ofq.report.statistics import ALPHA, POWER, detectable
+from ofq.report.statistics import ALPHA, POWER, detectable, images_interval
 
 MARGIN = 0.5
 """Points within which a number counts as reproduced."""
@@ -42,7 +46,8 @@ class Distance:
         n: Number of measured values (seeds).
         difference: Their mean less the reported value.
         low, high: 95 % interval of the difference; NaN where no error is known.
-        p: Two-sided p-value of there being none; NaN likewise.
+        p: Two-sided p-value of there being none; of it being within the margin, if ``by_images``;
+            NaN where no error is known.
         detectable: The smallest true difference that would be shown with 80 % power; NaN likewise.
         by_images: Whether the error is that of the evaluation set alone, for want of seeds.
     """
@@ -56,33 +61,51 @@ class Distance:
     by_images: bool = False
 
 
-def distance(values: ArrayLike, reported: float, runs: int = 1, images: int = 0) -> Distance:
-    """Hold measured accuracies against a reported one.
+def distance(
+    values: ArrayLike, reported: float, runs: int = 1, images: int = 0, family: int = 1
+) -> Distance:
+    """Hold trained models' accuracies against a reported one.
 
     Args:
         values: (n,) accuracies in percent, one per seed, n ≥ 1.
         reported: The reported accuracy, in percent.
         runs: Over how many trainings that one is a mean.
         images: Number of evaluation images; 0 if unknown.
+        family: How many numbers of the study are reported.
     """
     x = np.asarray(values, dtype=np.float64)
-    n, difference = len(x), float(x.mean()) - reported
-    spread = float(x.std(ddof=1)) if n > 1 else 0.0
-    share = math.sqrt(1 / n + 1 / runs)
+    spread = float(x.std(ddof=1)) if len(x) > 1 else 0.0
     if spread > 1e-12 * max(1.0, float(np.abs(x).max())):
-        error = spread * share
-        half = float(stats.t.ppf(1 - ALPHA / 2, n - 1)) * error
-        p = float(2 * stats.t.sf(abs(difference) / error, n - 1))
-        shown = detectable(spread, n, error)
-        return Distance(n, difference, difference - half, difference + half, p, shown)
-    rate = float(x.mean()) / 100
-    error = 100 * math.sqrt(rate * (1 - rate) / images) * share if images else 0.0
-    if error == 0:
-        return Distance(n, difference)
-    half = float(stats.norm.ppf(1 - ALPHA / 2)) * error
-    p = float(2 * stats.norm.sf(abs(difference) / error))
-    shown = half + float(stats.norm.ppf(POWER)) * error
-    return Distance(n, difference, difference - half, difference + half, p, shown, by_images=True)
+        return _by_seeds(len(x), float(x.mean()) - reported, spread, runs, ALPHA / family)
+    if images:
+        return _by_images(len(x), float(x.mean()), reported, images, ALPHA / family)
+    return Distance(len(x), float(x.mean()) - reported)
+
+
+def _by_seeds(n: int, difference: float, spread: float, runs: int, strictest: float) -> Distance:
+    error = spread * math.sqrt(1 / n + 1 / runs)
+    half = float(stats.t.ppf(1 - ALPHA / 2, n - 1)) * error
+    p = float(2 * stats.t.sf(abs(difference) / error, n - 1))
+    shown = detectable(spread, n, error, strictest)
+    return Distance(n, difference, difference - half, difference + half, p, shown)
+
+
+def _by_images(n: int, mean: float, reported: float, images: int, strictest: float) -> Distance:
+    difference = mean - reported
+    low, high = images_interval(mean, images)
+    beyond = abs(difference) > MARGIN
+    edge = (reported + math.copysign(MARGIN, difference)) / 100
+    p = stats.binomtest(round(mean / 100 * images), images, edge).pvalue if beyond else 1.0
+    error = 100 * math.sqrt(reported / 100 * (1 - reported / 100) / images)
+    quantiles = stats.norm.ppf([1 - strictest / 2, POWER])
+    shown = MARGIN + float(quantiles.sum()) * error
+    return Distance(n, difference, low - reported, high - reported, float(p), shown, by_images=True)
+
+
+def exactly(value: float, reported: float) -> Distance:
+    """Hold an evaluation of given weights against a reported one, both accuracies in percent."""
+    difference = value - reported
+    return Distance(1, difference, difference, difference, float(difference == 0), 0.0)
 
 
 def judge(found: Distance, p_holm: float) -> str:
@@ -99,4 +122,5 @@ def judge(found: Distance, p_holm: float) -> str:
         return "reproduced"
     if p_holm < ALPHA and abs(found.difference) > MARGIN:
         return "off"
-    return "within noise" if found.detectable <= RESOLUTION else "underpowered"
+    clear = found.low <= 0 <= found.high and found.detectable <= RESOLUTION
+    return "within noise" if clear else "underpowered"

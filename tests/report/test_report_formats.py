@@ -20,7 +20,7 @@ DOCUMENT = r"""
 \end{document}
 """
 
-SPECIAL = r"100 % of A&B_c #1 {x} ~^ \ <y> |z| $5 ± − – ·"
+SPECIAL = r"[1] 100 % of A&B_c #1 {x} ~^ \ <y> |z| $5 ± − – · é α ≥ → ×"
 NAMED = Table(
     SPECIAL,
     ["W2A2", "W4A4"],

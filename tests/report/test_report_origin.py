@@ -40,11 +40,41 @@ def test_recipe_s_differences_and_mlflow_s_runs_are_told(tmp_path: Path) -> None
     record = json.loads((folder / "provenance.json").read_text())
     difference = {"key": "lr", "published": 1.0, "ours": 2.0, "source": "S"}
     record["recipe"] = {"published": "T", "differences": [difference], "deviations": []}
+    record["attempts"].append({"commit": "fedcba", "diff": "-", "untracked": []})
     (folder / "provenance.json").write_text(json.dumps(record))
     text = explain(workspace, "small", "W2A2/lsq")
-    assert "lr: 2.0 (published: 1.0; S)" in text
+    assert "recipe differs: qat: lr: 2.0 (published: 1.0; S)" in text
+    assert "0123456789abcdef fedcba with changes of its own" in text
     assert "ab12" in text
-    assert "(one seed)" in text
+    assert "recipe differs" not in explain(workspace, "small", "W2A2/statsq")
+
+
+def test_number_of_a_chain_has_the_origin_of_every_stage(tmp_path: Path) -> None:
+    workspace = synthetic.make_workspace(tmp_path, seeds=[0])
+    synthetic.fill(workspace)
+    [cell] = [c for c in workspace.grid("small").cells if c.method.endswith("cga")][:1]
+    followed = {"published": "T", "differences": [], "deviations": []}
+    difference = {"key": "lr", "published": 1.0, "ours": 2.0, "source": "S"}
+    origins = {
+        "qat": (followed | {"differences": [difference]}, {"commit": "ab", "diff": "-"}),
+        "cga": (followed, {"commit": "cd", "diff": ""}),
+    }
+    for run in list(cell.runs[0].chain())[:2]:
+        recipe, attempt = origins[run.config.stage]
+        path = workspace.results / "runs" / run.id / "provenance.json"
+        path.write_text(json.dumps({"recipe": recipe, "attempts": [attempt | {"untracked": []}]}))
+    text = explain(workspace, "small", f"{cell.bits}/{cell.method}")
+    assert "commit:         0123456789abcdef ab cd with changes of its own" in text
+    assert "recipe differs: qat: lr: 2.0 (published: 1.0; S)\n" in text
+
+
+def test_one_seed_s_accuracy_has_the_interval_of_its_images(tmp_path: Path) -> None:
+    workspace = synthetic.make_workspace(tmp_path, seeds=[0])
+    synthetic.fill(workspace, lambda run: 90.0)
+    # Wilson's, of 810 in 900, by its formula
+    assert "90.00 (one seed; 95 % interval over its images 87.87 to 91.79)" in explain(
+        workspace, "small", "W2A2/lsq"
+    )
 
 
 def test_missing_seeds_are_told_with_the_reason(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ _SETTINGS: Any = {
     "svg.fonttype": "path",
     "svg.hashsalt": "ofq",
     "path.simplify_threshold": 0.2,
+    "text.parse_math": False,  # labels may have dollar signs
 }
 
 
