@@ -98,8 +98,8 @@ class Curves:
             categories; empty if no run has any.
 
         Raises:
-            UserError: A table is damaged, metrics are missing, or a run that others build on hasn't
-                finished.
+            UserError: A table is damaged, or missing where the run ended with one; or a run that
+                others build on hasn't finished.
         """
         key = (table, model, bits, first_seed)
         if key not in self._frames:
@@ -137,7 +137,7 @@ class Curves:
             )
         path = folder.path / f"{table}.parquet"
         self.files.add(path)
-        return _read(path, required=table == "metrics")
+        return _read(path, required=path.name in self.results[name]["sha256"])
 
 
 def _is_of(cell: Cell, model: str | None, bits: str | None) -> bool:

@@ -17,7 +17,7 @@ class Value(Strict):
 
     Attributes:
         model, bits, method: The cell that it is about; ``FP`` and ``fp`` for full precision.
-        value: The number, in the measure's unit.
+        value: The number, in percent.
         runs: Over how many trainings it is a mean.
         status: How it is known.
         source: Where it stands, or how it is derived.
@@ -26,10 +26,19 @@ class Value(Strict):
     model: str
     bits: Bits | Literal["FP"]
     method: Name
-    value: float
+    value: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
     runs: PositiveInt = 1
     status: Status
     source: Annotated[str, Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _full_precision_by_both_names(self) -> Self:
+        if (self.bits == "FP") != (self.method == "fp"):
+            raise ValueError(
+                f"bits {self.bits} with method {self.method}; allowed: FP with fp, other bits with "
+                "a method of config/methods"
+            )
+        return self
 
     @property
     def cell(self) -> tuple[str, str, str]:

@@ -171,11 +171,11 @@ class Workspace:
         """What a study's numbers are held against, in the study's order.
 
         Raises:
-            UserError: A file is wrong, or about another data set.
+            UserError: A file is wrong, about another data set, or about an unknown method.
         """
         source = f"{self.study_path(study)}: key 'references'"
         dataset = self.recipe(self.study(study).recipe).dataset
-        found = []
+        methods, found = ["fp", *self.methods], []
         for name in self.study(study).references:
             found.append(self._load(Reference, "reference", name, "reference"))
             if found[-1].dataset != dataset:
@@ -183,6 +183,12 @@ class Workspace:
                     f"{source}: '{name}' is about {found[-1].dataset}, but the study's recipe "
                     f"trains on {dataset}"
                 )
+            for value in found[-1].values:
+                if value.method not in methods:
+                    raise UserError(
+                        f"{self.root / 'config' / 'reference' / name}.yaml: unknown method "
+                        f"'{value.method}' ({suggest(value.method, methods)})"
+                    )
         return found
 
     @property

@@ -161,6 +161,17 @@ def test_study_that_extends_others_brings_them(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["2024", "true", "1e3"])
+def test_study_may_have_a_name_that_yaml_takes_for_something_else(
+    name: str, tmp_path: Path
+) -> None:
+    workspace = make_home(tmp_path / "home")
+    (workspace.root / f"config/studies/{name}.yaml").write_text("extends: small\ntitle: T\n")
+    bundle(Workspace(workspace.root), name, tmp_path / "b.tar.xz")
+    there = unbundle(tmp_path / "b.tar.xz", tmp_path / "there")
+    assert list(there.site.studies) == [name]
+
+
 def test_unfinished_study_keeps_the_reasons_for_what_is_missing(tmp_path: Path) -> None:
     workspace = make_home(tmp_path / "home")
     cells = {(c.bits, c.method): c for c in workspace.grid("small").cells}

@@ -82,6 +82,24 @@ def test_click_on_a_heading_sorts_and_another_turns_the_order(
     assert down == sorted(up, reverse=True)
 
 
+def test_intervals_are_sorted_by_their_lower_ends_and_what_is_missing_stays_last(
+    chromium: str, report: Path, tmp_path: Path
+) -> None:
+    code = """
+        const table = [...document.querySelectorAll("table")].at(-2);
+        const column = () => [...table.tBodies[0].rows].map(row => row.cells[5].textContent);
+        const orders = [];
+        for (const _ of [1, 2]) { table.tHead.rows[0].cells[5].click(); orders.push(column()); }
+        return orders;
+    """
+    for texts, downwards in zip(ask(chromium, report, tmp_path, code), (False, True), strict=True):
+        lower = [text[1:].split(",")[0].replace("−", "-") for text in texts if text != "–"]
+        assert len(lower) > 10
+        assert texts[len(lower) :] == ["–"] * (len(texts) - len(lower))
+        assert texts.count("–") > 0
+        assert lower == sorted(lower, key=float, reverse=downwards)
+
+
 def test_number_opens_its_runs(chromium: str, report: Path, tmp_path: Path) -> None:
     code = """
         mark();

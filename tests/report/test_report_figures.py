@@ -121,11 +121,28 @@ def test_legend_with_long_labels_takes_fewer_columns_and_the_figure_grows() -> N
         axes = panels(figure, 1, 1)[0][0]
         for number in range(6):
             axes.plot([0, 1], label=f"{number}: a method with quite a long name")
-        add_legend(figure, axes, 4)
+        add_legend(figure, 4)
         figure.draw_without_rendering()
     assert figure.legends[0].get_window_extent().width <= figure.bbox.width
     assert len(figure.legends) == 1
     assert figure.get_figheight() > 2.0
+
+
+def test_legend_has_what_any_panel_shows_once() -> None:
+    with styled():
+        figure = new_figure(3.4, 2.0)
+        for axes, labels in zip(panels(figure, 1, 2)[0], ("b", "ab"), strict=True):
+            for label in labels:
+                axes.plot([0, 1], label=label)
+        add_legend(figure, 4)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["b", "a"]
+
+
+def test_dollars_in_a_label_are_dollars() -> None:
+    with styled():
+        figure = new_figure(3.4, 2.0)
+        figure.suptitle("cheaper by $1_, or by $2^")
+        figure.draw_without_rendering()
 
 
 def test_every_figure_has_ink(report: Path, toy: Workspace, tmp_path: Path) -> None:
@@ -227,6 +244,27 @@ def test_figure_without_its_recordings_says_what_to_change(
     assert f"'recording: {{{key}: N}}' in the stages of recipe" in found
 
 
+RECORDED = ["latent_weights", "gradient_sign_changes", "joint_flips", "weight_paths"]
+
+
+def test_recordings_of_the_first_model_that_has_any_are_drawn(tmp_path: Path) -> None:
+    models, methods = ["micro", "macro"], ["lsq", "statsq"]
+    workspace = synthetic.make_workspace(
+        tmp_path, models=models, methods=methods, seeds=[0], figures=["accuracy", *RECORDED]
+    )
+    synthetic.fill(workspace)
+    for cell in workspace.grid("small").cells:
+        if cell.model == "micro" and cell.method != "fp":
+            shutil.rmtree(workspace.results / "runs" / cell.runs[0].id)
+    with styled():
+        drawn = {
+            name: FIGURES[name](collect(workspace, "small")) for name in ["accuracy", *RECORDED]
+        }
+    assert all("macro" in drawn[name].caption for name in RECORDED)
+    labels = [text.get_text() for text in drawn["accuracy"].figure.legends[0].get_texts()]
+    assert sorted(labels) == ["Full precision", "LSQ", "StatsQ"]
+
+
 def test_report_of_the_baselines_alone_says_which_figures_wait(tmp_path: Path) -> None:
     workspace = synthetic.make_workspace(tmp_path)
     synthetic.fill(workspace)
@@ -234,6 +272,7 @@ def test_report_of_the_baselines_alone_says_which_figures_wait(tmp_path: Path) -
         if run.config.stage != "fp":
             shutil.rmtree(workspace.results / "runs" / run.id)
     assert "no finished run has" in why_absent(workspace, "oscillation_over_training")
+    assert why_absent(workspace, "latent_weights") == "no quantized run has finished."
     assert (workspace.reports / "small/figures/accuracy.svg").exists()
 
 

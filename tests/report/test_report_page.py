@@ -141,6 +141,17 @@ def test_damaged_table_is_named_and_the_old_report_stays(tmp_path: Path) -> None
     assert contents(tmp_path / "reports") == before
 
 
+def test_missing_table_of_a_stage_before_the_last_is_named(tmp_path: Path) -> None:
+    workspace = synthetic.make_workspace(
+        tmp_path, methods=["lsq", "statsq+qkr+cga"], figures=["oscillation_by_role"], seeds=[0]
+    )
+    synthetic.fill(workspace)
+    [run, _] = list(workspace.grid("small").cells[-1].runs[0].chain())[1:]
+    (workspace.results / "runs" / run.id / "layers.parquet").unlink()
+    with pytest.raises(UserError, match=rf"{run.id}/layers\.parquet: missing"):
+        build(workspace, "small", tmp_path / "reports" / "small")
+
+
 def test_report_needs_neither_torch_nor_mlflow(workspace: Workspace, tmp_path: Path) -> None:
     code = f"""
 import sys

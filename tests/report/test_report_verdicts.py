@@ -213,6 +213,16 @@ def test_page_and_tables_tell_verdicts_with_their_sources(referring: Workspace) 
     assert (page.parent / "verdicts.csv").exists()
 
 
+def test_reference_that_meets_no_cell_is_said_to(tmp_path: Path) -> None:
+    workspace = synthetic.make_workspace(
+        tmp_path, references=["known"], figures=["accuracy"], bits=["W4A4"], methods=["lsq"]
+    )
+    add_reference(workspace, VALUES[1:])
+    synthetic.fill(workspace)
+    page = build(workspace, "small", workspace.reports / "small")
+    assert "None of the numbers in Reported is about a cell of this study" in page.read_text()
+
+
 def test_study_without_references_has_no_verdicts(workspace: Workspace, report: Path) -> None:
     assert hold_against(collect(workspace, "small")).empty
     assert "Against what was reported" not in (report / "index.html").read_text()
@@ -259,6 +269,10 @@ def test_study_without_any_finished_run_is_refused(tmp_path: Path) -> None:
         ([*VALUES, VALUES[0]], {}, "two values for micro FP fp; allowed: one for each cell"),
         ([VALUES[0] | {"status": "rumoured"}], {}, "status"),
         ([VALUES[0] | {"bits": "W1"}], {}, "bits"),
+        ([VALUES[0] | {"method": "lsq"}], {}, "bits FP with method lsq; allowed: FP with fp"),
+        ([VALUES[1] | {"method": "fp"}], {}, "bits W2A2 with method fp; allowed: FP with fp"),
+        ([VALUES[1] | {"method": "lqs"}], {}, "unknown method 'lqs' (did you mean 'lsq'?"),
+        ([VALUES[1] | {"value": 140}], {}, "value"),
     ],
 )
 def test_wrong_reference_is_named(

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from ofq.report.collect import Records
 from ofq.report.figures.by_model import caption_of, draw_baseline, draw_models
 from ofq.report.figures.registry import Drawn, figure
-from ofq.report.figures.style import COLUMN, PAGE, looks, new_figure
+from ofq.report.figures.style import COLUMN, PAGE, Look, looks, new_figure
 from ofq.report.measures import Measure, measures
 from ofq.report.statistics import summarize
 
@@ -34,30 +34,25 @@ def _panel(ax: Axes, records: Records, measure: Measure, model: str) -> None:
         for x, bits in enumerate(study.bits):
             runs = records.of(records.runs, model=model, bits=bits, method=method)
             centre = x + (i - (len(study.methods) - 1) / 2) * step
-            name = records.labels[method] if x == 0 else None
-            _cell(
-                ax, runs[measure.key], centre, step, name, style[method].color, style[method].marker
-            )
+            _cell(ax, runs[measure.key], centre, step, records.labels[method], style[method])
     draw_baseline(ax, records, model)
     ax.set_xticks(range(len(study.bits)), study.bits)
     ax.tick_params(axis="x", length=0)
     ax.set_xlim(-0.5, len(study.bits) - 0.5)
 
 
-def _cell(
-    ax: Axes, values: pd.Series, x: float, step: float, name: str | None, color: str, marker: str
-) -> None:
+def _cell(ax: Axes, values: pd.Series, x: float, step: float, name: str, look: Look) -> None:
     if values.empty:
         return
     summary = summarize(values)
-    ax.plot([x - step / 5] * len(values), values, ".", color=color, alpha=0.45, markersize=4)
+    ax.plot([x - step / 5] * len(values), values, ".", color=look.color, alpha=0.45, markersize=4)
     spread = None if pd.isna(summary.low) else summary.high - summary.mean
     ax.errorbar(
         x + step / 8,
         summary.mean,
         spread,
-        color=color,
-        marker=marker,
+        color=look.color,
+        marker=look.marker,
         linestyle="none",
         capsize=2,
         elinewidth=1,

@@ -28,7 +28,7 @@ def draw_models(
         if len(models) > 1:
             ax.set_title(model)
     axes[0].set_ylabel(measures(records.primary)[0].heading)
-    add_legend(picture, axes[0], columns)
+    add_legend(picture, columns)
 
 
 def draw_baseline(ax: Axes, records: Records, model: str) -> None:

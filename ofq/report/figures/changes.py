@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ofq.report.collect import Records
 from ofq.report.figures.oscillation import shares_qat
-from ofq.report.figures.recorded import require_recorded
+from ofq.report.figures.recorded import of_first_model
 from ofq.report.figures.registry import Drawn, figure
 from ofq.report.figures.style import (
     COLUMN,
@@ -33,9 +33,7 @@ ENOUGH = 5
 def gradient_sign_changes(records: Records) -> Drawn:
     """The share of gradients that change sign, by boundary range: a column per method."""
     study = records.study
-    model = study.models[0]
-    recorded = records.curves.read("sign_changes", model)
-    require_recorded(records, recorded, "sample")
+    model, recorded = of_first_model(records, "sign_changes", "sample")
     bits = [b for b in study.bits if b in set(recorded["bits"])]
     picture = new_figure(COLUMN if len(study.methods) == 1 else PAGE, 1.1 + 1.5 * len(bits))
     grid = panels(picture, len(bits), len(study.methods), sharey="row", sharex="col")
@@ -52,7 +50,7 @@ def gradient_sign_changes(records: Records) -> Drawn:
     for ax in grid[-1]:
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    add_legend(picture, grid[0][0], 6)
+    add_legend(picture, 6)
     return Drawn(
         picture,
         f"How often the gradient of a weight of {model} changes its sign from one step to the "
@@ -79,9 +77,7 @@ def _sign_lines(ax: Axes, rows: pd.DataFrame) -> None:
 def joint_flips(records: Records) -> Drawn:
     """Whether query and key flip together, and how often either flips: a column per bits."""
     study, style = records.study, looks(records.study.methods)
-    model = study.models[0]
-    recorded = records.curves.read("joint_flips", model)
-    require_recorded(records, recorded, "sample")
+    model, recorded = of_first_model(records, "joint_flips", "sample")
     bits = [b for b in study.bits if b in set(recorded["bits"])]
     width = COLUMN if len(bits) == 1 else PAGE
     columns = 2 if width == COLUMN else 4
@@ -101,7 +97,7 @@ def joint_flips(records: Records) -> Drawn:
     grid[0][0].set_ylabel("joint flips,\nobserved / expected")
     grid[1][0].set_ylabel("flips per 1,000\nweights and step")
     grid[1][0].set_ylim(bottom=0)
-    add_legend(picture, grid[1][0], columns)
+    add_legend(picture, columns)
     return Drawn(
         picture,
         f"Query and key of {model}, flipping together. Above: pairs of a weight of W_q and one of "

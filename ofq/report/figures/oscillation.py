@@ -55,7 +55,7 @@ def over_training(records: Records) -> Drawn:
         ax.set_xlabel("epoch")
     for row in grid:  # after all columns are drawn, since a limit stops a shared axis growing
         row[0].set_ylim(bottom=0)
-    add_legend(picture, grid[0][0], columns)
+    add_legend(picture, columns)
     return Drawn(picture, _caption(records))
 
 

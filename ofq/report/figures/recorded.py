@@ -1,29 +1,55 @@
-"""What the figures of recordings share: their data's check, and CGA's boundary ranges."""
+"""What the figures of recordings share: finding them, and CGA's boundary ranges."""
+
+from itertools import product
 
 import pandas as pd
 
 from ofq.report.collect import Records
 from ofq.report.figures.registry import NothingToDraw
 from ofq.study.method import Band
+from ofq.tracking.folder import Table
 
 
-def require_recorded(records: Records, frame: pd.DataFrame, key: str) -> None:
-    """Refuse to draw a figure of what no run has recorded.
+def of_first_model(records: Records, table: Table, key: str) -> tuple[str, pd.DataFrame]:
+    """What was recorded of the study's first model that has recordings.
 
     Args:
         records: The study.
-        frame: What was recorded.
+        table: What was recorded.
         key: The key of a stage's ``recording`` that asks for it.
 
+    Returns:
+        The model and its rows.
+
     Raises:
-        NothingToDraw: There is nothing; it says what to do.
+        NothingToDraw: Nothing was recorded; it says what to do.
     """
-    if frame.empty:
-        raise NothingToDraw(
-            f"no finished run recorded it. 'recording: {{{key}: N}}' in the stages of recipe "
-            f"'{records.study.recipe}' makes new ones do so; runs keep their names, so to train "
-            "one anew, move its folder away"
-        )
+    for model in records.study.models:
+        rows = records.curves.read(table, model)
+        if not rows.empty:
+            return model, rows
+    raise _nothing_recorded(records, key)
+
+
+def of_first_bits(
+    records: Records, table: Table, key: str, first_seed: bool = False
+) -> tuple[str, str, pd.DataFrame]:
+    """The same of the first model and bits with recordings: model, bits and rows."""
+    for model, bits in product(records.study.models, records.study.bits):
+        rows = records.curves.read(table, model, bits, first_seed)
+        if not rows.empty:
+            return model, bits, rows
+    raise _nothing_recorded(records, key)
+
+
+def _nothing_recorded(records: Records, key: str) -> NothingToDraw:
+    if (records.runs["method"] == "fp").all():
+        return NothingToDraw("no quantized run has finished")
+    return NothingToDraw(
+        f"no finished run recorded it. 'recording: {{{key}: N}}' in the stages of recipe "
+        f"'{records.study.recipe}' makes new ones do so; runs keep their names, so to train "
+        "one anew, move its folder away"
+    )
 
 
 def boundary_ranges(records: Records) -> dict[str, float]:

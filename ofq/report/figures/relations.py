@@ -68,7 +68,7 @@ def against_oscillation(records: Records) -> Drawn:
         ax.set_title(bits)
         ax.set_xlabel("oscillation rate\nmid-run (%)")
     axes[0].set_ylabel(measure.heading)
-    add_legend(picture, axes[0], columns)
+    add_legend(picture, columns)
     return Drawn(picture, _correlations(records, runs, measure))
 
 
@@ -109,7 +109,7 @@ def frozen(records: Records) -> Drawn:
         ax.set_xlabel("epoch of the annealing stage")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel("frozen weights (%)")
-    add_legend(picture, axes[0], columns)
+    add_legend(picture, columns)
     return Drawn(
         picture,
         "Share of the weights that annealing holds in an epoch: mean, shaded from the lowest to "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -108,17 +109,21 @@ _LEGEND_ROW = 0.17
 """Height of a legend's row in inches."""
 
 
-def add_legend(figure: Figure, axes: Axes, columns: int) -> None:
-    """The handles of one panel, below all of them, in as many columns as there is room for.
+def add_legend(figure: Figure, columns: int) -> None:
+    """What is labelled in any panel, once, below all of them, in as many columns as there is room.
 
     Args:
         figure: The figure; it grows by the rows that fewer columns need.
-        axes: The panel.
         columns: The most columns, for which the figure's height was chosen.
     """
-    handles, labels = axes.get_legend_handles_labels()
+    labels: dict[str, Artist] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            labels.setdefault(label, handle)
     for fitting in range(columns, 0, -1):
-        legend = figure.legend(handles, labels, loc="outside lower center", ncols=fitting)
+        legend = figure.legend(
+            list(labels.values()), list(labels), loc="outside lower center", ncols=fitting
+        )
         figure.draw_without_rendering()
         if fitting == 1 or legend.get_window_extent().width <= figure.bbox.width:
             break

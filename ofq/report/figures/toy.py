@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ofq.report.collect import Records
-from ofq.report.figures.recorded import require_recorded
+from ofq.report.figures.recorded import of_first_bits
 from ofq.report.figures.registry import Drawn, figure
 from ofq.report.figures.style import (
     COLUMN,
@@ -43,7 +43,7 @@ def loss(records: Records) -> Drawn:
         ax.set_xlabel("step")
         ax.set_yscale("log")
     axes[0].set_ylabel("loss")
-    add_legend(picture, axes[0], 2 if width == COLUMN else 4)
+    add_legend(picture, 2 if width == COLUMN else 4)
     spread = " Shaded from the lowest to the highest seed." if len(study.seeds) > 1 else ""
     return Drawn(picture, f"Evaluated loss over training, mean over seeds.{spread}")
 
@@ -60,9 +60,7 @@ def _band(ax: Axes, rows: pd.DataFrame, label: str, look: Look) -> None:
 def trajectories(records: Records) -> Drawn:
     """One weight, its quantized value and its scale over steps: a column per method."""
     study = records.study
-    model, bits = study.models[0], study.bits[0]
-    rows = records.curves.read("trajectories", model, bits)
-    require_recorded(records, rows, "weights")
+    model, bits, rows = of_first_bits(records, "trajectories", "weights")
     seed, weight, last = _busiest(rows)
     rows = records.of(rows, seed=seed)
     columns = len(study.methods)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from ofq.report.collect import Records
-from ofq.report.figures.recorded import boundary_ranges, require_recorded
+from ofq.report.figures.recorded import boundary_ranges, of_first_bits, of_first_model
 from ofq.report.figures.registry import Drawn, NothingToDraw, figure
 from ofq.report.figures.style import (
     COLUMN,
@@ -47,9 +47,7 @@ MOMENTS = {
 def latent_weights(records: Records) -> Drawn:
     """Histograms of scaled latent weights at a few epochs: a column per method."""
     study = records.study
-    model = study.models[0]
-    recorded = records.curves.read("histograms", model)
-    require_recorded(records, recorded, "histograms")
+    model, recorded = of_first_model(records, "histograms", "histograms")
     bits = [b for b in study.bits if b in set(recorded["bits"])]
     width = COLUMN if len(study.methods) == 1 else PAGE
     picture = new_figure(width, 0.9 + 2.9 * len(bits))
@@ -69,8 +67,7 @@ def latent_weights(records: Records) -> Drawn:
         grid[2 * i + 1][0].set_ylabel("weights per step (%)")
         for axes in grid[2 * i : 2 * i + 2]:
             axes[0].set_ylim(bottom=0)
-    fullest = max((ax for row in grid for ax in row), key=lambda ax: len(ax.get_lines()))
-    add_legend(picture, fullest, 4)
+    add_legend(picture, 4)
     return Drawn(
         picture,
         f"Latent weights of {model} by their position on the quantization grid, all low-bit "
@@ -130,9 +127,7 @@ def _outline(
 def weight_paths(records: Records) -> Drawn:
     """The followed weights that flip most, through the thresholds: a column per method."""
     study = records.study
-    model, bits = study.models[0], study.bits[0]
-    rows = records.curves.read("trajectories", model, bits, first_seed=True)
-    require_recorded(records, rows, "weights")
+    model, bits, rows = of_first_bits(records, "trajectories", "weights", first_seed=True)
     width = COLUMN if len(study.methods) == 1 else PAGE
     picture = new_figure(width, 0.9 + 1.15 * (FOLLOWED + 1))
     grid = panels(picture, FOLLOWED + 1, len(study.methods), sharey="row")
@@ -148,7 +143,7 @@ def weight_paths(records: Records) -> Drawn:
     for axes, name in zip(grid, ("most flips", "second most"), strict=False):
         axes[0].set_ylabel(f"{name}\nposition (steps)")
     grid[-1][0].set_ylabel("most flips, closer\nto threshold (steps)")
-    add_legend(picture, grid[0][0], 3)
+    add_legend(picture, 3)
     return Drawn(
         picture,
         f"Single weights of {model} at {bits} through the grid in each method's last stage: the "
@@ -197,10 +192,7 @@ def _closer(ax: Axes, path: pd.DataFrame) -> None:
 @figure("scale_paths")
 def scale_paths(records: Records) -> Drawn:
     """Scales of single rows during CGA: a column per boundary range."""
-    study = records.study
-    model, bits = study.models[0], study.bits[0]
-    recorded = records.curves.read("trajectories", model, bits, first_seed=True)
-    require_recorded(records, recorded, "weights")
+    model, bits, recorded = of_first_bits(records, "trajectories", "weights", first_seed=True)
     rows = recorded[recorded["stage"] == "cga"]
     ranges = {m: x for m, x in boundary_ranges(records).items() if m in set(rows["method"])}
     if not ranges:
@@ -220,7 +212,7 @@ def scale_paths(records: Records) -> Drawn:
         ax.set_title(f"BR {ranges[method]:g}")
         ax.set_xlabel("step of CGA")
     axes[0].set_ylabel("change of the scale (%)")
-    add_legend(picture, axes[0], 3 if len(methods) == 1 else 6)
+    add_legend(picture, 3 if len(methods) == 1 else 6)
     return Drawn(
         picture,
         f"Quantization scales of single rows of {model} at {bits}, seed {seed}, during CGA with "
