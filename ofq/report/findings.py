@@ -131,7 +131,7 @@ def _caveat(measure: Measure, fact: Fact, family: int) -> str:
         )
     if kind == "not shown":
         return (
-            f" With this spread, {seeds} seeds show a difference of "
+            f" With this spread, {seeds} seeds would show a true difference of "
             f"{measure.text(fact['detectable'])}{measure.unit} in four repetitions of five."
         )
     if kind == "no interval" and seeds > 1:

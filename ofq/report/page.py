@@ -67,7 +67,7 @@ def write_page(
             findings=describe(records, differences),
             verdicts=verdict_rows(found["verdicts"]),
             effects=effect_rows(records, found["effects"]),
-            rule={"margin": MARGIN, "resolution": RESOLUTION},
+            rule={"margin": MARGIN, "resolution": f"{RESOLUTION:g}"},
             references=records.references,
             by_images=bool(found["verdicts"].get("by_images", pd.Series(dtype=bool)).any()),
             seeds=", ".join(str(seed) for seed in records.study.seeds),

@@ -196,7 +196,7 @@ def test_findings_say_what_holds_and_what_could_have_been_shown(records: Records
     assert "identical in every seed: 2" in groups["oscillation rate mid-run"].summary
     hidden = next(item for item in items if item.verdict == "not shown")
     assert "can't be told apart" in hidden.text
-    assert "With this spread, 3 seeds show a difference of" in hidden.text
+    assert "With this spread, 3 seeds would show a true difference of" in hidden.text
 
 
 def test_sizes_of_exported_models_stand_beside_that_of_full_precision(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """The toy regression: loss, and the paths of single weights and their scale."""
 
+import math
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from ofq.report.collect import Records
 from ofq.report.figures.recorded import of_first_bits
@@ -22,6 +24,7 @@ from ofq.report.figures.style import (
 
 _LATENT: dict[str, Any] = {"color": "#0072B2"}
 _SCALE: dict[str, Any] = {"color": "#009E73", "linestyle": (0, (4, 1.2))}
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 ZOOM = 60
 """Number of steps that the lowest panels show."""
@@ -42,10 +45,16 @@ def loss(records: Records) -> Drawn:
         ax.set_title(f"{model}, {bits}" if len(study.models) > 1 else bits)
         ax.set_xlabel("step")
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(_power_of_ten)
+        ax.yaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel("loss")
     add_legend(picture, 2 if width == COLUMN else 4)
     spread = " Shaded from the lowest to the highest seed." if len(study.seeds) > 1 else ""
     return Drawn(picture, f"Evaluated loss over training, mean over seeds.{spread}")
+
+
+def _power_of_ten(value: float, _: float) -> str:
+    return "10" + f"{math.log10(value):.0f}".translate(_RAISED)
 
 
 def _band(ax: Axes, rows: pd.DataFrame, label: str, look: Look) -> None:
