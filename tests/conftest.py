@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 import ofq.quantization  # noqa: F401 - lets timm be imported beside a CPU build of torch
 
@@ -43,6 +44,12 @@ figures: [accuracy, oscillation_over_training, oscillation_by_role]
 }
 
 
+# No example fails for a busy machine's slowness, and all runs of the tests try the same ones.
+settings.register_profile(
+    "ofq", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("ofq")
+
 _OWNER = """
 import sys, time
 from pathlib import Path
@@ -57,6 +64,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the modules that take minutes, so that no process has them left at the end."""
     long = {"slurm", "faults", "integration"}
     items.sort(key=lambda item: long.isdisjoint(mark.name for mark in item.iter_markers()))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """The same random numbers, whichever tests came before."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="module")

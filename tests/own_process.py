@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from ofq.cli import main, trainings
@@ -98,6 +99,17 @@ def run_ofq(
     process = Forked(folder, *arguments, env=env, entry=entry)
     out, err = process.communicate()
     return subprocess.CompletedProcess(arguments, process.wait(), out, err)
+
+
+def working_in(folder: Path, word: str) -> list[int]:
+    """Ids of the processes that work in a folder and have a word in their command line."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is somebody else's
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if word.encode() in words and (process / "cwd").samefile(folder):
+                found.append(int(process.name))
+    return found
 
 
 def main_out_of_time() -> None:

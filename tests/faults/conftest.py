@@ -15,7 +15,12 @@ def undisturbed(tmp_path_factory) -> Lab:
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "undisturbed"
     with open(f"{root}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return Lab(root) if root.exists() else build(root)
+        if not root.exists():  # all of it or nothing: a build may fail
+            begun = root.with_name("begun")
+            shutil.rmtree(begun, ignore_errors=True)
+            build(begun)
+            begun.rename(root)
+        return Lab(root)
 
 
 @pytest.fixture

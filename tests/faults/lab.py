@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import driver
@@ -138,9 +139,12 @@ def assert_same(disturbed: RunFolder, undisturbed: RunFolder) -> None:
 
 
 def wait_for(condition, seconds: float = 60) -> None:
-    """Wait until something is so."""
+    """Wait until something is so, of which a file may not be there yet, or no more."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while True:
+        with suppress(FileNotFoundError):
+            if condition():
+                return
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.1)
 

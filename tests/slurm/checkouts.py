@@ -56,7 +56,9 @@ import ofq
 
 ofq.register_weight_quantizer("gated")(type("Gated", (ofq.StatsQ,), {}))
 facts = {key: os.environ.get(key) for key in ("CUDA_VISIBLE_DEVICES", "SLURMD_NODENAME")}
-Path(f"seen-{os.environ['SLURM_JOB_ID']}.json").write_text(json.dumps(facts))
+name = f"seen-{os.environ['SLURM_JOB_ID']}"
+Path(f"{name}.tmp").write_text(json.dumps(facts))
+os.replace(f"{name}.tmp", f"{name}.json")  # the test reads all of it or nothing
 while not Path("gate").exists():
     time.sleep(0.1)
 """

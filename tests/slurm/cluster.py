@@ -30,6 +30,7 @@ CLIENTS = (
 NODES = ("n0", "n1")
 GPUS = 2  # per node
 _JOB = "SLURM_JOB_ID="
+READY = 120  # seconds until a daemon answers, on a busy machine
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # where distributions keep daemons
 
 
@@ -72,7 +73,7 @@ class Daemon:
         """End it, by force when it doesn't end by itself."""
         if (pid := self.pid()) is not None:
             os.kill(pid, signal.SIGTERM)
-            if not _within(patience, lambda: self.pid() is None):
+            if not within(patience, lambda: self.pid() is None):
                 self.kill()
         self._record.unlink(missing_ok=True)
 
@@ -80,7 +81,7 @@ class Daemon:
         """End it at once, as a crash does."""
         if (pid := self.pid()) is not None:
             os.kill(pid, signal.SIGKILL)
-            _within(10, lambda: self.pid() is None)
+            within(10, lambda: self.pid() is None)
 
 
 class Cluster:
@@ -110,10 +111,10 @@ class Cluster:
             self._start_database()
             self._start_accounting()
         self._start("slurmctld", "-D", "-f", self.folder / "slurm.conf")
-        self._await(30, "slurmctld", lambda: "UP" in self.command("scontrol", "ping"))
+        self._await("slurmctld", lambda: "UP" in self.command("scontrol", "ping"))
         for node in NODES:
             self.start_node(node)
-        self._await(30, "nodes", lambda: self._idle() == len(NODES))
+        self._await("nodes", lambda: self._idle() == len(NODES))
 
     def down(self) -> None:
         """End all jobs, then stop the daemons."""
@@ -130,7 +131,7 @@ class Cluster:
         if self._daemon("slurmctld").pid() is not None:
             self.command("scancel", "--full", "--signal=KILL", "--user", getpass.getuser())
             self.command("scancel", "--user", getpass.getuser())
-            _within(30, lambda: not self.queue())
+            within(30, lambda: not self.queue())
         configuration = f"SLURM_CONF={self.folder}/slurm.conf"
         for environment in Path("/proc").glob("[0-9]*/environ"):
             with suppress(OSError):
@@ -140,15 +141,18 @@ class Cluster:
 
     def command(self, *command: str) -> str:
         """What one of Slurm's commands prints; empty if it fails."""
-        done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=30
-        )
+        done = self._run(*command)
         return done.stdout.strip() if done.returncode == 0 else ""
 
     def queue(self, *options: str) -> list[list[str]]:
-        """Jobs that haven't ended: id, state, node and, as Slurm's comment, rule and run."""
-        lines = self.command("squeue", "--noheader", "--format=%A|%T|%N|%k", *options)
-        return [line.split("|") for line in lines.splitlines()]
+        """Jobs that haven't ended: id, state, node and, as Slurm's comment, rule and run.
+
+        Raises:
+            SubprocessError: Slurm doesn't answer, which doesn't mean that there is no job.
+        """
+        done = self._run("squeue", "--noheader", "--format=%A|%T|%N|%k", *options)
+        done.check_returncode()
+        return [line.split("|") for line in done.stdout.strip().splitlines()]
 
     def start_node(self, node: str) -> None:
         """Start a node's daemon."""
@@ -175,7 +179,7 @@ class Cluster:
         # by force, since its socket may lie below a folder of the user's own
         options = ("--foreground", "--force", *(f"--{k}={path}" for k, path in files.items()))
         self._start("munged", *options)
-        self._await(10, "munged", lambda: self.command("munge", "-n", "-S", str(socket_)) != "")
+        self._await("munged", lambda: self.command("munge", "-n", "-S", str(socket_)) != "")
 
     def _write_configuration(self) -> None:
         """All of Slurm's files; a cluster that exists keeps its ports."""
@@ -225,18 +229,23 @@ class Cluster:
         )  # fmt: skip
         sql = "create user if not exists slurm@localhost; grant all on slurm.* to slurm@localhost"
         client = ["mariadb", "--no-defaults", "--user=root", f"--socket={socket_}"]
-        self._await(30, "mariadbd", lambda: self._succeeds(*client, f"--execute={sql}"))
+        self._await("mariadbd", lambda: self._succeeds(*client, f"--execute={sql}"))
 
     def _start_accounting(self) -> None:
         self._start("slurmdbd", "-D")
         listed = ("sacctmgr", "--noheader", "--immediate", "list", "cluster")
-        self._await(60, "slurmdbd", lambda: self._succeeds(*listed))
+        self._await("slurmdbd", lambda: self._succeeds(*listed))
         for entry in (("cluster", "toy"), ("account", "lab"), ("user", getpass.getuser())):
             extra = ("account=lab",) if entry[0] == "user" else ()
             self.command("sacctmgr", "--immediate", "add", *entry, *extra)
 
     def _idle(self) -> int:
         return len(self.command("sinfo", "-h", "-N", "-t", "idle,mix,alloc", "-o", "%N").split())
+
+    def _run(self, *command: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=30
+        )
 
     def _start(self, program: str, *options: str | Path, name: str = "") -> None:
         found = shutil.which(program, path=PATH)
@@ -253,9 +262,9 @@ class Cluster:
         done = subprocess.run(command, env=self.environment, capture_output=True, timeout=30)
         return done.returncode == 0
 
-    def _await(self, seconds: float, what: str, ready: Callable[[], bool]) -> None:
-        if not _within(seconds, ready):
-            raise TimeoutError(f"{what}: not ready after {seconds} s; see {self.folder / 'log'}")
+    def _await(self, what: str, ready: Callable[[], bool]) -> None:
+        if not within(READY, ready):
+            raise TimeoutError(f"{what}: not ready after {READY} s; see {self.folder / 'log'}")
 
 
 def _slurmd(node: str) -> str:
@@ -271,14 +280,16 @@ def _born(pid: int) -> str | None:
     return None if fields[0] == "Z" else fields[19]
 
 
-def _within(seconds: float, condition: Callable[[], bool]) -> bool:
-    """Whether a condition comes true in time."""
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    """Whether a condition comes true in time; a command that fails in it is tried again."""
     end = time.monotonic() + seconds
-    while not condition():
+    while True:
+        with suppress(subprocess.SubprocessError):
+            if condition():
+                return True
         if time.monotonic() > end:
             return False
         time.sleep(0.2)
-    return True
 
 
 def _free_ports(count: int) -> list[int]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from checkouts import Checkout
-from cluster import NODES
+from cluster import NODES, within
 from safetensors.numpy import load_file
 
 pytestmark = [
@@ -23,12 +23,7 @@ GPUS = 4  # of the two nodes together
 
 def eventually(condition: Callable[[], bool], seconds: float = 60) -> bool:
     """Whether something comes true in time."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.2)
-    return True
+    return within(seconds, condition)
 
 
 @pytest.fixture

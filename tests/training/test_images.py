@@ -216,7 +216,7 @@ def test_errors_of_other_causes_are_left_alone(loader):
 
 def test_process_that_is_left_in_the_middle_of_an_epoch_ends(folder):
     command = [sys.executable, "-c", _LEFT_IN_THE_MIDDLE, Path(__file__).parent, folder]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=120)
 
 
 @pytest.fixture

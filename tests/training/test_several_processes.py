@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from lab import Lab, assert_same, build, wait_for
-from own_process import Forked
+from own_process import Forked, working_in
 from safetensors.torch import load_file
 from servers import free_port
 
@@ -126,19 +126,18 @@ def test_killed_helper_ends_the_attempt_and_says_so(qat, two):
 def test_helpers_end_with_the_first_process(qat):
     killed = qat.train("qat", "--devices", "2", fault=("kill_at_step", 3))
     assert killed.returncode == -signal.SIGKILL
-    wait_for(lambda: not helpers_of(qat.runs["qat"].id))
+    wait_for(lambda: not helpers_of(qat))
 
 
 def test_signal_to_any_process_makes_all_save_and_leave(qat):
-    run = qat.runs["qat"].id
-    process = qat.start("qat", "--devices", "2", fault=("slow_steps", 0.3))
+    process = qat.start("qat", "--devices", "2", fault=("slow_steps", 2))
     metrics = qat.folder("qat").path / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text(), 300)
-    os.kill(helpers_of(run)[0], signal.SIGUSR1)
+    os.kill(helpers_of(qat)[0], signal.SIGUSR1)
     _, told = process.communicate(timeout=120)
     assert process.returncode == 75, told
     assert "stopped by SIGUSR1" in told
-    assert not helpers_of(run)
+    assert not helpers_of(qat)
 
 
 def test_bad_numbers_are_found_by_all(qat):
@@ -179,17 +178,9 @@ def test_batch_that_cannot_be_split_is_refused_before_anything_is_written(qat):
     assert not qat.folder("qat").path.exists()
 
 
-def helpers_of(run: str) -> list[int]:
-    """Process ids of those that train along."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"assist" in words and run.encode() in words:
-            found.append(int(path.parent.name))
-    return found
+def helpers_of(lab: Lab) -> list[int]:
+    """Process ids of those that train along, in this checkout."""
+    return working_in(lab.root, "assist")
 
 
 def test_passes_add_up_to_one_batch(one, tmp_path):
