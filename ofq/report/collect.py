@@ -11,7 +11,6 @@ from ofq.errors import UserError
 from ofq.report.curves import KEYS, Curves, names_of
 from ofq.status.look import Watch
 from ofq.study import Cell, Run, Study, Workspace
-from ofq.study.fields import Stage
 from ofq.study.published import Difference
 from ofq.study.reference import Reference
 from ofq.tracking import RunFolder
@@ -30,8 +29,9 @@ class Records:
         name: The study's name.
         study: Its config.
         cells: Its cells, full-precision baselines first.
-        runs: One row per cell and seed: run id, chain of runs, final numbers, oscillation; of the
-            chain's attempts the commits, whether any was modified, and what the recipes differ in.
+        runs: One row per cell and seed: run id, chain of runs, final numbers, oscillation; the
+            commits of all the chain's attempts, ``-dirty`` where code differed from them, ``none``
+            outside git; and what the recipes of its stages differ in.
         curves: Reads the curves.
         metrics: Those of the metrics, one row per cell, seed and epoch.
         correct: Which evaluation images each run is right about, by its id, where that is kept.
@@ -90,13 +90,13 @@ def collect(workspace: Workspace, study: str) -> Records:
     curves = Curves(links, folders, results)
     metrics = curves.read("metrics")
     runs_folder = f"{workspace.site.results}/runs"
-    origins = {name: folders[name].provenance() for name in results}
+    origins = {name: _Origin.of(folders[name].provenance()) for name in results}
     rows = [
         {
             **_final(cell, run, results[run.id]),
             "command": f"snakemake --cores 2 {runs_folder}/{run.id}/result.json",
             "mlflow_runs": " ".join(mlflow_runs(folders[run.id])),
-            **_origin(run, origins),
+            **_origin_of(run, origins),
             **folders[run.id].sizes(),
         }
         for cell, run in links
@@ -153,30 +153,44 @@ def _final(cell: Cell, run: Run, result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _origin(run: Run, origins: dict[str, dict[str, Any]]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Origin:
+    """What is kept of a run's ``provenance.json``.
+
+    Attributes:
+        commits: Those of its attempts.
+        differences: What its recipe differs in from the published one; None if none was published.
+    """
+
+    commits: list[str]
+    differences: list[str] | None
+
+    @classmethod
+    def of(cls, provenance: dict[str, Any]) -> "_Origin":
+        comparison = provenance.get("recipe")
+        if comparison is not None:
+            comparison = [str(Difference(**found)) for found in comparison["differences"]]
+        return cls([_commit(attempt) for attempt in provenance["attempts"]], comparison)
+
+
+def _commit(attempt: dict[str, Any]) -> str:
+    """As ``git describe --dirty`` would have it."""
+    changed = attempt["diff"] or attempt["untracked"]
+    return f"{attempt['commit'] or 'none'}{'-dirty' if changed else ''}"
+
+
+def _origin_of(run: Run, origins: dict[str, _Origin]) -> dict[str, str]:
     """What a run's chain was made by: every attempt of every stage."""
     chain = list(reversed(list(run.chain())))
     known = {link.config.stage: origins[link.id] for link in chain if link.id in origins}
-    attempts = [attempt for origin in known.values() for attempt in origin["attempts"]]
-    commits = dict.fromkeys(attempt["commit"] for attempt in attempts if attempt["commit"])
+    compared = {s: o.differences for s, o in known.items() if o.differences is not None}
+    differences = [f"{stage}: {text}" for stage, texts in compared.items() for text in texts]
+    commits = dict.fromkeys(commit for origin in known.values() for commit in origin.commits)
     return {
         "chain": " > ".join(link.id for link in chain),
-        "recipe_differences": _recipe_differences(known),
+        "recipe_differences": "; ".join(differences) or ("none" if compared else ""),
         "commit": " ".join(commits),
-        "modified": any(attempt["diff"] or attempt["untracked"] for attempt in attempts),
     }
-
-
-def _recipe_differences(origins: dict[Stage, dict[str, Any]]) -> str:
-    """What the stages' recipes differ in from the published one; empty if none was published."""
-    compared = {stage: origin.get("recipe") for stage, origin in origins.items()}
-    texts = [
-        f"{stage}: {Difference(**found)}"
-        for stage, comparison in compared.items()
-        if comparison is not None
-        for found in comparison["differences"]
-    ]
-    return "; ".join(texts) or ("none" if any(compared.values()) else "")
 
 
 def _oscillation(metrics: pd.DataFrame) -> pd.DataFrame:

@@ -3,9 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import pairwise
+from itertools import pairwise, product
 
-import numpy as np
 import pandas as pd
 
 from ofq.report.collect import Records
@@ -43,8 +42,7 @@ def summarize_cells(records: Records) -> pd.DataFrame:
         row["missing"] = records.reasons.get(cell.place)
         for measure in measures(records.primary):
             row |= _summary(runs, measure)
-        one = len(runs) == 1 and records.primary == TOP1.key
-        row |= {"by_images": one, "best": cell.place in best}
+        row |= {"by_images": by_images(runs), "best": cell.place in best}
         rows.append(row | _size(records, cell))
     return pd.DataFrame(rows)
 
@@ -54,14 +52,20 @@ def _summary(runs: pd.DataFrame, measure: Measure) -> dict[str, float]:
     found = dict.fromkeys(("mean", "std", "low", "high"), math.nan)
     if len(values):
         found = {key: getattr(summarize(values), key) for key in found}
-    if len(values) == 1 and measure is TOP1:
-        found["low"], found["high"] = interval_of_images(runs.iloc[0])
+    if measure is TOP1 and by_images(runs):
+        found["low"], found["high"] = images_interval(values.iloc[0], images_of(runs))
     return {f"{measure.key}_{key}": value for key, value in found.items()}
 
 
-def interval_of_images(run: pd.Series) -> tuple[float, float]:
-    """The 95 % interval of one run's accuracy over its evaluation images, in percent."""
-    return images_interval(run["top1"], int(run["images"]))
+def by_images(runs: pd.DataFrame) -> bool:
+    """Whether the interval of a cell's accuracy is one over images: one seed, of so many."""
+    return len(runs) == 1 and bool(runs["top1"].notna().all()) and images_of(runs) > 0
+
+
+def images_of(runs: pd.DataFrame) -> int:
+    """The number of evaluation images of a cell's runs; 0 if their records don't say."""
+    images = runs["images"].iloc[0]
+    return 0 if pd.isna(images) else int(images)
 
 
 def _size(records: Records, cell: Cell) -> dict[str, float]:
@@ -82,11 +86,11 @@ def compare(records: Records) -> pd.DataFrame:
         One row per measure, model, bits and pair: ``mean`` of method − against, ``std``,
         ``low``, ``high``, ``p``, ``p_holm`` (the family is all pairs of one measure),
         ``verdict``, and ``detectable``, the smallest difference that as many seeds with this
-        spread would show with 80 % power; ``gained`` and ``lost``, the images that only the method
-        or only the other is right about, with McNemar's ``p_mcnemar`` and ``p_mcnemar_holm`` (the
-        family is all pairs): of accuracy whatever the measure, from the lowest seed that has both,
-        as the images of others are the same ones; empty where runs don't keep what they are right
-        about.
+        spread would show with 80 % power at the strictest step of the correction. Further, of
+        accuracy whatever the measure, ``gained`` and ``lost``, the images that only the method or
+        only the other is right about, with McNemar's ``p_mcnemar`` and ``p_mcnemar_holm`` (the
+        family is all pairs): from the lowest seed that has both, as those of others are often the
+        same images; empty where runs don't keep what they are right about.
     """
     frames = [_compare_one(records, measure) for measure in measures(records.primary)]
     found = pd.concat(frames, ignore_index=True)
@@ -110,8 +114,11 @@ def _compare_one(records: Records, measure: Measure) -> pd.DataFrame:
                     rows.append((measure.key, model, bits, method, against))
                     summaries.append(summary)
     frame = pd.DataFrame(rows, columns=["measure", "model", "bits", "method", "against"])
-    facts = tested(summaries).assign(detectable=[detectable(s.std, s.n) for s in summaries])
-    return frame.join(facts)
+    facts = tested(summaries)
+    strictest = ALPHA / max(1, int(facts["p"].notna().sum()))
+    return frame.join(
+        facts.assign(detectable=[detectable(s.std, s.n, alpha=strictest) for s in summaries])
+    )
 
 
 def tested(summaries: Sequence[Summary]) -> pd.DataFrame:
@@ -165,7 +172,7 @@ def _distance(runs: pd.DataFrame, value: Value, family: int) -> Distance:
         return Distance(0, math.nan)
     if (runs["chain"] == runs["run"]).all() and (runs["steps"] == 0).all():  # nothing was trained
         return exactly(runs["top1"].mean(), value.value)
-    return distance(runs["top1"], value.value, value.runs, int(runs["images"].iloc[0]), family)
+    return distance(runs["top1"], value.value, value.runs, images_of(runs), family)
 
 
 def _reported(records: Records) -> dict[tuple[str, str, str], tuple[str, Value]]:
@@ -233,22 +240,19 @@ def _best(records: Records) -> set[tuple[str, str, str]]:
     corrected is for the number of a table's columns.
     """
     study, places, p_values = records.study, [], []
-    for model in study.models:
-        for bits in study.bits:
-            for method in study.methods:
-                p = _p_of_being_best(records, model, bits, method)
-                if p is not None:
-                    places.append((model, bits, method))
-                    p_values.append(p)
+    for model, bits in product(study.models, study.bits):
+        leaders = {m: _p_of_being_best(records, model, bits, m) for m in study.methods}
+        method, p = min(leaders.items(), key=lambda leader: leader[1])
+        places.append((model, bits, method))
+        p_values.append(p)
     return {place for place, p in zip(places, holm(p_values), strict=True) if p < ALPHA}
 
 
-def _p_of_being_best(records: Records, model: str, bits: str, method: str) -> float | None:
-    """None if another method's mean is as good, or there is none to compare with."""
+def _p_of_being_best(records: Records, model: str, bits: str, method: str) -> float:
+    """The largest p-value of the tests against other methods; 1 if one is as good, or not there."""
     measure = measures(records.primary)[0]
     others = [name for name in records.study.methods if name != method]
     gaps = [difference(records, measure, model, bits, method, other) for other in others]
-    better = [gap for gap in gaps if gap is not None and gap.mean * measure.best > 0]
-    if not others or len(better) < len(others):
-        return None
-    return float(np.max([gap.p for gap in better]))  # NaN where one has no interval
+    tests = [gap.p for gap in gaps if gap is not None and gap.mean * measure.best > 0]
+    tests = [p for p in tests if not math.isnan(p)]
+    return max(tests) if tests and len(tests) == len(others) else 1.0

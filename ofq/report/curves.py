@@ -4,7 +4,7 @@ A report of thousands of runs spends most of its time here, so that tables are r
 Arrow's until the last moment, and become one frame at once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,12 @@ class Curves:
             )
         path = folder.path / f"{table}.parquet"
         self.files.add(path)
-        return _read(path, required=path.name in self.results[name]["sha256"])
+        return _read(path, required=path.name in _ended_with(self.results[name]))
+
+
+def _ended_with(result: dict[str, Any]) -> Collection[str]:
+    """The files that a run ended with; runs of early versions say so of none."""
+    return result.get("sha256", ("metrics.parquet",))
 
 
 def _is_of(cell: Cell, model: str | None, bits: str | None) -> bool:

@@ -137,6 +137,8 @@ def _caveat(measure: Measure, fact: Fact, family: int) -> str:
     if kind == "no interval" and seeds > 1:
         return f" Equal in all {seeds} seeds, so that no interval can be given."
     if kind == "no interval" and measure is TOP1 and not math.isnan(fact["gained"]):
+        if fact["gained"] + fact["lost"] == 0:
+            return " Both are right about the same images; of other seeds that says nothing."
         return (
             f" {fact['gained']:.0f} images are classified rightly by the first alone, "
             f"{fact['lost']:.0f} by the second alone (McNemar, Holm-adjusted p = "

@@ -8,9 +8,9 @@ import pandas as pd
 
 from ofq.errors import UserError
 from ofq.report.collect import Records, collect
-from ofq.report.compare import hold_against, interval_of_images
+from ofq.report.compare import by_images, hold_against, images_of
 from ofq.report.measures import TOP1, measures
-from ofq.report.statistics import summarize
+from ofq.report.statistics import images_interval, summarize
 from ofq.report.tables import verdict_rows
 from ofq.study import Cell, Workspace
 from ofq.study.files import suggest
@@ -64,14 +64,14 @@ def _number(records: Records, runs: pd.DataFrame) -> str:
     found = summarize(runs[measure.key])
     text = f"{measure.heading}: {measure.text(found.mean)}"
     if found.n == 1:
-        return f"{text} (one seed{_of_images(runs.iloc[0]) if measure is TOP1 else ''})"
+        return f"{text} (one seed{_over_images(runs) if by_images(runs) else ''})"
     interval = f", 95 % interval {measure.text(found.low)} to {measure.text(found.high)}"
     spread = f" ± {measure.text(found.std)}, {found.n} seeds"
     return text + spread + ("" if math.isnan(found.low) else interval)
 
 
-def _of_images(run: pd.Series) -> str:
-    low, high = interval_of_images(run)
+def _over_images(runs: pd.DataFrame) -> str:
+    low, high = images_interval(runs["top1"].iloc[0], images_of(runs))
     return f"; 95 % interval over its images {TOP1.text(low)} to {TOP1.text(high)}"
 
 
@@ -91,11 +91,10 @@ def _origin(records: Records, run: dict[Hashable, Any]) -> list[str]:
     measure = measures(records.primary)[0]
     counted = pd.notna(run["correct"])
     images = f" ({run['correct']:.0f} of {run['images']:.0f} images)" if counted else ""
-    commit = run["commit"] or "none"
     facts = {
         "run": run["run"],
         "chain": run["chain"] if " > " in run["chain"] else None,
-        "commit": f"{commit} with changes of its own" if run["modified"] else commit,
+        "commit": run["commit"],
         "recipe differs": run["recipe_differences"],
         "MLflow": run["mlflow_runs"],
         "again": f"{run['command']}  (where the run's folder isn't there)",

@@ -1,6 +1,6 @@
 """The page: one HTML file that needs nothing beside it."""
 
-from collections.abc import Hashable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -71,7 +71,7 @@ def write_page(
             references=records.references,
             by_images=bool(found["verdicts"].get("by_images", pd.Series(dtype=bool)).any()),
             seeds=", ".join(str(seed) for seed in records.study.seeds),
-            commits=list(dict.fromkeys(_commit(run) for run in records.runs.to_dict("records"))),
+            commits=_commits(records.runs["commit"]),
             pictures=[_picture(figure) for figure in figures],
             absent=absent,
             differences=_difference_rows(records, differences),
@@ -90,9 +90,14 @@ def _picture(figure: Saved) -> Picture:
     return Picture(figure.name, figure.caption, f"data:image/svg+xml,{data}", 96 * figure.width)
 
 
-def _commit(run: dict[Hashable, Any]) -> str:
-    names = ", ".join(name[:10] for name in run["commit"].split()) or "no commit"
-    return f"{names} + changes" if run["modified"] else names
+def _short(commit: str) -> str:
+    name, *dirty = commit.split("-")
+    return "-".join([name[:10], *dirty])
+
+
+def _commits(cells: Iterable[str]) -> list[str]:
+    """Every commit once."""
+    return list(dict.fromkeys(_short(name) for cell in cells for name in cell.split()))
 
 
 def _difference_rows(records: Records, differences: pd.DataFrame) -> list[dict[str, Any]]:
@@ -141,7 +146,7 @@ def _run_rows(records: Records) -> list[dict[str, Any]]:
             "bits": run["bits"],
             "seed": run["seed"],
             "values": [measure.text(run[measure.key]) for measure in shown],
-            "commit": _commit(run),
+            "commit": ", ".join(_commits([run["commit"]])),
         }
         for run in records.runs.to_dict("records")
     ]

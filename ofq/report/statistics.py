@@ -11,14 +11,11 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
-from statsmodels.stats import contingency_tables
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
-from statsmodels.stats.proportion import proportion_confint
+from scipy import optimize, stats
 
 ALPHA = 0.05
 POWER = 0.8
+_QUANTILES = 20_000  # of which a mean is taken, for four digits
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,8 @@ def images_interval(accuracy: float, images: int) -> tuple[float, float]:
         Its ends, in percent.
     """
     correct = round(accuracy / 100 * images)
-    low, high = proportion_confint(correct, images, ALPHA, method="wilson")
-    return 100 * float(low), 100 * float(high)
+    found = stats.binomtest(correct, images).proportion_ci(1 - ALPHA, method="wilson")
+    return 100 * float(found.low), 100 * float(found.high)
 
 
 def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
@@ -98,10 +95,12 @@ def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
         (m,) adjusted p-values: rejecting those below 5 % keeps the chance of any false rejection
         in the family below 5 %.
     """
-    adjusted = np.array(p_values, dtype=np.float64)
-    tested = ~np.isnan(adjusted)
-    if tested.any():
-        adjusted[tested] = multipletests(adjusted[tested], method="holm")[1]
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p)  # NaN last
+    tested = order[: np.isfinite(p).sum()]
+    steps = p[tested] * np.arange(len(tested), 0, -1)
+    adjusted = np.full_like(p, np.nan)
+    adjusted[tested] = np.minimum(1, np.maximum.accumulate(steps))
     return adjusted
 
 
@@ -133,8 +132,7 @@ def mcnemar(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Discordance:
     gained, lost = int((one & ~other).sum()), int((other & ~one).sum())
     if gained + lost == 0:
         return Discordance(0, 0, math.nan)
-    found = contingency_tables.mcnemar([[0, gained], [lost, 0]], exact=True)
-    return Discordance(gained, lost, float(found.pvalue))
+    return Discordance(gained, lost, float(stats.binomtest(gained, gained + lost).pvalue))
 
 
 def detectable(std: float, n: int, error: float | None = None, alpha: float = ALPHA) -> float:
@@ -156,8 +154,20 @@ def detectable(std: float, n: int, error: float | None = None, alpha: float = AL
 
 @lru_cache
 def _noncentrality(n: int, alpha: float) -> float:
-    """That of a t test of n values which has the power, in standard errors."""
-    return float(TTestPower().solve_power(nobs=n, alpha=alpha, power=POWER)) * math.sqrt(n)
+    """That of a two-sided t test of n values which has the power, in standard errors.
+
+    Given the sample's standard deviation over the true one, W = sqrt(χ²/(n − 1)), t is normal: the
+    power is a mean over W's quantiles. scipy's noncentral t fails at small levels.
+    """
+    critical = stats.t.ppf(1 - alpha / 2, n - 1)
+    shares = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
+    reach = critical * np.sqrt(stats.chi2.ppf(shares, n - 1) / (n - 1))
+
+    def missing_power(delta: float) -> float:
+        shown = stats.norm.sf(reach - delta) + stats.norm.cdf(-reach - delta)
+        return float(shown.mean()) - POWER
+
+    return float(optimize.brentq(missing_power, 0.0, 3 * critical + 10))
 
 
 def verdict(summary: Summary, p_holm: float) -> str:

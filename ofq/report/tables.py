@@ -16,9 +16,9 @@ from ofq.report.measures import SIZE, TOP1, Measure, measures
 
 _LATEX = UnicodeToLatexEncoder(
     conversion_rules=[
-        # a bracket at a row's beginning would be an option of the line break before it
+        # at a row's beginning, brackets and stars would be options of the line break before it
         UnicodeToLatexConversionRule(
-            RULE_DICT, {ord("["): "{[}", ord("|"): r"\textbar{}", ord("−"): "$-$"}
+            RULE_DICT, {ord("["): "{[}", ord("*"): "{*}", ord("|"): r"\textbar{}", ord("−"): "$-$"}
         ),
         "defaults",
     ],
@@ -68,6 +68,7 @@ class Table:
         rows: Full precision first, then the methods, for one model after the other.
         seeds: Number of seeds.
         name: Name of the measure that ``best`` is about.
+        methods: Number of methods, without full precision.
         gaps: What is said about numbers that are missing.
     """
 
@@ -77,6 +78,7 @@ class Table:
     rows: list[Row]
     seeds: int
     name: str
+    methods: int
     gaps: list[str] = field(default_factory=list)
 
     @classmethod
@@ -100,7 +102,8 @@ class Table:
                 rows.append(Row(model, label, entries))
         headings = [m.heading for m in (*shown, *plain)]
         seeds, name = len(study.seeds), shown[0].name
-        return cls(study.title, study.bits, headings, rows, seeds, name, _gaps(records))
+        methods = len(study.methods)
+        return cls(study.title, study.bits, headings, rows, seeds, name, methods, _gaps(records))
 
     @property
     def many_models(self) -> bool:
@@ -114,11 +117,14 @@ class Table:
 
     def _about_spread(self) -> list[str]:
         if self.seeds == 1:
+            interval = "; the CSV has the 95 % interval of each accuracy over its images"
             return [
-                "One seed: no spread can be given, and nothing is set bold; the CSV has the 95 % "
-                "interval of each accuracy over its images."
+                "One seed: no spread can be given, and nothing is set bold"
+                f"{interval if self.name == TOP1.name else ''}."
             ]
         spread = f"Mean ± sample standard deviation over {self.seeds} seeds."
+        if self.methods == 1:
+            return [spread]
         if any(entry.best for row in self.rows for entry in row.entries):
             return [
                 spread,

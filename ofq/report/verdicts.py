@@ -18,7 +18,7 @@ The first that applies:
                    correction over all numbers of the study that are reported
 ``within noise``   the interval includes 0, and a true difference of one point would have been
                    shown with 80 % power, the strictest step of the correction included
-``underpowered``   more seeds are needed to say anything
+``underpowered``   seeds, ours or the reported ones, are too few to show anything
 =================  ===============================================================================
 """
 

@@ -1,5 +1,3 @@
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,15 +6,6 @@ import synthetic
 from ofq.report import build
 from ofq.report.collect import Records, collect
 from ofq.study import Workspace
-
-
-@pytest.fixture(scope="session", autouse=True)
-def little_to_collect() -> Iterator[None]:
-    """statsmodels collects garbage at each correction; here, simulations make thousands."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

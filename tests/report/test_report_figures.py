@@ -139,6 +139,28 @@ def test_legend_has_what_any_panel_shows_once() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["b", "a"]
 
 
+@pytest.mark.parametrize("accuracy", [(1, 3), (1, 1000)])
+def test_axis_of_losses_is_labelled_whatever_it_spans(
+    accuracy: tuple[int, int], tmp_path: Path
+) -> None:
+    workspace = synthetic.make_workspace(
+        tmp_path, "toy_regression", bits=["W2A32"], methods=["lsq"], seeds=[0], figures=["loss"]
+    )
+    synthetic.fill(workspace)
+    records = collect(workspace, "small")
+    records.metrics["loss"] = np.geomspace(*accuracy, len(records.metrics)) / 1000
+    with styled():
+        figure = FIGURES["loss"](records).figure
+        figure.draw_without_rendering()
+    axes = figure.axes[0]
+    low, high = axes.get_ylim()
+    labels = axes.get_yticklabels(which="both")
+    assert (
+        sum(bool(label.get_text()) and low <= label.get_position()[1] <= high for label in labels)
+        > 1
+    )
+
+
 def test_dollars_in_a_label_are_dollars() -> None:
     with styled():
         figure = new_figure(3.4, 2.0)

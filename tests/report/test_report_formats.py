@@ -20,7 +20,7 @@ DOCUMENT = r"""
 \end{document}
 """
 
-SPECIAL = r"[1] 100 % of A&B_c #1 {x} ~^ \ <y> |z| $5 ± − – · é α ≥ → ×"
+SPECIAL = r"*[1] 100 % of A&B_c #1 {x} ~^ \ <y> |z| $5 ± − – · é α ≥ → ×"
 NAMED = Table(
     SPECIAL,
     ["W2A2", "W4A4"],
@@ -28,6 +28,7 @@ NAMED = Table(
     [Row(f"m_{i}", SPECIAL, [Entry(SPECIAL, best=bool(i))] * 4) for i in range(2)],
     3,
     SPECIAL,
+    2,
     [f"A note\n\\undefined {SPECIAL}"],
 )
 

@@ -35,7 +35,7 @@ def test_disagreements_of_the_lowest_seed_are_counted(records: Records) -> None:
     found = compare(records).query("measure == 'top1' and bits == 'W2A2'").iloc[0]
     cells = {c.method: c for c in records.cells if c.bits == "W2A2"}
     one, other = (synthetic.right(cells[found[side]].runs[0]) for side in ("method", "against"))
-    assert found["gained"] == (one & ~other).sum() > 0
+    assert found["gained"] == (one & ~other).sum() > found["lost"]
     assert found["lost"] == (other & ~one).sum()
 
 
@@ -43,7 +43,8 @@ def test_disagreements_are_corrected_for_their_number(records: Records) -> None:
     pairs = compare(records).query("measure == 'top1'")
     assert (pairs["p_mcnemar_holm"] >= pairs["p_mcnemar"]).all()
     smallest = pairs["p_mcnemar"].min()
-    assert pairs["p_mcnemar_holm"].min() == pytest.approx(min(1.0, len(pairs) * smallest))
+    assert smallest < 1e-3
+    assert pairs["p_mcnemar_holm"].min() == pytest.approx(len(pairs) * smallest)
 
 
 def test_runs_that_kept_nothing_are_not_compared_by_images(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ def test_number_leads_to_runs_commits_and_commands(own: Workspace) -> None:
     assert text.startswith("StatsQ + QKR + CGA (OFQ), W2A2, micro, study small\n")
     for run in cell.runs:
         assert (
-            f"seed {run.config.seed}: {synthetic.default_top1(run):.2f} (870 of 900 images)" in text
+            f"seed {run.config.seed}: {synthetic.default_top1(run):.2f} "
+            f"({synthetic.right(run).sum()} of 900 images)" in text
         )
         assert " > ".join(link.id for link in reversed(list(run.chain()))) in text
         assert f"snakemake --cores 2 results/runs/{run.id}/result.json" in text
@@ -44,7 +45,7 @@ def test_recipe_s_differences_and_mlflow_s_runs_are_told(tmp_path: Path) -> None
     (folder / "provenance.json").write_text(json.dumps(record))
     text = explain(workspace, "small", "W2A2/lsq")
     assert "recipe differs: qat: lr: 2.0 (published: 1.0; S)" in text
-    assert "0123456789abcdef fedcba with changes of its own" in text
+    assert "0123456789abcdef fedcba-dirty\n" in text
     assert "ab12" in text
     assert "recipe differs" not in explain(workspace, "small", "W2A2/statsq")
 
@@ -57,14 +58,14 @@ def test_number_of_a_chain_has_the_origin_of_every_stage(tmp_path: Path) -> None
     difference = {"key": "lr", "published": 1.0, "ours": 2.0, "source": "S"}
     origins = {
         "qat": (followed | {"differences": [difference]}, {"commit": "ab", "diff": "-"}),
-        "cga": (followed, {"commit": "cd", "diff": ""}),
+        "cga": (followed, {"commit": None, "diff": ""}),
     }
     for run in list(cell.runs[0].chain())[:2]:
         recipe, attempt = origins[run.config.stage]
         path = workspace.results / "runs" / run.id / "provenance.json"
         path.write_text(json.dumps({"recipe": recipe, "attempts": [attempt | {"untracked": []}]}))
     text = explain(workspace, "small", f"{cell.bits}/{cell.method}")
-    assert "commit:         0123456789abcdef ab cd with changes of its own" in text
+    assert "commit:         0123456789abcdef ab-dirty none\n" in text
     assert "recipe differs: qat: lr: 2.0 (published: 1.0; S)\n" in text
 
 

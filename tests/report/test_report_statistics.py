@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import integrate, stats
 
 from ofq.report.statistics import detectable, holm, summarize, verdict
 
@@ -90,6 +90,25 @@ def test_a_family_without_any_effect_rarely_has_one_that_holds(seeds: int) -> No
         found = [summarize(x) for x in family]
         false += "holds" in map(verdict, found, holm([f.p for f in found]))
     assert false / 400 <= 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / 400)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 9, 0.05 / 100])
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 12])
+def test_detectable_difference_has_the_power_by_the_t_test_s_definition(
+    n: int, alpha: float
+) -> None:
+    """The share of t beyond the critical value, integrated over the sample's variance."""
+    delta = detectable(1.0, n, error=1.0, alpha=alpha)
+    critical = stats.t.isf(alpha / 2, n - 1)
+
+    def shown(variance: float) -> float:
+        reach = critical * math.sqrt(variance / (n - 1))
+        beyond = stats.norm.sf(reach - delta) + stats.norm.cdf(-reach - delta)
+        return float(beyond * stats.chi2.pdf(variance, n - 1))
+
+    # near 0, where a chi-squared variable of one degree of freedom has its pole, t is never small
+    power = integrate.quad(lambda root: 2 * root * shown(root**2), 0, 12, limit=500)[0]
+    assert power == pytest.approx(0.8, abs=2e-4)
 
 
 @pytest.mark.parametrize("seeds", [3, 10])

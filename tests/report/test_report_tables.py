@@ -123,12 +123,14 @@ def best(root: Path, gains: dict[str, list[float]]) -> list[str]:
 
 
 CLEAR, ONCE_IN_TWENTY, NONE = [2.0, 2.1, 1.9, 2.0], [2.0, 1.0, 3.0, 0.7], [2.0, -1.0, 1.0, -1.5]
+TIES, EQUAL = [0.0] * 4, [1.0] * 4
 
 
 def test_best_is_shown_after_correction_for_all_columns(tmp_path: Path) -> None:
     assert best(tmp_path / "one", {"W2A2": ONCE_IN_TWENTY}) == ["W2A2"]  # p = 0.04
-    assert best(tmp_path / "two", {"W2A2": ONCE_IN_TWENTY, "W4A4": NONE}) == []
     assert best(tmp_path / "clear", {"W2A2": CLEAR, "W4A4": NONE}) == ["W2A2"]
+    for number, other in enumerate([NONE, TIES, EQUAL]):
+        assert best(tmp_path / str(number), {"W2A2": ONCE_IN_TWENTY, "W4A4": other}) == []
 
 
 def test_best_is_better_than_every_other_method(records: Records) -> None:
@@ -161,7 +163,7 @@ def test_latex_escapes_what_latex_would_read() -> None:
         r"{[}5] 50 \% of A\&B\_c \#1 \{x\} {\textasciitilde}{\textasciicircum} {\textbackslash} "
         r"\ensuremath{\alpha}"
     )
-    table = Table("100 %", ["W2A2"], ["top-1 (%)"], [], 3, "top-1")
+    table = Table("100 %", ["W2A2"], ["top-1 (%)"], [], 3, "top-1", 2)
     row = Row("m_1", "A & B", [Entry("−1.0 ± 0.1", best=True)])
     text = to_latex(replace(table, rows=[row, replace(row, model="m_2")]))
     assert r"m\_1 & A \& B & \textbf{$-$1.0 \ensuremath{\pm} 0.1} \\" in text
@@ -169,7 +171,7 @@ def test_latex_escapes_what_latex_would_read() -> None:
 
 
 def test_markdown_escapes_bars_and_names_models_where_there_are_several() -> None:
-    table = Table("T", ["W2A2"], ["top-1 (%)"], [Row("a", "x|y", [Entry("1")])], 1, "top-1")
+    table = Table("T", ["W2A2"], ["top-1 (%)"], [Row("a", "x|y", [Entry("1")])], 1, "top-1", 1)
     assert r"| x\|y | 1 |" in to_markdown(table)
     both = replace(table, rows=[*table.rows, Row("b", "z", [Entry("2")])])
     assert "| b | z | 2 |" in to_markdown(both)

@@ -143,6 +143,13 @@ def test_many_numbers_together_are_all_spared_in_nineteen_studies_of_twenty() ->
     assert wrong <= 50 + 21  # 50 are to be expected, whose standard error is 7
 
 
+def test_one_seed_s_numbers_are_spared_each_but_not_all_together() -> None:
+    """As the docs say: the correction knows of images, not of the seeds' spread."""
+    found = trials(1, shift=0.0, spread=0.3, cells=9)
+    assert sum(verdicts.count("off") for verdicts in found) <= 9 * 50
+    assert 50 < sum("off" in verdicts for verdicts in found) <= 130
+
+
 def test_differences_that_should_be_seen_are_seen() -> None:
     """One number alone, 2 points off at a spread of 0.3 and five seeds."""
     seen = sum(v == ["off"] for v in trials(5, shift=2.0, spread=0.3, cells=1))

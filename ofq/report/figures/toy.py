@@ -46,8 +46,9 @@ def loss(records: Records) -> Drawn:
         ax.set_xlabel("step")
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter(_power_of_ten)
-        ax.yaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel("loss")
+    low, high = axes[0].get_ylim()
+    axes[0].yaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
     add_legend(picture, 2 if width == COLUMN else 4)
     spread = " Shaded from the lowest to the highest seed." if len(study.seeds) > 1 else ""
     return Drawn(picture, f"Evaluated loss over training, mean over seeds.{spread}")
