@@ -157,10 +157,10 @@ def attempt(
         TryAgain: The attempt was interrupted, by a request or by its surroundings.
     """
     folder = run_folder(workspace, run)
-    folder.make()
     this = Attempt(folder, stop, options)
     lock = RunLock(folder.path, this.beat, lambda: setattr(stop, "cause", "loss of its lock"))
     try:
+        folder.make()
         dead = lock.acquire(_patience(options, stop, console))
     except OSError as error:
         raise _no_fault_of_the_run(error, folder, run) from None
@@ -175,12 +175,15 @@ def attempt(
         this.start()
         with _recorded(this, run):
             yield this
+    except OSError as error:
+        raise _no_fault_of_the_run(error, folder, run) from None
     finally:
-        if folder.complete():
-            lock.remove()
-            this.clear()
-        else:
-            lock.release()
+        with suppress(OSError):  # a disk that is gone must not have the last word
+            if folder.complete():
+                lock.remove()
+                this.clear()
+            else:
+                lock.release()
 
 
 def _patience(options: Options, stop: StopRequest, console: Console) -> Callable[[Held], bool]:
@@ -233,29 +236,31 @@ def _refuse_hopeless(folder: RunFolder, run: Run) -> None:
 def _recorded(this: Attempt, run: Run) -> Iterator[None]:
     """Turn what ends an attempt into an event of the record, and into a message."""
     folder = this.folder
+
+    def ended(event: str, cause: str, **facts: str) -> None:
+        with suppress(OSError):  # the disk is full or gone: the lock's end tells as much
+            folder.event(event, cause=cause, **facts, seconds=this.seconds())
+
     try:
         yield
     except LockLost:
         raise
     except Interrupted as request:
-        folder.event("interrupted", cause=str(request), seconds=this.seconds())
+        ended("interrupted", str(request))
         message = f"stopped by {request}; `ofq train {run.id}` goes on from here"
         raise Interrupted(message) from None
     except TryAgain as reason:
-        folder.event("interrupted", cause=str(reason), seconds=this.seconds())
+        ended("interrupted", str(reason))
         raise TryAgain(f"{reason}; `ofq train {run.id}` goes on from the last checkpoint") from None
     except OSError as error:
-        cause = error.strerror or str(error)
-        with suppress(OSError):  # the disk is full or gone: the lock's end tells as much
-            folder.event("interrupted", cause=cause, seconds=this.seconds())
+        ended("interrupted", error.strerror or str(error))
         raise _no_fault_of_the_run(error, folder, run) from None
     except RunFailed as error:
-        code = code_sha256()
-        folder.event("failed", cause=str(error), code=code, seconds=this.seconds())
+        ended("failed", str(error), code=code_sha256())
         raise RunFailed(f"{run.id} failed: {error}. {_ADVICE.format(run.id)}") from None
     except Exception as error:
         cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        folder.event("failed", cause=cause, seconds=this.seconds())
+        ended("failed", cause)
         raise
 
 

@@ -95,9 +95,11 @@ class Helpers:
         while not self._over.wait(_LOOK):
             loss = self.loss()
             if loss is not None and not self._over.wait(_GRACE):
-                print(f"ended, since {loss}", file=sys.stderr, flush=True)
-                self._on_loss(str(loss))
-                os._exit(TryAgain.exit_code)
+                try:
+                    self._on_loss(str(loss))
+                    print(f"ended, since {loss}", file=sys.stderr, flush=True)
+                finally:  # whatever a full disk says to that
+                    os._exit(TryAgain.exit_code)
 
 
 @contextmanager

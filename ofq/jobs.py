@@ -1,5 +1,6 @@
 """One run, from its config to its finished folder: where study, training and record meet."""
 
+import platform
 import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from rich.markup import escape
 
 from ofq import inputs
 from ofq.attempt import CHECKPOINT, Attempt, run_folder
-from ofq.errors import UserError
+from ofq.errors import TryAgain, UserError
 from ofq.evaluations import Outcome, evaluate, note_unreadable
 from ofq.hardware import are_started, processes
 from ofq.helpers import helpers
@@ -182,18 +183,20 @@ def train(workspace: Workspace, run: Run, this: Attempt, console: Console) -> No
         TryAgain: It was interrupted.
     """
     from ofq.training.checkpoint import CheckpointStore
-    from ofq.training.devices import choose, take_part
+    from ofq.training.devices import choose, faults_told, take_part
     from ofq.training.weights import save_weights
 
     folder = this.folder
     devices = choose(this.options.gpus)
+    _check_leased(this, devices)
     _show_devices(run, console, devices)
     work = evaluate if run.config.training is None else _train
     all_here = devices.count == 1 or are_started()
     leased = this.lease.descriptors
     with nullcontext() if all_here else helpers(run.id, devices.count, leased, this.lost):
         process = take_part(devices, run.resources.threads)
-        done = work(workspace, run, this, console, process)
+        with faults_told():
+            done = work(workspace, run, this, console, process)
         process.leave()
     folder.event("finished", seconds=this.seconds())
     result = _result(run, done, this)
@@ -201,6 +204,17 @@ def train(workspace: Workspace, run: Run, this: Attempt, console: Console) -> No
     if not this.options.keep:
         CheckpointStore(folder.path / CHECKPOINT, folder.guard).clear()
     console.print(f"finished {run.id}: {summary(done.metrics)}", highlight=False, soft_wrap=True)
+
+
+def _check_leased(this: Attempt, devices: "Devices") -> None:
+    """Don't go on at a CPU's pace where GPUs were leased that torch can't use."""
+    import torch
+
+    if this.lease.devices and devices.kind == "cpu" and torch.version.cuda:
+        raise TryAgain(
+            f"torch can't use the GPUs of {platform.node()} that were leased; "
+            "`python -c 'import torch; torch.cuda.init()'` says why there"
+        )
 
 
 def _show_devices(run: Run, console: Console, devices: "Devices") -> None:
@@ -228,7 +242,7 @@ def assist(workspace: Workspace, run: Run, gpus: int, stop: StopRequest) -> None
         TryAgain: It was interrupted, or the first process has gone.
     """
     from ofq.training.checkpoint import NoCheckpoints
-    from ofq.training.devices import choose, take_part
+    from ofq.training.devices import choose, faults_told, take_part
     from ofq.training.images import files_of
     from ofq.training.loading import workers_watched
     from ofq.training.loop import Silence
@@ -236,7 +250,7 @@ def assist(workspace: Workspace, run: Run, gpus: int, stop: StopRequest) -> None
 
     process = take_part(choose(gpus), run.resources.threads)
     files = files_of(workspace, run)
-    with workers_watched():
+    with faults_told(), workers_watched():
         _trainer(workspace, run, Silence(), NoCheckpoints(), stop, Pace(), process, files).run()
     process.leave()
 

@@ -4,6 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from ofq.errors import UserError
+
 FORMAT = 3
 """Raised when the state's layout changes, so that an older one isn't misread."""
 
@@ -13,16 +15,31 @@ def manifests(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.json"))
 
 
+class OtherFormat(UserError):
+    """A checkpoint is of another version of this package; whole, and not to be read by this one."""
+
+    def __init__(self, path: Path, form: object) -> None:
+        super().__init__(
+            f"{path} is of format {form}, this version reads format {FORMAT}: go on with the "
+            f"version that made it, or begin again after `rm -r {path.parent}`"
+        )
+
+
 def examine(manifest: Path) -> str | None:
-    """What is wrong with a checkpoint, given its ``step-N.json``; None if nothing is."""
+    """What is wrong with a checkpoint, given its ``step-N.json``; None if nothing is.
+
+    Raises:
+        OtherFormat: It is of another version.
+        OSError: It can't be reached, which says nothing of it.
+    """
     path = manifest.with_suffix(".pt")
     try:
         facts = json.loads(manifest.read_text())
         expected, form = facts["sha256"], facts["format"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return "is damaged: its .json can't be read"
     if form != FORMAT:
-        return f"is of format {form}, this version reads format {FORMAT}"
+        raise OtherFormat(path, form)
     if not path.exists():
         return "is missing"
     with path.open("rb") as file:

@@ -1,6 +1,8 @@
 """What a person sees while a run trains: a bar in a terminal, plain lines elsewhere."""
 
+import os
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -23,6 +25,20 @@ def summary(metrics: dict[str, Any]) -> str:
     """One line of an epoch's main measures."""
     parts = [form.format(metrics[key]) for key, form in _MEASURES.items() if key in metrics]
     return "  ".join(parts)
+
+
+class SteadyConsole(Console):
+    """One whose loss ends no run: if nobody reads it, or its disk is full, it falls silent."""
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """See rich's."""
+        with suppress(OSError):
+            super().print(*objects, **how)
+
+    def on_broken_pipe(self) -> None:
+        """Fall silent, where rich's would exit."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())  # nor fail as Python ends
 
 
 class Lines:

@@ -102,3 +102,17 @@ def test_stopped_run_goes_on_where_it_was(checkout):
     assert not (folder / "checkpoint").exists()
     events = (folder / "events.jsonl").read_text()
     assert [e in events for e in ("started", "interrupted", "resumed", "finished")] == [True] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("printed", ["to a reader that has gone", "to a full disk"])
+def test_training_outlasts_what_it_prints_to(checkout, printed):
+    run = first_run(checkout)
+    command = [sys.executable, "-m", "ofq", "train", "--no-track", run]
+    with open("/dev/full", "w") as full:
+        gone = subprocess.PIPE if "gone" in printed else full
+        process = subprocess.Popen(command, cwd=checkout, stdout=gone, stderr=full)
+    if process.stdout is not None:
+        process.stdout.close()
+    assert process.wait(120) == 0
+    assert (checkout / "results/runs" / run / "result.json").exists()

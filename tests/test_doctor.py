@@ -406,6 +406,12 @@ UNFINISHED = {
     "no checkpoint is whole": (
         lambda p: torn_checkpoints(p, 2),
         "problem", "no whole checkpoint: the run begins again", "ofq train "),
+    "its checkpoints are of another version": (
+        lambda p: [
+            p.edit_json(path.relative_to(p.path), format=99)
+            for path in (p / "checkpoint").glob("*.json")
+        ],
+        "problem", "is another version's", "go on with the version that made it"),
     "a checkpoint has no manifest": (
         lambda p: sorted((p / "checkpoint").glob("*.json"))[-1].unlink(),
         "warning", "left by a writer that was killed: step-", "rm -r "),

@@ -5,12 +5,12 @@ import sys
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from ofq import __version__
 from ofq.cli import models, reports, studies, track, trainings
 from ofq.errors import RunFailed, TryAgain, UserError
+from ofq.progress import SteadyConsole
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,7 +51,7 @@ def main() -> None:
     except (UserError, RunFailed) as error:
         _fail(str(error), error.exit_code)
     except TryAgain as reason:
-        Console(stderr=True).print(str(reason), highlight=False, markup=False, soft_wrap=True)
+        SteadyConsole(stderr=True).print(str(reason), highlight=False, markup=False, soft_wrap=True)
         raise SystemExit(reason.exit_code) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -61,6 +61,6 @@ def main() -> None:
 
 
 def _fail(message: str, code: int = UserError.exit_code) -> NoReturn:
-    console = Console(stderr=True)
+    console = SteadyConsole(stderr=True)
     console.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     raise SystemExit(code) from None

@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,7 @@ from rich.markup import escape
 from ofq.cli.common import RunId, say
 from ofq.errors import RunFailed, UserError
 from ofq.interruption import Interrupted, StopRequest, deadline
+from ofq.progress import SteadyConsole
 from ofq.study import Workspace
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def train(
     if int(os.environ.get("RANK", "0")) > 0:  # started by torchrun or srun
         _assist(run_id, devices)
         return
-    console = Console()
+    console = SteadyConsole()
     workspace = Workspace()
     run, homes = workspace.find(run_id)
     if run_folder(workspace, run).complete():
@@ -90,7 +92,8 @@ def train(
     finally:
         if mirror is not None:
             folder, uri = run_folder(workspace, run), workspace.tracking_uri
-            await_mirror(mirror, folder, run.id, uri, console, options.deadline)
+            with suppress(OSError):  # of a disk that is gone the attempt has told
+                await_mirror(mirror, folder, run.id, uri, console, options.deadline)
 
 
 @app.command(hidden=True)

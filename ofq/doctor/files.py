@@ -7,7 +7,7 @@ from ofq.attempt import CHECKPOINT, SAVE_REQUEST
 from ofq.doctor.finding import Finding, ok, problem, warning
 from ofq.doctor.patient import Patient
 from ofq.errors import some
-from ofq.manifest import examine, manifests
+from ofq.manifest import OtherFormat, examine, manifests
 from ofq.tracking.folder import RESULT, SEALED, WEIGHTS, sha256
 
 _DECLARED = (RESULT, WEIGHTS, "metrics.parquet")  # what the workflow asks of a run
@@ -44,7 +44,12 @@ def check_checkpoints(patient: Patient) -> Iterator[Finding]:
     """What an unfinished run would go on from."""
     whole = False
     for manifest in manifests(patient.path / CHECKPOINT):
-        wrong = examine(manifest)
+        try:
+            wrong = examine(manifest)
+        except OtherFormat as other:
+            whole = True
+            yield problem(f"checkpoint {manifest.stem} is another version's", str(other))
+            continue
         if wrong is None:
             whole = True
             yield ok(f"checkpoint {manifest.stem} is whole")

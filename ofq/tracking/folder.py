@@ -23,6 +23,7 @@
 ========================  ==========================================================
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -94,7 +95,8 @@ class RunFolder:
         """Create the folder.
 
         Raises:
-            UserError: It can't be written.
+            UserError: It mayn't be written.
+            OSError: It can't be for now, as on a full disk.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -102,6 +104,8 @@ class RunFolder:
             probe.touch()
             probe.unlink()
         except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
             raise UserError(
                 f"{self.path}: can't write the run folder: {error.strerror}; "
                 "mend its permissions, or set 'results' in config/config.yaml to another folder"
@@ -261,7 +265,7 @@ class RunFolder:
         """The sealed files that are missing or aren't what was written; all, if none was."""
         try:
             expected = json.loads((self.path / SEALED / RESULT).read_text())["sha256"]
-        except (OSError, ValueError, KeyError):
+        except (FileNotFoundError, ValueError, KeyError):
             return [RESULT]
         paths = {name: self.path / SEALED / name for name in expected}
         return [n for n, p in paths.items() if not p.exists() or sha256(p) != expected[n]]

@@ -54,7 +54,12 @@ class CheckpointStore:
         self._keep(manifests(self.folder)[-_KEPT:])
 
     def load(self) -> dict[str, Any] | None:
-        """The newest undamaged state, on the CPU, or None; damaged ones are told of and removed."""
+        """The newest undamaged state, on the CPU, or None; damaged ones are told of and removed.
+
+        Raises:
+            OtherFormat: It is of another version of this package; nothing of it is removed.
+            OSError: It can't be read; likewise.
+        """
         for manifest in reversed(manifests(self.folder)):
             path = manifest.with_suffix(".pt")
             problem = examine(manifest)

@@ -73,13 +73,19 @@ def interruptible(stop: StopRequest) -> Iterator[None]:
 
     Raises:
         Interrupted: A stop was requested, of which compilers, being processes, may have died.
-        TryAgain: A process that was killed has left part of a compiled header; it is removed.
+        TryAgain: A compiler was killed; or a process that was killed has left part of a compiled
+            header, which is removed.
+        OSError: Torch's cache can't be written.
     """
     try:
         yield
     except torch._dynamo.exc.BackendCompilerFailed as error:
         if stop.cause is not None:
             raise Interrupted(stop.cause) from error
+        if isinstance(error.inner_exception, OSError):
+            raise error.inner_exception from None
+        if "Killed signal terminated program" in str(error):
+            raise TryAgain("a compiler was killed, perhaps for want of memory") from error
         found = re.search(r" -include (\S+)", str(error))
         if found is None or "cannot read PCH file" not in str(error):
             raise

@@ -5,6 +5,7 @@ gradients are averaged before the optimizer steps, so all of them take the same 
 """
 
 import os
+import platform
 import random
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -248,11 +249,39 @@ def gradients(model: nn.Module) -> Iterable[Tensor]:
     return (p.grad for p in model.parameters() if p.grad is not None)
 
 
+_BUGS = ("device-side assert", "illegal memory access")  # of code, not of a device
+_OWN_FAULTS = (torch.OutOfMemoryError, torch.AcceleratorError)
+
+
+@contextmanager
+def faults_told() -> Iterator[None]:
+    """Tell of a GPU's faults in a way that a person understands.
+
+    Raises:
+        UserError: Its memory is too small.
+        TryAgain: It failed, or somebody else holds it.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition(". ")[0]
+        raise UserError(
+            f"{reason}; passes of fewer images need less: `device_batch` in the recipe's resources"
+        ) from None
+    except torch.AcceleratorError as error:
+        if any(words in str(error) for words in _BUGS):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise TryAgain(f"the GPU failed on {platform.node()} ({reason})") from None
+
+
 @contextmanager
 def _reaching() -> Iterator[None]:
     """Around what needs the other processes."""
     try:
         yield
+    except _OWN_FAULTS:
+        raise
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise OthersGone(f"another process of this run is gone ({reason})") from None

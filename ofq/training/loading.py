@@ -1,6 +1,7 @@
 """Processes that load images, and what can go wrong with them."""
 
 import atexit
+import re
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ofq.errors import TryAgain, UserError
 from ofq.interruption import SIGNALS
@@ -23,6 +24,11 @@ from ofq.training.readers import Split, Unreadable
 
 _TRIES = 20  # readable images are rare where so many in a row aren't
 _DYING = 1.0  # seconds that a process may take from closing its files to being dead
+_CAUSES = {
+    "Killed": ", perhaps for want of memory",
+    "Bus error": " by a bus error, perhaps for want of room in /dev/shm",
+    "Segmentation fault": " by a segmentation fault",
+}
 _started: list[BaseProcess] = []
 
 
@@ -122,6 +128,7 @@ def load(
 
     Raises:
         UserError: An image can't be read.
+        TryAgain: Its file system can't be reached, or there is no room to hand batches over.
     """
     loader: DataLoader[Sample] = DataLoader(
         samples,
@@ -137,8 +144,9 @@ def load(
     _started.extend(child for child in active_children() if child.pid not in others)
     try:
         yield from batches
-    except UserError as error:  # of a worker, with its traceback in the message
-        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+    except (UserError, TryAgain) as error:  # of a worker, with its traceback in the message
+        kind = type(error)
+        raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from None
 
 
 @atexit.register
@@ -154,12 +162,29 @@ def _end_workers() -> None:
 
 def _collate(samples: list[Sample]) -> Loaded:
     there = [sample for sample in samples if sample.image is not None]
-    return Loaded(
+    batch = Loaded(
         torch.stack([s.image for s in there if s.image is not None]) if there else torch.empty(0),
         torch.tensor([sample.label for sample in there], dtype=torch.long),
         torch.tensor([sample.number for sample in there], dtype=torch.long),
         tuple(name for sample in samples for name in sample.unreadable),
     )
+    if get_worker_info() is not None:
+        _hand_over(batch)
+    return batch
+
+
+def _hand_over(batch: Loaded) -> None:
+    """Move a batch to shared memory here, as a failure to do so behind torch's back hangs."""
+    try:
+        for tensor in (batch.images, batch.labels, batch.numbers):
+            tensor.share_memory_()
+    except (RuntimeError, OSError) as error:
+        size = batch.images.nbytes / 1e6
+        raise TryAgain(
+            f"a batch of {size:.0f} MB can't be handed to the trainer ({error}): make /dev/shm "
+            "larger (`docker run --shm-size`), the limit of open files higher (`ulimit -n`), or "
+            "`workers` or the batch smaller"
+        ) from None
 
 
 @contextmanager
@@ -175,14 +200,16 @@ def workers_watched() -> Iterator[None]:
     except (RuntimeError, OSError, EOFError) as error:
         if not _tells_of_a_killed_worker(error):
             raise
-        raise TryAgain(
-            "a process that loads images was killed, perhaps for want of memory"
-        ) from None
+        found = re.search("by signal: ([^.]+)", str(error))
+        cause = _CAUSES.get(found[1] if found else "Killed", "")
+        raise TryAgain(f"a process that loads images was killed{cause}") from None
 
 
 def _tells_of_a_killed_worker(error: Exception) -> bool:
-    if isinstance(error, RuntimeError):
-        return "DataLoader worker" in str(error)
+    if "DataLoader worker (pid" in str(error):
+        return True
+    if isinstance(error, RuntimeError) and "Pin memory thread exited" not in str(error):
+        return False
     try:
         alive = {worker.sentinel: worker for worker in _started if worker.is_alive()}
         for sentinel in wait(list(alive), _DYING):  # its files are closed before it is dead

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ofq.errors import UserError, some
@@ -121,4 +121,5 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> 
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Save a model's weights as safetensors."""
-    save_file({name: t.contiguous() for name, t in model.state_dict().items()}, path)
+    # by Python, as safetensors' own writing tells of a full disk by no OSError
+    path.write_bytes(save({name: t.contiguous() for name, t in model.state_dict().items()}))

@@ -1,10 +1,13 @@
 """Checkpoints are whole, hashed, and two deep; a damaged one costs no more than itself."""
 
+import errno
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+from ofq.errors import UserError
 from ofq.manifest import examine
 from ofq.training.checkpoint import CheckpointStore
 
@@ -66,7 +69,7 @@ def of_a_later_version(path):
     ("damage", "said"),
     [
         (truncate, "is damaged"), (flip_a_bit, "is damaged"), (remove, "is missing"),
-        (tear_the_manifest, "can't be read"), (of_a_later_version, "is of format 99"),
+        (tear_the_manifest, "can't be read"),
     ],
 )  # fmt: skip
 def test_damaged_one_is_told_of_and_the_one_before_it_used(store, warnings, damage, said):
@@ -79,6 +82,36 @@ def test_damaged_one_is_told_of_and_the_one_before_it_used(store, warnings, dama
     assert said in warnings[0]
     store.save(3, state(3))
     assert names(store) == [f"step-{s:09d}.{kind}" for s in (1, 3) for kind in ("json", "pt")]
+
+
+def test_those_of_another_version_are_refused_and_kept(store, warnings):
+    store.save(1, state(1))
+    store.save(2, state(2))
+    of_a_later_version(store.folder / "step-000000002.pt")
+    before = names(store)
+    with pytest.raises(UserError, match=r"step-000000002\.pt is of format 99, this version reads"):
+        store.load()
+    assert names(store) == before
+    assert not warnings
+
+
+@pytest.mark.parametrize("kind", ["json", "pt"])
+def test_those_that_cannot_be_reached_for_now_are_kept(store, monkeypatch, kind):
+    store.save(1, state(1))
+    store.save(2, state(2))
+    before, opened = names(store), Path.open
+
+    def stale(self, *arguments, **options):
+        if self.name == f"step-000000002.{kind}":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return opened(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", stale)
+        with pytest.raises(OSError, match="Stale"):
+            store.load()
+    assert names(store) == before
+    assert store.load()["step"] == 2
 
 
 def test_with_all_damaged_there_is_none(store, warnings):

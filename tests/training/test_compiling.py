@@ -1,6 +1,7 @@
 """Compiled training computes what plain training computes."""
 
 import copy
+import errno
 import os
 import subprocess
 import time
@@ -160,6 +161,17 @@ def test_half_written_header_is_removed_for_another_attempt(tmp_path):
     with pytest.raises(TryAgain, match=str(torn)), interruptible(StopRequest()):
         compiler_fails(said)
     assert not torn.exists()
+
+
+def test_compiler_that_was_killed_or_finds_no_room_is_no_failure():
+    with pytest.raises(TryAgain, match="want of memory"), interruptible(StopRequest()):
+        compiler_fails(
+            "C++ compile error\nc++: fatal error: Killed signal terminated program cc1plus"
+        )
+    with pytest.raises(OSError, match="No space left"), interruptible(StopRequest()):
+        raise BackendCompilerFailed(
+            lambda: None, OSError(errno.ENOSPC, "No space left on device"), None
+        )
 
 
 def test_compiler_that_died_of_a_request_to_stop_is_no_failure():

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from ofq.errors import UserError
+from ofq.errors import TryAgain, UserError
 from ofq.study import Workspace
 from ofq.study.stage import split
 from ofq.training.data import Data
-from ofq.training.devices import Solo
+from ofq.training.devices import Solo, faults_told
 
 
 def test_recipe_that_asks_for_an_impossible_split_is_refused_with_its_place(checkout):
@@ -33,6 +33,20 @@ def test_batch_is_split_into_as_few_equal_passes_as_fit(
 ):
     found = split(batch_size, devices, device_batch)
     assert (found.devices, found.passes, found.images) == (devices, passes, images)
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "text"),
+    [
+        (torch.OutOfMemoryError("out of memory. Tried"), UserError, "^out of .*; .*device_batch"),
+        (torch.AcceleratorError("uncorrectable ECC error\nx"), TryAgain, r"ECC error\)$"),
+        (torch.AcceleratorError("device-side assert triggered"), RuntimeError, "assert"),
+        (RuntimeError("shapes"), RuntimeError, "shapes"),
+    ],
+)
+def test_faults_of_a_gpu_are_told_from_failures(error, told, text):
+    with pytest.raises(told, match=text), faults_told():
+        raise error
 
 
 @pytest.mark.parametrize(("batch_size", "devices"), [(32, 3), (2, 4)])

@@ -1,6 +1,8 @@
 """Images of files: what a model sees is a function of seed, epoch and image alone."""
 
+import errno
 import multiprocessing
+import os
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ from ofq.training.devices import ALONE, Solo
 from ofq.training.images import Files, open_images
 from ofq.training.loading import workers_watched
 from ofq.training.objective import Classification
+from ofq.training.readers import Split
 
 PAPERS = Augmentation(policy="rand-m9-mstd0.5-inc1", erasing=0.25, interpolation="random")
 BATCH = 6
@@ -207,6 +210,62 @@ def test_failed_talk_with_a_killed_loader_is_told_as_its_death(loader, error):
     loader.kill()
     with pytest.raises(TryAgain, match="a process that loads images was killed"), workers_watched():
         raise error
+
+
+def test_pinning_that_ends_with_a_killed_loader_is_told_as_its_death(loader):
+    loader.kill()
+    with pytest.raises(TryAgain, match="want of memory"), workers_watched():
+        raise RuntimeError("Pin memory thread exited unexpectedly")
+
+
+def test_signal_that_ended_a_loader_is_named(loader):
+    said = "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that"
+    with pytest.raises(TryAgain, match=r"bus error, .* of room in /dev/shm"), workers_watched():
+        raise RuntimeError(said)
+
+
+@pytest.mark.parametrize(
+    "text", ["Caught RuntimeError in DataLoader worker process 0.", "Pin memory thread exited"]
+)
+def test_failure_in_a_loader_that_lives_is_no_death(loader, text):
+    with pytest.raises(RuntimeError, match=text), workers_watched():
+        raise RuntimeError(text)
+
+
+class Away:
+    """A data set on a file system that doesn't answer."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return BATCH
+
+    def __getitem__(self, index):
+        raise OSError(self.error, os.strerror(self.error))
+
+    def filename(self, index, **options):
+        return f"{index}.jpeg"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(errno.ESTALE, TryAgain), (errno.EIO, TryAgain), (errno.EACCES, UserError)],
+)
+def test_image_that_cannot_be_reached_for_now_is_no_mistake(folder, error, told):
+    source = data(folder)
+    source.train.split = Split(Away(error), source.train.split.classes)
+    with pytest.raises(told, match=rf"^\d+.jpeg: {os.strerror(error)}$"):
+        batches(source)
+
+
+def test_batch_that_finds_no_room_in_shared_memory_ends_the_epoch(folder, monkeypatch):
+    def full(self):
+        raise RuntimeError("unable to allocate shared memory")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)  # in the forked loaders, too
+    with pytest.raises(TryAgain, match=r"^a batch of .* can't be handed .*make /dev/shm larger"):
+        batches(data(folder))
 
 
 def test_errors_of_other_causes_are_left_alone(loader):
