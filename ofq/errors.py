@@ -1,6 +1,15 @@
 """Exceptions whose message is all that a user is shown, and what the process exits with."""
 
+import errno
 from collections.abc import Sequence
+
+LASTING = frozenset(
+    {
+        errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
+        errno.EEXIST,
+    }
+)  # fmt: skip
+"""What a file system says of mistakes; all else, such as a full disk, may pass."""
 
 _SHOWN = 3
 

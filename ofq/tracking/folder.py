@@ -23,7 +23,6 @@
 ========================  ==========================================================
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -35,7 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 
 from ofq.atomic import write_file, write_json
-from ofq.errors import UserError
+from ofq.errors import LASTING, UserError
 from ofq.tracking.lock import holder
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ class RunFolder:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            if error.errno not in LASTING:
                 raise
             raise UserError(
                 f"{self.path}: can't write the run folder: {error.strerror}; "

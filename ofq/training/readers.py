@@ -1,6 +1,5 @@
 """The images of a split, whatever they lie in, by timm's readers; and a check of them."""
 
-import errno
 import functools
 import hashlib
 import io
@@ -18,7 +17,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader import Reader
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
-from ofq.errors import TryAgain, UserError, some
+from ofq.errors import LASTING, TryAgain, UserError, some
 from ofq.study.dataset import Layout, Place
 from ofq.training.decoding import Decoder, Plain
 
@@ -27,7 +26,6 @@ SPLITS: tuple[SplitName, ...] = ("train", "val")
 
 _NAMES = {"train": ("train", "training"), "val": ("val", "validation")}
 _UNDECODABLE = (OSError, SyntaxError, ValueError, tarfile.TarError, Image.DecompressionBombError)
-_LASTING = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR)
 _EXPECTED: dict[Layout, str] = {
     "folder": "{0}/CLASS/IMAGE",
     "tar": "{0}.tar with CLASS/IMAGE, or {0}/CLASS.tar",
@@ -78,7 +76,7 @@ class Split:
         except _UNDECODABLE as error:
             name = self.name(index)
             if isinstance(error, OSError) and error.errno is not None:
-                kind = UserError if error.errno in _LASTING else TryAgain
+                kind = UserError if error.errno in LASTING else TryAgain
                 raise kind(f"{name}: {error.strerror}") from None
             raise Unreadable(name) from None
 

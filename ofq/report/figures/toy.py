@@ -1,6 +1,7 @@
 """The toy regression: loss, and the paths of single weights and their scale."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -45,13 +46,22 @@ def loss(records: Records) -> Drawn:
         ax.set_title(f"{model}, {bits}" if len(study.models) > 1 else bits)
         ax.set_xlabel("step")
         ax.set_yscale("log")
-        ax.yaxis.set_major_formatter(_power_of_ten)
     axes[0].set_ylabel("loss")
-    low, high = axes[0].get_ylim()
-    axes[0].yaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
+    _label_powers(axes)
     add_legend(picture, 2 if width == COLUMN else 4)
     spread = " Shaded from the lowest to the highest seed." if len(study.seeds) > 1 else ""
     return Drawn(picture, f"Evaluated loss over training, mean over seeds.{spread}")
+
+
+def _label_powers(axes: Sequence[Axes]) -> None:
+    """Powers of ten, as plain text; within a decade, which has none to show, a linear scale."""
+    low, high = axes[0].get_ylim()
+    for ax in axes:
+        if high < 10 * low:
+            ax.set_yscale("linear")
+        else:
+            ax.yaxis.set_major_formatter(_power_of_ten)
+            ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _power_of_ten(value: float, _: float) -> str:
