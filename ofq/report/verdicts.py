@@ -25,11 +25,17 @@ The first that applies:
 import math
 from dataclasses import dataclass
 
-import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from ofq.report.statistics import ALPHA, POWER, detectable, images_interval
+from ofq.report.statistics import (
+    ALPHA,
+    POWER,
+    Summary,
+    detectable,
+    images_interval,
+    summarize,
+)
 
 MARGIN = 0.5
 """Points within which a number counts as reproduced."""
@@ -73,20 +79,20 @@ def distance(
         images: Number of evaluation images; 0 if unknown.
         family: How many numbers of the study are reported.
     """
-    x = np.asarray(values, dtype=np.float64)
-    spread = float(x.std(ddof=1)) if len(x) > 1 else 0.0
-    if spread > 1e-12 * max(1.0, float(np.abs(x).max())):
-        return _by_seeds(len(x), float(x.mean()) - reported, spread, runs, ALPHA / family)
+    ours = summarize(values)
+    if not math.isnan(ours.low):
+        return _by_seeds(ours, reported, runs, ALPHA / family)
     if images:
-        return _by_images(len(x), float(x.mean()), reported, images, ALPHA / family)
-    return Distance(len(x), float(x.mean()) - reported)
+        return _by_images(ours.n, ours.mean, reported, images, ALPHA / family)
+    return Distance(ours.n, ours.mean - reported)
 
 
-def _by_seeds(n: int, difference: float, spread: float, runs: int, strictest: float) -> Distance:
-    error = spread * math.sqrt(1 / n + 1 / runs)
+def _by_seeds(ours: Summary, reported: float, runs: int, strictest: float) -> Distance:
+    n, difference = ours.n, ours.mean - reported
+    error = ours.std * math.sqrt(1 / n + 1 / runs)
     half = float(stats.t.ppf(1 - ALPHA / 2, n - 1)) * error
     p = float(2 * stats.t.sf(abs(difference) / error, n - 1))
-    shown = detectable(spread, n, error, strictest)
+    shown = detectable(ours.std, n, error, strictest)
     return Distance(n, difference, difference - half, difference + half, p, shown)
 
 
