@@ -36,7 +36,7 @@ def examine(manifest: Path) -> str | None:
     try:
         facts = json.loads(manifest.read_text())
         expected, form = facts["sha256"], facts["format"]
-    except (ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return "is damaged: its .json can't be read"
     if form != FORMAT:
         raise OtherFormat(path, form)

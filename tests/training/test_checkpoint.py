@@ -42,6 +42,10 @@ def test_hash_is_that_of_the_file(store):
     assert examine(store.folder / "step-000000007.json") is None
 
 
+def test_manifest_that_a_trainer_has_just_removed_is_no_error(store):
+    assert "can't be read" in examine(store.folder / "step-000000007.json")
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-7])
 
