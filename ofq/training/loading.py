@@ -3,12 +3,14 @@
 import atexit
 import re
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from types import TracebackType
 from typing import NamedTuple
 
 import torch
@@ -135,7 +137,7 @@ def load(
         batch_sampler=keys,  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=_collate,
-        worker_init_fn=_leave_signals_to_the_trainer,
+        worker_init_fn=_start_worker,
         pin_memory=pin,
         generator=torch.Generator(),
     )
@@ -219,7 +221,16 @@ def _tells_of_a_killed_worker(error: Exception) -> bool:
     return any(worker.exitcode == -signal.SIGKILL for worker in _started)
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     """A signal to the whole process group must not end loading before the trainer has saved."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _silent_if_the_trainer_left
+
+
+def _silent_if_the_trainer_left(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """The thread that hands batches over prints what it meets, which the trainer has told of."""
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)

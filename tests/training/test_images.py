@@ -3,9 +3,11 @@
 import errno
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import time
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 
 import numpy as np
@@ -266,6 +268,27 @@ def test_batch_that_finds_no_room_in_shared_memory_ends_the_epoch(folder, monkey
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)  # in the forked loaders, too
     with pytest.raises(TryAgain, match=r"^a batch of .* can't be handed .*make /dev/shm larger"):
         batches(data(folder))
+
+
+def hand_over_and_leave(error):
+    """As a loader whose trainer is gone while a batch is handed over, or that fails at that."""
+    loading._start_worker(0)
+    with open(os.devnull) as file:
+        handed = DupFd(file.fileno())
+        if error is None:
+            socket.socket(socket.AF_UNIX).connect(handed._id[0])  # closed at once
+        else:
+            sys.excepthook(type(error), error, None)
+        os.close(handed.detach())  # the thread that hands over has served who left before
+
+
+@pytest.mark.parametrize("error", [None, OSError("something else")], ids=["gone", "fails"])
+def test_loader_says_nothing_of_a_trainer_that_left(error, capfd):
+    worker = multiprocessing.get_context("fork").Process(target=hand_over_and_leave, args=[error])
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0
+    assert capfd.readouterr().err == ("" if error is None else "OSError: something else\n")
 
 
 def test_errors_of_other_causes_are_left_alone(loader):
