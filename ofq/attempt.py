@@ -64,16 +64,13 @@ class Attempt:
         self.options = options
         self.lease = Lease()
         self._began = time.monotonic()
+        self._told = 0.0  # seconds of it that an ending on record tells of
         self._progress: dict[str, Any] = {}
         self._step = self._first = 0
 
     def start(self) -> None:
         """Let its time count from here: what came before was waiting."""
         self._began = time.monotonic()
-
-    def seconds(self) -> float:
-        """How long it has lasted."""
-        return round(time.monotonic() - self._began, 3)
 
     def begin(self, step: int, total: int) -> None:
         """Note where training starts."""
@@ -114,9 +111,18 @@ class Attempt:
         for name in ("progress.json", SAVE_REQUEST):
             (self.folder.path / name).unlink(missing_ok=True)
 
+    def end(self, ending: str, **facts: str) -> None:
+        """Record that the attempt ends here, with the seconds that no earlier ending tells of.
+
+        There are two where the final files couldn't be written after all.
+        """
+        seconds = time.monotonic() - self._began - self._told
+        self.folder.event(ending, **facts, seconds=round(seconds, 3))
+        self._told += seconds
+
     def lost(self, cause: str) -> None:
         """Note that the attempt ends here, since another of the run's processes was lost."""
-        self.folder.event("interrupted", cause=cause, seconds=self.seconds())
+        self.end("interrupted", cause=cause)
 
     def totals(self) -> dict[str, Any]:
         """Time and devices over all attempts, this one included."""
@@ -235,11 +241,10 @@ def _refuse_hopeless(folder: RunFolder, run: Run) -> None:
 @contextmanager
 def _recorded(this: Attempt, run: Run) -> Iterator[None]:
     """Turn what ends an attempt into an event of the record, and into a message."""
-    folder = this.folder
 
-    def ended(event: str, cause: str, **facts: str) -> None:
+    def ended(ending: str, cause: str, **facts: str) -> None:
         with suppress(OSError):  # the disk is full or gone: the lock's end tells as much
-            folder.event(event, cause=cause, **facts, seconds=this.seconds())
+            this.end(ending, cause=cause, **facts)
 
     try:
         yield
@@ -254,7 +259,7 @@ def _recorded(this: Attempt, run: Run) -> Iterator[None]:
         raise TryAgain(f"{reason}; `ofq train {run.id}` goes on from the last checkpoint") from None
     except OSError as error:
         ended("interrupted", error.strerror or str(error))
-        raise _no_fault_of_the_run(error, folder, run) from None
+        raise _no_fault_of_the_run(error, this.folder, run) from None
     except RunFailed as error:
         ended("failed", str(error), code=code_sha256())
         raise RunFailed(f"{run.id} failed: {error}. {_ADVICE.format(run.id)}") from None

@@ -15,6 +15,7 @@ from ofq.evaluations import Outcome, evaluate, note_unreadable
 from ofq.hardware import are_started, processes
 from ofq.helpers import helpers
 from ofq.interruption import StopRequest
+from ofq.manifest import manifests
 from ofq.progress import Bar, Lines, display, summary
 from ofq.study import Run, Workspace
 from ofq.study.run import describe
@@ -100,8 +101,12 @@ class Recorder:
 
     def warn(self, text: str) -> None:
         """Say it loudly, and record it."""
-        self.console.print(f"[bold red]warning:[/] {escape(text)}", soft_wrap=True)
-        self.this.note("warning", text)
+        _warn(self.this, self.console, text)
+
+
+def _warn(this: Attempt, console: Console, text: str) -> None:
+    console.print(f"[bold red]warning:[/] {escape(text)}", soft_wrap=True)
+    this.note("warning", text)
 
 
 def check(workspace: Workspace, run: Run, studies: list[str], gpus: int) -> None:
@@ -143,7 +148,7 @@ def begin(
     studies: list[str],
     this: Attempt,
     console: Console,
-) -> bool:
+) -> "Devices | None":
     """Make a run's locked folder ready for an attempt, with its provenance.
 
     Args:
@@ -151,22 +156,32 @@ def begin(
         run: What to train.
         studies: The studies that it belongs to.
         this: The attempt.
-        console: Where to say so if there is nothing to do.
+        console: Where to say so if there is nothing to do, and where warnings go.
 
     Returns:
-        False if the run is complete, or its final files could be put back.
+        What to train on; None if the run is complete, or its final files could be put back.
 
     Raises:
         UserError: The folder holds a run of another config, or the data can't be had.
+        TryAgain: torch can't use GPUs that were leased.
     """
+    from ofq.training.devices import choose
+
     if this.folder.restore():
         console.print(f"{run.id} is already complete", highlight=False, soft_wrap=True)
-        return False
-    _open(workspace, run, studies, this)
-    return True
+        return None
+    devices = choose(this.options.gpus)
+    _check_leased(this, devices)
+    data = inputs.checked_data(workspace, run, studies)
+    this.folder.open(describe(run))
+    origin = _origin(workspace, run, data, this, console)
+    _record_attempt(workspace, run, studies, this, devices, origin)
+    return devices
 
 
-def train(workspace: Workspace, run: Run, this: Attempt, console: Console) -> None:
+def train(
+    workspace: Workspace, run: Run, this: Attempt, console: Console, devices: "Devices"
+) -> None:
     """Do a run in its opened folder: train, or evaluate what exists.
 
     Training resumes where an earlier attempt stopped.
@@ -176,6 +191,7 @@ def train(workspace: Workspace, run: Run, this: Attempt, console: Console) -> No
         run: What to train.
         this: The attempt.
         console: Where to show progress.
+        devices: What to train on.
 
     Raises:
         UserError: Something that the run needs can't be had.
@@ -183,12 +199,10 @@ def train(workspace: Workspace, run: Run, this: Attempt, console: Console) -> No
         TryAgain: It was interrupted.
     """
     from ofq.training.checkpoint import CheckpointStore
-    from ofq.training.devices import choose, faults_told, take_part
+    from ofq.training.devices import faults_told, take_part
     from ofq.training.weights import save_weights
 
     folder = this.folder
-    devices = choose(this.options.gpus)
-    _check_leased(this, devices)
     _show_devices(run, console, devices)
     work = evaluate if run.config.training is None else _train
     all_here = devices.count == 1 or are_started()
@@ -198,7 +212,7 @@ def train(workspace: Workspace, run: Run, this: Attempt, console: Console) -> No
         with faults_told():
             done = work(workspace, run, this, console, process)
         process.leave()
-    folder.event("finished", seconds=this.seconds())
+    this.end("finished")
     result = _result(run, done, this)
     folder.finish(result, lambda path: save_weights(done.model, path), done.correct)
     if not this.options.keep:
@@ -255,13 +269,33 @@ def assist(workspace: Workspace, run: Run, gpus: int, stop: StopRequest) -> None
     process.leave()
 
 
-def _open(workspace: Workspace, run: Run, studies: list[str], this: Attempt) -> None:
-    """Make a run's folder ready for an attempt, with its provenance."""
-    from ofq.training.devices import choose
+def _origin(
+    workspace: Workspace, run: Run, data: dict[str, Any], this: Attempt, console: Console
+) -> dict[str, Any]:
+    """What a run is made from: where it goes on from a checkpoint, what it began with."""
+    now = {"inputs": inputs.hashes(workspace, run), "data": data}
+    if not this.folder.attempts() or not manifests(this.folder.path / CHECKPOINT):
+        return now
+    began = {**now, **{key: this.folder.provenance().get(key, now[key]) for key in now}}
+    files = began["inputs"].items()
+    changed = [name for name, digest in files if now["inputs"].get(name) != digest]
+    if began["data"]["fingerprint"] != data["fingerprint"]:
+        changed.append(data["name"])
+    for name in changed:
+        _warn(this, console, f"{name} isn't what this run began with; it goes on nevertheless")
+    return began
 
-    folder, devices = this.folder, choose(this.options.gpus)
-    data = inputs.checked_data(workspace, run, studies)
-    folder.open(describe(run))
+
+def _record_attempt(
+    workspace: Workspace,
+    run: Run,
+    studies: list[str],
+    this: Attempt,
+    devices: "Devices",
+    origin: dict[str, Any],
+) -> None:
+    """Record that an attempt begins, and its provenance."""
+    folder = this.folder
     resources = run.resources.model_dump(include={"threads", "compile", "loader"})
     attempt = {**gather(workspace.root), **devices.describe(), **resources}
     comparison = workspace.compare(run, devices.count)
@@ -270,8 +304,7 @@ def _open(workspace: Workspace, run: Run, studies: list[str], this: Attempt) -> 
         {
             **workspace.uses(run, studies),
             "recipe": comparison.payload() if comparison else None,
-            "inputs": inputs.hashes(workspace, run),
-            "data": data,
+            **origin,
             "attempts": [*folder.attempts(), attempt],
         },
     )

@@ -85,10 +85,11 @@ def train(
     mirror = None
     try:
         with attempt(workspace, run, console, stop, options) as this:
-            if not jobs.begin(workspace, run, homes, this, console):
+            found = jobs.begin(workspace, run, homes, this, console)
+            if found is None:
                 return
             mirror = start_mirror(this.folder, run.id) if tracked else None
-            jobs.train(workspace, run, this, console)
+            jobs.train(workspace, run, this, console, found)
     finally:
         if mirror is not None:
             folder, uri = run_folder(workspace, run), workspace.tracking_uri

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import ofq.cli
 from ofq.attempt import Attempt
+from ofq.tracking import RunFolder
 from ofq.training import checkpoint
 
 
@@ -93,6 +94,16 @@ def fill_at_step(moment: str) -> None:
         (attempt.folder.path / "ballast").write_bytes(bytes(free))
 
     _at_step(int(moment), fill)
+
+
+def fail_at_the_end(moment: str) -> None:
+    """Let the final files find no room, after a while."""
+
+    def fail(*arguments: object) -> None:
+        time.sleep(float(moment))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    RunFolder.finish = fail  # type: ignore[method-assign]
 
 
 def jump_at_step(moment: str) -> None:

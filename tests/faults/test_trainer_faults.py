@@ -211,6 +211,35 @@ def test_full_disk_during_a_metric_write(lab, undisturbed, small_disk):
     assert_same(lab.folder("cga"), undisturbed.folder("cga"))
 
 
+def test_full_disk_at_the_end_counts_no_second_twice(lab, undisturbed):
+    lab.forget("cga")
+    assert lab.train("cga", fault=("fail_at_the_end", 0.5)).returncode == 75
+    finished, interrupted = lab.folder("cga").events()[-2:]
+    assert (finished["event"], interrupted["event"]) == ("finished", "interrupted")
+    assert (
+        0.5
+        <= interrupted["seconds"]
+        == pytest.approx(interrupted["time"] - finished["time"], abs=0.1)
+    )
+    assert lab.train("cga").returncode == 0
+    assert_same(lab.folder("cga"), undisturbed.folder("cga"))
+
+
+def test_run_keeps_on_record_what_it_began_with(lab):
+    lab.forget("cga")
+    assert lab.train("cga", fault=("terminate_at_step", 6)).returncode == 75
+    parent, began = lab.runs["qat"].id, lab.folder("cga").provenance()["inputs"]
+    weights = lab.folder("qat").path / "model.safetensors"
+    weights.unlink()  # a link, to which nothing may be added
+    shutil.copy(lab.folder("fp").path / "model.safetensors", weights)
+    left = lab.train("cga", fault=("terminate_at_step", 9))
+    assert f"warning: {parent} isn't what this run began with" in left.stdout
+    assert kinds(lab.folder("cga")).count("warning") == 1
+    assert lab.folder("cga").provenance()["inputs"] == began
+    examined = run_ofq(lab.root, "doctor", lab.runs["cga"].id)
+    assert "isn't what the run was made from (SHA-256)" in examined.stdout
+
+
 def test_read_only_results_folder_is_refused_before_anything_starts(lab, small_disk):
     lab.forget("cga")
     small_disk("cga", 100, "ro")
