@@ -27,8 +27,8 @@ from torch import nn
 import ofq
 from ofq.attempt import Attempt, Options
 from ofq.interruption import StopRequest
-from ofq.jobs import Recorder
 from ofq.progress import Lines
+from ofq.recorder import Recorder
 from ofq.study import Recording
 from ofq.study.config import Site
 from ofq.tracking import RunFolder

@@ -50,7 +50,7 @@ figures: [accuracy]
 TRAINER = """
 import json, sys, time
 from ofq.cli import main
-from ofq.jobs import Recorder
+from ofq.recorder import Recorder
 
 times, step = [], Recorder.step
 

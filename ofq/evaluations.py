@@ -9,10 +9,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from ofq import inputs
 from ofq.attempt import Attempt
+from ofq.recorder import note_unreadable
 from ofq.study import Run, Workspace
 
 if TYPE_CHECKING:
@@ -175,10 +175,3 @@ def evaluate(
         TryAgain: It was interrupted.
     """
     return _KINDS[run.config.stage](_Evaluation(workspace, run, this, console, process))
-
-
-def note_unreadable(this: Attempt, console: Console, name: str) -> None:
-    """Name an image that was skipped, and record it."""
-    text = f"{name}: not a readable image; it is skipped"
-    console.print(f"[bold red]warning:[/] {escape(text)}", soft_wrap=True)
-    this.folder.event("unreadable", image=name)

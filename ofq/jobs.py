@@ -1,26 +1,24 @@
 """One run, from its config to its finished folder: where study, training and record meet."""
 
 import platform
-import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from ofq import inputs
 from ofq.attempt import CHECKPOINT, Attempt, run_folder
 from ofq.errors import TryAgain, UserError
-from ofq.evaluations import Outcome, evaluate, note_unreadable
+from ofq.evaluations import Outcome, evaluate
 from ofq.hardware import are_started, processes
 from ofq.helpers import helpers
 from ofq.interruption import StopRequest
 from ofq.manifest import manifests
-from ofq.progress import Bar, Lines, display, summary
+from ofq.progress import display, summary
+from ofq.recorder import Recorder, warn
 from ofq.study import Run, Workspace
 from ofq.study.run import describe
 from ofq.study.stage import split
-from ofq.tracking.folder import Table
 from ofq.tracking.provenance import gather
 
 if TYPE_CHECKING:
@@ -29,84 +27,6 @@ if TYPE_CHECKING:
     from ofq.training.images import Files
     from ofq.training.loop import Observer, Trainer
     from ofq.training.pace import Pace
-
-
-class Recorder:
-    """Writes what training reports into the run folder, and shows it (an ``Observer``).
-
-    Args:
-        this: The attempt.
-        shown: The progress display.
-        console: Where warnings go.
-    """
-
-    def __init__(self, this: Attempt, shown: Bar | Lines, console: Console) -> None:
-        self.this = this
-        self.folder = this.folder
-        self.shown = shown
-        self.console = console
-        self._steps = 0
-        self._seconds = 0.0  # of the steps alone
-        self._mark = time.perf_counter()
-
-    def begin(self, done: int | None, total: int, recorded: int) -> None:
-        """Drop what was recorded after the checkpoint, and note the start."""
-        self.folder.rewind(recorded)
-        self.folder.event("started" if done is None else "resumed", step=done or 0, total=total)
-        self.this.begin(done or 0, total)
-        self.shown.begin(done, total)
-        self._mark = time.perf_counter()
-
-    def step(self, step: int) -> None:
-        """Note progress."""
-        self.this.step(step)
-        self.shown.step(step)
-        now = time.perf_counter()
-        self._steps += 1
-        self._seconds += now - self._mark
-        self._mark = now
-
-    def epoch(self, metrics: dict[str, Any], layers: list[dict[str, Any]]) -> None:
-        """Append an epoch's rows."""
-        self.folder.append("layers", layers)
-        self.folder.append("metrics", [metrics])
-        self.shown.epoch(metrics)
-        self._mark = time.perf_counter()
-
-    def recorded(self, table: Table, rows: list[dict[str, Any]]) -> None:
-        """Append what was recorded over an epoch."""
-        self.folder.append(table, rows)
-
-    def unreadable(self, name: str) -> None:
-        """Name an image that was skipped, and record it."""
-        note_unreadable(self.this, self.console, name)
-
-    def taught(self, trainer: "Trainer") -> None:
-        """Record what the teacher cost in this attempt, if it answered in it."""
-        clock = trainer.objective.clock
-        answer = clock.mean() if clock else None
-        if answer is not None and self._steps:
-            step, teacher = self._seconds / self._steps, answer * trainer.stepping.passes
-            self.folder.event(
-                "taught",
-                seconds_per_step=round(step, 6),
-                teacher_seconds_per_step=round(teacher, 6),
-                teacher_share=round(teacher / step, 4),
-            )
-
-    def saved(self, step: int) -> None:
-        """Answer a request to save."""
-        self.this.saved()
-        self._mark = time.perf_counter()
-
-    def warn(self, text: str) -> None:
-        """Say it loudly, and record it."""
-        _warn(self.this, self.console, text)
-
-
-def _warn(this: Attempt, console: Console, text: str) -> None:
-    console.print(f"[bold red]warning:[/] {escape(text)}", soft_wrap=True)
-    this.note("warning", text)
 
 
 def check(workspace: Workspace, run: Run, studies: list[str], gpus: int) -> None:
@@ -282,7 +202,7 @@ def _origin(
     if began["data"]["fingerprint"] != data["fingerprint"]:
         changed.append(data["name"])
     for name in changed:
-        _warn(this, console, f"{name} isn't what this run began with; it goes on nevertheless")
+        warn(this, console, f"{name} isn't what this run began with; it goes on nevertheless")
     return began
 
 

@@ -1,0 +1,100 @@
+"""What training reports, written into the run folder and shown: the seam between the two."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from ofq.attempt import Attempt
+from ofq.progress import Bar, Lines
+from ofq.tracking.folder import Table
+
+if TYPE_CHECKING:
+    from ofq.training.loop import Trainer
+
+
+class Recorder:
+    """Writes what training reports into the run folder, and shows it (an ``Observer``).
+
+    Args:
+        this: The attempt.
+        shown: The progress display.
+        console: Where warnings go.
+    """
+
+    def __init__(self, this: Attempt, shown: Bar | Lines, console: Console) -> None:
+        self.this = this
+        self.folder = this.folder
+        self.shown = shown
+        self.console = console
+        self._steps = 0
+        self._seconds = 0.0  # of the steps alone
+        self._mark = time.perf_counter()
+
+    def begin(self, done: int | None, total: int, recorded: int) -> None:
+        """Drop what was recorded after the checkpoint, and note the start."""
+        self.folder.rewind(recorded)
+        self.folder.event("started" if done is None else "resumed", step=done or 0, total=total)
+        self.this.begin(done or 0, total)
+        self.shown.begin(done, total)
+        self._mark = time.perf_counter()
+
+    def step(self, step: int) -> None:
+        """Note progress."""
+        self.this.step(step)
+        self.shown.step(step)
+        now = time.perf_counter()
+        self._steps += 1
+        self._seconds += now - self._mark
+        self._mark = now
+
+    def epoch(self, metrics: dict[str, Any], layers: list[dict[str, Any]]) -> None:
+        """Append an epoch's rows."""
+        self.folder.append("layers", layers)
+        self.folder.append("metrics", [metrics])
+        self.shown.epoch(metrics)
+        self._mark = time.perf_counter()
+
+    def recorded(self, table: Table, rows: list[dict[str, Any]]) -> None:
+        """Append what was recorded over an epoch."""
+        self.folder.append(table, rows)
+
+    def unreadable(self, name: str) -> None:
+        """Name an image that was skipped, and record it."""
+        note_unreadable(self.this, self.console, name)
+
+    def taught(self, trainer: "Trainer") -> None:
+        """Record what the teacher cost in this attempt, if it answered in it."""
+        clock = trainer.objective.clock
+        answer = clock.mean() if clock else None
+        if answer is not None and self._steps:
+            step, teacher = self._seconds / self._steps, answer * trainer.stepping.passes
+            self.folder.event(
+                "taught",
+                seconds_per_step=round(step, 6),
+                teacher_seconds_per_step=round(teacher, 6),
+                teacher_share=round(teacher / step, 4),
+            )
+
+    def saved(self, step: int) -> None:
+        """Answer a request to save."""
+        self.this.saved()
+        self._mark = time.perf_counter()
+
+    def warn(self, text: str) -> None:
+        """Say it loudly, and record it."""
+        warn(self.this, self.console, text)
+
+
+def warn(this: Attempt, console: Console, text: str) -> None:
+    """Say something loudly, and record it."""
+    console.print(f"[bold red]warning:[/] {escape(text)}", soft_wrap=True)
+    this.note("warning", text)
+
+
+def note_unreadable(this: Attempt, console: Console, name: str) -> None:
+    """Name an image that was skipped, and record it."""
+    text = f"{name}: not a readable image; it is skipped"
+    console.print(f"[bold red]warning:[/] {escape(text)}", soft_wrap=True)
+    this.folder.event("unreadable", image=name)
