@@ -4,11 +4,14 @@ import functools
 import hashlib
 import io
 import os
+import pickle
 import re
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any, Literal
 
 from PIL import Image
@@ -32,6 +35,10 @@ _EXPECTED: dict[Layout, str] = {
     "wds": "shards named like {0}-0000.tar, or {0}/*.tar",
     "hfds": "a split '{0}'",
 }
+
+
+_INDEX = "_tarinfos.pickle"  # timm's name for it
+_LARGE = 1 << 30  # bytes of tar files from which on an index is worth a file
 
 
 class Unreadable(UserError):
@@ -183,13 +190,47 @@ def _tar(place: Place, split: SplitName) -> Reader | None:
     for name in _NAMES[split]:
         for path in (Path(place.at) / f"{name}.tar", Path(place.at) / name):
             if path.is_file() or (path.is_dir() and any(path.glob("*.tar"))):
-                index = None if os.access(path.parent, os.W_OK) else False  # beside a large file
                 try:
-                    # without open files that its processes would share
-                    return ReaderImageInTar(str(path), cache_tarfiles=False, cache_tarinfo=index)
+                    return _in_tar(path)
                 except (tarfile.TarError, OSError, ValueError) as error:
                     raise UserError(f"{path}: no tar file of images: {error}") from None
     return None
+
+
+def _in_tar(path: Path) -> Reader:
+    """A tar file, or a folder of them; large ones are indexed once and for all."""
+    at, tars = (path, sorted(path.glob("*.tar"))) if path.is_dir() else (path.parent, [path])
+    index = at / f"_{path.stem}{_INDEX}"
+    large = sum(tar.stat().st_size for tar in tars) > _LARGE
+    if large and os.access(at, os.W_OK) and _outdated(index, tars):
+        with suppress(OSError):  # it saves time, no more
+            _write_index(path, tars, index)
+    try:
+        return _tar_reader(path, large and index.exists())
+    except (EOFError, pickle.UnpicklingError, AssertionError) as error:
+        raise UserError(f"{index}: no index of {path} ({error}); remove it") from None
+
+
+def _tar_reader(path: Path, indexed: bool) -> Reader:
+    # without open files, which its processes would share
+    return ReaderImageInTar(str(path), cache_tarfiles=False, cache_tarinfo=indexed)
+
+
+def _outdated(index: Path, tars: list[Path]) -> bool:
+    newest = max(tar.stat().st_mtime for tar in tars)
+    return not index.exists() or index.stat().st_mtime < newest
+
+
+def _write_index(path: Path, tars: list[Path], index: Path) -> None:
+    """Let timm write its index aside: other runs may look for it, and must find it whole."""
+    with TemporaryDirectory(prefix=".index-", dir=index.parent) as aside:
+        there = Path(aside) / path.name
+        where = there if path.is_dir() else there.parent
+        where.mkdir(exist_ok=True)
+        for tar in tars:
+            (where / tar.name).symlink_to(tar.resolve())
+        _tar_reader(there, indexed=True)
+        (where / index.name).replace(index)
 
 
 def _shards(place: Place, split: SplitName) -> Reader | None:
@@ -270,6 +311,7 @@ def fingerprint(place: Place) -> dict[str, Any]:
     Returns:
         The number of ``files`` (of a Hugging Face dataset: of images), and ``fingerprint``: the
         SHA-256 of their names and sizes (of a Hugging Face dataset: of its own fingerprints).
+        Hidden files and indexes of tar files don't count.
     """
     digest, count = hashlib.sha256(), 0
     if place.layout == "hfds":
@@ -280,6 +322,9 @@ def fingerprint(place: Place) -> dict[str, Any]:
     else:
         folder = Path(place.at)
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+            inside = path.relative_to(folder)
+            if any(part.startswith(".") for part in inside.parts) or path.name.endswith(_INDEX):
+                continue
+            digest.update(f"{inside} {path.stat().st_size}\n".encode())
             count += 1
     return {"files": count, "fingerprint": f"sha256:{digest.hexdigest()}"}

@@ -1,12 +1,16 @@
 """The same images from every layout, and a check that finds what is wrong with a data set."""
 
+import errno
+import os
 import shutil
+import time
 
 import pytest
 from pictures import CLASSES, TRAIN, VAL, make_folder, make_shards, make_tars
 
 from ofq.errors import UserError
 from ofq.study.dataset import locate
+from ofq.training import readers
 from ofq.training.decoding import Plain
 from ofq.training.readers import Census, examine, fingerprint, open_split
 
@@ -49,6 +53,65 @@ def test_every_layout_gives_the_images_of_the_folder(folder, layout, tmp_path, m
         expected = open_split(locate(str(folder), tmp_path), split)
         assert content(open_split(place, split)) == content(expected)
     assert fingerprint(place) == fingerprint(place)
+
+
+def anew(place, split):
+    """A split as another process opens it."""
+    open_split.cache_clear()
+    return open_split(place, split)
+
+
+@pytest.fixture
+def tars(folder, tmp_path, monkeypatch):
+    """Small ones, that count as large."""
+    monkeypatch.setattr(readers, "_LARGE", 0)
+    return make_tars(folder, tmp_path / "tars")
+
+
+@pytest.mark.parametrize(
+    ("split", "index", "tar"),
+    [
+        ("train", "_train_tarinfos.pickle", "train.tar"),
+        ("val", "val/_val_tarinfos.pickle", "val/n01.tar"),
+    ],
+)
+def test_large_tars_are_read_through_once_and_when_they_are_new(
+    folder, tars, monkeypatch, split, index, tar
+):
+    place = locate("tars", tars.parent)
+    before = fingerprint(place)
+    expected = content(anew(locate(str(folder), tars), split))
+    assert content(anew(place, split)) == expected
+    assert (tars / index).exists()
+    assert not list(tars.rglob(".*"))
+    assert fingerprint(place) == before
+    with monkeypatch.context() as reading:
+        reading.setattr(readers, "_write_index", None)  # not to be called
+        assert content(anew(place, split)) == expected
+    (tars / index).write_bytes(b"of another tar file")
+    later = time.time() + 10
+    os.utime(tars / tar, (later, later))
+    assert content(anew(place, split)) == expected
+
+
+def test_half_written_index_is_named(tars):
+    place = locate("tars", tars.parent)
+    anew(place, "train")
+    index = tars / "_train_tarinfos.pickle"
+    index.write_bytes(index.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"_train_tarinfos.pickle: no index of .*; remove it"):
+        anew(place, "train")
+
+
+def test_index_that_cannot_be_written_is_done_without(folder, tars, monkeypatch):
+    monkeypatch.setattr(os, "symlink", denied)
+    found = content(anew(locate("tars", tars.parent), "train"))
+    assert found == content(anew(locate(str(folder), tars), "train"))
+    assert not list(tars.rglob("*pickle"))
+
+
+def denied(*arguments, **options):
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def broken(tmp_path, name):
