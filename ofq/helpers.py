@@ -12,11 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ofq.errors import RunFailed, TryAgain
 
 _LOOK = 0.5  # seconds between two looks at the helpers
+_DYING = 10.0  # seconds that one may take to end after its connection broke, or it was killed
 _GRACE = 20.0  # seconds that the first process has to notice by itself that one is gone
 
 _IN_GOOD_ORDER = (0, TryAgain.exit_code, RunFailed.exit_code)
@@ -82,13 +83,25 @@ class Helpers:
             return RuntimeError(f"process {rank} ended with exit code {code}")
         return None
 
+    def awaited_loss(self) -> Exception | None:
+        """The same after a connection broke, which may be before its process has ended."""
+        until = time.monotonic() + _DYING
+        while (loss := self.loss()) is None and time.monotonic() < until and self._any_lives():
+            time.sleep(_LOOK / 10)
+        return loss
+
+    def _any_lives(self) -> bool:
+        return any(process.poll() is None for process in self._processes)
+
     def end(self) -> None:
-        """End them all."""
+        """End them all, but for those that a file system or a device doesn't let go."""
         self._over.set()
         for process in self._processes:
             process.kill()
+        until = time.monotonic() + _DYING
         for process in self._processes:
-            process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until - time.monotonic()))
 
     def _watch(self) -> None:
         """A process that waits for a lost one in NCCL may wait for ever; end it instead."""
@@ -124,8 +137,7 @@ def helpers(
     try:
         yield
     except OthersGone as broken:
-        time.sleep(_LOOK)  # a connection breaks before its process has ended
-        raise started.loss() or broken from None
+        raise started.awaited_loss() or broken from None
     finally:
         started.end()
 

@@ -67,6 +67,7 @@ def prepare(
     Raises:
         UserError: The data, the model, or weights that it starts from can't be had, the batch
             can't be split over the devices, or nothing can be compiled here.
+        Interrupted: A stop is requested while the teacher's answers are made.
     """
     seed_everything(config.seed)
     training = config.training
@@ -78,7 +79,8 @@ def prepare(
     process.align(model)
     if training.distillation and isinstance(model, VisionTransformerDistilled):
         model.set_distilled_training(True)  # both heads' logits, each for its own term
-    seen, aim = _objective(config, data, teacher or pretrained, answers, process, compiled)
+    weights = teacher or pretrained
+    seen, aim = _objective(config, data, weights, answers, process, compiled, stop)
     process.diverge(config.seed)
     return Trainer(
         model,
@@ -116,6 +118,7 @@ def _objective(
     answers: Path | None,
     process: Solo,
     compiled: bool,
+    stop: StopRequest,
 ) -> tuple[Source, Objective]:
     """What is minimized; and the data, with a teacher's answers where they are kept."""
     assert config.training is not None
@@ -131,7 +134,8 @@ def _objective(
         return data, Distillation(Teacher(model, wanted.precision, recorded))
     assert answers is not None
     teacher = Teacher(model, wanted.precision)
-    return data.taught(kept_answers(answers, teacher, data, process)), KeptDistillation()
+    logits = kept_answers(answers, teacher, data, process, stop)
+    return data.taught(logits), KeptDistillation()
 
 
 def full_precision(config: RunConfig, classes: int, weights: Path | None) -> nn.Module:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ofq.atomic import write_file
+from ofq.interruption import StopRequest
 from ofq.study.stage import Precision
 from ofq.training.compiling import compile_blocks
-from ofq.training.data import Source
+from ofq.training.data import Source, until
 from ofq.training.devices import Solo
 from ofq.training.graphs import Graph
 from ofq.training.precision import casting, widened
@@ -108,7 +109,9 @@ def _recorded() -> torch.cuda.Event:
     return event
 
 
-def kept_answers(file: Path, teacher: Teacher, data: Source, process: Solo) -> numpy.ndarray:
+def kept_answers(
+    file: Path, teacher: Teacher, data: Source, process: Solo, stop: StopRequest
+) -> numpy.ndarray:
     """A teacher's logits on all training examples, from a file, which is made if it isn't there.
 
     The first process makes it; the others wait.
@@ -119,12 +122,16 @@ def kept_answers(file: Path, teacher: Teacher, data: Source, process: Solo) -> n
         teacher: The teacher.
         data: What it answers on; each example must be the same in every epoch.
         process: This process.
+        stop: Looked at after every batch.
 
     Returns:
         The logits, read from the disk as they are needed.
+
+    Raises:
+        Interrupted: A stop is requested.
     """
     if process.rank == 0 and not file.exists():
-        batches = data.in_order(_BATCH)
+        batches = until(stop, data.in_order(_BATCH))
         logits = [teacher.answer(inputs.to(process.device)).cpu().numpy() for inputs, _ in batches]
         file.parent.mkdir(parents=True, exist_ok=True)
         write_file(file, lambda temporary: _save(numpy.concatenate(logits), temporary))

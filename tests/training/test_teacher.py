@@ -12,9 +12,11 @@ from ofq.interruption import Interrupted, StopRequest
 from ofq.study import Quantization, Training
 from ofq.study.dataset import locate
 from ofq.study.files import parse
+from ofq.study.images import Images
 from ofq.study.run import RunConfig
 from ofq.training import models
 from ofq.training.checkpoint import CheckpointStore
+from ofq.training.devices import ALONE
 from ofq.training.images import Files, open_images
 from ofq.training.loop import Silence
 from ofq.training.objective import Distillation, KeptDistillation, distillation_loss
@@ -149,28 +151,33 @@ def test_kept_answers_train_to_the_weights_of_live_ones(place, tmp_path):
         assert torch.allclose(tensor, kept[name], atol=1e-4), name
 
 
+def unchanging(place):
+    """Images as evaluation sees them."""
+    return open_images(Files(locate(str(place), place)), Images(), NANO, 0)
+
+
+def test_making_answers_ends_with_a_request_to_stop(place, tmp_path):
+    stop = StopRequest()
+    stop.cause = "SIGTERM"
+    teacher = Teacher(models.build(NANO, 3))
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        kept_answers(tmp_path / "answers.npy", teacher, unchanging(place), ALONE, stop)
+    assert not list(tmp_path.iterdir())
+
+
 def test_kept_answers_are_computed_once_and_belong_to_their_images(place, tmp_path):
-    data = open_images(Files(locate(str(place), place)), parse(Training, {
-        "epochs": 1, "batch_size": 6, "lr": 1, "images": {},
-    }, "test").images, NANO, 0)  # fmt: skip
+    data = unchanging(place)
     teacher = Teacher(models.build(NANO, 3))
     file = tmp_path / "made" / "answers.npy"
-    answers = kept_answers(file, teacher, data, Solo())
+    answers = kept_answers(file, teacher, data, ALONE, StopRequest())
     calls = teacher.clock.calls
-    again = kept_answers(file, teacher, data, Solo())
+    again = kept_answers(file, teacher, data, ALONE, StopRequest())
     assert teacher.clock.calls == calls > 0
     assert np.array_equal(answers, again)
     for images, targets in data.taught(answers).train_batches(0, 6):
         assert torch.allclose(targets[:, 1:], teacher.answer(images), atol=1e-5)
         live = distillation_loss(images.flatten(1)[:, :3], targets[:, 0].long(), targets[:, 1:])
         assert torch.isfinite(live)
-
-
-class Solo:
-    rank, device = 0, torch.device("cpu")
-
-    def wait(self):
-        pass
 
 
 @pytest.mark.parametrize("images", [PAPERS, {"mixing": {"mixup": 0.8}}], ids=["augmented", "mixed"])
