@@ -16,11 +16,11 @@ from ofq.report.figures.style import (
     COLUMN,
     GREY,
     PAGE,
-    Look,
     add_legend,
     broken,
     looks,
     new_figure,
+    over_seeds,
     panels,
 )
 
@@ -78,7 +78,7 @@ def _curves(ax: Axes, records: Records, quantity: str, model: str, bits: str) ->
         ends = mine[mine["stage"] == "qat"]["epoch"].max()
         if shares_qat(records, model, bits, method):
             mine = mine[mine["epoch"] >= ends]
-        _band(ax, mine, quantity, records.labels[method], style[method])
+        over_seeds(ax, mine, "epoch", quantity, records.labels[method], style[method])
         if (mine["stage"] == "cga").any():
             ax.axvline(ends, color=GREY, linestyle=":", linewidth=1)
             ax.annotate(
@@ -102,14 +102,6 @@ def shares_qat(records: Records, model: str, bits: str, method: str) -> bool:
         if " > " in chain
     }
     return starts <= set(runs["run"]) if starts else False
-
-
-def _band(ax: Axes, rows: pd.DataFrame, quantity: str, label: str, look: Look) -> None:
-    seeds = rows.dropna(subset=[quantity]).groupby("epoch")[quantity]
-    mean = seeds.mean()
-    every = max(1, len(mean) // 6)
-    ax.plot(mean.index, mean, label=label, marker=look.marker, markevery=every, **look.line)
-    ax.fill_between(mean.index, seeds.min(), seeds.max(), color=look.color, alpha=0.18, linewidth=0)
 
 
 @figure("oscillation_by_role")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -98,6 +99,24 @@ def new_figure(width: float, height: float) -> Figure:
 def panels(figure: Figure, rows: int, columns: int, **sharing: Any) -> list[list[Axes]]:
     """A grid of axes."""
     return figure.subplots(rows, columns, squeeze=False, **sharing).tolist()
+
+
+def over_seeds(ax: Axes, rows: pd.DataFrame, x: str, y: str, label: str, look: Look) -> None:
+    """A method's mean over seeds as a line, shaded from the lowest to the highest.
+
+    Args:
+        ax: Where to draw it.
+        rows: One per seed and place.
+        x: The column of places.
+        y: The column of values; rows without one are left out.
+        label: The method's label.
+        look: The method's look.
+    """
+    seeds = rows.dropna(subset=[y]).groupby(x)[y]
+    mean = seeds.mean()
+    every = max(1, len(mean) // 6)
+    ax.plot(mean.index, mean, label=label, marker=look.marker, markevery=every, **look.line)
+    ax.fill_between(mean.index, seeds.min(), seeds.max(), color=look.color, alpha=0.18, linewidth=0)
 
 
 _PLACES = re.compile(r' (?:d|x|y)="[^"]+"')

@@ -15,11 +15,11 @@ from ofq.report.figures.registry import Drawn, figure
 from ofq.report.figures.style import (
     COLUMN,
     PAGE,
-    Look,
     add_legend,
     broken,
     looks,
     new_figure,
+    over_seeds,
     panels,
 )
 
@@ -42,7 +42,7 @@ def loss(records: Records) -> Drawn:
     for ax, (model, bits) in zip(axes, settings, strict=True):
         for method in study.methods:
             rows = records.of(records.metrics, model=model, bits=bits, method=method)
-            _band(ax, rows, records.labels[method], style[method])
+            over_seeds(ax, rows, "step", "loss", records.labels[method], style[method])
         ax.set_title(f"{model}, {bits}" if len(study.models) > 1 else bits)
         ax.set_xlabel("step")
         ax.set_yscale("log")
@@ -66,14 +66,6 @@ def _label_powers(axes: Sequence[Axes]) -> None:
 
 def _power_of_ten(value: float, _: float) -> str:
     return "10" + f"{math.log10(value):.0f}".translate(_RAISED)
-
-
-def _band(ax: Axes, rows: pd.DataFrame, label: str, look: Look) -> None:
-    seeds = rows.groupby("step")["loss"]
-    mean = seeds.mean()
-    every = max(1, len(mean) // 6)
-    ax.plot(mean.index, mean, label=label, marker=look.marker, markevery=every, **look.line)
-    ax.fill_between(mean.index, seeds.min(), seeds.max(), color=look.color, alpha=0.18, linewidth=0)
 
 
 @figure("trajectories")
