@@ -2,17 +2,30 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
+
+from matplotlib.figure import Figure
 
 from ofq.report.collect import Records
-from ofq.report.figures import accuracy, changes, noise, oscillation, relations, toy, weights
+from ofq.report.figures import (
+    accuracy,
+    changes,
+    heat_maps,
+    noise,
+    oscillation,
+    relations,
+    toy,
+    weights,
+)
 from ofq.report.figures.registry import FIGURES, NothingToDraw
-from ofq.report.figures.style import save, styled
+from ofq.report.figures.style import COLUMN, GREY, new_figure, save, styled
 
 __all__ = [
     "FIGURES",
     "Saved",
     "accuracy",
     "changes",
+    "heat_maps",
     "noise",
     "oscillation",
     "relations",
@@ -43,7 +56,8 @@ def write_figures(folder: Path, records: Records) -> tuple[list[Saved], dict[str
     """Draw a study's figures into a folder that doesn't exist yet.
 
     Returns:
-        The figures, and by name why others have nothing to show.
+        The figures, and by name why others have nothing to show; their files say so, since a
+        workflow waits for them.
     """
     folder.mkdir()
     saved, absent = [], {}
@@ -54,7 +68,16 @@ def write_figures(folder: Path, records: Records) -> tuple[list[Saved], dict[str
                 save(drawn.figure, folder / name)
         except NothingToDraw as reason:
             absent[name] = str(reason)
+            save(_notice(f"{name}: {reason}"), folder / name)
         else:
             width = float(drawn.figure.get_figwidth())
             saved.append(Saved(name, drawn.caption, folder / f"{name}.svg", width))
     return saved, absent
+
+
+def _notice(text: str) -> Figure:
+    """A figure that says why there is none."""
+    with styled():
+        figure = new_figure(COLUMN, 1.0)
+        figure.text(0.5, 0.5, fill(text, 56), ha="center", va="center", color=GREY)
+    return figure

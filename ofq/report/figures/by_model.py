@@ -1,4 +1,4 @@
-"""What figures with a panel per model share: the panels, and the baseline in them."""
+"""What figures of several models share: panels, titles, and the baseline."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ofq.report.collect import Records
-from ofq.report.figures.style import GREY, add_legend, panels
+from ofq.report.figures.style import GREY, add_legend, broken_name, panels
 from ofq.report.measures import measures
 
 
@@ -26,9 +26,16 @@ def draw_models(
     for ax, model in zip(axes, models, strict=True):
         draw(ax, model)
         if len(models) > 1:
-            ax.set_title(model)
+            ax.set_title(broken_name(model, len(models)))
     axes[0].set_ylabel(measures(records.primary)[0].heading)
     add_legend(picture, columns)
+
+
+def title_of(records: Records, model: str, bits: str) -> str:
+    """The title of a panel in a row of panels per bits; the model, if the study has several."""
+    study = records.study
+    name = f"{broken_name(model, len(study.bits))}\n" if len(study.models) > 1 else ""
+    return f"{name}{bits}"
 
 
 def draw_baseline(ax: Axes, records: Records, model: str) -> None:

@@ -29,6 +29,10 @@ ENOUGH = 5
 """Expected joint flips below which a ratio isn't shown: it would be noise."""
 
 
+PAIRS = 400
+"""Pairs of gradients below which their share isn't shown: its 95 % interval exceeds ±5 points."""
+
+
 @figure("gradient_sign_changes")
 def gradient_sign_changes(records: Records) -> Drawn:
     """The share of gradients that change sign, by boundary range: a column per method."""
@@ -55,7 +59,8 @@ def gradient_sign_changes(records: Records) -> Drawn:
         picture,
         f"How often the gradient of a weight of {model} changes its sign from one step to the "
         "next, for weights within a boundary range of a rounding threshold and for all: percent of "
-        "the steps in an epoch, over a fixed sample of each weight matrix and all seeds. "
+        "the steps in an epoch, over a fixed sample of each weight matrix and all seeds, where "
+        f"that is of at least {PAIRS} pairs of gradients. "
         "Query and key have no gradients of their own with QKR, and are left out there. Dotted "
         "line: QAT ends and CGA begins.",
     )
@@ -64,7 +69,8 @@ def gradient_sign_changes(records: Records) -> Drawn:
 def _sign_lines(ax: Axes, rows: pd.DataFrame) -> None:
     counts = rows.assign(boundary_range=rows["boundary_range"].fillna(np.inf))
     found = counts.groupby(["boundary_range", "epoch"])[["changes", "pairs"]].sum()
-    shares = (100 * found["changes"] / found["pairs"]).unstack("epoch")
+    enough = found["pairs"] >= PAIRS
+    shares = (100 * found["changes"] / found["pairs"]).where(enough).unstack("epoch")
     colours = colormaps["viridis"](np.linspace(0.9, 0.1, max(1, len(shares) - 1)))
     for number, (width, line) in enumerate(shares.iterrows()):
         if np.isinf(width):  # type: ignore[call-overload]

@@ -1,15 +1,19 @@
 """One quantity against another: accuracy against bits and oscillation, and what CGA holds."""
 
+from itertools import product
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from ofq.report.collect import Records
-from ofq.report.figures.by_model import caption_of, draw_baseline, draw_models
+from ofq.report.figures.by_model import caption_of, draw_baseline, draw_models, title_of
 from ofq.report.figures.recorded import boundary_ranges
 from ofq.report.figures.registry import NO_RATES, Drawn, NothingToDraw, figure, require
-from ofq.report.figures.style import COLUMN, PAGE, add_legend, looks, new_figure, panels
+from ofq.report.figures.style import COLUMN, PAGE, add_legend, looks, new_figure, over_seeds, panels
 from ofq.report.measures import OSCILLATION_MID, Measure, measures
 from ofq.report.statistics import summarize
 from ofq.study.fields import parse_bits
@@ -51,39 +55,78 @@ def _bit_lines(ax: Axes, records: Records, measure: Measure, model: str) -> None
 
 @figure("accuracy_against_oscillation")
 def against_oscillation(records: Records) -> Drawn:
-    """A dot per run: the number against the oscillation rate mid-run, one panel per bits."""
+    """A dot per run: the number against the oscillation rate mid-run; a column per bits."""
     study, measure = records.study, measures(records.primary)[0]
     require(records.runs, OSCILLATION_MID.key, NO_RATES)
     runs = records.runs.dropna(subset=[OSCILLATION_MID.key])
-    width = COLUMN if len(study.bits) == 1 else PAGE
-    columns = 2 if width == COLUMN else 4
-    picture = new_figure(width, 2.4 + 0.17 * -(-len(study.methods) // columns))
-    axes, style = panels(picture, 1, len(study.bits))[0], looks(study.methods)
-    for ax, bits in zip(axes, study.bits, strict=True):
-        for method in study.methods:
-            mine = records.of(runs, bits=bits, method=method)
-            look = style[method]
-            ax.plot(mine[OSCILLATION_MID.key], mine[measure.key], look.marker, color=look.color,
-                    alpha=0.75, label=records.labels[method])  # fmt: skip
-        ax.set_title(bits)
+    picture, grid = _models_by_bits(records, 2.4, study.methods)
+    for axes, model in zip(grid, study.models, strict=True):
+        for ax, bits in zip(axes, study.bits, strict=True):
+            _dots(ax, records, records.of(runs, model=model, bits=bits), measure)
+        axes[0].set_ylabel(measure.heading)
+    for ax in grid[-1]:
         ax.set_xlabel("oscillation rate\nmid-run (%)")
-    axes[0].set_ylabel(measure.heading)
-    add_legend(picture, columns)
+    add_legend(picture, _legend_columns(records))
     return Drawn(picture, _correlations(records, runs, measure))
 
 
+def _models_by_bits(
+    records: Records, height: float, methods: list[str], **sharing: Any
+) -> tuple[Figure, list[list[Axes]]]:
+    """Panels of a height each, a row per model and a column per bits, and room for a legend."""
+    study = records.study
+    legend = 0.17 * -(-len(methods) // _legend_columns(records))
+    width = COLUMN if len(study.bits) == 1 else PAGE
+    picture = new_figure(width, legend + height * len(study.models))
+    grid = panels(picture, len(study.models), len(study.bits), **sharing)
+    for axes, model in zip(grid, study.models, strict=True):
+        for ax, bits in zip(axes, study.bits, strict=True):
+            ax.set_title(title_of(records, model, bits))
+    return picture, grid
+
+
+def _legend_columns(records: Records) -> int:
+    return 2 if len(records.study.bits) == 1 else 4
+
+
+def _dots(ax: Axes, records: Records, runs: pd.DataFrame, measure: Measure) -> None:
+    style = looks(records.study.methods)
+    for method in records.study.methods:
+        mine, look = records.of(runs, method=method), style[method]
+        ax.plot(mine[OSCILLATION_MID.key], mine[measure.key], look.marker, color=look.color,
+                alpha=0.75, label=records.labels[method])  # fmt: skip
+
+
 def _correlations(records: Records, runs: pd.DataFrame, measure: Measure) -> str:
-    texts = []
-    for bits in records.study.bits:
-        mine = runs[runs["bits"] == bits]
+    """The caption, with a rank correlation for each model and bits.
+
+    Methods that differ in CGA alone share the run whose oscillation is measured: it counts once,
+    with its own number where the study has that.
+    """
+    study, texts = records.study, []
+    qat = runs["run"].map(_qat_runs(records))
+    apart = runs.assign(qat=qat, cga=qat != runs["run"]).sort_values("cga", kind="stable")
+    for model, bits in product(study.models, study.bits):
+        mine = records.of(apart.drop_duplicates("qat"), model=model, bits=bits)
         if len(mine) > 2 and mine[OSCILLATION_MID.key].nunique() > 1 < mine[measure.key].nunique():
             found = stats.spearmanr(mine[OSCILLATION_MID.key], mine[measure.key])
-            texts.append(f"{found.statistic:+.2f} at {bits} ({len(mine)} runs)".replace("-", "−"))
-    ranks = f" Spearman's rank correlation: {', '.join(texts)}." if texts else ""
+            place = f"{model}, {bits}" if len(study.models) > 1 else bits
+            texts.append(f"{found.statistic:+.2f} at {place} ({len(mine)} runs of QAT)")
+    ranks = f" Spearman's rank correlation: {'; '.join(texts)}." if texts else ""
     return (
         f"{measure.name[0].upper()}{measure.name[1:]} against the oscillation rate mid-run, a mark "
-        f"per run.{ranks} Runs of one method share more than their oscillation: this is no cause."
-    )
+        f"per run; CGA comes later.{ranks} Runs of one method share more than their oscillation: "
+        "this is no cause."
+    ).replace(" -", " −")
+
+
+def _qat_runs(records: Records) -> dict[str, str]:
+    """The run of QAT of each run: itself, or what CGA starts from."""
+    found = {}
+    for run in (run for cell in records.cells for run in cell.runs):
+        start = run.parent if run.config.stage == "cga" and run.parent else run
+        found[run.id] = start.id
+    return found
 
 
 @figure("frozen_share")
@@ -93,23 +136,20 @@ def frozen(records: Records) -> Drawn:
     require(metrics, "frozen", "no run with an annealing stage has finished")
     rows = metrics.dropna(subset=["frozen"])
     methods = [m for m in study.methods if m in set(rows["method"])]
-    width = COLUMN if len(study.bits) == 1 else PAGE
-    columns = 1 if width == COLUMN else 3
-    picture = new_figure(width, 1.9 + 0.17 * -(-len(methods) // columns))
-    axes, style = panels(picture, 1, len(study.bits), sharey=True)[0], looks(study.methods)
-    for ax, bits in zip(axes, study.bits, strict=True):
-        for method in methods:
-            mine = records.of(rows, bits=bits, method=method)
-            seeds = mine.groupby(mine["epoch"] - mine["epoch"].min() + 1)["frozen"]
-            look = style[method]
-            ax.plot(seeds.mean(), marker=look.marker, label=records.labels[method], **look.line)
-            ax.fill_between(seeds.mean().index, seeds.min(), seeds.max(), color=look.color,
-                            alpha=0.18, linewidth=0)  # fmt: skip
-        ax.set_title(bits)
+    picture, grid = _models_by_bits(records, 1.9, methods, sharey=True)
+    style = looks(study.methods)
+    for axes, model in zip(grid, study.models, strict=True):
+        for ax, bits in zip(axes, study.bits, strict=True):
+            for method in methods:
+                mine = records.of(rows, model=model, bits=bits, method=method)
+                mine = mine.assign(epoch=mine["epoch"] - mine["epoch"].min() + 1)
+                over_seeds(ax, mine, "epoch", "frozen", records.labels[method], style[method])
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            ax.set_ylim(top=min(ax.get_ylim()[1], 101))
+        axes[0].set_ylabel("frozen weights (%)")
+    for ax in grid[-1]:
         ax.set_xlabel("epoch of the annealing stage")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0].set_ylabel("frozen weights (%)")
-    add_legend(picture, columns)
+    add_legend(picture, _legend_columns(records))
     return Drawn(
         picture,
         "Share of the weights that annealing holds in an epoch: mean, shaded from the lowest to "

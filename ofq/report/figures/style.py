@@ -158,14 +158,22 @@ def broken(label: str, panels: int) -> str:
         label: The label.
         panels: How many panels with such a title stand side by side.
     """
+    return _filled(re.split(r"(?= \+ | \()", label), panels)
+
+
+def broken_name(model: str, panels: int) -> str:
+    """A model's name over several lines, broken after an underscore only; as :func:`broken`."""
+    return _filled(re.split(r"(?<=_)", model), panels)
+
+
+def _filled(parts: list[str], panels: int) -> str:
     lines, room = [""], min(_LETTERS[0] // panels, _LETTERS[1])
-    for part in re.split(r" (?=\+ |\()", label):
-        joined = f"{lines[-1]} {part}".strip()
-        if len(joined) <= room:
-            lines[-1] = joined
+    for part in parts:
+        if len((lines[-1] + part).strip()) <= room:
+            lines[-1] += part
         else:
             lines.append(part)
-    return "\n".join(filter(None, lines))
+    return "\n".join(line.strip() for line in lines if line)
 
 
 def save(figure: Figure, path: Path) -> None:
