@@ -32,7 +32,8 @@ def summarize_cells(records: Records) -> pd.DataFrame:
         ``_mean``, ``_std``, ``_low``, ``_high`` (95 % t interval over seeds; of one seed's accuracy
         Wilson's over its images, which ``by_images`` says); ``best``: whether the primary number is
         the best at these bits, shown against every other method; ``megabytes`` of the packed model,
-        of full precision for the baseline, if runs were exported.
+        of full precision for the baseline, if runs were exported; ``runs``, ``seeds`` and
+        ``commits`` that the number is made of, with spaces between.
     """
     best, rows = _best(records), []
     for cell in records.cells:
@@ -43,15 +44,25 @@ def summarize_cells(records: Records) -> pd.DataFrame:
         for measure in measures(records.primary):
             row |= _summary(runs, measure)
         row |= {"by_images": by_images(runs), "best": cell.place in best}
-        rows.append(row | _size(records, cell))
+        rows.append(row | _size(records, cell) | _origin(runs))
     return pd.DataFrame(rows)
+
+
+def _origin(runs: pd.DataFrame) -> dict[str, str]:
+    """Where a cell's number comes from; ``runs`` of the report has the rest, by run."""
+    commits = [commit for of_run in runs["commit"] for commit in of_run.split()]
+    return {
+        "runs": " ".join(runs["run"]),
+        "seeds": " ".join(runs["seed"].astype(str)),
+        "commits": " ".join(dict.fromkeys(commits)),
+    }
 
 
 def _summary(runs: pd.DataFrame, measure: Measure) -> dict[str, float]:
     values = runs[measure.key].dropna()
     found = dict.fromkeys(("mean", "std", "low", "high"), math.nan)
     if len(values):
-        found = {key: getattr(summarize(values), key) for key in found}
+        found = {key: getattr(measure.over_seeds(values), key) for key in found}
     if measure is TOP1 and by_images(runs):
         found["low"], found["high"] = images_interval(values.iloc[0], images_of(runs))
     return {f"{measure.key}_{key}": value for key, value in found.items()}
@@ -142,12 +153,13 @@ def hold_against(records: Records) -> pd.DataFrame:
     Returns:
         One row per reported number of one of the study's cells: ``n`` seeds, ``mean``,
         ``reported`` with ``status``, ``source`` and ``reference``, ``difference``, ``low``,
-        ``high``, ``p``, ``p_holm`` (the family is all rows), ``detectable``, ``by_images`` and
-        ``verdict``; ``missing`` says why there is no number of our own.
+        ``high``, ``p``, ``p_holm`` (the family is all trained rows), ``detectable``,
+        ``by_images``, ``verdict``, and the origin of our number as in :func:`summarize_cells`;
+        ``missing`` says why there is none.
     """
     reported = _reported(records)
     cells = [cell for cell in records.cells if cell.place in reported]
-    family = sum(not records.runs_of(cell).empty for cell in cells)
+    family = sum(bool(len(runs)) and not _untrained(runs) for runs in map(records.runs_of, cells))
     rows, found = [], []
     for cell in cells:
         title, value = reported[cell.place]
@@ -158,7 +170,7 @@ def hold_against(records: Records) -> pd.DataFrame:
                 "model": cell.model, "bits": cell.bits, "method": cell.method, "label": cell.label,
                 "mean": runs["top1"].mean(), "reported": value.value, "status": value.status,
                 "source": value.source, "reference": title,
-                "missing": records.reasons.get(cell.place),
+                "missing": records.reasons.get(cell.place), **_origin(runs),
             }
         )  # fmt: skip
     adjusted = holm([d.p for d in found])
@@ -170,9 +182,14 @@ def hold_against(records: Records) -> pd.DataFrame:
 def _distance(runs: pd.DataFrame, value: Value, family: int) -> Distance:
     if runs.empty:
         return Distance(0, math.nan)
-    if (runs["chain"] == runs["run"]).all() and (runs["steps"] == 0).all():  # nothing was trained
+    if _untrained(runs):
         return exactly(runs["top1"].mean(), value.value)
     return distance(runs["top1"], value.value, value.runs, images_of(runs), family)
+
+
+def _untrained(runs: pd.DataFrame) -> bool:
+    """Whether a cell's runs evaluate given weights."""
+    return bool((runs["chain"] == runs["run"]).all() and (runs["steps"] == 0).all())
 
 
 def _reported(records: Records) -> dict[tuple[str, str, str], tuple[str, Value]]:
@@ -187,14 +204,29 @@ def _reported(records: Records) -> dict[tuple[str, str, str], tuple[str, Value]]
 def pairs(study: Study) -> list[tuple[str, str]]:
     """(method, against) of every comparison.
 
-    The study's contrasts, if it has any; else each technique added, then each method against the
-    first.
+    The study's contrasts, if it has any. If it has factors, each of them added to each combination
+    of the others, then all of them against none; else each technique added, then each method
+    against the first.
     """
+    methods = study.methods
     if study.contrasts:
         return list(dict.fromkeys((c.method, c.against) for c in study.contrasts))
-    methods = study.methods
+    if study.factors:
+        return _factor_by_factor(study)
     added = [(after, before) for before, after in pairwise(methods)]
     return [*added, *((method, methods[0]) for method in methods[2:])]
+
+
+def _factor_by_factor(study: Study) -> list[tuple[str, str]]:
+    by_factors = {study.factors_of(method): method for method in study.methods}
+    added = [
+        (method, by_factors[having - {factor}])
+        for factor in study.factors
+        for having, method in by_factors.items()
+        if factor in having
+    ]
+    everything, nothing = by_factors[frozenset(study.factors)], by_factors[frozenset()]
+    return list(dict.fromkeys([*added, (everything, nothing)]))
 
 
 def difference(

@@ -70,16 +70,23 @@ def describe(records: Records, differences: pd.DataFrame) -> list[Findings]:
 
 
 def _is_told(records: Records, fact: Fact) -> bool:
-    """Whether a pair is a contrast, or of neighbours or last and first; identical ones aren't."""
-    methods = records.study.methods
-    neighbours = [*pairwise(methods), (methods[0], methods[-1])]
-    chosen = records.study.contrasts or (fact["against"], fact["method"]) in neighbours
-    return fact["verdict"] != "identical" and bool(chosen)
+    """Whether a pair is among those to be read first; identical ones aren't."""
+    study, pair = records.study, (fact["method"], fact["against"])
+    if fact["verdict"] == "identical":
+        return False
+    if study.contrasts:
+        return True
+    if study.factors:
+        return not study.factors_of(pair[1]) or study.factors_of(pair[0]) == set(study.factors)
+    methods = study.methods
+    return pair[::-1] in [*pairwise(methods), (methods[0], methods[-1])]
 
 
 def _scope(records: Records) -> str:
     if records.study.contrasts:
         return "the comparisons that the study is made for"
+    if records.study.factors:
+        return "each technique by itself, on top of all others, and all of them together"
     return "each method against the one before it, then the last against the first"
 
 
@@ -129,6 +136,8 @@ def _caveat(measure: Measure, fact: Fact, family: int) -> str:
             f" The interval excludes 0, but among {family} comparisons this is not enough "
             f"(Holm-adjusted p = {p_text(fact['p_holm'])})."
         )
+    if kind == "not shown" and fact["detectable"] > measure.most:
+        return f" With this spread, {seeds} seeds are too few to show any difference."
     if kind == "not shown":
         return (
             f" With this spread, {seeds} seeds would show a true difference of "

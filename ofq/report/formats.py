@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from ofq.report.tables import Table, to_latex, to_markdown, verdicts_to_markdown
+from ofq.report.latex import measures_to_latex, to_latex
+from ofq.report.tables import Table, to_markdown, verdicts_to_markdown
 
 FRAMES = ("table", "runs", "differences", "verdicts", "effects", "noise")
 """What a report may have a frame of."""
+
+PRINTED = ("table", "measures")
+"""What a report may have printed tables of."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +23,13 @@ class Tables:
     Attributes:
         printed: The study's table, as printed.
         verdicts: What :func:`ofq.report.compare.hold_against` found; may be empty.
+        notes: What a reader must know to compare with what was reported.
         frames: Every table in full precision, by its name in :data:`FRAMES`.
     """
 
     printed: Table
     verdicts: pd.DataFrame
+    notes: list[str]
     frames: dict[str, pd.DataFrame]
 
 
@@ -59,13 +65,17 @@ def write_tables(tables: Tables, folder: Path) -> None:
 def _markdown(tables: Tables, folder: Path) -> None:
     text = to_markdown(tables.printed)
     if len(tables.verdicts):
-        text += f"\n{verdicts_to_markdown(tables.verdicts)}"
+        text += f"\n{verdicts_to_markdown(tables.verdicts, tables.notes)}"
     (folder / "table.md").write_text(text, encoding="utf-8")
 
 
 @table_format("tex")
 def _latex(tables: Tables, folder: Path) -> None:
-    (folder / "table.tex").write_text(to_latex(tables.printed), encoding="utf-8")
+    printed = {"table": to_latex(tables.printed, tables.verdicts)}
+    if len(tables.printed.headings) > 1:
+        printed["measures"] = measures_to_latex(tables.printed)
+    for name, text in printed.items():
+        (folder / f"{name}.tex").write_text(text, encoding="utf-8")
 
 
 @table_format("csv")

@@ -10,7 +10,7 @@ from ofq.errors import UserError
 from ofq.report.collect import Records, collect
 from ofq.report.compare import by_images, hold_against, images_of
 from ofq.report.measures import TOP1, measures
-from ofq.report.statistics import images_interval, summarize
+from ofq.report.statistics import images_interval
 from ofq.report.tables import verdict_rows
 from ofq.study import Cell, Workspace
 from ofq.study.files import suggest
@@ -61,7 +61,7 @@ def _find(workspace: Workspace, study: str, name: str) -> Cell:
 
 def _number(records: Records, runs: pd.DataFrame) -> str:
     measure = measures(records.primary)[0]
-    found = summarize(runs[measure.key])
+    found = measure.over_seeds(runs[measure.key])
     text = f"{measure.heading}: {measure.text(found.mean)}"
     if found.n == 1:
         return f"{text} (one seed{_over_images(runs) if by_images(runs) else ''})"

@@ -117,7 +117,7 @@ def _difference_rows(records: Records, differences: pd.DataFrame) -> list[dict[s
                 "interval": measure.interval(row["low"], row["high"]) or "–",
                 "p": p_text(row["p"]),
                 "p_holm": p_text(row["p_holm"]),
-                "detectable": measure.text(row["detectable"]),
+                "detectable": measure.reach(row["detectable"]),
                 "images": _images(row) if measure is primary else "–",
                 "verdict": row["verdict"],
             }

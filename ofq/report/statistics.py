@@ -62,7 +62,9 @@ def summarize(values: ArrayLike) -> Summary:
     n, mean = len(x), float(x.mean())
     std = float(x.std(ddof=1)) if n > 1 else math.nan
     # Rounding leaves equal differences a spread of some 1e-16, which must not count as one.
-    if n < 2 or std <= 1e-12 * max(1.0, float(np.abs(x).max())):
+    if n > 1 and std <= 1e-12 * max(1.0, float(np.abs(x).max())):
+        std = 0.0
+    if not std > 0:
         return Summary(n, mean, std, math.nan, math.nan)
     half = float(stats.t.ppf(1 - ALPHA / 2, n - 1)) * std / math.sqrt(n)
     return Summary(n, mean, std, mean - half, mean + half)

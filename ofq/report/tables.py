@@ -1,31 +1,13 @@
-"""The study's table: methods by bits, as Markdown and LaTeX."""
+"""The study's table, methods by bits, and the verdicts; as printed, and as Markdown."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
-from pylatexenc.latexencode import (
-    RULE_DICT,
-    UnicodeToLatexConversionRule,
-    UnicodeToLatexEncoder,
-)
 
 from ofq.report.collect import Records
 from ofq.report.measures import SIZE, TOP1, Measure, measures
-
-_LATEX = UnicodeToLatexEncoder(
-    conversion_rules=[
-        # at a row's beginning, brackets and stars would be options of the line break before it
-        UnicodeToLatexConversionRule(
-            RULE_DICT, {ord("["): "{[}", ord("*"): "{*}", ord("|"): r"\textbar{}", ord("−"): "$-$"}
-        ),
-        "defaults",
-    ],
-    unknown_char_policy="keep",
-    unknown_char_warning=False,
-)
-"""For pdfTeX; what it can't print, such as Chinese, is left to XeTeX and LuaTeX."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +167,7 @@ def verdict_rows(verdicts: pd.DataFrame) -> list[dict[str, str]]:
                 "95 % interval": _interval(row),
                 "verdict": _verdict(row),
                 "seeds": str(row["n"]),
-                "detectable": TOP1.text(row["detectable"]),
+                "detectable": TOP1.reach(row["detectable"]),
                 "known": f"{row['status']}: {row['source']}",
                 "cell": cell_name(row),
             }
@@ -206,15 +188,15 @@ def _verdict(row: pd.Series) -> str:
     return f"off by {TOP1.text(abs(row['difference']))} ({side})"
 
 
-def verdicts_to_markdown(verdicts: pd.DataFrame) -> str:
-    """The verdicts as a GitHub-flavoured Markdown table."""
+def verdicts_to_markdown(verdicts: pd.DataFrame, notes: Iterable[str]) -> str:
+    """The verdicts as a GitHub-flavoured Markdown table, with the references' notes."""
     many = verdicts["model"].nunique() > 1
     names = [*(["model"] if many else []), *VERDICT_HEADINGS, "known from"]
     lines = [names, ["---"] * len(names)]
     keys = [*(["model"] if many else []), *VERDICT_HEADINGS, "known"]
     lines += [[row[key] for key in keys] for row in verdict_rows(verdicts)]
     body = "\n".join("| " + " | ".join(_pipe(c) for c in line) + " |" for line in lines)
-    return f"## Against what was reported\n\n{body}\n"
+    return "\n\n".join(["## Against what was reported", body, *notes]) + "\n"
 
 
 def to_markdown(table: Table) -> str:
@@ -228,45 +210,6 @@ def to_markdown(table: Table) -> str:
         lines.append([*heads, *texts])
     body = "\n".join("| " + " | ".join(_pipe(c) for c in line) + " |" for line in lines)
     return f"# {table.title}\n\n{body}\n\n{' '.join(table.notes)}\n"
-
-
-def to_latex(table: Table) -> str:
-    """A LaTeX ``tabular`` for the booktabs package, with its notes as comments."""
-    width, heads = len(table.headings), 2 if table.many_models else 1
-    spans = " & ".join(rf"\multicolumn{{{width}}}{{c}}{{{escape_latex(b)}}}" for b in table.groups)
-    rules = " ".join(
-        rf"\cmidrule(lr){{{heads + 1 + i * width}-{heads + (i + 1) * width}}}"
-        for i in range(len(table.groups))
-    )
-    names = ["Model", "Method"][-heads:]
-    headings = [*names, *(escape_latex(h) for _ in table.groups for h in table.headings)]
-    lines = [
-        *(f"% {' '.join(note.split())}" for note in [table.title, *table.notes]),
-        rf"\begin{{tabular}}{{{'l' * heads}{'r' * width * len(table.groups)}}}",
-        r"\toprule",
-        f"{'& ' * heads}{spans} \\\\",
-        rules,
-        " & ".join(headings) + r" \\",
-        r"\midrule",
-        *(_latex_row(row, table.many_models) for row in table.rows),
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _latex_row(row: Row, with_model: bool) -> str:
-    heads = [row.model, row.label] if with_model else [row.label]
-    texts = [
-        rf"\textbf{{{escape_latex(entry.text)}}}" if entry.best else escape_latex(entry.text)
-        for entry in row.entries
-    ]
-    return " & ".join([*(escape_latex(head) for head in heads), *texts]) + r" \\"
-
-
-def escape_latex(text: str) -> str:
-    """Plain text as LaTeX source."""
-    return str(_LATEX.unicode_to_latex(text))
 
 
 def _pipe(text: str) -> str:

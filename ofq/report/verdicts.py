@@ -7,7 +7,8 @@ freedom: for one reported run that is the prediction interval of one more seed.
 
 With one seed of our own, or no spread, the interval is Wilson's, over the evaluation images. It
 leaves the seeds' spread out, for which the margin has to stand: tested is whether the difference
-exceeds that. An evaluation of given weights has no error at all.
+exceeds that, and ``within noise`` counts from there, too. An evaluation of given weights has no
+error at all, and is no test: its difference exceeds the margin or doesn't.
 
 The first that applies:
 
@@ -15,10 +16,10 @@ The first that applies:
 ``not run``        no seed has finished
 ``reproduced``     the 95 % interval of the difference lies within ±0.5 points
 ``off``            the difference exceeds 0.5 points, and its p-value is below 5 % after Holm's
-                   correction over all numbers of the study that are reported
+                   correction over all trained numbers of the study that are reported
 ``within noise``   the interval includes 0, and a true difference of one point would have been
                    shown with 80 % power, the strictest step of the correction included
-``underpowered``   seeds, ours or the reported ones, are too few to show anything
+``underpowered``   seeds, ours or the reported ones, are too few to decide between these
 =================  ===============================================================================
 """
 
@@ -53,7 +54,7 @@ class Distance:
         difference: Their mean less the reported value.
         low, high: 95 % interval of the difference; NaN where no error is known.
         p: Two-sided p-value of there being none; of it being within the margin, if ``by_images``;
-            NaN where no error is known.
+            NaN where no error is known, or there is none.
         detectable: The smallest true difference that would be shown with 80 % power; NaN likewise.
         by_images: Whether the error is that of the evaluation set alone, for want of seeds.
     """
@@ -66,6 +67,11 @@ class Distance:
     detectable: float = math.nan
     by_images: bool = False
 
+    @property
+    def exact(self) -> bool:
+        """Whether it has no error."""
+        return self.low == self.high
+
 
 def distance(
     values: ArrayLike, reported: float, runs: int = 1, images: int = 0, family: int = 1
@@ -77,7 +83,7 @@ def distance(
         reported: The reported accuracy, in percent.
         runs: Over how many trainings that one is a mean.
         images: Number of evaluation images; 0 if unknown.
-        family: How many numbers of the study are reported.
+        family: How many trained numbers of the study are reported.
     """
     ours = summarize(values)
     if not math.isnan(ours.low):
@@ -111,7 +117,7 @@ def _by_images(n: int, mean: float, reported: float, images: int, strictest: flo
 def exactly(value: float, reported: float) -> Distance:
     """Hold an evaluation of given weights against a reported one, both accuracies in percent."""
     difference = value - reported
-    return Distance(1, difference, difference, difference, float(difference == 0), 0.0)
+    return Distance(1, difference, difference, difference, detectable=0.0)
 
 
 def judge(found: Distance, p_holm: float) -> str:
@@ -126,7 +132,9 @@ def judge(found: Distance, p_holm: float) -> str:
     """
     if found.low >= -MARGIN and found.high <= MARGIN:
         return "reproduced"
-    if p_holm < ALPHA and abs(found.difference) > MARGIN:
+    if (found.exact or p_holm < ALPHA) and abs(found.difference) > MARGIN:
         return "off"
-    clear = found.low <= 0 <= found.high and found.detectable <= RESOLUTION
+    allowed = MARGIN if found.by_images else 0.0
+    possible = found.low - allowed <= 0 <= found.high + allowed
+    clear = possible and found.detectable <= RESOLUTION + allowed
     return "within noise" if clear else "underpowered"

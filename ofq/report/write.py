@@ -11,13 +11,17 @@ from ofq.report.collect import Records, collect
 from ofq.report.compare import compare, hold_against, summarize_cells
 from ofq.report.effects import effects
 from ofq.report.figures import write_figures
-from ofq.report.formats import FORMATS, FRAMES, Tables, write_tables
+from ofq.report.formats import FORMATS, FRAMES, PRINTED, Tables, write_tables
 from ofq.report.noise import draws
 from ofq.report.page import write_page
 from ofq.report.tables import Table
 from ofq.study import Workspace
 
-ENTRIES = {"index.html", "figures", *(f"{name}.{e}" for name in FRAMES for e in FORMATS)}
+ENTRIES = {
+    "index.html",
+    "figures",
+    *(f"{name}.{ending}" for name in (*FRAMES, *PRINTED) for ending in FORMATS),
+}
 """What a report's folder may hold."""
 
 
@@ -37,7 +41,8 @@ def _fill(folder: Path, records: Records, runs_path: str) -> None:
     frames = {"table": cells, "runs": records.runs, "differences": differences}
     optional = {**found, "noise": draws(records)}
     frames |= {name: frame for name, frame in optional.items() if len(frame)}
-    write_tables(Tables(table, found["verdicts"], frames), folder)
+    notes = [note for reference in records.references for note in reference.notes]
+    write_tables(Tables(table, found["verdicts"], notes, frames), folder)
     figures, absent = write_figures(folder / "figures", records)
     page = folder / "index.html"
     write_page(page, records, table, differences, found, figures, absent, runs_path)

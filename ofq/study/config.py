@@ -205,7 +205,7 @@ class Study(Strict):
             with the one before it and with the first.
         factors: For a study whose methods are all combinations of some techniques: each
             technique, and the methods that have it; the report then has main effects and
-            interactions.
+            interactions, and compares methods that differ in one technique.
         expectations: What is known to hold in this setting, to be set beside what was found.
     """
 
@@ -224,12 +224,16 @@ class Study(Strict):
     factors: dict[str, list[Name]] = Field(default_factory=dict)
     expectations: tuple[str, ...] = ()
 
+    def factors_of(self, method: str) -> frozenset[str]:
+        """The factors that a method has."""
+        return frozenset(f for f, methods in self.factors.items() if method in methods)
+
     @model_validator(mode="after")
     def _factors_make_all_combinations(self) -> Self:
         named = {method for having in self.factors.values() for method in having}
         if unknown := sorted(named - set(self.methods)):
             raise ValueError(f"factors: '{unknown[0]}' is not among the study's methods")
-        found = {frozenset(f for f in self.factors if m in self.factors[f]) for m in self.methods}
+        found = {self.factors_of(method) for method in self.methods}
         if self.factors and not len(found) == len(self.methods) == 2 ** len(self.factors):
             raise ValueError(
                 f"factors: {len(self.methods)} methods make {len(found)} combinations; needed: "

@@ -7,7 +7,9 @@ import synthetic
 from ofq.errors import UserError
 from ofq.report import build
 from ofq.report.collect import collect
+from ofq.report.compare import compare, pairs
 from ofq.report.effects import effect_rows, effects
+from ofq.report.findings import describe
 from ofq.study import Run, Workspace
 
 METHODS = ["lsq", "statsq", "lsq+qkr", "statsq+qkr"]
@@ -45,6 +47,33 @@ def test_effects_are_those_that_were_put_in(workspace: Workspace) -> None:
 def known_mean(statsq: int, qkr: int) -> float:
     """The mean of seeds 0, 1 and 2."""
     return 81 + 3 * statsq + qkr + 2 * statsq * qkr + 0.1 * statsq
+
+
+def test_methods_that_differ_in_one_factor_are_compared(workspace: Workspace) -> None:
+    study = collect(workspace, "small").study
+    assert set(pairs(study)) == {
+        ("statsq", "lsq"),
+        ("statsq+qkr", "lsq+qkr"),
+        ("lsq+qkr", "lsq"),
+        ("statsq+qkr", "statsq"),
+        ("statsq+qkr", "lsq"),  # all against none
+    }
+    three = {name: [m for m in synthetic.FACTORIAL if part in m] for name, part in (
+        ("StatsQ", "statsq"), ("QKR", "qkr"), ("CGA", "cga"),
+    )}  # fmt: skip
+    update = {"methods": [*synthetic.FACTORIAL], "factors": three}
+    found = pairs(study.model_copy(update=update))
+    assert len(found) == len(set(found)) == 3 * 4 + 1
+    assert ("statsq+qkr+cga", "statsq+qkr") in found
+    assert ("statsq+cga", "lsq+qkr+cga") not in found
+
+
+def test_what_techniques_do_alone_and_together_is_told(workspace: Workspace) -> None:
+    records = collect(workspace, "small")
+    [group, *_] = describe(records, compare(records))
+    told = [item.text.partition(":")[0] for item in group.items]
+    assert "each technique by itself, on top of all others" in group.summary
+    assert len(told) == 5  # of two factors, that is all there is
 
 
 def test_effects_are_printed_like_other_tests(workspace: Workspace) -> None:

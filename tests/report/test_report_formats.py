@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from required import without
 
-from ofq.report.tables import Entry, Row, Table, to_latex
+from ofq.report.latex import measures_to_latex, to_latex
+from ofq.report.tables import Entry, Row, Table
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,24 +49,28 @@ def pdflatex() -> str:
     return found
 
 
-def typeset(pdflatex: str, table: str, folder: Path) -> None:
-    """Typeset a table in a document with booktabs and nothing else."""
+def typeset(pdflatex: str, table: str, folder: Path) -> str:
+    """Typeset a table in a document with booktabs and nothing else, and give what TeX says."""
     (folder / "table.tex").write_text(table)
     (folder / "document.tex").write_text(DOCUMENT)
     command = [pdflatex, "-halt-on-error", "-interaction=nonstopmode", "document.tex"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout
-    assert "Missing character" not in (folder / "document.log").read_text()
+    log = (folder / "document.log").read_text()
+    assert "Missing character" not in log
+    return log
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    "table", sorted(ROOT.glob("reports/*/table.tex")), ids=lambda path: path.parent.name
+    "table",
+    sorted(ROOT.glob("reports/*/*.tex")),
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
-def test_committed_tables_can_be_typeset(pdflatex: str, table: Path, tmp_path: Path) -> None:
-    typeset(pdflatex, table.read_text(), tmp_path)
+def test_committed_tables_fit_on_a_page(pdflatex: str, table: Path, tmp_path: Path) -> None:
+    assert "Overfull" not in typeset(pdflatex, rf"\small {table.read_text()}", tmp_path)
 
 
 @pytest.mark.integration
 def test_what_latex_would_read_is_typeset_as_it_is(pdflatex: str, tmp_path: Path) -> None:
-    typeset(pdflatex, to_latex(NAMED), tmp_path)
+    typeset(pdflatex, to_latex(NAMED, pd.DataFrame()) + measures_to_latex(NAMED), tmp_path)

@@ -15,7 +15,7 @@ from ofq.report import build
 from ofq.study import Workspace
 
 FRAMES = {f"{name}.{e}" for name in ("table", "runs", "differences") for e in ("csv", "parquet")}
-FILES = {"index.html", "table.md", "table.tex", *FRAMES}
+FILES = {"index.html", "table.md", "table.tex", "measures.tex", *FRAMES}
 
 
 class Links(HTMLParser):

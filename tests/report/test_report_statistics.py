@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
+from ofq.report.measures import LOSS, OSCILLATION_MID, TOP1
 from ofq.report.statistics import detectable, holm, summarize, verdict
 
 numbers = st.floats(-100, 100, allow_nan=False)
@@ -49,6 +50,28 @@ def test_one_seed_has_no_interval() -> None:
 def test_equal_differences_are_a_coincidence_and_show_nothing() -> None:
     assert verdict(summarize([0.1 + 0.2, 0.3, 0.3]), math.nan) == "no interval"
     assert verdict(summarize([0.0, 0.0, 0.0]), math.nan) == "identical"
+
+
+@pytest.mark.parametrize("value", [1.1111111111111, 88.9])
+def test_difference_without_an_interval_has_nothing_that_is_detectable(value: float) -> None:
+    found = summarize([value, value + 1e-13])
+    assert (found.std, math.isnan(found.low)) == (0.0, True)
+    assert math.isnan(detectable(found.std, found.n))
+
+
+def test_interval_ends_where_no_value_is_possible() -> None:
+    found = TOP1.over_seeds([99.0, 100.0])
+    assert (found.low, found.high) == (pytest.approx(99.5 - 12.706204736174698 * 0.5), 100.0)
+    assert math.isnan(TOP1.over_seeds([99.0]).high)
+    assert OSCILLATION_MID.over_seeds([0.0, 1.0]).low == 0.0
+    assert LOSS.over_seeds([0.0, 100.0]).high > 100
+
+
+def test_ends_that_round_to_zero_show_on_which_side_they_are() -> None:
+    assert TOP1.interval(-1.63, 0.0047).replace("\N{NO-BREAK SPACE}", " ") == "[−1.63, +0.00]"
+    assert TOP1.interval(-0.0047, 1.63).replace("\N{NO-BREAK SPACE}", " ") == "[−0.00, +1.63]"
+    assert TOP1.signed(0.0047) == TOP1.signed(-0.0047) == "0.00"
+    assert (TOP1.reach(12.345), TOP1.reach(671.7)) == ("12.35", "> 100")
 
 
 def test_holm_agrees_with_a_hand_computed_family() -> None:

@@ -13,8 +13,9 @@ from ofq.report import build
 from ofq.report.collect import Records, collect
 from ofq.report.compare import compare, summarize_cells
 from ofq.report.findings import describe
+from ofq.report.latex import escape_latex, measures_to_latex, to_latex
 from ofq.report.measures import p_text
-from ofq.report.tables import Entry, Row, Table, escape_latex, to_latex, to_markdown
+from ofq.report.tables import Entry, Row, Table, to_markdown
 from ofq.study import Run, Workspace
 from ofq.tracking import RunFolder
 
@@ -163,11 +164,15 @@ def test_latex_escapes_what_latex_would_read() -> None:
         r"{[}5] 50 \% of A\&B\_c \#1 \{x\} {\textasciitilde}{\textasciicircum} {\textbackslash} "
         r"\ensuremath{\alpha}"
     )
-    table = Table("100 %", ["W2A2"], ["top-1 (%)"], [], 3, "top-1", 2)
-    row = Row("m_1", "A & B", [Entry("−1.0 ± 0.1", best=True)])
-    text = to_latex(replace(table, rows=[row, replace(row, model="m_2")]))
-    assert r"m\_1 & A \& B & \textbf{$-$1.0 \ensuremath{\pm} 0.1} \\" in text
-    assert r"\cmidrule(lr){3-3}" in text
+    table = Table("100 %", ["W2A2"], ["top-1 (%)", "osc. end (%)"], [], 3, "top-1", 2)
+    row = Row("m_1", "A & B", [Entry("−1.0 ± 0.1", best=True, cell="x"), Entry("2.0")])
+    both = replace(table, rows=[row, replace(row, model="m_2")])
+    text = to_latex(both, pd.DataFrame())
+    assert r"\multicolumn{2}{l}{\textit{m\_1}} \\" in text
+    assert r"A \& B & \textbf{$-$1.0 \ensuremath{\pm} 0.1} \\" in text
+    assert "2.0" not in text
+    assert r"\multicolumn{2}{l}{\textit{m\_2, W2A2}} \\" in measures_to_latex(both)
+    assert r"A \& B & 2.0 \\" in measures_to_latex(both)
 
 
 def test_markdown_escapes_bars_and_names_models_where_there_are_several() -> None:

@@ -8,7 +8,6 @@ from ofq.report.figures.by_model import caption_of, draw_baseline, draw_models
 from ofq.report.figures.registry import Drawn, figure
 from ofq.report.figures.style import COLUMN, PAGE, Look, looks, new_figure
 from ofq.report.measures import Measure, measures
-from ofq.report.statistics import summarize
 
 
 @figure("accuracy")
@@ -34,23 +33,26 @@ def _panel(ax: Axes, records: Records, measure: Measure, model: str) -> None:
         for x, bits in enumerate(study.bits):
             runs = records.of(records.runs, model=model, bits=bits, method=method)
             centre = x + (i - (len(study.methods) - 1) / 2) * step
-            _cell(ax, runs[measure.key], centre, step, records.labels[method], style[method])
+            _cell(ax, measure, runs, centre, step, records.labels[method], style[method])
     draw_baseline(ax, records, model)
     ax.set_xticks(range(len(study.bits)), study.bits)
     ax.tick_params(axis="x", length=0)
     ax.set_xlim(-0.5, len(study.bits) - 0.5)
 
 
-def _cell(ax: Axes, values: pd.Series, x: float, step: float, name: str, look: Look) -> None:
+def _cell(
+    ax: Axes, measure: Measure, runs: pd.DataFrame, x: float, step: float, name: str, look: Look
+) -> None:
+    values = runs[measure.key]
     if values.empty:
         return
-    summary = summarize(values)
+    summary = measure.over_seeds(values)
     ax.plot([x - step / 5] * len(values), values, ".", color=look.color, alpha=0.45, markersize=4)
-    spread = None if pd.isna(summary.low) else summary.high - summary.mean
+    spread = [[summary.mean - summary.low], [summary.high - summary.mean]]
     ax.errorbar(
         x + step / 8,
         summary.mean,
-        spread,
+        None if pd.isna(summary.low) else spread,
         color=look.color,
         marker=look.marker,
         linestyle="none",

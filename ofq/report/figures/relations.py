@@ -3,6 +3,7 @@
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,7 +16,6 @@ from ofq.report.figures.recorded import boundary_ranges
 from ofq.report.figures.registry import NO_RATES, Drawn, NothingToDraw, figure, require
 from ofq.report.figures.style import COLUMN, PAGE, add_legend, looks, new_figure, over_seeds, panels
 from ofq.report.measures import OSCILLATION_MID, Measure, measures
-from ofq.report.statistics import summarize
 from ofq.study.fields import parse_bits
 
 
@@ -38,13 +38,14 @@ def _bit_lines(ax: Axes, records: Records, measure: Measure, model: str) -> None
     places = {bits: x for x, bits in enumerate(sorted(study.bits, key=parse_bits))}
     for i, method in enumerate(study.methods):
         runs = records.of(records.runs, model=model, method=method)
-        found = {b: summarize(runs[runs["bits"] == b][measure.key]) for b in set(runs["bits"])}
+        found = {str(b): measure.over_seeds(mine[measure.key]) for b, mine in runs.groupby("bits")}
         known = sorted(found, key=parse_bits)
         shift = 0.04 * (i - (len(study.methods) - 1) / 2)  # lest intervals hide each other
         ax.errorbar(
             [places[bits] + shift for bits in known],
             [found[bits].mean for bits in known],
-            [0 if pd.isna(found[b].low) else found[b].high - found[b].mean for b in known],
+            np.nan_to_num([(found[b].mean - found[b].low, found[b].high - found[b].mean)
+                           for b in known]).T,
             marker=style[method].marker, label=records.labels[method], capsize=2, elinewidth=0.8,
             **style[method].line,
         )  # fmt: skip
