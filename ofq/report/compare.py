@@ -147,6 +147,12 @@ def tested(summaries: Sequence[Summary]) -> pd.DataFrame:
     )
 
 
+_REPORTED = [
+    "model", "bits", "method", "label", "mean", "reported", "status", "source", "reference",
+    "missing", "runs", "seeds", "commits",
+]  # fmt: skip
+
+
 def hold_against(records: Records) -> pd.DataFrame:
     """The study's numbers beside those that were reported (:mod:`ofq.report.verdicts`).
 
@@ -176,7 +182,9 @@ def hold_against(records: Records) -> pd.DataFrame:
     adjusted = holm([d.p for d in found])
     verdicts = [judge(d, p) if d.n else "not run" for d, p in zip(found, adjusted, strict=True)]
     facts = pd.DataFrame([asdict(d) for d in found], columns=list(Distance.__annotations__))
-    return pd.DataFrame(rows).join(facts).assign(p_holm=adjusted, verdict=verdicts)
+    return (
+        pd.DataFrame(rows, columns=_REPORTED).join(facts).assign(p_holm=adjusted, verdict=verdicts)
+    )
 
 
 def _distance(runs: pd.DataFrame, value: Value, family: int) -> Distance:

@@ -71,11 +71,9 @@ def _markdown(tables: Tables, folder: Path) -> None:
 
 @table_format("tex")
 def _latex(tables: Tables, folder: Path) -> None:
-    printed = {"table": to_latex(tables.printed, tables.verdicts)}
-    if len(tables.printed.headings) > 1:
-        printed["measures"] = measures_to_latex(tables.printed)
-    for name, text in printed.items():
-        (folder / f"{name}.tex").write_text(text, encoding="utf-8")
+    study, others = to_latex(tables.printed, tables.verdicts), measures_to_latex(tables.printed)
+    (folder / "table.tex").write_text(study, encoding="utf-8")
+    (folder / "measures.tex").write_text(others, encoding="utf-8")
 
 
 @table_format("csv")

@@ -53,7 +53,7 @@ def measures_to_latex(table: Table) -> str:
     """The measures beside the study's number: methods by measures, for each model and bits.
 
     Args:
-        table: The table as printed, of two measures at least.
+        table: The table as printed.
     """
     body, width = [], len(table.headings)
     for model, rows in _by_model(table):

@@ -39,8 +39,9 @@ def _fill(folder: Path, records: Records, runs_path: str) -> None:
     table = Table.of(records, cells)
     found = {"verdicts": hold_against(records), "effects": effects(records)}
     frames = {"table": cells, "runs": records.runs, "differences": differences}
+    asked = {"verdicts": records.study.references, "effects": records.study.factors}
     optional = {**found, "noise": draws(records)}
-    frames |= {name: frame for name, frame in optional.items() if len(frame)}
+    frames |= {name: frame for name, frame in optional.items() if len(frame) or asked.get(name)}
     notes = [note for reference in records.references for note in reference.notes]
     write_tables(Tables(table, found["verdicts"], notes, frames), folder)
     figures, absent = write_figures(folder / "figures", records)

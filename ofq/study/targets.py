@@ -13,18 +13,9 @@ from ofq.study.workspace import Workspace
 
 RESULT = "result.json"
 WEIGHTS = "model.safetensors"
-REPORT = (
-    "index.html",
-    "table.md",
-    "table.tex",
-    "table.csv",
-    "table.parquet",
-    "runs.csv",
-    "runs.parquet",
-    "differences.csv",
-    "differences.parquet",
-)
-_RULES = {"all", "train", "train_short"}
+PAGE = "index.html"
+PRINTED = ("table.md", "table.tex", "measures.tex")
+_RULES = {"all", "reports", "train", "train_short"}
 _NOTHING = "(?!)"  # a pattern that matches no run
 
 
@@ -90,13 +81,40 @@ class Targets:
 
     def report(self, name: str) -> list[str]:
         """The files of a study's report; of a study whose file is wrong, the page alone."""
-        folder = f"{self.reports_folder}/{name}"
-        try:
+        return [self.page(name), *self.tables(name), *self.figures(name, "png", "svg")]
+
+    def page(self, name: str) -> str:
+        """The page of a study's report."""
+        return f"{self.reports_folder}/{name}/{PAGE}"
+
+    def tables(self, name: str) -> list[str]:
+        """The tables of a study's report."""
+        frames = ["table", "runs", "differences"]
+        with suppress(UserError):
+            study = self.workspace.study(name)
+            frames += ["verdicts"] * bool(study.references) + ["effects"] * bool(study.factors)
+            files = [f"{frame}.{kind}" for frame in frames for kind in ("csv", "parquet")]
+            return [f"{self.reports_folder}/{name}/{file}" for file in (*PRINTED, *files)]
+        return []
+
+    def figures(self, name: str, *kinds: str) -> list[str]:
+        """The figures of a study's report, in files of some kinds."""
+        with suppress(UserError):
             figures = self.workspace.study(name).figures
-        except UserError:
-            return [f"{folder}/index.html"]
-        pictures = [f"figures/{figure}.{kind}" for figure in figures for kind in ("png", "svg")]
-        return [f"{folder}/{path}" for path in (*REPORT, *pictures)]
+            folder = f"{self.reports_folder}/{name}/figures"
+            return [f"{folder}/{figure}.{kind}" for figure in figures for kind in kinds]
+        return []
+
+    def reports(self) -> list[str]:
+        """The files of all reports whose studies have all of their runs; trains nothing."""
+        return [path for name in self.studies if self._finished(name) for path in self.report(name)]
+
+    def _finished(self, name: str) -> bool:
+        try:
+            results = self.results(name)
+        except UserError:  # of a study that isn't asked for
+            return False
+        return all((self.workspace.root / path).exists() for path in results)
 
     def results(self, name: str) -> list[str]:
         """The results of a study's cells."""

@@ -117,6 +117,42 @@ def test_deleted_figure_is_regenerated_without_training(copy):
     assert figure.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["measures.tex", "table.parquet"])
+def test_deleted_table_is_regenerated_without_training(copy, name):
+    table = copy / "reports/tiny" / name
+    before = table.read_bytes()
+    table.unlink()
+    assert jobs(copy) == {"all": 1, "report_tiny": 1}
+    assert snakemake(copy).returncode == 0
+    assert table.read_bytes() == before
+
+
+def test_all_reports_are_made_again_of_studies_that_have_their_runs(copy):
+    shutil.rmtree(copy / "reports")
+    assert jobs(copy, "reports") == {"reports": 1, "report_tiny": 1}
+    assert snakemake(copy, "reports").returncode == 0
+    assert (copy / "reports/tiny/index.html").exists()
+    shutil.rmtree(copy / "reports")
+    next((copy / "results/runs").rglob("result.json")).unlink()
+    assert "report_tiny" not in jobs(copy, "reports")
+
+
+def test_figure_without_anything_to_show_does_not_fail_the_report(copy):
+    study = copy / "config/studies/tiny.yaml"
+    study.write_text(study.read_text().replace("figures: [", "figures: [boundary_range, "))
+    done = snakemake(copy)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Without <code>boundary_range</code>" in (copy / "reports/tiny/index.html").read_text()
+    assert jobs(copy) == {}
+
+
+def test_snakemakes_own_report_has_page_and_figures(copy):
+    assert snakemake(copy, "--report", "all.html", "tiny").returncode == 0
+    text = (copy / "all.html").read_text()
+    assert "reports/tiny/index.html" in text
+    assert "reports/tiny/figures/accuracy.svg" in text
+
+
 def test_short_runs_have_a_rule_of_their_own(copy):
     """On a cluster they aren't submitted; here they are trained as all others are."""
     recipe = copy / "config/recipes/small.yaml"

@@ -1,4 +1,5 @@
-# Each study's report from run folders alone, and the study's name as a target.
+# Each study's report from run folders alone, and the study's name as a target. `snakemake --report`
+# puts pages and figures into one file.
 
 
 for study in studies:
@@ -10,7 +11,10 @@ for study in studies:
             lambda _, study=study: targets.results(study),
             lambda _, study=study: targets.configs(study),
         output:
-            targets.report(study),
+            report(targets.page(study), category=study),
+            [report(path, category=study) for path in targets.figures(study, "svg")],
+            targets.figures(study, "png"),
+            targets.tables(study),
         log:
             f"logs/report/{study}.log",
         localrule: True
@@ -30,3 +34,10 @@ for study in studies:
         input:
             lambda _, study=study: targets.study(study),
         localrule: True
+
+
+# The reports of all studies whose runs are there; trains nothing.
+rule reports:
+    input:
+        lambda _: targets.reports(),
+    localrule: True
