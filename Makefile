@@ -6,7 +6,7 @@
 # make ui      browse the runs in MLflow
 # make soak    kills trainers at 200 random moments, and compares how the runs ended
 # make bench   benchmarks; ratios measured in one run
-# make samples the committed reports and their bundles anew, from the records in the bundles
+# make samples the committed reports and their bundles anew, from the records in the bundles and this config
 # make lock    renew requirements.lock from pyproject.toml
 # make slurm-up, make slurm-down   a throw-away Slurm cluster on this machine, in .slurm
 
@@ -64,6 +64,8 @@ samples: .venv/ready
 	@for file in $(CURDIR)/reports/*.tar.xz; do \
 	   study=$$(basename $$file .tar.xz); folder=$$(mktemp -d); \
 	   ofq unbundle $$file --out $$folder/$$study && \
+	   (cd $$folder/$$study && for path in $$(find config -mindepth 2 -type f); do \
+	      if [ -f $(CURDIR)/$$path ]; then cp $(CURDIR)/$$path $$path || exit; fi; done) && \
 	   (cd $$folder/$$study && ofq report $$study && ofq bundle $$study --out $$file) && \
 	   rm -rf reports/$$study && cp -r $$folder/$$study/reports/$$study reports && \
 	   rm -rf $$folder || exit; \

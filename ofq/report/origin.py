@@ -44,6 +44,8 @@ def explain(workspace: Workspace, study: str, cell: str) -> str:
         lines += [_number(records, runs), *_verdicts(records, found)]
     for run in runs.to_dict("records"):
         lines += ["", *_origin(records, run)]
+    if not (workspace.root / "Snakefile").exists():
+        lines += ["", "This is no checkout of the suite: to train again, use one, at that commit."]
     return "\n".join(lines)
 
 

@@ -68,7 +68,7 @@ def typeset(pdflatex: str, table: str, folder: Path) -> str:
     ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
 def test_committed_tables_fit_on_a_page(pdflatex: str, table: Path, tmp_path: Path) -> None:
-    assert "Overfull" not in typeset(pdflatex, rf"\small {table.read_text()}", tmp_path)
+    assert "Overfull" not in typeset(pdflatex, rf"\noindent\small {table.read_text()}", tmp_path)
 
 
 @pytest.mark.integration

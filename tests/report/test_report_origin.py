@@ -32,6 +32,13 @@ def test_number_leads_to_runs_commits_and_commands(own: Workspace) -> None:
     assert text.count("0123456789abcdef") == 3
 
 
+def test_outside_a_checkout_it_is_said_that_nothing_can_be_trained(own: Workspace) -> None:
+    told = "This is no checkout of the suite"
+    assert told in explain(own, "small", "W2A2/statsq")
+    (own.root / "Snakefile").touch()
+    assert told not in explain(own, "small", "W2A2/statsq")
+
+
 def test_recipe_s_differences_and_mlflow_s_runs_are_told(tmp_path: Path) -> None:
     workspace = synthetic.make_workspace(tmp_path, seeds=[0])
     synthetic.fill(workspace)

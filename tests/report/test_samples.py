@@ -31,3 +31,7 @@ def test_committed_report_is_made_again_from_its_bundle(study: str, tmp_path: Pa
     changed = sorted(name for name in made if made[name] != committed[name])
     assert changed == [], f"`make samples` renews {study}"
     assert bundled == committed
+
+
+def test_committed_reports_and_bundles_stay_below_ten_megabytes() -> None:
+    assert sum(path.stat().st_size for path in REPORTS.rglob("*") if path.is_file()) < 10e6
