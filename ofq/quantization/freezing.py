@@ -65,8 +65,9 @@ class IterativeFreezing(nn.Module):
     """Freezes weights of a model that oscillate too often, during QAT.
 
     :meth:`step` takes the place of ``optimizer.step()``. Frozen weights are put back on their
-    level after every step; the threshold falls from ``start`` to ``end`` along a cosine. QKR's
-    merged weight is a product of parameters, which can't be frozen entry by entry: it is left out.
+    level after every step, so that they follow a learned scale, which learns from them too; the
+    threshold falls from ``start`` to ``end`` along a cosine. QKR's merged weight is a product of
+    parameters, which can't be frozen entry by entry: it is left out.
 
     Args:
         model: A quantized model, as it is before the first step.
@@ -101,6 +102,12 @@ class IterativeFreezing(nn.Module):
             progress: Share of the training done, 0 to 1.
             scaler: The gradient scaler to step it with, in mixed precision.
         """
+        for weight, history in zip(self._weights, self.histories, strict=True):
+            assert isinstance(history, FreezingHistory)
+            gradient = weight.latent().grad
+            if gradient is not None:
+                held = torch.where(history.frozen, gradient, 0)
+                weight.quantizer.learn_from_held(held, history.frozen_codes)
         step_optimizer(optimizer, scaler)
         threshold = self.end + (self.start - self.end) * (1 + math.cos(math.pi * progress)) / 2
         for weight, history in zip(self._weights, self.histories, strict=True):

@@ -21,6 +21,12 @@ def floored(scale: Tensor) -> Tensor:
     return scale - scale.detach() + scale.detach().clamp_min(_SMALLEST)
 
 
+def add_to_gradient(scale: nn.Parameter, slope: Tensor, factor: float) -> None:
+    """Add the sum over each row of slopes, times a factor, to the gradient of the rows' scales."""
+    if scale.grad is not None:
+        scale.grad += factor * slope.flatten(1).sum(1).reshape(scale.shape)
+
+
 class LSQ(nn.Module):
     """Quantizes a tensor with learned scales along one axis.
 
@@ -126,7 +132,7 @@ class LSQ(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # the number of scales follows from the data, so take it from the checkpoint
         loaded = state_dict.get(f"{prefix}scale")
-        if loaded is not None:
+        if loaded is not None and loaded.shape != self.scale.shape:
             self.scale.data = self.scale.data.new_empty(loaded.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -196,6 +202,12 @@ class LSQWeight(WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize a weight of shape (rows, ...)."""
         return self.lsq(weight)
+
+    def learn_from_held(self, gradient: Tensor, codes: Tensor) -> None:
+        """g·Σ code·∂L/∂w_q of each row, as the released code has it for frozen weights."""
+        add_to_gradient(
+            self.lsq.scale, codes * gradient, self.lsq.rounding(codes.numel()).gradient_scale
+        )
 
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
         """code·s."""

@@ -67,6 +67,17 @@ class WeightQuantizer(nn.Module, ABC):
         own = self.position(weight).round_()
         return self(weight) + (codes - own) * self.step(weight)
 
+    def learn_from_held(self, gradient: Tensor, codes: Tensor) -> None:
+        """Add to a learned scale's gradient what weights contribute that are held at codes.
+
+        Such a weight lies on its level, where a learned scale's own gradient doesn't see it, and
+        follows the scale. A quantizer without a learned scale has nothing to do.
+
+        Args:
+            gradient: Of the quantized weight, 0 where weights aren't held; of the weight's shape.
+            codes: Those that weights are held at.
+        """
+
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
         """The quantized weight that codes stand for, bit by bit as :meth:`forward` computes it.
 

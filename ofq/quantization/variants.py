@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ofq.quantization.lsq import floored
+from ofq.quantization.lsq import add_to_gradient, floored
 from ofq.quantization.quantizer import WeightQuantizer, register_weight_quantizer, straight_through
 from ofq.quantization.rounding import Rounding, lsq_quantize
 from ofq.quantization.statsq import StatsQ
@@ -127,12 +127,20 @@ class LearnedStatsQ(WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize a weight of shape (rows, in)."""
         step = floored(self.learned).unsqueeze(-1)
-        gradient_scale = 1 / math.sqrt(self.highest * weight.shape[-1])
+        gradient_scale = self._gradient_scale(weight)
         # the shift of the grid is half a step too, so its gradient counts as the step's does
         shift = (step.detach() + gradient_scale * (step - step.detach())) / 2
         rounding = Rounding(self.lowest, self.highest, gradient_scale)
         on_grid = lsq_quantize(weight.float() - shift, step, rounding)
         return on_grid + shift
+
+    def learn_from_held(self, gradient: Tensor, codes: Tensor) -> None:
+        """g·Σ (code + ½)·∂L/∂w_q of each row."""
+        add_to_gradient(self.learned, (codes + 0.5) * gradient, self._gradient_scale(codes))
+
+    def _gradient_scale(self, weight: Tensor) -> float:
+        """LSQ's g."""
+        return 1 / math.sqrt(self.highest * weight.shape[-1])
 
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
         """code·δ + δ/2."""

@@ -13,14 +13,17 @@ WEIGHT_QUANTIZERS = ("lsq", "lsq_statistical", "statsq", "statsq_learned", "stat
 
 
 class Band(Strict):
-    """CGA as the paper has it: only weights near a rounding threshold stay trainable.
+    """CGA: only weights near a rounding threshold stay trainable.
 
     Attributes:
         boundary_range: Half the width of the band around a threshold, in quantization steps.
+        rule: Which weights are annealed: all, as the paper has it, or those that the released code
+            reaches; docs/methods.md says what differs.
     """
 
     form: Literal["band"] = "band"
     boundary_range: Annotated[float, Field(gt=0, lt=0.5)] = 0.005
+    rule: Literal["as_paper", "as_released"] = "as_paper"
 
 
 class Ratio(Strict):

@@ -23,7 +23,8 @@ class Setting(Strict):
         source: Where they stand.
         match: For which runs; left out, for all.
         set: The values, by a dotted key of :class:`~ofq.study.stage.Training`, or by ``devices``,
-            ``start``, ``ends`` or ``boundary_range``. null stands for something that is off.
+            ``start``, ``ends``, ``boundary_range`` or ``cga_rule``. null stands for something that
+            is off.
     """
 
     source: str
@@ -152,6 +153,7 @@ def _values(published: Published, config: RunConfig) -> dict[str, tuple[Any, str
                 found[key] = (ABSENT if value is None else value, setting.source)
     if not isinstance(config.annealing, Band):  # a control or variant, which has no band
         found.pop("boundary_range", None)
+        found.pop("cga_rule", None)
     return found
 
 
@@ -164,6 +166,7 @@ def _facts(config: RunConfig, devices: int) -> dict[str, Any]:
     facts["ends"] = config.quantization.ends if config.quantization else ABSENT
     if isinstance(config.annealing, Band):
         facts["boundary_range"] = config.annealing.boundary_range
+        facts["cga_rule"] = config.annealing.rule
     return facts
 
 

@@ -1,7 +1,7 @@
 """What a stage trains with, and what its jobs ask for."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     Field,
@@ -71,6 +71,9 @@ class Training(Strict):
         warmup_lr: Learning rate at its start.
         cooldown_epochs: The last epochs, at ``min_lr``, after the cosine's end.
         weight_decay: AdamW's decoupled decay; biases, scales, shifts and embeddings get none.
+        drop_path: Highest rate of stochastic depth, whatever the model's own default is.
+        gradient_batch: How many images the gradient factor g of learned activation scales counts;
+            left out, the whole batch.
         distillation: Whether the full-precision parent teaches (soft labels beside hard ones).
         teacher: How it answers.
         precision: What the model's products are computed in, bf16 and fp16 by autocast, fp16 with
@@ -90,6 +93,8 @@ class Training(Strict):
     warmup_lr: NonNegativeFloat = 1e-6
     cooldown_epochs: NonNegativeInt = 0
     weight_decay: NonNegativeFloat = 0.0
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    gradient_batch: PositiveInt | None = None
     distillation: bool = False
     teacher: Teaching = Teaching()
     precision: Precision = "fp32"

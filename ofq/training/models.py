@@ -35,6 +35,7 @@ def micro_deit_patch2_8(pretrained: bool = False, **options: object) -> VisionTr
         depth=4,
         num_heads=3,
         num_classes=int(str(options.get("num_classes", 10))),
+        drop_path_rate=float(str(options.get("drop_path_rate", 0.0))),
     )
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -72,20 +73,29 @@ def toy_weights(model: str) -> int:
     return int(count)
 
 
-def build(name: str, classes: int) -> nn.Module:
+def build(name: str, classes: int, drop_path: float = 0.0) -> nn.Module:
     """A full-precision model with fresh weights.
 
+    Args:
+        name: timm's, or one of this package.
+        classes: Number of classes.
+        drop_path: Highest rate of stochastic depth; timm's own defaults, such as Swin's 0.1, don't
+            count.
+
     Raises:
-        UserError: Neither timm nor this package has a model of this name.
+        UserError: Neither timm nor this package has a model of this name, or it has no paths to
+            drop.
     """
     if name.startswith(_TOY):
+        if drop_path:
+            raise UserError(f"{name} has one layer and no path to drop; allowed: drop_path 0")
         return ToyRegression(toy_weights(name))
     _check_name(name)
-    return timm.create_model(name, num_classes=classes)
+    return timm.create_model(name, num_classes=classes, drop_path_rate=drop_path)
 
 
-def from_hub(name: str, classes: int) -> nn.Module:
-    """A full-precision model with the weights that timm's hub has for it.
+def from_hub(name: str, classes: int, drop_path: float = 0.0) -> nn.Module:
+    """A full-precision model with the weights that timm's hub has for it; as :func:`build`.
 
     Raises:
         UserError: There is no such model, it has no weights for so many classes, or they can't be
@@ -102,7 +112,9 @@ def from_hub(name: str, classes: int) -> nn.Module:
             f"{classes}; give a local file as 'pretrained'"
         )
     try:
-        return timm.create_model(name, pretrained=True, num_classes=classes)
+        return timm.create_model(
+            name, pretrained=True, num_classes=classes, drop_path_rate=drop_path
+        )
     except (OSError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(

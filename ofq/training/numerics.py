@@ -65,8 +65,8 @@ def first_bad_parameter(model: nn.Module) -> tuple[str, str] | None:
 def zero_variance(model: nn.Module) -> tuple[str, str] | None:
     """Layer and cause of the first quantized weight with a row whose values are all equal.
 
-    The row's scale then says nothing about its weights (a row of zeros even has none), and the row
-    can't recover.
+    The row's scale then says nothing about its weights (a row of zeros even has none): such weights
+    are damaged, or a model's dead channel.
     """
     found = []
     for weight in low_bit_weights(model):

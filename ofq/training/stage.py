@@ -75,7 +75,8 @@ def prepare(
     parts = split(training.batch_size, process.count, device_batch)
     data = _data(config, files, parts).to(process.device)
     model = _initial_model(config, data, parent, pretrained, process.device)
-    set_gradient_batch(model, counted=training.batch_size, per_pass=parts.images)
+    counted = training.gradient_batch or training.batch_size
+    set_gradient_batch(model, counted=counted, per_pass=parts.images)
     process.align(model)
     if training.distillation and isinstance(model, VisionTransformerDistilled):
         model.set_distilled_training(True)  # both heads' logits, each for its own term
@@ -149,10 +150,15 @@ def full_precision(config: RunConfig, classes: int, weights: Path | None) -> nn.
     Raises:
         UserError: The weights can't be had, or don't fit the model.
     """
+    drop_path = _drop_path(config)
     if weights is None and config.pretrained == HUB:
-        return models.from_hub(config.model, classes)
-    model = models.build(config.model, classes)
+        return models.from_hub(config.model, classes, drop_path)
+    model = models.build(config.model, classes, drop_path)
     return model if weights is None else load_weights(model, weights)
+
+
+def _drop_path(config: RunConfig) -> float:
+    return config.training.drop_path if config.training else 0.0
 
 
 def trained(config: RunConfig, classes: int, weights: Path) -> nn.Module:
@@ -166,7 +172,7 @@ def trained(config: RunConfig, classes: int, weights: Path) -> nn.Module:
     Raises:
         UserError: They can't be read, or don't fit the model.
     """
-    model = models.build(config.model, classes)
+    model = models.build(config.model, classes, _drop_path(config))
     return load_weights(models.quantized(model, config.quantization), weights)
 
 

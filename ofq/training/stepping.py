@@ -13,7 +13,9 @@ from ofq.quantization import (
     IterativeFreezing,
     RatioAnnealing,
 )
+from ofq.quantization.annealing import AsPaper
 from ofq.quantization.annealing_variants import CONFIDENCES
+from ofq.quantization.released import AsReleased
 from ofq.study import RunConfig
 from ofq.study.method import Band, Freezing, Ratio
 
@@ -110,8 +112,9 @@ def make_stepper(config: RunConfig, model: nn.Module, compiled: bool = False) ->
     """The stepper that a run's config asks for, its CGA compiled or not."""
     annealing, stabilizer = config.annealing, config.stabilizer
     if isinstance(annealing, Band):
+        rule = AsReleased(model) if annealing.rule == "as_released" else AsPaper()
         boundary_range = annealing.boundary_range
-        return AnnealedStep(ConfidenceGuidedAnnealing(model, boundary_range, compiled=compiled))
+        return AnnealedStep(ConfidenceGuidedAnnealing(model, boundary_range, rule, compiled))
     if isinstance(annealing, Ratio):
         confidence = CONFIDENCES[annealing.confidence]
         return AnnealedStep(RatioAnnealing(model, annealing.alpha, confidence))

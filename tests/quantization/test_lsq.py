@@ -98,6 +98,16 @@ def test_loaded_state_counts_as_calibrated():
     assert torch.equal(one.scale, other.scale)
 
 
+def test_state_is_loaded_into_the_same_memory():
+    """A recorded CUDA graph goes on reading there."""
+    one = LSQ(2, -2)
+    one(torch.randn(2, 5, 3))
+    place, state = one.scale.data_ptr(), {"scale": torch.arange(1.0, 6.0)}
+    one.load_state_dict(state)
+    assert one.scale.data_ptr() == place
+    assert torch.equal(one.scale.data, state["scale"])
+
+
 def test_other_number_of_tokens_is_explained():
     quantizer = LSQ(2, -2)
     quantizer(torch.randn(2, 5, 3))

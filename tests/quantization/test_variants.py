@@ -201,6 +201,38 @@ def test_iterative_freezing_holds_oscillating_weights_on_their_level():
     assert freezing.frozen_share() == pytest.approx(100 / layer.weight.numel())
 
 
+@pytest.mark.parametrize("name", ["lsq", "statsq_learned"])
+def test_learned_scale_learns_from_frozen_weights(name):
+    """Held at their codes, they are code times scale: by LSQ's g times that derivative."""
+    torch.manual_seed(0)
+    linear = nn.Linear(8, 3, bias=False)
+    quantizer = make_weight_quantizer(name, 3, linear.weight)
+    layer = QuantizedLinear(linear, quantizer, Passthrough(), {"row": slice(0, 3)})
+    freezing = IterativeFreezing(layer)
+    freezing.histories[0].frequency[:, ::2] = 1.0  # every other weight freezes
+    [scale] = [p for p in layer.parameters() if p.numel() == 3]
+    optimizer = torch.optim.SGD([scale], lr=0.0)
+    freezing.step(optimizer, progress=0.0)
+    frozen = freezing.histories[0].frozen
+    assert 0 < frozen.sum() < frozen.numel()
+    inputs, aims = torch.randn(16, 8), torch.randn(16, 3)
+
+    (layer(inputs) - aims).square().mean().backward()
+    free = scale.grad.clone()
+    freezing.step(optimizer, progress=0.0)
+
+    codes = freezing.histories[0].frozen_codes.double() + (0.5 if name == "statsq_learned" else 0)
+    others = torch.where(frozen, 0, quantizer(linear.weight).detach().double())
+
+    def loss(scales):
+        weight = torch.where(frozen, codes * scales[:, None], others)
+        return (inputs.double() @ weight.T - aims.double()).square().mean()
+
+    held = torch.autograd.functional.jacobian(loss, scale.detach().double())
+    expected = free + held.float() / math.sqrt(3 * 8)
+    torch.testing.assert_close(scale.grad, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_threshold_of_iterative_freezing_falls_along_a_cosine():
     layer = one_layer("lsq")
     freezing = IterativeFreezing(layer, start=0.04, end=0.01)

@@ -64,3 +64,18 @@ def test_known_data_sets_are_those_that_recipes_allow():
 def test_unknown_model_is_explained(name):
     with pytest.raises(UserError, match=f"unknown model '{name}'"):
         build(name, 10)
+
+
+def dropped_paths(model):
+    return [m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath" and m.drop_prob]
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", MODEL])
+def test_stochastic_depth_is_the_recipes_whatever_timm_would_take(name):
+    assert not dropped_paths(build(name, 10))
+    assert max(dropped_paths(build(name, 10, drop_path=0.2))) == pytest.approx(0.2)
+
+
+def test_toy_regression_has_no_path_to_drop():
+    with pytest.raises(UserError, match="no path to drop"):
+        build("toy_regression_4", 0, drop_path=0.1)

@@ -150,3 +150,15 @@ def test_step_never_waits_for_the_device(checkout, tmp_path):
     assert counts["aten::item"] == len(trainer.optimizer.state)
     assert counts["aten::_fused_adamw_"] <= 2
     assert "aten::nonzero" not in counts
+
+
+@pytest.mark.parametrize(("key", "counted"), [({}, 64), ({"gradient_batch": 16}, 16)])
+def test_gradient_factor_counts_the_images_that_the_recipe_says(checkout, tmp_path, key, counted):
+    run = next(r for n, r in Workspace(checkout).grid("tiny").runs().items() if "w2a2-lsq" in n)
+    training = run.config.training.model_copy(update={"batch_size": 64, **key})
+    trainer = prepare(
+        replace(run.config, training=training, pretrained=None), None, None, Recorder(StopRequest()),
+        CheckpointStore(tmp_path), StopRequest(), device_batch=32,
+    )  # fmt: skip
+    inputs = trainer.model.blocks[0].mlp.fc1.input_quantizer.quantizer
+    assert inputs.batch_ratio == counted / 32
