@@ -66,10 +66,21 @@ class _Evaluation:
         return evaluation.image_files(files, config.model, training.images if training else None)
 
     def measure(self, model: "nn.Module") -> "tuple[dict[str, float], NDArray[np.bool_]]":
-        """Measures of a model, and which images it is right about."""
+        """Measures of a model, and which images it is right about.
+
+        Computed as in the training that the run builds on, whose model it is.
+        """
         from ofq.training import evaluation
 
-        return evaluation.evaluate(model, self.images, self.console, self.this.stop, self.process)
+        training = self.run.parent.config.training if self.run.parent else None
+        return evaluation.evaluate(
+            model,
+            self.images,
+            self.console,
+            self.this.stop,
+            self.process,
+            training.precision if training else "fp32",
+        )
 
     def of(self, model: "nn.Module", **facts: Any) -> Outcome:
         """Evaluate a model, and record it."""

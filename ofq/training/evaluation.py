@@ -12,6 +12,7 @@ from torch import nn
 from ofq.interruption import StopRequest
 from ofq.progress import counted
 from ofq.study.images import Images
+from ofq.study.stage import Precision
 from ofq.training import data
 from ofq.training.augmentation import evaluation_transform
 from ofq.training.data import Batch
@@ -19,6 +20,7 @@ from ofq.training.devices import ALONE, Solo
 from ofq.training.images import Files
 from ofq.training.loading import Key, Samples, load, workers_watched
 from ofq.training.objective import Classification
+from ofq.training.precision import casting
 from ofq.training.readers import open_split
 
 BATCH_SIZE = 64
@@ -56,6 +58,7 @@ def evaluate(
     console: Console,
     stop: StopRequest,
     process: Solo = ALONE,
+    precision: Precision = "fp32",
 ) -> tuple[dict[str, float], NDArray[np.bool_]]:
     """Measure a model, and show how far it is.
 
@@ -65,6 +68,7 @@ def evaluate(
         console: Where to show progress.
         stop: Looked at after every batch.
         process: The process, whose device is used.
+        precision: What products are computed in; codes on a threshold are others in another.
 
     Returns:
         ``top1`` and ``top5`` in percent (``top5`` with five classes or more), ``loss``, and the
@@ -81,7 +85,7 @@ def evaluate(
     )
     batches = counted(console, data.until(stop, moved), images.images)
     objective = Classification()
-    with workers_watched():
+    with workers_watched(), casting(precision, process.device):
         measures = objective.evaluate(model.to(process.device), batches, process)
     assert objective.correct is not None
     return measures, objective.correct

@@ -50,6 +50,8 @@ def noisy(tmp_path_factory, make_checkout):
     )
     text = text.replace("seeds: [0, 1]", "seeds: [0]").replace("[accuracy,", "[noise_injection,")
     study.write_text(text)
+    recipe = root / "config/recipes/small.yaml"  # of another precision, the same model is another
+    recipe.write_text(recipe.read_text().replace("  qat: {", "  qat: {precision: bf16, "))
     return root, finish(root, "fp", "w2a2")
 
 

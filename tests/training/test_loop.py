@@ -157,7 +157,7 @@ def test_gradient_factor_counts_the_images_that_the_recipe_says(checkout, tmp_pa
     run = next(r for n, r in Workspace(checkout).grid("tiny").runs().items() if "w2a2-lsq" in n)
     training = run.config.training.model_copy(update={"batch_size": 64, **key})
     trainer = prepare(
-        replace(run.config, training=training, pretrained=None), None, None, Recorder(StopRequest()),
+        replace(run.config, training=training), None, None, Recorder(StopRequest()),
         CheckpointStore(tmp_path), StopRequest(), device_batch=32,
     )  # fmt: skip
     inputs = trainer.model.blocks[0].mlp.fc1.input_quantizer.quantizer
