@@ -171,6 +171,22 @@ class Recipe(Strict):
         return all(self.asked(stage).short for stage in stages)
 
     @model_validator(mode="after")
+    def _overrides_match_something(self) -> Self:
+        for number, override in enumerate(self.overrides):
+            match, where = override.match, f"overrides.{number}.match"
+            for key, given, allowed in (
+                ("model", match.model, self.models),
+                ("stage", match.stage, list(self.stages)),
+            ):
+                for value in given or []:
+                    if value not in allowed:
+                        hint = suggest(value, [str(name) for name in allowed])
+                        raise ValueError(f"{where}: the recipe has no {key} '{value}' ({hint})")
+            if match.bits and match.stage == ["fp"]:
+                raise ValueError(f"{where}: stage 'fp' has no bits; leave them out")
+        return self
+
+    @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if self.dataset not in DATASETS:
             raise ValueError(

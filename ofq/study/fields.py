@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+QuantizedStage = Literal["qat", "cga"]
 TrainedStage = Literal["fp", "qat", "cga"]
 Stage = Literal["fp", "qat", "cga", "noise", "released"]
 
@@ -56,7 +57,7 @@ def distinct(values: list[Any]) -> list[Any]:
     return values
 
 
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Bits = Annotated[str, AfterValidator(_bits)]
 Name = Annotated[str, AfterValidator(_name)]
 Names = Annotated[list[Name], AfterValidator(distinct)]

@@ -102,9 +102,10 @@ def _explain(model: type[BaseModel], error: dict[str, Any]) -> str:
     if error["type"] == "missing":
         return f"key '{key}' is missing"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if isinstance(error["input"], dict):  # of several keys, which the message names
+        return f"key '{key}': {message}" if key else message
     where = f"key '{key}'" if key else "the file"
-    given = "" if isinstance(error["input"], dict) else f" is {error['input']!r}:"
-    return f"{where}{given} {message}"
+    return f"{where} is {error['input']!r}: {message}"
 
 
 def _keys_at(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:

@@ -31,7 +31,7 @@ class _Builder:
         """A stage's hyperparameters: the recipe's, its overrides, then the method's own."""
         key = (stage, model, bits, id(method))
         if key not in self.known:
-            own = method.training.get(stage, {}) if method else {}
+            own = method.training.get(stage, {}) if method and stage != "fp" else {}
             self.known[key] = self._resolve(stage, model, bits, own)
         return self.known[key]
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from ofq.study.fields import Bits, Name, TrainedStage
+from ofq.study.fields import Bits, Name, QuantizedStage
 from ofq.study.files import Strict, suggest
 from ofq.study.stage import check_hyperparameters
 
@@ -97,7 +97,7 @@ class _Techniques(Strict):
 
     weight_quantizer: Name
     options: dict[str, float] = Field(default_factory=dict)
-    qkr: bool | Literal["lowrank"] = False
+    qkr: Literal[False, True, "lowrank"] = False
     ends: Bits = "W8A8"
     layers: dict[str, Bits] = Field(default_factory=dict)
     module: str | None = None
@@ -138,7 +138,7 @@ class Method(_Techniques):
     stabilizer: Stabilizer | None = None
     cga: Annealing | None = None
     noise: Noise | None = None
-    training: dict[TrainedStage, dict[str, Any]] = Field(default_factory=dict)
+    training: dict[QuantizedStage, dict[str, Any]] = Field(default_factory=dict)
 
     def quantization(self, bits: str) -> Quantization:
         """The method's quantization at some bits."""

@@ -93,25 +93,37 @@ class Workspace:
         """The studies that have a file."""
         return sorted(_checked(path.stem, path, "study") for path in self._files("studies"))
 
-    @cached_property
+    @property
     def methods(self) -> dict[str, Method]:
-        """All methods of all files in ``config/methods``, by name.
+        """The methods of all files in ``config/methods``, by name; without those that are wrong."""
+        return self._methods[0]
 
-        Raises:
-            UserError: A file is wrong, or two files define a method of one name.
-        """
+    @cached_property
+    def _methods(self) -> tuple[dict[str, Method], list[str]]:
+        """The methods, and what is wrong with others, which may be of no concern."""
         found: dict[str, Method] = {}
         homes: dict[str, Path] = {}
+        mistakes: list[str] = []
         for path in self._files("methods"):
-            for key, data in self._read(path).items():
-                name = _checked(str(key), path, "method")
-                if name in found:
-                    raise UserError(
-                        f"{path}: method '{name}' is already defined in {homes[name]}; rename one"
-                    )
-                found[name] = parse(Method, data, f"{path}: method '{name}'")
-                homes[name] = path
-        return found
+            try:
+                own = self._methods_of(path)
+            except UserError as error:
+                mistakes.append(str(error))
+                continue
+            for name in homes.keys() & own.keys():
+                mistakes.append(
+                    f"{path}: method '{name}' is already defined in {homes[name]}; rename one"
+                )
+                del found[name], own[name]
+            found |= own
+            homes |= dict.fromkeys(own, path)
+        return found, mistakes
+
+    def _methods_of(self, path: Path) -> dict[str, Method]:
+        return {
+            _checked(str(key), path, "method"): parse(Method, data, f"{path}: method '{key}'")
+            for key, data in self._read(path).items()
+        }
 
     def study(self, name: str) -> Study:
         """A study's config, by its name; what it ``extends`` gives the keys that it leaves out.
@@ -222,10 +234,17 @@ class Workspace:
             for reference in study.references:
                 self._require("reference", reference, "reference", f"{path}: key 'references': ")
             recipe = self.recipe(study.recipe)
+            self._check_methods(study)
             minutes = self.runtimes.get(study.recipe, {})
             check_models(self.runtimes_path, minutes, study.recipe, recipe.models)
             self._grids[name] = expand(name, study, recipe, self.methods, str(path), minutes)
         return self._grids[name]
+
+    def _check_methods(self, study: Study) -> None:
+        """Tell of mistakes in the files of methods, if a study lacks one that may stand there."""
+        found, mistakes = self._methods
+        if mistakes and not found.keys() >= set(study.methods):
+            raise UserError("\n".join(mistakes))
 
     def find(self, run_id: str) -> tuple[Run, list[str]]:
         """A run by its id, and the studies that it belongs to.
@@ -250,7 +269,7 @@ class Workspace:
         if found is None:
             self._refuse_elsewhere()
             text = f"no study under config/ has a run '{run_id}'; `ofq runs STUDY` lists a study's"
-            raise UserError("\n".join([text, *broken]))
+            raise UserError("\n".join(dict.fromkeys([text, *broken])))
         return found, homes
 
     def uses(self, run: Run, studies: list[str]) -> dict[str, list[str]]:

@@ -25,6 +25,12 @@ MISTAKES = {
     "negative rate": (RECIPE, "lr: 2.0e-3", "lr: -1", ["stages.fp.lr", "-1", "greater than 0"]),
     "rate below its floor": (RECIPE, "lr: 1.0e-3,", "lr: 1.0e-5,", ["stages.qat", "min_lr", "above lr"]),
     "unknown stage": (RECIPE, "cga: {", "cgaa: {", ["stages", "cgaa", "'fp', 'qat' or 'cga'"]),
+    "override of an unknown model": (RECIPE, "stages:", "overrides: [{match: {model: micro}, set: {lr: 1}}]\nstages:", ["overrides.0.match", "no model 'micro'", "micro_deit_patch2_8"]),
+    "override of a stage without bits": (RECIPE, "stages:", "overrides: [{match: {stage: fp, bits: W2A2}, set: {lr: 1}}]\nstages:", ["overrides.0.match", "no bits"]),
+    "override of an unknown key": (RECIPE, "stages:", "overrides: [{match: {}, set: {lrr: 1}}]\nstages:", ["key 'overrides.0': unknown hyperparameter 'lrr'", "'lr'"]),
+    "method's full precision": (METHODS, "weight_quantizer: lsq}", "weight_quantizer: lsq, training: {fp: {lr: 1}}}", ["training.fp", "'qat' or 'cga'"]),
+    "seed as text": (STUDY, "seeds: [0, 1]", "seeds: ['0', 1]", ["seeds.0", "valid integer"]),
+    "query and key by another word": (METHODS, "qkr: true", "qkr: yes", ["qkr", "'yes'", "lowrank"]),
     "unknown data set": (RECIPE, "dataset: digits", "dataset: digit", ["'digit'", "did you mean 'digits'"]),
     "distillation without a teacher": (RECIPE, "  fp: {", "  #fp: {", ["'qat' distils", "no 'fp' stage", "'pretrained'", "allowed"]),
     "weights beside their own training": (RECIPE, "stages:", "pretrained: a.pth\nstages:", ["'pretrained'", "'a.pth'", "stage 'fp'", "allowed"]),
@@ -78,6 +84,14 @@ def test_two_files_with_a_method_of_one_name_are_both_named(checkout):
     (checkout / "config/methods/mine.yaml").write_text("lsq: {label: Mine, weight_quantizer: lsq}")
     done = ofq(checkout, "runs", "tiny")
     is_one_clear_error(done, ["mine.yaml", "'lsq'", "known.yaml"])
+
+
+def test_broken_methods_are_of_no_concern_to_studies_without_them(checkout):
+    (checkout / "config/methods/zz.yaml").write_text("mine: {label: Mine}\n")
+    assert ofq(checkout, "runs", "tiny").returncode == 0
+    study = checkout / STUDY
+    study.write_text(study.read_text().replace("[lsq,", "[mine,"))
+    is_one_clear_error(ofq(checkout, "runs", "tiny"), ["zz.yaml", "'mine'", "weight_quantizer"])
 
 
 def test_unknown_study_lists_the_known_ones(checkout):
