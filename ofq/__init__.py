@@ -10,7 +10,7 @@ Example:
     >>> model = ofq.quantize(model, weight_bits=2, weight_quantizer="statsq", qkr=True)
     >>> ofq.calibrate(model, images)
     >>> tracker = ofq.OscillationTracker(model)
-    >>> annealing = ofq.ConfidenceGuidedAnnealing(model, boundary_range=0.005)
+    >>> annealing = ofq.ConfidenceGuidedAnnealing(model, boundary_range=0.005)  # after QAT
     >>> optimizer = torch.optim.AdamW(model.parameters())
     >>> model(images).sum().backward()
     >>> annealing.step(optimizer)

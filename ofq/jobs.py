@@ -217,7 +217,7 @@ def _record_attempt(
     """Record that an attempt begins, and its provenance."""
     folder = this.folder
     resources = run.resources.model_dump(include={"threads", "compile", "loader"})
-    attempt = {**gather(workspace.root), **devices.describe(), **resources}
+    attempt = {**gather(workspace.root, run.config.module), **devices.describe(), **resources}
     comparison = workspace.compare(run, devices.count)
     folder.write_json(
         "provenance.json",

@@ -8,7 +8,7 @@ from pathlib import Path
 from ofq.doctor.files import check_checkpoints, check_final_files, check_leftovers
 from ofq.doctor.finding import Finding, warning
 from ofq.doctor.identity import check_identity, check_lock
-from ofq.doctor.inputs import check_inputs
+from ofq.doctor.inputs import check_inputs, check_module
 from ofq.doctor.patient import Patient
 from ofq.doctor.records import check_events, check_provenance
 from ofq.doctor.tables import check_tables
@@ -24,6 +24,7 @@ _CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     check_final_files,
     check_checkpoints,
     check_inputs,
+    check_module,
     check_leftovers,
 )
 

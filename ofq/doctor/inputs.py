@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from ofq.doctor.finding import Finding, ok, problem, warning
 from ofq.doctor.patient import Patient
 from ofq.tracking.folder import RESULT, WEIGHTS, sha256
+from ofq.tracking.provenance import module_sha256
 
 
 def check_inputs(patient: Patient) -> Iterator[Finding]:
@@ -26,6 +27,21 @@ def check_inputs(patient: Patient) -> Iterator[Finding]:
             yield problem(f"{path} isn't what the run was made from (SHA-256)", patient.anew)
         elif name not in parents:
             yield warning(f"{path}, which the run was made from, is missing", "put it back")
+
+
+def check_module(patient: Patient) -> Iterator[Finding]:
+    """The user's own module is still as it was, in all attempts and now."""
+    attempts = (patient.read("provenance.json") or {}).get("attempts", [])
+    own = [attempt["module"] for attempt in attempts if attempt.get("module")]
+    if not own:
+        return
+    name, known = own[-1]["name"], {module["sha256"] for module in own}
+    if len(known | {module_sha256(name)}) == 1:
+        yield ok(f"{name} is as it was")
+    else:
+        yield warning(
+            f"{name} has changed since the run began; its name doesn't tell", patient.anew
+        )
 
 
 def _parents(patient: Patient) -> list[str]:

@@ -75,7 +75,8 @@ class ConfidenceGuidedAnnealing:
     they are, every low-bit weight outside the band is frozen for this step: its gradient is zeroed
     and its value restored afterwards, since momentum and weight decay would move it. A weight that
     leaves the band freezes there and then. On QKR's merged weight, entries outside the band pass
-    no gradient to W_q and W_k. Everything else keeps training.
+    no gradient to W_q and W_k. That begins as this object is made, so make it when annealing is to
+    begin. Everything else keeps training.
 
     Args:
         model: A quantized model.

@@ -141,16 +141,24 @@ def register_weight_quantizer(name: str) -> Callable[[_Quantizer], _Quantizer]:
         ...     '''StatsQ under another name.'''
 
     Raises:
-        UserError: The name is taken.
+        UserError: It is no weight quantizer, or the name is taken by another one.
     """
 
     def register(quantizer: _Quantizer) -> _Quantizer:
-        if name in _REGISTRY and _REGISTRY[name] is not quantizer:
+        if isinstance(quantizer, type) and not issubclass(quantizer, WeightQuantizer):
+            raise UserError(f"weight quantizer '{name}': {quantizer} is no ofq.WeightQuantizer")
+        if name in _REGISTRY and not _same(_REGISTRY[name], quantizer):
             raise UserError(f"a weight quantizer named '{name}' is already registered")
         _REGISTRY[name] = quantizer
         return quantizer
 
     return register
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two are one, or the one defined anew, as by a cell of a notebook."""
+    places = [(getattr(o, "__module__", o), getattr(o, "__qualname__", o)) for o in (one, other)]
+    return places[0] == places[1]
 
 
 def weight_quantizer_names() -> list[str]:

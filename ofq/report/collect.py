@@ -31,7 +31,8 @@ class Records:
         cells: Its cells, full-precision baselines first.
         runs: One row per cell and seed: run id, chain of runs, final numbers, oscillation; the
             commits of all the chain's attempts, ``-dirty`` where code differed from them, ``none``
-            outside git; and what the recipes of its stages differ in.
+            outside git, ``+MODULE@HASH`` for the user's own module; and what the recipes of its
+            stages differ in.
         curves: Reads the curves.
         metrics: Those of the metrics, one row per cell, seed and epoch.
         correct: Which evaluation images each run is right about, by its id, where that is kept.
@@ -174,9 +175,11 @@ class _Origin:
 
 
 def _commit(attempt: dict[str, Any]) -> str:
-    """As ``git describe --dirty`` would have it."""
+    """As ``git describe --dirty`` would have it; and the user's own module, by its hash."""
     changed = attempt["diff"] or attempt["untracked"]
-    return f"{attempt['commit'] or 'none'}{'-dirty' if changed else ''}"
+    own = attempt.get("module")
+    module = f"+{own['name']}@{str(own['sha256'])[:8]}" if own else ""
+    return f"{attempt['commit'] or 'none'}{'-dirty' if changed else ''}{module}"
 
 
 def _origin_of(run: Run, origins: dict[str, _Origin]) -> dict[str, str]:

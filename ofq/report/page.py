@@ -1,5 +1,6 @@
 """The page: one HTML file that needs nothing beside it."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -91,8 +92,7 @@ def _picture(figure: Saved) -> Picture:
 
 
 def _short(commit: str) -> str:
-    name, *dirty = commit.split("-")
-    return "-".join([name[:10], *dirty])
+    return re.sub("^([0-9a-f]{10})[0-9a-f]+", r"\1", commit)
 
 
 def _commits(cells: Iterable[str]) -> list[str]:

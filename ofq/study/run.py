@@ -50,6 +50,11 @@ class RunConfig:
         """Weight and activation bits; None for full-precision runs."""
         return self.quantization.bits if self.quantization else None
 
+    @property
+    def module(self) -> str | None:
+        """The module of the user's own that registers the weight quantizer, if one does."""
+        return self.quantization.module if self.quantization else None
+
     def payload(self, *, brief: bool = False) -> dict[str, Any]:
         """The config as plain JSON data; if brief, without what is at its default."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}

@@ -1,6 +1,7 @@
 """Where a run's numbers come from: code, versions, machine and command."""
 
 import hashlib
+import importlib.util
 import os
 import platform
 import re
@@ -22,16 +23,18 @@ _SLURM = re.compile(
 )
 
 
-def gather(root: Path) -> dict[str, Any]:
+def gather(root: Path, module: str | None = None) -> dict[str, Any]:
     """Collect the provenance of an attempt at a run, which starts now.
 
     Args:
         root: The checkout.
+        module: The user's own that the run's method names, if it names one.
 
     Returns:
         Plain JSON data. ``commit`` and ``diff`` are None outside a git checkout; ``diff`` is the
         uncommitted change to tracked files under ``ofq`` and ``config`` (empty if there is none),
-        ``untracked`` the other files there. ``code_sha256`` is of the package's source as it runs;
+        ``untracked`` the other files there. ``code_sha256`` is of the package's source as it runs,
+        and ``module`` has the name and SHA-256 of the user's own, which git needn't know;
         ``packages`` has the versions of what it depends on; ``visible_gpus`` the GPUs that it was
         given, None for any. Credentials in the command and in the diff are left out.
     """
@@ -45,6 +48,7 @@ def gather(root: Path) -> dict[str, Any]:
             _git(root, "ls-files", "--others", "--exclude-standard", "--", "ofq", "config") or ""
         ).splitlines(),
         "code_sha256": code_sha256(),
+        "module": module and {"name": module, "sha256": module_sha256(module)},
         "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None,
         "packages": _packages(),
         "python": platform.python_version(),
@@ -57,12 +61,28 @@ def gather(root: Path) -> dict[str, Any]:
     }
 
 
-def code_sha256() -> str:
-    """SHA-256 of the package's source files and of the versions that it runs with."""
+def code_sha256(module: str | None = None) -> str:
+    """SHA-256 of all code that decides a run's numbers, and of the versions that it runs with.
+
+    Args:
+        module: The user's own that the run's method names, if it names one.
+    """
     digest = hashlib.sha256(repr(sorted(_packages().items())).encode())
     for path in sorted(_PACKAGE.rglob("*.py")):
         digest.update(path.read_bytes())
+    if module is not None:
+        digest.update(str(module_sha256(module)).encode())
     return digest.hexdigest()
+
+
+def module_sha256(module: str) -> str | None:
+    """SHA-256 of a module's source file; None if it can't be found."""
+    try:
+        found = importlib.util.find_spec(module)
+        source = Path(found.origin) if found and found.origin else None
+        return hashlib.sha256(source.read_bytes()).hexdigest() if source else None
+    except Exception:  # whatever its package raises: importing it will tell
+        return None
 
 
 def _packages() -> dict[str, str | None]:

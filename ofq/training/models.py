@@ -1,6 +1,7 @@
 """Building models by name: timm's, and this package's small ones."""
 
 import importlib
+import traceback
 
 import timm
 from timm.models import VisionTransformer, register_model
@@ -176,4 +177,10 @@ def _import(module: str) -> None:
         raise UserError(
             f"can't import '{module}', the method's module: {error}; "
             "install it in this environment, or put its folder on PYTHONPATH"
+        ) from None
+    except Exception as error:  # its own mistakes, as of syntax
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"can't import '{module}', the method's module: {type(error).__name__}: {error} "
+            f"({place.filename}:{place.lineno})"
         ) from None

@@ -1,5 +1,6 @@
 """What a user adds from outside the package: a quantizer, a method, and a study that uses them."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -52,6 +53,47 @@ def test_own_quantizer_is_in_the_grid_and_trains(own):
         done = ofq(own, "train", "--no-track", run)
         assert done.returncode == 0, done.stderr
     assert "training 2 steps" in done.stdout
+    examined = ofq(own, "doctor", halved)
+    assert "own_package.halved is as it was" in examined.stdout
+    module = own / "own_package" / "halved.py"
+    digest = hashlib.sha256(module.read_bytes()).hexdigest()
+    origin = ofq(own, "explain", "tiny", "W2A2/halved").stdout
+    assert f"+own_package.halved@{digest[:8]}" in origin
+    module.write_text(MODULE.replace("/ 2", "/ 8"))
+    assert "own_package.halved has changed since" in ofq(own, "doctor", halved).stdout
+
+
+@pytest.mark.slow
+def test_run_that_failed_by_an_own_module_may_be_tried_when_that_is_mended(own):
+    fp, halved = ofq(own, "runs", "tiny").stdout.split()
+    assert ofq(own, "train", "--no-track", fp).returncode == 0
+    module = own / "own_package" / "halved.py"
+    module.write_text(MODULE.replace("/ 2", "* float('nan')"))
+    assert ofq(own, "train", "--no-track", halved).returncode == 3
+    assert "with this same code" in ofq(own, "train", "--no-track", halved).stderr
+    module.write_text(MODULE)
+    assert ofq(own, "train", "--no-track", halved).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("def broken(:", "SyntaxError"),
+        ("import ofq\n\nofq.nothing", "AttributeError"),
+        (MODULE.replace("(ofq.StatsQ)", ""), "is no ofq.WeightQuantizer"),
+    ],
+    ids=["syntax", "name", "class"],
+)
+def test_mistake_in_an_own_module_is_named_with_its_place(own, code, told):
+    fp, halved = ofq(own, "runs", "tiny").stdout.split()
+    ofq(own, "train", "--no-track", fp)
+    (own / "own_package" / "halved.py").write_text(code)
+    done = ofq(own, "train", "--no-track", halved)
+    assert done.returncode == 2
+    assert "own_package.halved" in done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
