@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ofq.atomic import write_file
@@ -181,7 +181,8 @@ def save_packed(
     )
     text = contents.model_dump_json()
     metadata = {"format": "pt", _CONTENTS: text, _HASH: _sha256(text, tensors)}
-    write_file(path, lambda to: save_file(tensors, to, metadata))
+    # by Python, whose errors say what is wrong with the disk
+    write_file(path, lambda to: to.write_bytes(save(tensors, metadata)))
 
 
 def load_packed(path: Path) -> nn.Module:

@@ -150,6 +150,14 @@ def test_attempt_that_was_killed_before_its_first_event_is_no_finding(stopped):
     assert not any("provenance of" in finding.text for finding in stopped.findings())
 
 
+def test_files_that_mayn_t_be_read_are_no_damage(done, monkeypatch):
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda p, mode: p.name != "result.json" and may(p, mode))
+    (finding,) = done.findings()
+    assert (finding.level, "no permission to read result.json" in finding.text) == ("problem", True)
+    assert finding.todo.startswith("chmod -R u+rX")
+
+
 def test_nothing_is_changed(checkout):
     before = snapshot(checkout)
     for mark in ("fp-s0", "fp-s1", "w2a2-statsq-qkr-s0"):

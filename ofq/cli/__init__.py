@@ -1,5 +1,6 @@
 """The ``ofq`` command; each subcommand is a few lines over the package."""
 
+import inspect
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -26,6 +27,17 @@ app = typer.Typer(
 for commands in (studies, trainings, reports, models):
     app.add_typer(commands.app)
 app.add_typer(track.app, name="track", rich_help_panel="Runs")
+
+
+def _flow(commands: typer.Typer) -> None:
+    """Let the lines of a paragraph of help be as long as the terminal is wide."""
+    for command in commands.registered_commands:
+        paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(text.split()) for text in paragraphs)
+
+
+for commands in (studies, trainings, reports, models, track):
+    _flow(commands.app)
 
 
 def _version(wanted: bool) -> None:

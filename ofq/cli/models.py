@@ -67,7 +67,7 @@ def evaluate(
     qkr: Qkr = False,
     quantizer: Quantizer = "statsq",
     batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1)] = 64,
-    seed: Annotated[int, typer.Option(help="Whose split of digits.")] = 0,
+    seed: Annotated[int, typer.Option(help="Whose split of digits.", min=0, max=2**32 - 1)] = 0,
 ) -> None:
     """Evaluate weights: top-1 and top-5, each image counted once whatever the batch size."""
     from ofq.training import evaluation, models

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ofq.doctor.files import check_checkpoints, check_final_files, check_leftovers
+from ofq.doctor.files import check_access, check_checkpoints, check_final_files, check_leftovers
 from ofq.doctor.finding import Finding, warning
 from ofq.doctor.identity import check_identity, check_lock
 from ofq.doctor.inputs import check_inputs, check_module
@@ -55,7 +55,8 @@ def examine(workspace: Workspace, name: str) -> Diagnosis:
     patient = _patient(workspace, name)
     if not patient.path.is_dir():
         return Diagnosis(patient.id, [warning("the run hasn't begun", patient.train)])
-    findings = [finding for check in _CHECKS for finding in check(patient)]
+    denied = list(check_access(patient))
+    findings = denied or [finding for check in _CHECKS for finding in check(patient)]
     return Diagnosis(patient.id, findings)
 
 

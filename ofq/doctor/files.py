@@ -1,5 +1,6 @@
 """The files: final ones, checkpoints, and what shouldn't be there."""
 
+import os
 import shlex
 from collections.abc import Iterator
 
@@ -11,6 +12,16 @@ from ofq.manifest import OtherFormat, examine, manifests
 from ofq.tracking.folder import RESULT, SEALED, WEIGHTS, sha256
 
 _DECLARED = (RESULT, WEIGHTS, "metrics.parquet")  # what the workflow asks of a run
+
+
+def check_access(patient: Patient) -> Iterator[Finding]:
+    """All of it may be read; else nothing else can be said."""
+    paths = [patient.path, *patient.path.rglob("*")]
+    denied = [path for path in paths if path.exists() and not os.access(path, os.R_OK)]
+    if denied:
+        names = some([str(path.relative_to(patient.path)) for path in denied])
+        todo = f"chmod -R u+rX {shlex.quote(str(patient.path))}  by its owner, then look again"
+        yield problem(f"no permission to read {names}", todo)
 
 
 def check_final_files(patient: Patient) -> Iterator[Finding]:

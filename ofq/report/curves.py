@@ -184,6 +184,8 @@ def _read(path: Path, required: bool) -> pa.Table:
         return pa.table({})
     try:
         return parquet.ParquetFile(path).read(use_threads=False)
+    except PermissionError as error:
+        raise UserError(f"{path}: {error.strerror}; mend its permissions") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error}); move its folder away and train anew") from None
 

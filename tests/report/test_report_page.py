@@ -1,3 +1,5 @@
+import errno
+import os
 import re
 import shutil
 import subprocess
@@ -139,6 +141,20 @@ def test_damaged_table_is_named_and_the_old_report_stays(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"metrics\.parquet: damaged"):
         build(workspace, "small", tmp_path / "reports" / "small")
     assert contents(tmp_path / "reports") == before
+
+
+def test_table_that_mayn_t_be_read_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = synthetic.make_workspace(tmp_path, seeds=[0], figures=["accuracy"])
+    synthetic.fill(workspace)
+
+    def denied(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", denied)
+    with pytest.raises(UserError, match=r"parquet: Permission denied; mend its permissions"):
+        build(workspace, "small", workspace.reports / "small")
 
 
 def test_missing_table_of_a_stage_before_the_last_is_named(tmp_path: Path) -> None:
