@@ -33,9 +33,15 @@ def check(workspace: Workspace, run: Run, studies: list[str], gpus: int) -> None
     """Make sure that a run can start, before anything of it is written.
 
     Raises:
-        UserError: A run that it builds on isn't complete, a file that it starts from is missing, or
-            it can't be spread over the devices.
+        UserError: It has ended, but its weights are gone; a run that it builds on isn't complete, a
+            file that it starts from is missing, or it can't be spread over the devices.
     """
+    folder = run_folder(workspace, run)
+    if folder.result() is not None and folder.damaged():
+        raise UserError(
+            f"{folder.path}: the record of a run that has ended, without its weights, as in an "
+            "unpacked bundle; it is kept: to train the run again, move its folder away"
+        )
     _check_devices(run, processes(gpus))
     for needed in run.needs():
         if not run_folder(workspace, needed).complete():

@@ -181,7 +181,7 @@ class RunFolder:
 
     def state(self) -> State:
         """What has become of the run; ``running`` only while its trainer shows signs of life."""
-        if self.complete():
+        if self.result() is not None:
             return "done"
         if self._is_written():
             return "running"

@@ -14,10 +14,12 @@ import pytest
 import synthetic
 from files import contents
 
+from ofq import jobs
 from ofq.bundle import bundle, unbundle
 from ofq.errors import UserError
 from ofq.report import build, explain
 from ofq.study import Workspace
+from ofq.tracking import RunFolder
 
 Members = list[tuple[tarfile.TarInfo, bytes]]
 
@@ -329,3 +331,10 @@ def test_commands_bundle_and_unbundle_without_torch(home: Workspace, tmp_path: P
     before = contents(tmp_path / "small/reports")
     ofq(tmp_path / "small", "report", "small")
     assert contents(tmp_path / "small/reports") == before
+
+
+def test_records_are_never_trained_over(unpacked: Workspace) -> None:
+    for run in unpacked.grid("small").runs().values():
+        assert RunFolder(unpacked.results / "runs" / run.id).state() == "done"
+        with pytest.raises(UserError, match=r"unpacked bundle; it is kept: .* move its folder"):
+            jobs.check(unpacked, run, ["small"], gpus=0)
