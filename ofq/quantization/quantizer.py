@@ -167,8 +167,9 @@ def weight_quantizer_names() -> list[str]:
 
 
 def registered_name(quantizer: WeightQuantizer) -> str:
-    """The name under which a weight quantizer is registered."""
-    return next(name for name, made in _REGISTRY.items() if made is type(quantizer))
+    """The name under which a weight quantizer is registered; if it isn't, its class's."""
+    names = (name for name, made in _REGISTRY.items() if made is type(quantizer))
+    return next(names, type(quantizer).__name__)
 
 
 def make_weight_quantizer(

@@ -1,19 +1,23 @@
 """Reading and writing weights: safetensors, and the files that ``torch.save`` makes."""
 
 import argparse
+import json
 import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ofq.errors import UserError, some
+from ofq.quantization import LSQ, low_bit_weights
+from ofq.quantization.quantizer import registered_name
 
 _CONTAINERS = ("state_dict", "model")
+_FORMS = "ofq.quantized"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -85,9 +89,35 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
 
     Raises:
         UserError: The file is missing or damaged, or it is of another model: names are missing or
-            left over, or shapes differ.
+            left over, shapes differ, or, if :func:`save_weights` made it, quantizers or bits do.
     """
-    return fit_weights(model, read_weights(path), path)
+    weights = read_weights(path)
+    recorded = _recorded_forms(path)
+    wrong = [
+        f"{layer} is {recorded[layer]}, not {wanted}"
+        for layer, wanted in _forms(model).items()
+        if recorded.get(layer, wanted) != wanted
+    ]
+    if wrong:
+        raise UserError(f"{path}: quantized otherwise: {some(wrong)}")
+    return fit_weights(model, weights, path)
+
+
+def _forms(model: nn.Module) -> dict[str, str]:
+    """How each quantized weight and activation of a model is quantized, in words."""
+    activations = {n: f"{m.bits} bits" for n, m in model.named_modules() if isinstance(m, LSQ)}
+    weights = {
+        weight.layer: f"{registered_name(weight.quantizer)} at {weight.quantizer.bits} bits"
+        for weight in low_bit_weights(model)
+    }
+    return activations | weights
+
+
+def _recorded_forms(path: Path) -> dict[str, str]:
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {}).get(_FORMS, "{}"))
 
 
 def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> nn.Module:
@@ -120,6 +150,7 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> 
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Save a model's weights as safetensors."""
+    """Save a model's weights as safetensors, and how they are quantized as metadata."""
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     # by Python, as safetensors' own writing tells of a full disk by no OSError
-    path.write_bytes(save({name: t.contiguous() for name, t in model.state_dict().items()}))
+    path.write_bytes(save(tensors, {_FORMS: json.dumps(_forms(model))}))

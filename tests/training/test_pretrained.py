@@ -11,13 +11,14 @@ from safetensors.torch import save_file
 import ofq
 from ofq.errors import UserError
 from ofq.interruption import StopRequest
-from ofq.study import Workspace
+from ofq.quantization import calibrate
+from ofq.study import Quantization, Workspace
 from ofq.study.config import HUB
 from ofq.training import models
 from ofq.training.checkpoint import CheckpointStore
 from ofq.training.objective import Distillation
 from ofq.training.stage import prepare
-from ofq.training.weights import load_weights, read_weights
+from ofq.training.weights import load_weights, read_weights, save_weights
 
 MICRO = "micro_deit_patch2_8"
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -217,3 +218,31 @@ def test_weights_of_another_model_name_what_differs(tmp_path):
         load_weights(models.build(MICRO, 10), tmp_path / "weights.safetensors")
     words = ["missing: cls_token", "unexpected: surplus", "head.bias (7,) for (10,)"]
     assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("bits", "quantizer", "told"),
+    [
+        ("W2A2", "statsq", None),
+        ("W2A2", "lsq_statistical", "fc1 is statsq at 2 bits, not lsq_statistical at 2 bits"),
+        ("W3A2", "statsq", "fc1 is statsq at 2 bits, not statsq at 3 bits"),
+        ("W2A4", "statsq", "is 2 bits, not 4 bits"),
+    ],
+)
+def test_weights_that_were_quantized_otherwise_are_refused(tmp_path, bits, quantizer, told):
+    """Their tensors alone would fit."""
+
+    def made(bits, quantizer):
+        wanted = Quantization(bits=bits, weight_quantizer=quantizer, layers={"*.attn.*": "W2A2"})
+        return models.quantized(models.build(MICRO, 10), wanted)
+
+    model = made("W2A2", "statsq")
+    calibrate(model, torch.rand(2, 1, 8, 8))
+    save_weights(model, tmp_path / "weights.safetensors")
+    if told is None:
+        loaded = load_weights(made(bits, quantizer), tmp_path / "weights.safetensors").state_dict()
+        assert all(torch.equal(loaded[n], t) for n, t in model.state_dict().items())
+        return
+    with pytest.raises(UserError, match="quantized otherwise") as caught:
+        load_weights(made(bits, quantizer), tmp_path / "weights.safetensors")
+    assert told in str(caught.value)
