@@ -1,5 +1,6 @@
 """Building models by name: timm's, and this package's small ones."""
 
+import difflib
 import importlib
 import traceback
 
@@ -126,10 +127,10 @@ def from_hub(name: str, classes: int, drop_path: float = 0.0) -> nn.Module:
 
 def _check_name(name: str) -> None:
     if not timm.is_model(name):
-        near = (
-            ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8]) or "see timm.list_models()"
+        near = difflib.get_close_matches(name, timm.list_models(), n=5)
+        raise UserError(
+            f"unknown model '{name}'; timm has: {', '.join(near) or 'see timm.list_models()'}"
         )
-        raise UserError(f"unknown model '{name}'; timm has: {near}")
 
 
 def quantized(model: nn.Module, wanted: Quantization | None) -> nn.Module:

@@ -66,6 +66,11 @@ def test_unknown_model_is_explained(name):
         build(name, 10)
 
 
+def test_models_with_a_name_like_an_unknown_one_are_named():
+    with pytest.raises(UserError, match="timm has: .*vit_tiny_patch16_224"):
+        build("vit_tiny_patch16_225", 10)
+
+
 def dropped_paths(model):
     return [m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath" and m.drop_prob]
 
