@@ -67,7 +67,7 @@ def test_unknown_model_is_explained(name):
 
 
 def test_models_with_a_name_like_an_unknown_one_are_named():
-    with pytest.raises(UserError, match="timm has: .*vit_tiny_patch16_224"):
+    with pytest.raises(UserError, match=r"timm has: .*vit_tiny_patch16_224"):
         build("vit_tiny_patch16_225", 10)
 
 
