@@ -31,7 +31,7 @@ from ofq.study import Workspace
 from ofq.study.fields import Name
 from ofq.study.files import Strict
 from ofq.tracking import RunFolder
-from ofq.tracking.folder import REPORTED, sha256
+from ofq.tracking.folder import REPORTED, UNPACKED, sha256
 from ofq.tracking.sent import copy_run_ids
 
 ENDING = ".tar.xz"
@@ -120,6 +120,8 @@ def unbundle(path: Path, out: Path | None = None) -> Workspace:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as name:
             whole = Path(name) / contents.study
             _unpack(archive, contents, whole)
+            for record in whole.rglob("run.json"):
+                record.with_name(UNPACKED).touch()
             whole.rename(target)
     return Workspace(target)
 

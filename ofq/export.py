@@ -113,6 +113,8 @@ def finished(workspace: Workspace, run: Run) -> Finished:
     config, folder = run.config, run_folder(workspace, run)
     if config.quantization is None:
         raise UserError(f"{run.id} is a full-precision run, which has no codes to pack")
+    if folder.is_record():
+        raise UserError(f"{folder.path}: a record without weights, as in an unpacked bundle")
     if not folder.complete():
         raise UserError(f"{run.id} isn't finished, it is {folder.state()}; `ofq train {run.id}`")
     weights = folder.path / WEIGHTS

@@ -74,12 +74,13 @@ def answers(workspace: Workspace, run: Run) -> Path | None:
 
     Args:
         workspace: The checkout.
-        run: A run whose provenance is written.
+        run: A run whose attempt is on record, with what it is made from now.
     """
     config = run.config
     if config.training is None or not config.training.teacher.cached:
         return None
     record = run_folder(workspace, run).provenance()
+    record = record["attempts"][-1].get("origin", record)
     teacher = run.teacher.id if run.teacher else str(config.pretrained)
     about = {
         "model": config.model,

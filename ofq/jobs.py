@@ -36,12 +36,13 @@ def check(workspace: Workspace, run: Run, studies: list[str], gpus: int) -> None
         UserError: It has ended, but its weights are gone; a run that it builds on isn't complete, a
             file that it starts from is missing, or it can't be spread over the devices.
     """
-    folder = run_folder(workspace, run)
-    if folder.result() is not None and folder.damaged():
-        raise UserError(
-            f"{folder.path}: the record of a run that has ended, without its weights, as in an "
-            "unpacked bundle; it is kept: to train the run again, move its folder away"
-        )
+    for link in (run, *run.needs()):
+        folder = run_folder(workspace, link)
+        if folder.is_record():
+            raise UserError(
+                f"{folder.path}: the record of a run that has ended, without its weights, as in an "
+                "unpacked bundle; it is kept: to train the run again, move its folder away"
+            )
     _check_devices(run, processes(gpus))
     for needed in run.needs():
         if not run_folder(workspace, needed).complete():
@@ -100,8 +101,9 @@ def begin(
     _check_leased(this, devices)
     data = inputs.checked_data(workspace, run, studies)
     this.folder.open(describe(run))
-    origin = _origin(workspace, run, data, this, console)
-    _record_attempt(workspace, run, studies, this, devices, origin)
+    origin = {"inputs": inputs.hashes(workspace, run), "data": data}
+    began = _began_with(this, origin, console)
+    _record_attempt(workspace, run, studies, this, devices, began, origin)
     return devices
 
 
@@ -195,18 +197,15 @@ def assist(workspace: Workspace, run: Run, gpus: int, stop: StopRequest) -> None
     process.leave()
 
 
-def _origin(
-    workspace: Workspace, run: Run, data: dict[str, Any], this: Attempt, console: Console
-) -> dict[str, Any]:
-    """What a run is made from: where it goes on from a checkpoint, what it began with."""
-    now = {"inputs": inputs.hashes(workspace, run), "data": data}
+def _began_with(this: Attempt, origin: dict[str, Any], console: Console) -> dict[str, Any]:
+    """What a run is made from: now, or as it began where it goes on from a checkpoint."""
     if not this.folder.attempts() or not manifests(this.folder.path / CHECKPOINT):
-        return now
-    began = {**now, **{key: this.folder.provenance().get(key, now[key]) for key in now}}
+        return origin
+    began = {key: this.folder.provenance().get(key, origin[key]) for key in origin}
     files = began["inputs"].items()
-    changed = [name for name, digest in files if now["inputs"].get(name) != digest]
-    if began["data"]["fingerprint"] != data["fingerprint"]:
-        changed.append(data["name"])
+    changed = [name for name, digest in files if origin["inputs"].get(name) != digest]
+    if began["data"]["fingerprint"] != origin["data"]["fingerprint"]:
+        changed.append(origin["data"]["name"])
     for name in changed:
         warn(this, console, f"{name} isn't what this run began with; it goes on nevertheless")
     return began
@@ -218,19 +217,21 @@ def _record_attempt(
     studies: list[str],
     this: Attempt,
     devices: "Devices",
+    began: dict[str, Any],
     origin: dict[str, Any],
 ) -> None:
-    """Record that an attempt begins, and its provenance."""
+    """Record that an attempt begins, and its provenance, with its own origin if that is another."""
     folder = this.folder
     resources = run.resources.model_dump(include={"threads", "compile", "loader"})
     attempt = {**gather(workspace.root, run.config.module), **devices.describe(), **resources}
+    attempt |= {"origin": origin} if origin != began else {}
     comparison = workspace.compare(run, devices.count)
     folder.write_json(
         "provenance.json",
         {
             **workspace.uses(run, studies),
             "recipe": comparison.payload() if comparison else None,
-            **origin,
+            **began,
             "attempts": [*folder.attempts(), attempt],
         },
     )

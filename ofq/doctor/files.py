@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 from ofq.attempt import CHECKPOINT, SAVE_REQUEST
 from ofq.doctor.finding import Finding, ok, problem, warning
@@ -17,11 +18,15 @@ _DECLARED = (RESULT, WEIGHTS, "metrics.parquet")  # what the workflow asks of a 
 def check_access(patient: Patient) -> Iterator[Finding]:
     """All of it may be read; else nothing else can be said."""
     paths = [patient.path, *patient.path.rglob("*")]
-    denied = [path for path in paths if path.exists() and not os.access(path, os.R_OK)]
+    denied = [path for path in paths if os.path.lexists(path) and not _may_be_read(path)]
     if denied:
         names = some([str(path.relative_to(patient.path)) for path in denied])
         todo = f"chmod -R u+rX {shlex.quote(str(patient.path))}  by its owner, then look again"
         yield problem(f"no permission to read {names}", todo)
+
+
+def _may_be_read(path: Path) -> bool:
+    return os.access(path, os.R_OK | os.X_OK if os.path.isdir(path) else os.R_OK)
 
 
 def check_final_files(patient: Patient) -> Iterator[Finding]:

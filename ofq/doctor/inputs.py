@@ -36,7 +36,10 @@ def check_module(patient: Patient) -> Iterator[Finding]:
     if not own:
         return
     name, known = own[-1]["name"], {module["sha256"] for module in own}
-    if len(known | {module_sha256(name)}) == 1:
+    now = module_sha256(name)
+    if now is None:
+        yield warning(f"{name}, by which the run was made, isn't found: put it on PYTHONPATH")
+    elif known == {now}:
         yield ok(f"{name} is as it was")
     else:
         yield warning(

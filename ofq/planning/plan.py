@@ -233,7 +233,7 @@ def _check(machine: Machine, runs: Sequence[Run]) -> None:
 def _share_left(workspace: Workspace, run: Run) -> float:
     """The share of a run that is still to be done; 0 if it is complete."""
     folder = run_folder(workspace, run)
-    if folder.complete():
+    if folder.result() is not None:
         return 0.0
     progress = folder.progress()
     return 1 - min(0.99, progress["step"] / progress["total"]) if progress else 1.0

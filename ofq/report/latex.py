@@ -58,11 +58,15 @@ def measures_to_latex(table: Table) -> str:
     body, width = [], len(table.headings)
     for model, rows in _by_model(table):
         for number, bits in enumerate(table.groups):
-            body += _heading([model, bits] if table.many_models else [bits], width - 1)
+            lines = []
             for row in rows:
                 own = row.entries[number * width + 1 : (number + 1) * width]
                 if any(entry.text != "–" for entry in own):
-                    body.append(_line(escape_latex(row.label), own))
+                    lines.append(_line(escape_latex(row.label), own))
+            heading = _heading([model, bits] if table.many_models else [bits], width - 1)
+            body += [*heading, *lines] if lines else []
+    if not body:
+        return f"% {' '.join(table.title.split())}: nothing else was measured\n"
     return _tabular([table.title, *table.notes], table.headings[1:], body)
 
 
@@ -88,7 +92,7 @@ def _line(head: str, entries: list[Entry]) -> str:
 def _tabular(notes: list[str], columns: list[str], body: list[str]) -> str:
     lines = [
         *(f"% {' '.join(note.split())}" for note in notes),
-        rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
+        rf"\begin{{tabular}}{{@{{}}l{'r' * len(columns)}@{{}}}}",
         r"\toprule",
         " & ".join(["Method", *map(escape_latex, columns)]) + r" \\",
         r"\midrule",

@@ -85,7 +85,8 @@ class RunConfig:
         names += ["qkr"] if qkr is True else [f"qkr_{qkr}"] if qkr else []
         names += [self.stabilizer.form] if self.stabilizer else []
         if isinstance(self.annealing, Band):
-            names.append(f"cga{self.annealing.boundary_range:g}")
+            released = "_released" if self.annealing.rule == "as_released" else ""
+            names.append(f"cga{self.annealing.boundary_range:g}{released}")
         elif self.annealing is not None:
             names.append(f"cga_{self.annealing.form}")
         if self.noise is not None:

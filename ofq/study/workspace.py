@@ -101,23 +101,22 @@ class Workspace:
     @cached_property
     def _methods(self) -> tuple[dict[str, Method], list[str]]:
         """The methods, and what is wrong with others, which may be of no concern."""
-        found: dict[str, Method] = {}
-        homes: dict[str, Path] = {}
+        found: dict[str, dict[Path, Method]] = {}
         mistakes: list[str] = []
         for path in self._files("methods"):
             try:
-                own = self._methods_of(path)
+                for name, method in self._methods_of(path).items():
+                    found.setdefault(name, {})[path] = method
             except UserError as error:
                 mistakes.append(str(error))
-                continue
-            for name in homes.keys() & own.keys():
-                mistakes.append(
-                    f"{path}: method '{name}' is already defined in {homes[name]}; rename one"
-                )
-                del found[name], own[name]
-            found |= own
-            homes |= dict.fromkeys(own, path)
-        return found, mistakes
+        for name, homes in found.items():
+            first, *others = homes
+            mistakes += [
+                f"{path}: method '{name}' is already defined in {first}; rename one"
+                for path in others
+            ]
+        single = {n: next(iter(homes.values())) for n, homes in found.items() if len(homes) == 1}
+        return single, mistakes
 
     def _methods_of(self, path: Path) -> dict[str, Method]:
         return {
@@ -196,7 +195,7 @@ class Workspace:
                     f"trains on {dataset}"
                 )
             for value in found[-1].values:
-                if value.method not in methods:
+                if value.method not in methods and not self._methods[1]:
                     raise UserError(
                         f"{self.root / 'config' / 'reference' / name}.yaml: unknown method "
                         f"'{value.method}' ({suggest(value.method, methods)})"

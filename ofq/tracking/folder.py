@@ -20,6 +20,7 @@
 ``result.json``           the final numbers, written last: with it, the run is complete
 ``packed.json``           bytes of the model's packed file, and in full precision, if exported
 ``sealed/``               the same final files once more, as hard links
+``unpacked``              the folder is a bundle's record, without weights
 ========================  ==========================================================
 """
 
@@ -50,6 +51,7 @@ RESULT = "result.json"
 CORRECT = "correct.npy"
 PACKED = "packed.json"
 SEALED = "sealed"
+UNPACKED = "unpacked"
 _RETIRED = {"trajectories"}  # keys of older configs that decided no number
 TABLES: tuple[Table, ...] = get_args(Table)
 REPORTED = (
@@ -154,6 +156,11 @@ class RunFolder:
     def complete(self) -> bool:
         """Whether the run has ended, with its numbers and its weights."""
         return self.result() is not None and (self.path / WEIGHTS).exists()
+
+    def is_record(self) -> bool:
+        """Whether this is the record of a run that has ended, without its weights."""
+        ended = self.result() is not None and not (self.path / WEIGHTS).exists()
+        return (self.path / UNPACKED).exists() or (ended and bool(self.damaged()))
 
     def correct(self) -> "NDArray[np.bool_] | None":
         """Which evaluation images the final model is right about, (images,) in their order.

@@ -93,7 +93,10 @@ def build(name: str, classes: int, drop_path: float = 0.0) -> nn.Module:
             raise UserError(f"{name} has one layer and no path to drop; allowed: drop_path 0")
         return ToyRegression(toy_weights(name))
     _check_name(name)
-    return timm.create_model(name, num_classes=classes, drop_path_rate=drop_path)
+    try:
+        return timm.create_model(name, num_classes=classes, drop_path_rate=drop_path)
+    except TypeError as error:
+        raise UserError(f"timm's {name} can't be built for this: {error}") from None
 
 
 def from_hub(name: str, classes: int, drop_path: float = 0.0) -> nn.Module:

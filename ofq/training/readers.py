@@ -206,7 +206,7 @@ def _in_tar(path: Path) -> Reader:
         with suppress(OSError):  # it saves time, no more
             _write_index(path, tars, index)
     try:
-        return _tar_reader(path, large and index.exists())
+        return _tar_reader(path, large and not _outdated(index, tars))
     except (EOFError, pickle.UnpicklingError, AssertionError) as error:
         raise UserError(f"{index}: no index of {path} ({error}); remove it") from None
 

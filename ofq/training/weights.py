@@ -18,6 +18,7 @@ from ofq.quantization.quantizer import registered_name
 
 _CONTAINERS = ("state_dict", "model")
 _FORMS = "ofq.quantized"
+_NOT = "quantized"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -92,14 +93,15 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
             left over, shapes differ, or, if :func:`save_weights` made it, quantizers or bits do.
     """
     weights = read_weights(path)
-    recorded = _recorded_forms(path)
-    wrong = [
-        f"{layer} is {recorded[layer]}, not {wanted}"
-        for layer, wanted in _forms(model).items()
-        if recorded.get(layer, wanted) != wanted
-    ]
-    if wrong:
-        raise UserError(f"{path}: quantized otherwise: {some(wrong)}")
+    recorded, wanted = _recorded_forms(path), _forms(model)
+    if recorded:
+        wrong = [
+            f"{layer} is {recorded.get(layer, _NOT)}, not {wanted.get(layer, _NOT)}"
+            for layer in {**recorded, **wanted}
+            if recorded.get(layer) != wanted.get(layer)
+        ]
+        if wrong:
+            raise UserError(f"{path}: quantized otherwise: {some(wrong)}")
     return fit_weights(model, weights, path)
 
 
@@ -114,6 +116,7 @@ def _forms(model: nn.Module) -> dict[str, str]:
 
 
 def _recorded_forms(path: Path) -> dict[str, str]:
+    """The same of the model that a file was made of; nothing for one in full precision."""
     if path.suffix != ".safetensors":
         return {}
     with safe_open(path, "pt") as file:

@@ -9,6 +9,8 @@ import pytest
 from lab import STEPS, assert_same, mirrored_differences, wait_for
 from own_process import run_ofq
 
+from ofq.tracking.folder import sha256
+
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
 MOMENTS = random.Random(20230723)
@@ -235,7 +237,10 @@ def test_run_keeps_on_record_what_it_began_with(lab):
     left = lab.train("cga", fault=("terminate_at_step", 9))
     assert f"warning: {parent} isn't what this run began with" in left.stdout
     assert kinds(lab.folder("cga")).count("warning") == 1
-    assert lab.folder("cga").provenance()["inputs"] == began
+    record = lab.folder("cga").provenance()
+    assert record["inputs"] == began
+    assert "origin" not in record["attempts"][0]
+    assert record["attempts"][1]["origin"]["inputs"][parent] == sha256(weights)
     examined = run_ofq(lab.root, "doctor", lab.runs["cga"].id)
     assert "isn't what the run was made from (SHA-256)" in examined.stdout
 

@@ -169,7 +169,8 @@ def _metrics(run: Run, epoch: int, top1: float, rng: np.random.Generator) -> dic
     noisy = rate(run, epoch) + 0.05 * rng.uniform()
     row |= {"oscillation_rate": noisy, "flips": noisy / 3, "in_boundary_range": 0.8}
     row |= {f"oscillation_rate/{role}": noisy for role in roles(run)}
-    return row | ({"frozen": 99.0} if run.config.stage == "cga" else {})
+    frozen = 99.0 if run.config.bits == "W2A2" else 60.0
+    return row | ({"frozen": frozen} if run.config.stage == "cga" else {})
 
 
 def quantizer(run: Run) -> str | None:

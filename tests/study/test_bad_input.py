@@ -82,8 +82,9 @@ def test_mistake_in_a_file_is_explained(checkout, name):
 
 def test_two_files_with_a_method_of_one_name_are_both_named(checkout):
     (checkout / "config/methods/mine.yaml").write_text("lsq: {label: Mine, weight_quantizer: lsq}")
+    (checkout / "config/methods/ours.yaml").write_text("lsq: {label: Ours, weight_quantizer: lsq}")
     done = ofq(checkout, "runs", "tiny")
-    is_one_clear_error(done, ["mine.yaml", "'lsq'", "known.yaml"])
+    is_one_clear_error(done, ["mine.yaml", "ours.yaml", "'lsq'", "known.yaml"])
 
 
 def test_broken_methods_are_of_no_concern_to_studies_without_them(checkout):

@@ -133,7 +133,8 @@ def test_hub_weights_are_asked_of_timm(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", create)
     models.from_hub("deit_tiny_patch16_224", 1000)
-    assert asked == {"name": "deit_tiny_patch16_224", "pretrained": True, "num_classes": 1000}
+    options = {"pretrained": True, "num_classes": 1000, "drop_path_rate": 0.0}
+    assert asked == {"name": "deit_tiny_patch16_224", **options}
 
 
 def test_recipe_that_says_true_takes_the_hub_weights(pretrained, tmp_path, monkeypatch):
@@ -144,7 +145,7 @@ def test_recipe_that_says_true_takes_the_hub_weights(pretrained, tmp_path, monke
     assert {config.pretrained for config in configs} == {HUB}
     source = models.build(MICRO, 10)
     source.load_state_dict(weights)
-    monkeypatch.setattr(models, "from_hub", lambda name, classes: source)
+    monkeypatch.setattr(models, "from_hub", lambda name, classes, drop_path: source)
     made = trainer(checkout, "w2a2-lsq-s0", tmp_path)
     assert torch.equal(made.model.state_dict()["pos_embed"], weights["pos_embed"])
     assert made.objective.teacher.model is source
@@ -227,6 +228,7 @@ def test_weights_of_another_model_name_what_differs(tmp_path):
         ("W2A2", "lsq_statistical", "fc1 is statsq at 2 bits, not lsq_statistical at 2 bits"),
         ("W3A2", "statsq", "fc1 is statsq at 2 bits, not statsq at 3 bits"),
         ("W2A4", "statsq", "is 2 bits, not 4 bits"),
+        ("W32A2", "statsq", "fc1 is statsq at 2 bits, not quantized"),
     ],
 )
 def test_weights_that_were_quantized_otherwise_are_refused(tmp_path, bits, quantizer, told):

@@ -105,7 +105,10 @@ def test_half_written_index_is_named(tars):
 
 def test_index_that_cannot_be_written_is_done_without(folder, tars, monkeypatch):
     monkeypatch.setattr(os, "symlink", denied)
+    (tars / "_train_tarinfos.pickle").write_bytes(b"of another tar file")
+    os.utime(tars / "_train_tarinfos.pickle", (0, 0))
     found = content(anew(locate("tars", tars.parent), "train"))
+    (tars / "_train_tarinfos.pickle").unlink()
     assert found == content(anew(locate(str(folder), tars), "train"))
     assert not list(tars.rglob("*pickle"))
 

@@ -122,12 +122,12 @@ def _correlations(records: Records, runs: pd.DataFrame, measure: Measure) -> str
 
 
 def _qat_runs(records: Records) -> dict[str, str]:
-    """The run of QAT of each run: itself, or what CGA starts from."""
-    found = {}
-    for run in (run for cell in records.cells for run in cell.runs):
-        start = run.parent if run.config.stage == "cga" and run.parent else run
-        found[run.id] = start.id
-    return found
+    """The run of QAT of each run: itself, or one that it builds on."""
+    return {
+        run.id: next((link for link in run.chain() if link.config.stage == "qat"), run).id
+        for cell in records.cells
+        for run in cell.runs
+    }
 
 
 @figure("frozen_share")
@@ -146,8 +146,9 @@ def frozen(records: Records) -> Drawn:
                 mine = mine.assign(epoch=mine["epoch"] - mine["epoch"].min() + 1)
                 over_seeds(ax, mine, "epoch", "frozen", records.labels[method], style[method])
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-            ax.set_ylim(top=min(ax.get_ylim()[1], 101))
         axes[0].set_ylabel("frozen weights (%)")
+    # after all are drawn, since a limit stops the shared axis growing; markers need room
+    grid[0][0].set_ylim(top=min(grid[0][0].get_ylim()[1], 101))
     for ax in grid[-1]:
         ax.set_xlabel("epoch of the annealing stage")
     add_legend(picture, _legend_columns(records))
