@@ -1,0 +1,23 @@
+"""The docs name every key that a config file may have."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ofq.study.config import Contrast, Override, Recipe, Site, Study
+from ofq.study.images import Images
+from ofq.study.method import Band, Dampening, Freezing, Method, Noise, Ratio
+from ofq.study.stage import Recording, Resources, Teaching, Training
+
+TEXT = (Path(__file__).parents[2] / "docs/config.md").read_text()
+WORDS = set(re.findall(r"[a-z_]+", " ".join(re.findall(r"`([^`]+)`", TEXT))))
+MODELS = [
+    Study, Contrast, Method, Band, Ratio, Freezing, Dampening, Noise, Recipe, Override, Training,
+    Teaching, Recording, Images, Resources, Site,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_every_key_is_documented(model):
+    assert set(model.model_fields) <= WORDS
