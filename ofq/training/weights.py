@@ -92,7 +92,7 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
         UserError: The file is missing or damaged, or it is of another model: names are missing or
             left over, shapes differ, or, if :func:`save_weights` made it, quantizers or bits do.
     """
-    weights = read_weights(path)
+    fit_weights(model, read_weights(path), path)
     recorded, wanted = _recorded_forms(path), _forms(model)
     if recorded:
         wrong = [
@@ -102,7 +102,7 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
         ]
         if wrong:
             raise UserError(f"{path}: quantized otherwise: {some(wrong)}")
-    return fit_weights(model, weights, path)
+    return model
 
 
 def _forms(model: nn.Module) -> dict[str, str]:
