@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, ValidationError
 
@@ -33,6 +33,9 @@ from ofq.study.files import Strict
 from ofq.tracking import RunFolder
 from ofq.tracking.folder import REPORTED, UNPACKED, sha256
 from ofq.tracking.sent import copy_run_ids
+
+if TYPE_CHECKING:
+    from ofq.report.collect import Records
 
 ENDING = ".tar.xz"
 """How a bundle's name ends."""
@@ -63,7 +66,7 @@ class Contents(Strict):
     files: dict[Annotated[str, AfterValidator(_inside)], str]
 
 
-def bundle(workspace: Workspace, study: str, path: Path) -> None:
+def bundle(workspace: Workspace, study: str, path: Path) -> "Records":
     """Write a study's bundle.
 
     Its report is made from what the bundle holds, and nothing else. A run that is being trained
@@ -73,6 +76,9 @@ def bundle(workspace: Workspace, study: str, path: Path) -> None:
         workspace: The checkout.
         study: The study's name; one of its cells at least has a finished run.
         path: The file to write, which appears when it is whole.
+
+    Returns:
+        What its report was made from.
 
     Raises:
         UserError: The study is wrong, or has no report (:func:`ofq.report.build`); or the file's
@@ -95,6 +101,7 @@ def bundle(workspace: Workspace, study: str, path: Path) -> None:
             file.unlink()
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, lambda to: _pack(copy.root, study, to))
+    return records
 
 
 def unbundle(path: Path, out: Path | None = None) -> Workspace:

@@ -2,12 +2,15 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ofq.cli.common import StudyName, say
 from ofq.study import Workspace
+
+if TYPE_CHECKING:
+    from ofq.report.collect import Records
 
 _PANEL = "Reports"
 app = typer.Typer()
@@ -16,11 +19,18 @@ app = typer.Typer()
 @app.command(rich_help_panel=_PANEL)
 def report(study: StudyName) -> None:
     """Build a study's report from its run folders; trains nothing."""
-    from ofq.report import build
+    from ofq.report.write import write_report
 
     workspace = Workspace()
-    page = build(workspace, study, workspace.reports / study)
-    say(f"report: {page}")
+    records = write_report(workspace, study, workspace.reports / study)
+    say(f"report: {workspace.reports / study / 'index.html'}")
+    _tell_gaps(records)
+
+
+def _tell_gaps(records: "Records") -> None:
+    if records.reasons:
+        count = f"{len(records.reasons)} of {len(records.cells)} cells"
+        say(f"not complete: {count} miss seeds; `ofq status {records.name}` says which")
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -55,8 +65,9 @@ def make_bundle(
 
     workspace = Workspace()
     path = out or workspace.reports / f"{study}{ENDING}"
-    bundle(workspace, study, path)
+    records = bundle(workspace, study, path)
     say(f"wrote {path}: {path.stat().st_size:,} bytes")
+    _tell_gaps(records)
 
 
 @app.command(rich_help_panel=_PANEL, name="unbundle")

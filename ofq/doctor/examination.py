@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ofq.doctor.files import check_access, check_checkpoints, check_final_files, check_leftovers
-from ofq.doctor.finding import Finding, warning
+from ofq.doctor.finding import Finding, ok, warning
 from ofq.doctor.identity import check_identity, check_lock
 from ofq.doctor.inputs import check_inputs, check_module
 from ofq.doctor.patient import Patient
@@ -14,6 +14,7 @@ from ofq.doctor.records import check_events, check_provenance
 from ofq.doctor.tables import check_tables
 from ofq.errors import UserError
 from ofq.study import Run, Workspace
+from ofq.tracking.folder import UNPACKED
 
 _CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     check_identity,
@@ -55,6 +56,11 @@ def examine(workspace: Workspace, name: str) -> Diagnosis:
     patient = _patient(workspace, name)
     if not patient.path.is_dir():
         return Diagnosis(patient.id, [warning("the run hasn't begun", patient.train)])
+    if (patient.path / UNPACKED).exists():
+        text = (
+            "a record out of a bundle, without weights: reports read it, and nothing trains over it"
+        )
+        return Diagnosis(patient.id, [ok(text)])
     denied = list(check_access(patient))
     findings = denied or [finding for check in _CHECKS for finding in check(patient)]
     return Diagnosis(patient.id, findings)

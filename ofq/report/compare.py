@@ -170,7 +170,7 @@ def hold_against(records: Records) -> pd.DataFrame:
     for cell in cells:
         title, value = reported[cell.place]
         runs = records.runs_of(cell)
-        found.append(_distance(runs, value, family))
+        found.append(_distance(runs, value, family, whole=len(runs) == len(cell.runs)))
         rows.append(
             {
                 "model": cell.model, "bits": cell.bits, "method": cell.method, "label": cell.label,
@@ -187,12 +187,14 @@ def hold_against(records: Records) -> pd.DataFrame:
     )
 
 
-def _distance(runs: pd.DataFrame, value: Value, family: int) -> Distance:
+def _distance(runs: pd.DataFrame, value: Value, family: int, whole: bool) -> Distance:
+    """How far a cell is; while seeds are missing, the images alone say nothing of it."""
     if runs.empty:
         return Distance(0, math.nan)
     if _untrained(runs):
         return exactly(runs["top1"].mean(), value.value)
-    return distance(runs["top1"], value.value, value.runs, images_of(runs), family)
+    images = images_of(runs) if whole else 0
+    return distance(runs["top1"], value.value, value.runs, images, family)
 
 
 def _untrained(runs: pd.DataFrame) -> bool:

@@ -148,7 +148,16 @@ def _entry(cell: pd.Series, measure: Measure) -> Entry:
     return Entry(text, measure.best != 0 and bool(cell["best"]), cell_name(cell))
 
 
-VERDICT_HEADINGS = ("method", "bits", "ours", "reported", "difference", "95 % interval", "verdict")
+VERDICT_HEADINGS = (
+    "method",
+    "bits",
+    "seeds",
+    "ours",
+    "reported",
+    "difference",
+    "95 % interval",
+    "verdict",
+)
 
 
 def verdict_rows(verdicts: pd.DataFrame) -> list[dict[str, str]]:

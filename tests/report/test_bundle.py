@@ -16,6 +16,7 @@ from files import contents
 
 from ofq import jobs
 from ofq.bundle import bundle, unbundle
+from ofq.doctor import examine
 from ofq.errors import UserError
 from ofq.report import build, explain
 from ofq.study import Workspace
@@ -336,5 +337,6 @@ def test_commands_bundle_and_unbundle_without_torch(home: Workspace, tmp_path: P
 def test_records_are_never_trained_over(unpacked: Workspace) -> None:
     for run in unpacked.grid("small").runs().values():
         assert RunFolder(unpacked.results / "runs" / run.id).state() == "done"
+        assert examine(unpacked, run.id).sound
         with pytest.raises(UserError, match=r"unpacked bundle; it is kept: .* move its folder"):
             jobs.check(unpacked, run, ["small"], gpus=0)

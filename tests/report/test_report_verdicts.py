@@ -269,8 +269,16 @@ def test_runs_that_are_not_there_leave_a_cell_that_says_why(referring: Workspace
     assert "(n = 2)" in row
     assert "2 of 9 cells miss seeds (2 not run)" in text
     verdicts = verdicts_to_markdown(hold_against(records), [])
-    assert "| LSQ | W2A2 | not run | 60.00 | – | – | not run |" in verdicts
+    assert "| LSQ | W2A2 | 0 | not run | 60.00 | – | – | not run |" in verdicts
     assert "miss seeds" in build(referring, "small", referring.reports / "small").read_text()
+
+
+def test_one_seed_of_several_is_no_verdict_yet(referring: Workspace) -> None:
+    [cell] = [c for c in referring.grid("small").cells if c.place[1:] == ("W2A2", "lsq")]
+    for run in cell.runs[1:]:
+        shutil.rmtree(referring.results / "runs" / run.id)
+    found = hold_against(collect(referring, "small")).set_index("method").loc["lsq"]
+    assert (found["n"], found["verdict"], found["by_images"]) == (1, "underpowered", False)
 
 
 def test_failed_run_is_the_reason_why_a_later_stage_is_missing(referring: Workspace) -> None:

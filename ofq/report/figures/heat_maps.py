@@ -63,7 +63,7 @@ def by_role(records: Records) -> Drawn:
         picture,
         f"Oscillation rate by block and role of the weight matrix{of_model}, mean over seeds: at "
         "the median epoch of QAT and at the end of the method's last stage. Grey: the method has "
-        "no such matrix (with QKR, query and key are one, qk).",
+        "no such matrix (with QKR, query and key are one, qk), or no run has ended.",
     )
 
 
