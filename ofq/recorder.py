@@ -89,12 +89,15 @@ class Recorder:
 
 def warn(this: Attempt, console: Console, text: str) -> None:
     """Say something loudly, and record it."""
-    console.print(f"[bold red]warning:[/] {escape(text)}", soft_wrap=True)
+    _say(console, text)
     this.note("warning", text)
 
 
 def note_unreadable(this: Attempt, console: Console, name: str) -> None:
     """Name an image that was skipped, and record it."""
-    text = f"{name}: not a readable image; it is skipped"
-    console.print(f"[bold red]warning:[/] {escape(text)}", soft_wrap=True)
+    _say(console, f"{name}: not a readable image; it is skipped")
     this.folder.event("unreadable", image=name)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(f"[bold red]warning:[/] {escape(text)}", soft_wrap=True)

@@ -62,7 +62,8 @@ def _summary(runs: pd.DataFrame, measure: Measure) -> dict[str, float]:
     values = runs[measure.key].dropna()
     found = dict.fromkeys(("mean", "std", "low", "high"), math.nan)
     if len(values):
-        found = {key: getattr(measure.over_seeds(values), key) for key in found}
+        summary = measure.over_seeds(values)
+        found = {key: getattr(summary, key) for key in found}
     if measure is TOP1 and by_images(runs):
         found["low"], found["high"] = images_interval(values.iloc[0], images_of(runs))
     return {f"{measure.key}_{key}": value for key, value in found.items()}
@@ -165,18 +166,19 @@ def hold_against(records: Records) -> pd.DataFrame:
     """
     reported = _reported(records)
     cells = [cell for cell in records.cells if cell.place in reported]
-    family = sum(bool(len(runs)) and not _untrained(runs) for runs in map(records.runs_of, cells))
+    runs_by_cell = [records.runs_of(cell) for cell in cells]
+    family = sum(not runs.empty and not _untrained(runs) for runs in runs_by_cell)
     rows, found = [], []
-    for cell in cells:
+    for cell, runs in zip(cells, runs_by_cell, strict=True):
         title, value = reported[cell.place]
-        runs = records.runs_of(cell)
-        found.append(_distance(runs, value, family, whole=len(runs) == len(cell.runs)))
+        missing = records.reasons.get(cell.place)
+        found.append(_distance(runs, value, family, whole=missing is None))
         rows.append(
             {
                 "model": cell.model, "bits": cell.bits, "method": cell.method, "label": cell.label,
                 "mean": runs["top1"].mean(), "reported": value.value, "status": value.status,
                 "source": value.source, "reference": title,
-                "missing": records.reasons.get(cell.place), **_origin(runs),
+                "missing": missing, **_origin(runs),
             }
         )  # fmt: skip
     adjusted = holm([d.p for d in found])

@@ -12,9 +12,6 @@ from ofq.report.tables import Table, to_markdown, verdicts_to_markdown
 FRAMES = ("table", "runs", "differences", "verdicts", "effects", "noise")
 """What a report may have a frame of."""
 
-PRINTED = ("table", "measures")
-"""What a report may have printed tables of."""
-
 
 @dataclass(frozen=True)
 class Tables:

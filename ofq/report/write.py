@@ -11,7 +11,7 @@ from ofq.report.collect import Records, collect
 from ofq.report.compare import compare, hold_against, summarize_cells
 from ofq.report.effects import effects
 from ofq.report.figures import write_figures
-from ofq.report.formats import FORMATS, FRAMES, PRINTED, Tables, write_tables
+from ofq.report.formats import FORMATS, FRAMES, Tables, write_tables
 from ofq.report.noise import draws
 from ofq.report.page import write_page
 from ofq.report.tables import Table
@@ -20,7 +20,8 @@ from ofq.study import Workspace
 ENTRIES = {
     "index.html",
     "figures",
-    *(f"{name}.{ending}" for name in (*FRAMES, *PRINTED) for ending in FORMATS),
+    "measures.tex",
+    *(f"{name}.{ending}" for name in FRAMES for ending in FORMATS),
 }
 """What a report's folder may hold."""
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ofq.errors import UserError
+from ofq.study.config import Study
 from ofq.study.files import suggest
 from ofq.study.run import Run
 from ofq.study.workspace import Workspace
@@ -89,21 +90,27 @@ class Targets:
 
     def tables(self, name: str) -> list[str]:
         """The tables of a study's report."""
+        study = self._study(name)
+        if study is None:
+            return []
         frames = ["table", "runs", "differences"]
-        with suppress(UserError):
-            study = self.workspace.study(name)
-            frames += ["verdicts"] * bool(study.references) + ["effects"] * bool(study.factors)
-            files = [f"{frame}.{kind}" for frame in frames for kind in ("csv", "parquet")]
-            return [f"{self.reports_folder}/{name}/{file}" for file in (*PRINTED, *files)]
-        return []
+        frames += ["verdicts"] * bool(study.references) + ["effects"] * bool(study.factors)
+        files = [f"{frame}.{kind}" for frame in frames for kind in ("csv", "parquet")]
+        return [f"{self.reports_folder}/{name}/{file}" for file in (*PRINTED, *files)]
 
     def figures(self, name: str, *kinds: str) -> list[str]:
         """The figures of a study's report, in files of some kinds."""
-        with suppress(UserError):
-            figures = self.workspace.study(name).figures
-            folder = f"{self.reports_folder}/{name}/figures"
-            return [f"{folder}/{figure}.{kind}" for figure in figures for kind in kinds]
-        return []
+        study = self._study(name)
+        figures = study.figures if study else []
+        folder = f"{self.reports_folder}/{name}/figures"
+        return [f"{folder}/{figure}.{kind}" for figure in figures for kind in kinds]
+
+    def _study(self, name: str) -> Study | None:
+        """A study's config; None if its file is wrong, which is told when it is asked for."""
+        try:
+            return self.workspace.study(name)
+        except UserError:
+            return None
 
     def reports(self) -> list[str]:
         """The files of all reports whose studies have all of their runs; trains nothing."""

@@ -29,6 +29,7 @@ class Workspace:
     def __init__(self, root: Path = Path()) -> None:
         self.root = root
         self._grids: dict[str, Grid] = {}
+        self._studies: dict[str, Study] = {}
         self._read = cache(read_yaml)
 
     @cached_property
@@ -130,10 +131,12 @@ class Workspace:
         Raises:
             UserError: There is no such study, or it or one that it extends is wrong.
         """
-        data: dict[str, Any] = {}
-        for path in self.study_files(name):
-            data = {**self._read(path), **data}
-        return parse(Study, data, str(self.study_path(name)))
+        if name not in self._studies:
+            data: dict[str, Any] = {}
+            for path in self.study_files(name):
+                data = {**self._read(path), **data}
+            self._studies[name] = parse(Study, data, str(self.study_path(name)))
+        return self._studies[name]
 
     def study_files(self, name: str) -> list[Path]:
         """The file of a study, and those of the studies that it extends, nearest first.

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from ofq.report.collect import Records
 from ofq.report.figures.by_model import caption_of, draw_baseline, draw_models
 from ofq.report.figures.registry import Drawn, figure
-from ofq.report.figures.style import COLUMN, PAGE, Look, looks, new_figure
+from ofq.report.figures.style import COLUMN, PAGE, Look, legend_height, looks, new_figure
 from ofq.report.measures import Measure, measures
 
 
@@ -16,8 +16,8 @@ def draw(records: Records) -> Drawn:
     study, measure = records.study, measures(records.primary)[0]
     crowd = len(study.bits) * len(study.methods)
     width = COLUMN if crowd <= 8 and len(study.models) == 1 else PAGE
-    rows = (len(study.methods) + 2) // 2
-    picture = new_figure(width, 2.4 + 0.17 * rows)
+    labels = len(study.methods) + 1  # the baseline's, too
+    picture = new_figure(width, 2.4 + legend_height(labels, 2))
     columns = 2 if width == COLUMN else 4
     draw_models(picture, records, lambda ax, model: _panel(ax, records, measure, model), columns)
     seeds = len(study.seeds)

@@ -17,6 +17,7 @@ from ofq.report.figures.style import (
     Look,
     add_legend,
     broken,
+    legend_height,
     looks,
     new_figure,
     panels,
@@ -87,7 +88,7 @@ def joint_flips(records: Records) -> Drawn:
     bits = [b for b in study.bits if b in set(recorded["bits"])]
     width = COLUMN if len(bits) == 1 else PAGE
     columns = 2 if width == COLUMN else 4
-    picture = new_figure(width, 3.9 + 0.17 * -(-len(study.methods) // columns))
+    picture = new_figure(width, 3.9 + legend_height(len(study.methods), columns))
     grid = panels(picture, 2, len(bits), sharex="col", sharey="row")
     for (above, below), name in zip(zip(*grid, strict=True), bits, strict=True):
         for number, method in enumerate(study.methods):

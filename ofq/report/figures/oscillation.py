@@ -10,6 +10,7 @@ from ofq.report.figures.style import (
     GREY,
     PAGE,
     add_legend,
+    legend_height,
     looks,
     new_figure,
     over_seeds,
@@ -29,7 +30,7 @@ def over_training(records: Records) -> Drawn:
     require(records.metrics, "oscillation_rate", NO_RATES)
     width = COLUMN if len(study.bits) == 1 else PAGE
     columns = 2 if width == COLUMN else 4
-    legend = 0.17 * -(-len(study.methods) // columns)
+    legend = legend_height(len(study.methods), columns)
     picture = new_figure(width, 0.5 + legend + 2.9 * len(study.models))
     grid = panels(picture, 2 * len(study.models), len(study.bits), sharex="col", sharey="row")
     for i, model in enumerate(study.models):

@@ -14,7 +14,16 @@ from ofq.report.collect import Records
 from ofq.report.figures.by_model import caption_of, draw_baseline, draw_models, title_of
 from ofq.report.figures.recorded import boundary_ranges
 from ofq.report.figures.registry import NO_RATES, Drawn, NothingToDraw, figure, require
-from ofq.report.figures.style import COLUMN, PAGE, add_legend, looks, new_figure, over_seeds, panels
+from ofq.report.figures.style import (
+    COLUMN,
+    PAGE,
+    add_legend,
+    legend_height,
+    looks,
+    new_figure,
+    over_seeds,
+    panels,
+)
 from ofq.report.measures import OSCILLATION_MID, Measure, measures
 from ofq.study.fields import parse_bits
 
@@ -25,7 +34,7 @@ def against_bits(records: Records) -> Drawn:
     study, measure = records.study, measures(records.primary)[0]
     width = COLUMN if len(study.models) == 1 else PAGE
     columns = 2 if width == COLUMN else 4
-    picture = new_figure(width, 2.3 + 0.17 * -(-len(study.methods) // columns))
+    picture = new_figure(width, 2.3 + legend_height(len(study.methods), columns))
     draw_models(picture, records, lambda ax, name: _bit_lines(ax, records, measure, name), columns)
     seeds = len(study.seeds)
     spread = f"mean and 95 % t interval over {seeds} seeds" if seeds > 1 else "one seed"
@@ -76,7 +85,7 @@ def _models_by_bits(
 ) -> tuple[Figure, list[list[Axes]]]:
     """Panels of a height each, a row per model and a column per bits, and room for a legend."""
     study = records.study
-    legend = 0.17 * -(-len(methods) // _legend_columns(records))
+    legend = legend_height(len(methods), _legend_columns(records))
     width = COLUMN if len(study.bits) == 1 else PAGE
     picture = new_figure(width, legend + height * len(study.models))
     grid = panels(picture, len(study.models), len(study.bits), **sharing)
@@ -106,9 +115,10 @@ def _correlations(records: Records, runs: pd.DataFrame, measure: Measure) -> str
     """
     study, texts = records.study, []
     qat = runs["run"].map(_qat_runs(records))
-    apart = runs.assign(qat=qat, cga=qat != runs["run"]).sort_values("cga", kind="stable")
+    marked = runs.assign(qat=qat, cga=qat != runs["run"]).sort_values("cga", kind="stable")
+    apart = marked.drop_duplicates("qat")
     for model, bits in product(study.models, study.bits):
-        mine = records.of(apart.drop_duplicates("qat"), model=model, bits=bits)
+        mine = records.of(apart, model=model, bits=bits)
         if len(mine) > 2 and mine[OSCILLATION_MID.key].nunique() > 1 < mine[measure.key].nunique():
             found = stats.spearmanr(mine[OSCILLATION_MID.key], mine[measure.key])
             place = f"{model}, {bits}" if len(study.models) > 1 else bits

@@ -128,6 +128,11 @@ _LEGEND_ROW = 0.17
 """Height of a legend's row in inches."""
 
 
+def legend_height(labels: int, columns: int) -> float:
+    """Inches that a legend of so many labels takes."""
+    return _LEGEND_ROW * math.ceil(labels / columns)
+
+
 def add_legend(figure: Figure, columns: int) -> None:
     """What is labelled in any panel, once, below all of them, in as many columns as there is room.
 
