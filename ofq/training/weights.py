@@ -18,7 +18,6 @@ from ofq.quantization.quantizer import registered_name
 
 _CONTAINERS = ("state_dict", "model")
 _FORMS = "ofq.quantized"
-_NOT = "quantized"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -96,7 +95,7 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
     recorded, wanted = _recorded_forms(path), _forms(model)
     if recorded:
         wrong = [
-            f"{layer} is {recorded.get(layer, _NOT)}, not {wanted.get(layer, _NOT)}"
+            f"{layer} is {recorded.get(layer, 'unquantized')}, not {wanted.get(layer, 'quantized')}"
             for layer in {**recorded, **wanted}
             if recorded.get(layer) != wanted.get(layer)
         ]

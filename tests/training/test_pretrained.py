@@ -248,3 +248,16 @@ def test_weights_that_were_quantized_otherwise_are_refused(tmp_path, bits, quant
     with pytest.raises(UserError, match="quantized otherwise") as caught:
         load_weights(made(bits, quantizer), tmp_path / "weights.safetensors")
     assert told in str(caught.value)
+
+
+def test_weights_with_unquantized_layers_are_refused_by_a_model_that_quantizes_them(tmp_path):
+    half = models.quantized(
+        models.build(MICRO, 10), Quantization(bits="W32A2", weight_quantizer="statsq")
+    )
+    calibrate(half, torch.rand(2, 1, 8, 8))
+    save_weights(half, tmp_path / "weights.safetensors")
+    whole = models.quantized(
+        models.build(MICRO, 10), Quantization(bits="W2A2", weight_quantizer="statsq")
+    )
+    with pytest.raises(UserError, match="is unquantized, not statsq at 2 bits"):
+        load_weights(whole, tmp_path / "weights.safetensors")
