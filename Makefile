@@ -4,6 +4,7 @@
 # make test-kernels   a GPU's kernels, by Triton's interpreter on the CPU
 # make check   lint, formatting and types
 # make ui      browse the runs in MLflow
+# make fuzz    mutated bundles, records, configs, checkpoints, data: ten minutes of new ones
 # make soak    kills trainers at 200 random moments, and compares how the runs ended
 # make bench   benchmarks; ratios measured in one run
 # make samples the committed reports and their bundles anew, from the records in the bundles and this config
@@ -18,7 +19,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: setup demo test test-kernels check ui soak bench samples lock slurm-up slurm-down clean
+.PHONY: setup demo test fuzz test-kernels check ui soak bench samples lock slurm-up slurm-down clean
 
 setup: .venv/ready
 
@@ -31,6 +32,9 @@ demo: .venv/ready
 # one process more than there are cores, since many tests wait for servers and clusters
 test: .venv/ready
 	@OMP_NUM_THREADS=1 pytest --numprocesses $$(($(CORES) + 1)) --dist loadscope --no-loadscope-reorder $(PYTEST)
+
+fuzz: .venv/ready
+	@OFQ_FUZZ=1 OMP_NUM_THREADS=1 pytest tests/fuzz --numprocesses $(CORES) --timeout 900 $(PYTEST)
 
 test-kernels: .venv/ready
 	@pip install --quiet --disable-pip-version-check --editable '.[kernels]'
