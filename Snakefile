@@ -9,13 +9,16 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from ofq.errors import UserError
 from ofq.slurm import srun
 from ofq.study.targets import Targets
 
 # jobs find `ofq` beside the Python that runs this, whether or not its environment is active
-os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+os.environ["PATH"] = (
+    f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+)
 
 try:
     targets = Targets(unnamed=config.get("studies"))

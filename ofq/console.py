@@ -1,5 +1,15 @@
-"""Makes text from records, file names and other people's configs safe to print."""
+"""Makes text from records, file names and other people's configs safe to print, on any terminal."""
 
+import codecs
+import io
+import sys
+
+_PLAIN = {
+    "→": "->", "←": "<-", "↑": "^", "↓": "v", "…": "...", "–": "-", "—": "-", "−": "-", "‐": "-",
+    "×": "x", "·": ".", "•": "*", "±": "+-", "≥": ">=", "≤": "<=", "≈": "~", "“": '"', "”": '"',
+    "‘": "'", "’": "'", "━": "=", "─": "-", "│": "|", "╸": "=", "╺": " ", "█": "#",
+}  # fmt: skip
+_HANDLER = "ofq.plain"
 _REPLACED = {ord("\t"): " ", ord("\n"): " ", ord("\r"): " "}
 
 
@@ -14,3 +24,28 @@ def printable(text: object) -> str:
     """
     line = str(text).translate(_REPLACED)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def show_anywhere() -> None:
+    r"""Let standard output and error take text that their encoding lacks.
+
+    Arrows, dashes and bars become their likes in ASCII, other characters escapes such as
+    ``\u03b1``; a terminal or a log in ISO 8859-1 or ASCII ends no command.
+    """
+    codecs.register_error(_HANDLER, _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_HANDLER)
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    return "".join(map(_likes, letters)), error.end
+
+
+def _likes(letter: str) -> str:
+    if "\u2800" <= letter <= "\u28ff":  # a turning spinner
+        return "*"
+    return _PLAIN.get(letter) or letter.encode("ascii", "backslashreplace").decode()

@@ -1,9 +1,10 @@
-"""Credentials in URIs: where they may not stand, and how they are kept out of what is printed."""
+"""Credentials: where they may not stand, and how they are kept out of all output and records."""
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import PurePosixPath
 from typing import Any, TextIO, cast
 from urllib.parse import unquote
 
@@ -12,13 +13,140 @@ from ofq.errors import UserError
 _HIDDEN = "***"
 _SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD")
 _URI = "MLFLOW_TRACKING_URI"
-
-# greedy up to the last @, since a password may hold one; a name alone is a secret only in HTTP,
-# where it may be a token
-_USERINFO = re.compile(
-    r"(?:(?<=http://)|(?<=https://)|(?<=://)(?=[^\s'\"<>]*:[^\s'\"<>]*@))[^\s'\"<>]*@"
+_LONGEST = (
+    2000  # letters of a line that is looked at; a longer one that hints at secrets goes whole
 )
-_PARAMETER = re.compile(r"(?<=[?&])(\w*(?:password|passwd|token|secret))=[^&\s'\"]+", re.I)
+_LEAST = 4  # characters of a secret that is replaced within words
+
+_STRONG = (
+    r"pass(?:word|wd|phrase|code)|secret|credential|authorization|cookie|"
+    r"(?:api|access|private|account|signing|encryption|master|auth|shared)[-_. ]?key"
+)
+_WEAK = r"(?<![a-z])(?:pass|pwd|pw)(?![a-z])|token(?![a-z])"
+_WORD = rf"(?:{_STRONG}|{_WEAK})[\w.-]{{0,40}}"
+_VARIABLE = re.compile(
+    r"(?:PASS|PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|(?:API|ACCESS|SECRET|PRIVATE)_?KEY)$", re.I
+)
+
+_USERINFO = re.compile(r"(?P<scheme>\w*)://(?P<user>[^\s'\"<>]*)@")
+_PARAMETER = re.compile(
+    r"(?<=[?&;])([\w.-]*(?:password|passwd|pwd|token|secret|key|signature|credential|auth)|sig)"
+    r"=(?!\*)[^&\s'\"<>]+",
+    re.I,
+)
+_SHAPES = re.compile(
+    r"\b(?:A[KS]IA|A(?:GPA|IDA|ROA|NPA|NVA|BIA|CCA))[A-Z0-9]{16}\b"  # AWS
+    r"|\bgh[pousr]_\w{16,}|\bgithub_pat_\w{16,}|\bgl(?:pat|dt|rt|ft|cbt|ptt|imt|agent|soat)-[\w-]{16,}"
+    r"|\bhf_[A-Za-z0-9]{16,}|\bapi_org_[A-Za-z0-9]{16,}"
+    r"|\bsk-[\w-]{16,}|\b[srp]k_(?:live|test)_\w{8,}"
+    r"|\bxox[a-z](?:\.[a-z]+)?-[\w-]{8,}|\bxapp-[\w-]{8,}|hooks\.slack\.com/[\w/-]+"
+    r"|\bAIza[\w-]{30,}|\bya29\.[\w-]{16,}|\bGOCSPX-[\w-]{16,}"
+    r"|\beyJ[\w-]{8,}\.[\w-]{4,}(?:\.[\w-]*)?"  # a JSON web token
+    r"|\bpypi-[\w-]{16,}|\bnpm_\w{16,}|\bdckr_(?:pat|oat)_[\w-]{16,}|\bdo[opr]_v1_\w{16,}"
+    r"|\bSG\.[\w-]{16,}\.[\w-]{16,}|\bdapi[0-9a-f]{32}|\bhv[sbr]\.[\w-]{16,}|\br8_\w{30,}"
+    r"|\bglsa_\w{16,}|\blin_api_\w{16,}|\bAGE-SECRET-KEY-\w+|\b\d{8,10}:AA[\w-]{30,}"
+)
+_KAGGLE = re.compile(r"(\\*[\"']key\\*[\"']\s*:\s*\\*[\"'])[0-9a-f]{32}(?![0-9a-f])")
+_PRIVATE_KEY = re.compile(
+    r"(-----BEGIN [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----).*?"
+    r"(?:(-----END [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----)|\Z)",
+    re.S,
+)
+_BLOB = re.compile(r"([+\- ]?\s*)(?=\S*[A-Z])(?=\S*[a-z])[A-Za-z0-9+/]{60,}={0,2}\s*")
+_BLOB_LENGTH = 60
+_SCHEME = re.compile(r"\b(bearer|negotiate)([ \t]+|%20)(?!\*)[\w.~+/=-]{6,}", re.I)
+_LOGIN = re.compile(
+    r"(\blogin\s+\S+\s+password\s+|^[+\- ]?[ \t]*password[ \t]+(?=\S+[ \t]*$))(?![:=])\S+", re.M
+)
+_USER = re.compile(r"((?:^|\s)(?:-u|--user|--proxy-user)[ =]+['\"]?[^\s:'\"]+:)[^\s'\"]+", re.M)
+_OPTION = re.compile(
+    rf"((?:--|\b(?:ENV|setx)[ \t]+)[\w-]{{0,40}}?(?:{_STRONG}|token)[\w-]*[ \t]+)(?![-*])"
+    r"(?:\"[^\"\n]*\"|'[^'\n]*'|\S+)",
+    re.I,
+)
+_ELEMENT = re.compile(rf"(<[\w:]*?({_WORD})>)(?!\*)[^<]+", re.I)
+_QUOTED = r"(?P<quote>\\*(?:\"\"\"|'''|[\"'`]))(?P<inner>(?:(?!(?P=quote))(?:\\.|[^\\\n]))*)"
+_PAIR = re.compile(
+    rf"(?P<word>{_WORD})(?P<between>\\*[\"'`][ \t]*,[ \t]*)[rbfu]{{0,2}}{_QUOTED}", re.I
+)
+_ASSIGNED = re.compile(
+    rf"(?P<word>{_WORD})(?P<between>\\*[\"'`]?[\])]*[ \t]*"
+    r"(?::=|=>|%3D|(?::[ \t]*[\w.|\[\] ]{1,40})?=(?!=)|:)[ \t]*)"
+    rf"(?:[rbfu]{{0,2}}{_QUOTED}|(?P<bare>[^\n]{{0,2000}}))",
+    re.I,
+)
+_TRIPLE = re.compile(
+    rf"(?P<head>(?:{_WORD})[\"']?\]?[ \t]*[:=][ \t]*[rbfu]{{0,2}}(?P<quote>\"\"\"|'''))"
+    r"(?:(?!(?P=quote)).){0,5000}",
+    re.I | re.S,
+)
+_OPENED = re.compile(
+    rf"^(?P<indent>[+\- ]?[ \t]*(?:- )?)[\"']?[\w.-]*?(?:{_WORD})[\"']?[ \t]*:[ \t]*"
+    r"(?:[|>][-+\d]*[ \t]*(?:#.*)?)?$",
+    re.I,
+)
+_STARTS_LINE = re.compile(r"[+\- ]?\s*(?:export\s+|set\s+|ENV\s+)?[\w.-]*$", re.I)
+_CODE = re.compile(
+    r"(?:(?:str|bytes|bool|int|float|object|Any|None|null|true|false|SecretStr|Path)"
+    r"|[A-Za-z_][\w.]*[(\[].*[)\]]|\[\])\s*(?:[,)\]=|:#}].*|->.*)?$",
+    re.I,
+)
+_NO_SECRET = re.compile(r"(?:cls|class|dist|mask|pad|[eb]os|num|patch|reg|image|pool)[_-]?$", re.I)
+
+_HINTS = (
+    *("pass", "pw", "secret", "credential", "authorization", "cookie", "key", "token", "bearer"),
+    *("negotiate", "://", "-u ", "-u=", "--user", "sig=", "ghp_", "gho_", "ghu_", "ghs_", "ghr_"),
+    *("github_pat_", "glpat-", "gldt-", "glrt-", "glft-", "glcbt-", "glptt-", "glimt-", "glagent-"),
+    *(
+        "glsoat-",
+        "hf_",
+        "api_org_",
+        "sk-",
+        "k_live_",
+        "k_test_",
+        "xox",
+        "xapp-",
+        "hooks.slack",
+        "aiza",
+    ),
+    *(
+        "ya29.",
+        "gocspx-",
+        "eyj",
+        "pypi-",
+        "npm_",
+        "dckr_",
+        "_v1_",
+        "sg.",
+        "dapi",
+        "hvs.",
+        "hvb.",
+        "hvr.",
+    ),
+    *("r8_", "glsa_", "lin_api_", ":aa", "akia", "asia", "agpa", "aida", "aroa", "anpa", "anva"),
+    *("abia", "acca", "auth"),
+)
+"""What every pattern above needs in its text, in small letters."""
+
+_SECRET_NAMES = re.compile(
+    r"(?:.*\.)?env(?:\..*|rc)?|.*\.(?:pem|key|p12|pfx|ppk|jks|keystore|kdbx|gpg|asc|tfvars|ovpn)"
+    r"|id_(?:rsa|dsa|ecdsa|ed25519)(?!\.pub$).*|[._]?(?:netrc|pypirc|npmrc|htpasswd|pgpass|dockercfg)"
+    r"|\.?my\.cnf|\.?git-credentials|kaggle\.json|kubeconfig.*|\.?s3cfg|\.boto"
+    r"|.*(?:secret|credential|passw(?:or)?d|service[-_]account).*(?<!\.py)",
+    re.I,
+)
+_SECRET_FOLDERS = {".aws", ".ssh", ".gnupg", ".kube", ".docker", "secrets"}
+
+
+def holds_secrets(path: str) -> bool:
+    """Return whether a file is of those that exist to hold credentials, going by its name.
+
+    Args:
+        path: A path with ``/`` between its parts.
+    """
+    *folders, name = PurePosixPath(path).parts or ("",)
+    hidden = _SECRET_FOLDERS.intersection(folder.lower() for folder in folders)
+    return bool(hidden) or _SECRET_NAMES.fullmatch(name) is not None
 
 
 def refuse_credentials(uri: str, source: str) -> None:
@@ -31,7 +159,7 @@ def refuse_credentials(uri: str, source: str) -> None:
     Raises:
         UserError: It does.
     """
-    if _without_credentials(uri) != uri:
+    if redact_uri(uri) != uri:
         raise UserError(
             f"{source} holds credentials, which would end up in logs and backups; leave them out, "
             "and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for a tracking server, "
@@ -39,11 +167,45 @@ def refuse_credentials(uri: str, source: str) -> None:
         )
 
 
+def redact_uri(uri: str) -> str:
+    """Return a URI without its credentials, whatever characters they have.
+
+    Unlike :func:`redact`, which takes text, it knows that all of it is one URI.
+    """
+    scheme, separator, rest = uri.partition("://")
+    userinfo, at, place = rest.rpartition("@")
+    secret = scheme.lower() in ("http", "https") or ":" in userinfo
+    if separator and at and secret and not scheme.lower().startswith(("sqlite", "file")):
+        uri = f"{scheme}://{_HIDDEN}@{place}"
+    return _PARAMETER.sub(rf"\1={_HIDDEN}", uri)
+
+
 def redact(text: str) -> str:
-    """Text without the credentials of its URIs, and without those that the environment holds."""
+    """Return text without the credentials in it.
+
+    These are the secrets that the environment holds; user names and passwords of URIs; private
+    keys; tokens that are known by their form; and what is assigned to a name such as ``password``,
+    ``api_key`` or ``Authorization``, in YAML, JSON, code, shells, headers and query strings.
+    """
     for secret in _secrets():
-        text = text.replace(secret, _HIDDEN)
-    return _without_credentials(text)
+        if len(secret) < _LEAST:
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", _HIDDEN, text)
+        else:
+            text = text.replace(secret, _HIDDEN)
+    if "PRIVATE KEY" in text:
+        text = _PRIVATE_KEY.sub(lambda m: f"{m[1]}{_HIDDEN}{m[2] or ''}", text)
+    if _hints(text) and ('"""' in text or "'''" in text):
+        text = _TRIPLE.sub(rf"\g<head>{_HIDDEN}", text)
+    return "\n".join(_lines(text.split("\n")))
+
+
+def redact_command(words: Sequence[str]) -> list[str]:
+    """Return a command's words without the credentials in them, each word on its own."""
+    kept: list[str] = []
+    option = re.compile(rf"--?[\w-]*?(?:{_WORD})", re.I)
+    for before, word in zip(("", *words), words, strict=False):
+        kept.append(_HIDDEN if option.fullmatch(before) else redact(word))
+    return kept
 
 
 @contextmanager
@@ -69,13 +231,103 @@ class _Redacted:
         return getattr(self._stream, name)
 
 
-def _without_credentials(text: str) -> str:
-    return _PARAMETER.sub(rf"\1={_HIDDEN}", _USERINFO.sub(f"{_HIDDEN}@", text))
+def _hints(text: str) -> bool:
+    """Whether text may hold a secret at all, which costs little to say."""
+    lower = text.lower()
+    return any(hint in lower for hint in _HINTS)
+
+
+def _lines(lines: list[str]) -> Iterator[str]:
+    """Lines without what is assigned in them, or lies below a YAML key for a secret."""
+    depth = -1  # of that key
+    for line in lines:
+        start = 1 if depth >= 0 and line[:1] in ("+", "-", " ") else 0
+        indent = start + len(line[start:]) - len(line[start:].lstrip())
+        if depth >= 0 and line.strip(" +-") and indent > depth:
+            yield line[:indent] + _HIDDEN
+            continue
+        depth = -1
+        if len(line) >= _BLOB_LENGTH and (blob := _BLOB.fullmatch(line)):
+            yield blob[1] + _HIDDEN
+        elif not _hints(line):
+            yield line
+        elif len(line) > _LONGEST:
+            yield _HIDDEN
+        else:
+            opened = _OPENED.match(line)
+            depth = len(opened["indent"]) if opened else -1
+            yield _line(line)
+
+
+def _line(line: str) -> str:
+    line = _PARAMETER.sub(rf"\1={_HIDDEN}", _USERINFO.sub(_without_user, line))
+    line = _SHAPES.sub(_HIDDEN, line)
+    for pattern in (_KAGGLE, _USER, _OPTION, _LOGIN, _ELEMENT):
+        line = pattern.sub(rf"\g<1>{_HIDDEN}", line)
+    line = _PAIR.sub(_without_value, line)
+    return _SCHEME.sub(rf"\1\2{_HIDDEN}", _assigned(line))
+
+
+def _without_user(match: re.Match[str]) -> str:
+    # up to the last @, since a password may hold one; a name alone is a secret only in HTTP,
+    # where it may be a token
+    secret = match["scheme"].lower() in ("http", "https") or ":" in match["user"]
+    return f"{match['scheme']}://{_HIDDEN}@" if secret else match[0]
+
+
+def _assigned(text: str) -> str:
+    """Text without what is assigned to names that stand for secrets."""
+    parts, place = [], 0
+    while match := _ASSIGNED.search(text, place):
+        shown = _without_value(match)
+        kept = shown == match[0]  # the rest of its line may hold another
+        end = match.end("between") if kept else match.end()
+        parts.append(text[place:end] if kept else text[place : match.start()] + shown)
+        place = end
+    return "".join([*parts, text[place:]])
+
+
+def _without_value(match: re.Match[str]) -> str:
+    """An assignment to a name that stands for a secret, without what is assigned."""
+    word, quote = match["word"], match["quote"]
+    head = match[0][: match.end("between") - match.start()]
+    start = match.string.rfind("\n", 0, match.start()) + 1
+    before = match.string[start : match.start()]
+    weak = re.match(r"token|pass(?![a-z])|pwd|pw", word, re.I) is not None
+    if (weak and _NO_SECRET.search(before)) or word == "PWD":
+        return match[0]
+    if quote is not None:
+        inner, listed = match["inner"], "," in match["between"]
+        if not inner.strip(" *") or (listed and re.search(_STRONG, inner, re.I)):
+            return match[0]
+        return head + match[0][len(head) : match.start("inner") - match.start()] + _HIDDEN
+    bare = match["bare"]
+    if _is_no_literal(word, bare, before, weak):
+        return match[0]
+    whole = head[-1].isspace() or _STARTS_LINE.match(before) is not None
+    end = len(bare) if whole else re.match(r"[^\s\"'<>]*", bare).end()  # type: ignore[union-attr]
+    return head + _HIDDEN + bare[end:] if end else match[0]
+
+
+def _is_no_literal(word: str, bare: str, before: str, weak: bool) -> bool:
+    """Whether what follows a name without quotes is code or prose rather than a secret."""
+    if not bare.strip() or bare.startswith(_HIDDEN) or _CODE.match(bare):
+        return True
+    if re.match(rf"(?:\w+\.)*{re.escape(word)}[,)]", bare):  # password=password, in a call
+        return True
+    shell = word.isupper()
+    return weak and not shell and re.search(r"\s|^[\d.]{1,5}$", bare.strip()) is not None
 
 
 def _secrets() -> list[str]:
     """The passwords and tokens in the environment, as they are and percent-decoded."""
-    found = [os.environ.get(name, "") for name in _SECRETS]
+    secrets = [os.environ.get(name, "") for name in _SECRETS]
+    secrets += [
+        value
+        for name, value in os.environ.items()
+        if _VARIABLE.search(name) and len(value) >= 2 * _LEAST
+    ]
     userinfo = os.environ.get(_URI, "").partition("://")[2].rpartition("@")[0]
-    found.append(userinfo.partition(":")[2])
-    return sorted({s for secret in found if secret for s in (secret, unquote(secret))})
+    secrets.append(userinfo.partition(":")[2])
+    both = {form for secret in secrets if secret for form in (secret, unquote(secret))}
+    return sorted(both, key=len, reverse=True)

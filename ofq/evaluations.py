@@ -108,7 +108,7 @@ def _released(task: _Evaluation) -> Outcome:
     config = task.run.config
     assert config.checkpoint is not None
     assert config.quantization is not None
-    path, classes = task.workspace.root / config.checkpoint, task.images.classes
+    path, classes = task.workspace.own_file(config.checkpoint), task.images.classes
     imported = import_released(path, config.model, config.quantization, classes)
     dropped = {reason: len(names) for reason, names in imported.reasons().items()}
     return task.of(imported.model, dropped=dropped)

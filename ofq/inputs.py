@@ -15,7 +15,7 @@ from ofq.tracking.folder import WEIGHTS, sha256
 
 def hashes(workspace: Workspace, run: Run) -> dict[str, str]:
     """SHA-256 of each file that a run starts from or is taught by, by file or run."""
-    found = {name: sha256(workspace.root / name) for name in own_files(run.config)}
+    found = {name: sha256(workspace.own_file(name)) for name in own_files(run.config)}
     for needed in run.needs():
         found[needed.id] = sha256(run_folder(workspace, needed).path / WEIGHTS)
     return found
@@ -24,6 +24,18 @@ def hashes(workspace: Workspace, run: Run) -> dict[str, str]:
 def own_files(config: RunConfig) -> list[str]:
     """The files of the user's own that a run starts from."""
     return [name for name in (config.checkpoint, config.pretrained) if name and name != HUB]
+
+
+def check_files(workspace: Workspace, config: RunConfig) -> None:
+    """Refuse files of the user's own that aren't weights, by their first bytes.
+
+    Raises:
+        UserError: It names what a file seems to be.
+    """
+    from ofq.training.weights import check_weights_file
+
+    for name in own_files(config):
+        check_weights_file(workspace.root / name)
 
 
 def weights(workspace: Workspace, run: Run | None) -> Path | None:
@@ -35,7 +47,7 @@ def pretrained(workspace: Workspace, config: RunConfig) -> Path | None:
     """The file of pretrained weights that a config names, if it names one."""
     if config.pretrained in (None, HUB):
         return None
-    return workspace.root / str(config.pretrained)
+    return workspace.own_file(str(config.pretrained))
 
 
 def checked_data(workspace: Workspace, run: Run, studies: list[str]) -> dict[str, Any]:

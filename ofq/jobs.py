@@ -19,7 +19,7 @@ from ofq.recorder import Recorder, warn
 from ofq.study import Run, Workspace
 from ofq.study.run import describe
 from ofq.study.stage import split
-from ofq.tracking.provenance import gather
+from ofq.tracking.provenance import NO_CHECKOUT, gather
 
 if TYPE_CHECKING:
     from ofq.training.checkpoint import CheckpointStore
@@ -44,6 +44,7 @@ def check(workspace: Workspace, run: Run, studies: list[str], gpus: int) -> None
                 "unpacked bundle; it is kept: to train the run again, move its folder away"
             )
     _check_devices(run, processes(gpus))
+    _check_models(workspace, run, studies)
     for needed in run.needs():
         if not run_folder(workspace, needed).complete():
             raise UserError(f"{run.id} builds on {needed.id}; run `ofq train {needed.id}` first")
@@ -54,8 +55,47 @@ def check(workspace: Workspace, run: Run, studies: list[str], gpus: int) -> None
         config.pretrained: f"{recipe}: key 'pretrained'",
     }
     for name in inputs.own_files(config):
-        if not (workspace.root / name).is_file():
+        if not workspace.own_file(name, keys[name]).is_file():
             raise UserError(f"{keys[name]} is '{name}': no such file")
+
+
+def _check_models(workspace: Workspace, run: Run, studies: list[str]) -> None:
+    """Refuse a model, or a way to quantize it, that this run or one that builds on it can't have.
+
+    A run that several studies share goes on if one of them is sound.
+
+    Raises:
+        UserError: It names the first study's mistake.
+    """
+    mistakes = []
+    for study in studies:
+        try:
+            _check_models_of(workspace, run, study)
+        except UserError as error:
+            mistakes.append(error)
+        else:
+            return
+    if mistakes:
+        raise mistakes[0]
+
+
+def _check_models_of(workspace: Workspace, run: Run, study: str) -> None:
+    """Do so as one study has it: all its cells of the model build on the full-precision run."""
+    from ofq.training import models
+
+    config, training = run.config, run.config.training
+    cells = [
+        (f"{workspace.study_path(study)}: '{cell.method}' at {cell.bits}", way)
+        for cell in workspace.grid(study).cells
+        if cell.model == config.model and (way := cell.runs[0].config.quantization) is not None
+    ]
+    if config.quantization is not None:
+        cells = [(where, way) for where, way in cells if way == config.quantization][:1]
+    recipe = workspace.recipe_path(workspace.study(study).recipe)
+    drop_path = training.drop_path if training else 0.0
+    models.check(
+        config.model, cells, f"{recipe}: key 'models'", dataset=config.dataset, drop_path=drop_path
+    )
 
 
 def _check_devices(run: Run, count: int) -> None:
@@ -100,10 +140,12 @@ def begin(
     devices = choose(this.options.gpus)
     _check_leased(this, devices)
     data = inputs.checked_data(workspace, run, studies)
+    inputs.check_files(workspace, run.config)
     this.folder.open(describe(run))
     origin = {"inputs": inputs.hashes(workspace, run), "data": data}
     began = _began_with(this, origin, console)
     _record_attempt(workspace, run, studies, this, devices, began, origin)
+    _tell_unknown_code(this, console)
     return devices
 
 
@@ -242,6 +284,13 @@ def _record_attempt(
         slurm_job=attempt["slurm"].get("SLURM_JOB_ID"),
         devices=devices.count,
     )
+
+
+def _tell_unknown_code(this: Attempt, console: Console) -> None:
+    """Say so where git refuses a checkout; where there is none, nothing is amiss."""
+    reason = this.folder.attempts()[-1]["git_reason"]
+    if reason is not None and NO_CHECKOUT not in reason:
+        warn(this, console, f"the record lacks this code's commit or its changes: {reason}")
 
 
 def _train(

@@ -10,6 +10,8 @@ from rich.markup import escape
 
 from ofq import __version__
 from ofq.cli import models, reports, studies, track, trainings
+from ofq.console import printable, show_anywhere
+from ofq.credentials import redacted_output
 from ofq.errors import RunFailed, TryAgain, UserError
 from ofq.progress import SteadyConsole
 
@@ -56,14 +58,28 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; what a person must know is one message, without a stack trace."""
-    sys.path.insert(0, os.getcwd())  # modules of a user's own methods lie in the checkout
+    """Run the command line; what a person must know is one message, without a stack trace.
+
+    Standard output and error are set up here, once for all commands: credentials are redacted,
+    and what a terminal can't show is replaced.
+    """
+    show_anywhere()
+    with redacted_output():
+        _run()
+
+
+def _run() -> None:
+    try:
+        sys.path.insert(0, os.getcwd())  # modules of a user's own methods lie in the checkout
+    except FileNotFoundError:
+        _fail("the current folder doesn't exist any more; change to a checkout")
     try:
         app()
     except (UserError, RunFailed) as error:
         _fail(str(error), error.exit_code)
     except TryAgain as reason:
-        SteadyConsole(stderr=True).print(str(reason), highlight=False, markup=False, soft_wrap=True)
+        text = _lines(str(reason))
+        SteadyConsole(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
         raise SystemExit(reason.exit_code) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,5 +90,11 @@ def main() -> None:
 
 def _fail(message: str, code: int = UserError.exit_code) -> NoReturn:
     console = SteadyConsole(stderr=True)
-    console.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    text = escape(_lines(message))
+    console.print(f"[bold red]error:[/] {text}", highlight=False, soft_wrap=True)
     raise SystemExit(code) from None
+
+
+def _lines(message: str) -> str:
+    """A message's lines, with names from files and records in them made safe to print."""
+    return "\n".join(map(printable, message.split("\n")))

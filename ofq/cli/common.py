@@ -1,9 +1,12 @@
 """Arguments and output that several commands have in common."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+
+from ofq.study.places import expand_path
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, as `ofq runs` lists it.")]
 StudyName = Annotated[
@@ -14,3 +17,16 @@ StudyName = Annotated[
 def say(text: str) -> None:
     """Print a line as it is, at any width."""
     Console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def given_path(path: Path, source: str) -> Path:
+    """Return a path of the command line, expanded: shells pass on the ~ of ``--out=~/x``.
+
+    Args:
+        path: The path.
+        source: The option or argument, for the error.
+
+    Raises:
+        UserError: A variable isn't set, or a user isn't known.
+    """
+    return Path(expand_path(str(path), source))

@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ofq.cli.common import RunId, say
+from ofq.cli.common import RunId, given_path, say
 from ofq.errors import UserError
 from ofq.interruption import StopRequest
 from ofq.progress import summary
 from ofq.study import Quantization, Workspace
 from ofq.study.dataset import locate
 from ofq.study.files import parse
+from ofq.study.places import expand_path
 
 _PANEL = "Models"
 app = typer.Typer()
@@ -46,7 +47,7 @@ def export(
 
     workspace = Workspace()
     run, _ = workspace.find(run_id)
-    path = out or Path(f"{Path(run.id).name}.packed.safetensors")
+    path = given_path(out or Path(f"{Path(run.id).name}.packed.safetensors"), "--out")
     _check_weights_path(path, ".safetensors", ".onnx")
     text = f"wrote {path}: "
     if path.suffix == ".onnx":
@@ -76,13 +77,15 @@ def evaluate(
 
     console = Console()
     wanted = _quantization(bits, qkr, quantizer)
+    dataset = "digits" if data == "digits" else None
+    models.check(model, [("options", wanted)], "--model", dataset)
     if data == "digits":
         images = evaluation.digits(model, seed, batch_size)
     else:
-        files = Files(locate(data, Path()))
+        files = Files(locate(expand_path(data, "--data"), Path()))
         images = evaluation.image_files(files, model, batch_size=batch_size)
     quantized = models.quantized(models.build(model, images.classes), wanted)
-    loaded = load_weights(quantized, weights)
+    loaded = load_weights(quantized, given_path(weights, "WEIGHTS"))
     measures, _ = evaluation.evaluate(loaded, images, console, StopRequest())
     count = f"{measures['correct']} of {measures['images']} images right"
     say(f"{summary(measures)}  {count}")
@@ -103,11 +106,15 @@ def import_checkpoint(
     Strictly: every tensor has its place, or is named as dropped, with the reason.
     """
     from ofq.atomic import write_file
+    from ofq.training import models
     from ofq.training.importing import import_released
     from ofq.training.weights import save_weights
 
+    file, out = given_path(file, "FILE"), given_path(out, "--out")
     _check_weights_path(out, ".safetensors")
-    imported = import_released(file, model, _quantization(bits, qkr, quantizer), classes)
+    wanted = _quantization(bits, qkr, quantizer)
+    models.check(model, [("options", wanted)], "--model")
+    imported = import_released(file, model, wanted, classes)
     write_file(out, lambda path: save_weights(imported.model, path))
     for reason, names in imported.reasons().items():
         say(f"dropped {len(names)} tensors like {names[0]}: {reason}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ofq.cli.common import StudyName, say
+from ofq.cli.common import StudyName, given_path, say
 from ofq.study import Workspace
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def make_bundle(
     from ofq.bundle import ENDING, bundle
 
     workspace = Workspace()
-    path = out or workspace.reports / f"{study}{ENDING}"
+    path = given_path(out, "--out") if out else workspace.reports / f"{study}{ENDING}"
     records = bundle(workspace, study, path)
     say(f"wrote {path}: {path.stat().st_size:,} bytes")
     _tell_gaps(records)
@@ -81,7 +81,8 @@ def open_bundle(
     """Unpack a study's bundle into a folder, where `ofq report` makes the same report again."""
     from ofq.bundle import unbundle
 
-    unpacked = unbundle(file, out)
+    folder = given_path(out, "--out") if out else None
+    unpacked = unbundle(given_path(file, "FILE"), folder)
     [study] = unpacked.site.studies
     again = f"cd {shlex.quote(str(unpacked.root))} && ofq report {study}"
     say(f"unpacked {study}; its report anew: {again}")

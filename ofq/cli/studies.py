@@ -1,12 +1,16 @@
 """What is there, how far it is and what it will cost."""
 
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ofq.cli.common import StudyName, say
+from ofq.console import printable
+from ofq.errors import UserError
 from ofq.interruption import StopRequest
 from ofq.study import Workspace
 from ofq.tracking.folder import State
@@ -17,14 +21,20 @@ app = typer.Typer()
 
 @app.command(rich_help_panel=_PANEL)
 def studies() -> None:
-    """List the studies under config/, with the size of their grids."""
+    """List the studies under config/, with the size of their grids.
+
+    A study whose file is wrong has a line below that says what is.
+    """
     workspace = Workspace()
     table = Table("study", "cells", "runs", "title", box=None)
     for name in workspace.study_names:
-        grid = workspace.grid(name)
-        counts = (str(len(grid.cells)), str(len(grid.runs())))
-        table.add_row(name, *counts, workspace.study(name).title)
+        with suppress(UserError):  # told below
+            grid = workspace.grid(name)
+            counts = (str(len(grid.cells)), str(len(grid.runs())))
+            table.add_row(name, *counts, escape(printable(workspace.study(name).title)))
     Console().print(table)
+    for line in workspace.faults():
+        say(printable(line))
 
 
 @app.command(rich_help_panel=_PANEL)

@@ -10,6 +10,7 @@ from rich.console import Console
 from ofq.cli.common import RunId, say
 from ofq.errors import TryAgain
 from ofq.study import Workspace
+from ofq.study.places import expand_uri
 
 app = typer.Typer(no_args_is_help=True, help="Mirror run folders in MLflow.")
 
@@ -27,24 +28,24 @@ def sync(
     Doing it twice changes nothing, so this also moves everything to another server. Exits with 75
     if something remains.
     """
-    from ofq.credentials import redact, redacted_output, refuse_credentials
+    from ofq.credentials import redact_uri, refuse_credentials
 
     if uri is not None:
         refuse_credentials(uri, "--uri")
+        uri = expand_uri(uri, "--uri")
     workspace = Workspace()
-    with redacted_output():
-        from ofq.tracking.mirror import Mirror
-        from ofq.tracking.syncing import find_items, sync_items
+    from ofq.tracking.mirror import Mirror
+    from ofq.tracking.syncing import find_items, sync_items
 
-        items = find_items(workspace, names or [])
-        mirror = Mirror(uri or workspace.tracking_uri, workspace.results)
-        console = Console()
-        remaining = sync_items(mirror, items, console)
-        text = f"mirrored {len(items) - len(remaining)} of {len(items)} to {redact(mirror.uri)}"
-        if remaining:
-            left = " ".join(dict.fromkeys(item.name for item in remaining))
-            text += f"; the rest, later: ofq track sync {left}"
-        say(text)
+    items = find_items(workspace, names or [])
+    mirror = Mirror(uri or workspace.tracking_uri, workspace.results)
+    console = Console()
+    remaining = sync_items(mirror, items, console)
+    text = f"mirrored {len(items) - len(remaining)} of {len(items)} to {redact_uri(mirror.uri)}"
+    if remaining:
+        left = " ".join(dict.fromkeys(item.name for item in remaining))
+        text += f"; the rest, later: ofq track sync {left}"
+    say(text)
     if remaining:
         raise typer.Exit(TryAgain.exit_code)
 
@@ -52,20 +53,20 @@ def sync(
 @app.command()
 def uri() -> None:
     """Print the tracking URI, without a password if it has one."""
-    from ofq.credentials import redact
+    from ofq.credentials import redact_uri
 
-    print(redact(Workspace().tracking_uri))
+    print(redact_uri(Workspace().tracking_uri))
 
 
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="Port of this machine.")] = 5000) -> None:
     """Browse runs and curves in MLflow's pages."""
-    from ofq.credentials import redact
+    from ofq.credentials import redact_uri
     from ofq.tracking.store import open_store
 
     store = Workspace().tracking_uri
     if store.startswith("http"):
-        print(f"the tracking server has the pages: {redact(store)}")
+        print(f"the tracking server has the pages: {redact_uri(store)}")
         return
     open_store(store)
     # in the environment, since everyone on the machine sees a command line
@@ -79,18 +80,16 @@ def follow(run_id: RunId) -> None:
     """Mirror one run while another process trains it (`ofq train` starts this by itself)."""
     import logging
 
-    from ofq.credentials import redacted_output
     from ofq.tracking import RunFolder, mirroring
 
     os.nice(10)  # training comes first
     workspace = Workspace()
     folder = RunFolder(workspace.results / "runs" / run_id)
     folder.description()  # a slip is said at once
-    with redacted_output():
-        logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr, force=True)
-        mirroring.leave_with(folder)
-        from ofq.tracking.mirror import Mirror
+    logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr, force=True)
+    mirroring.leave_with(folder)
+    from ofq.tracking.mirror import Mirror
 
-        mirror = Mirror(workspace.tracking_uri, workspace.results)
-        if not mirroring.follow(mirror, folder):
-            raise typer.Exit(TryAgain.exit_code)
+    mirror = Mirror(workspace.tracking_uri, workspace.results)
+    if not mirroring.follow(mirror, folder):
+        raise typer.Exit(TryAgain.exit_code)

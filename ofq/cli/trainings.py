@@ -14,6 +14,7 @@ from ofq.errors import RunFailed, UserError
 from ofq.interruption import Interrupted, StopRequest, deadline
 from ofq.progress import SteadyConsole
 from ofq.study import Workspace
+from ofq.study.places import expand_path
 
 if TYPE_CHECKING:
     from ofq.doctor import Diagnosis
@@ -168,7 +169,7 @@ def doctor(
 
     workspace = Workspace()
     console = Console()
-    diagnoses = [examine(workspace, name) for name in runs]
+    diagnoses = [examine(workspace, expand_path(name, "RUN")) for name in runs]
     for diagnosis in diagnoses:
         _show(diagnosis, console)
     if not all(diagnosis.sound for diagnosis in diagnoses):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from ofq.doctor.finding import Finding, ok, problem, warning
 from ofq.doctor.patient import Patient
+from ofq.errors import UserError
 from ofq.tracking.folder import RESULT, WEIGHTS, sha256
 from ofq.tracking.provenance import module_sha256
 
@@ -20,7 +21,11 @@ def check_inputs(patient: Patient) -> Iterator[Finding]:
         yield warning("the weights that it builds on aren't on record")
     for name, expected in (recorded or {}).items():
         weights = patient.runs / name / WEIGHTS
-        path = weights if name in parents else patient.workspace.root / name
+        try:
+            path = weights if name in parents else patient.workspace.own_file(name)
+        except UserError as error:
+            yield warning(f"{name}, which the run was made from, can't be found: {error}")
+            continue
         if path.exists() and sha256(path) == expected:
             yield ok(f"{name} is as it was")
         elif path.exists():

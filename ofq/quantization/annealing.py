@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ofq.errors import UserError
 from ofq.quantization.attention import MergedQueryKey
-from ofq.quantization.layers import QuantizedWeight, low_bit_weights
+from ofq.quantization.layers import QuantizedWeight, low_bit_weights, quantized_model
 from ofq.quantization.quantizer import WeightQuantizer
 
 
@@ -88,7 +88,8 @@ class ConfidenceGuidedAnnealing:
             the first step.
 
     Raises:
-        UserError: The boundary range isn't allowed, or there is nothing to anneal.
+        UserError: The boundary range isn't allowed, the model isn't quantized, or there is nothing
+            to anneal.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class ConfidenceGuidedAnnealing:
     ) -> None:
         self.boundary_range = check_boundary_range(boundary_range)
         self._rule = rule or AsPaper()
+        model = quantized_model(model, "nothing to anneal: ")
         self._weights: list[tuple[nn.Parameter, WeightQuantizer]] = []
         for weight in filter(self._rule.anneals, low_bit_weights(model)):
             if isinstance(weight.owner, MergedQueryKey):

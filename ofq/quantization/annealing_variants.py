@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ofq.quantization.annealing import ConfidenceGuidedAnnealing, step_optimizer
 from ofq.quantization.attention import MergedQueryKey
-from ofq.quantization.layers import QuantizedWeight, low_bit_weights
+from ofq.quantization.layers import QuantizedWeight, low_bit_weights, quantized_model
 from ofq.quantization.quantizer import WeightQuantizer
 
 
@@ -47,7 +47,7 @@ class RatioAnnealing:
     ) -> None:
         self.alpha = alpha
         self.confidence = confidence
-        self._weights = list(_own_weights(model))
+        self._weights = list(_own_weights(quantized_model(model, "nothing to anneal: ")))
 
     @torch.no_grad()
     def step(

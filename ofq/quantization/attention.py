@@ -19,6 +19,7 @@ from ofq.quantization.layers import (
     LowBit,
     Passthrough,
     QuantizedLinear,
+    own_parameter,
 )
 from ofq.quantization.lsq import LSQ
 from ofq.quantization.products import (
@@ -152,7 +153,8 @@ class MergedQueryKey(nn.Module, LowBit):
     each other. A row is one (head, channel) pair. Gradients reach W_q and W_k through the product.
 
     Args:
-        q_weight, k_weight: Weights of the full-precision model, each (C, C).
+        q_weight, k_weight: Weights of the full-precision model, each (C, C); copied, and frozen
+            where they don't require a gradient.
         weight_quantizer: Quantizer of the (H·C, C) product.
         heads: H.
 
@@ -165,8 +167,8 @@ class MergedQueryKey(nn.Module, LowBit):
         self, q_weight: Tensor, k_weight: Tensor, weight_quantizer: nn.Module, heads: int
     ) -> None:
         super().__init__()
-        self.q_weight = nn.Parameter(q_weight.detach().clone())
-        self.k_weight = nn.Parameter(k_weight.detach().clone())
+        self.q_weight = own_parameter(q_weight)
+        self.k_weight = own_parameter(k_weight)
         self.weight_quantizer = weight_quantizer
         self.heads = heads
         self.roles = {"qk": slice(0, heads * q_weight.shape[1])}

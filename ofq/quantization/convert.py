@@ -1,12 +1,12 @@
 """Turning a timm model into a quantized one, and setting its activation scales."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from itertools import chain
 
 import torch
-from timm.layers import Attention, Mlp, PatchEmbed
+from timm.layers import Attention, Mlp, PatchDropout, PatchEmbed
 from timm.models.swin_transformer import (
     PatchMerging,
     SwinTransformer,
@@ -30,12 +30,16 @@ from ofq.quantization.layers import (
     QuantizedConv2d,
     QuantizedLinear,
     QuantizedMlp,
+    quantized_model,
+    wrapper_of,
+    wrong_size,
 )
 from ofq.quantization.lsq import LSQ, ImageLSQ
 from ofq.quantization.quantizer import (
     OFF,
     WeightQuantizer,
     check_bits,
+    check_options,
     make_weight_quantizer,
 )
 from ofq.quantization.scheme import SCORES, Scheme
@@ -56,8 +60,9 @@ def quantize(
 
     In every block qkv, proj, fc1 and fc2 (Swin: the patch-merging reductions too) get the given
     bits; patch embedding and heads get LSQ at 8 bits. LayerNorm, softmax, GELU, residuals and
-    embeddings stay in floating point. All weights are taken over; activation scales are set by
-    :func:`calibrate`.
+    embeddings stay in floating point. All weights are taken over with their dtype, device and
+    ``requires_grad``, so what is frozen stays frozen; the scales and shifts that quantization adds
+    are trainable. Activation scales are set by :func:`calibrate`.
 
     Args:
         model: The full-precision model.
@@ -83,21 +88,66 @@ def quantize(
         >>> model.blocks[0].mlp.fc1.weight_quantizer
         StatsQ(bits=2)
     """
+    if (wrapper := wrapper_of(model)) is not None:
+        raise UserError(
+            f"the model is wrapped by {wrapper}; quantize the model itself, calibrate it, then wrap"
+        )
     if not isinstance(model, VisionTransformer | SwinTransformer):
         raise UserError(
             f"can't quantize a {type(model).__name__}; allowed: timm's VisionTransformer (ViT, "
             "DeiT) and SwinTransformer"
         )
+    if isinstance(getattr(model, "patch_drop", None), PatchDropout):
+        raise UserError(
+            "can't quantize patch_drop: activation scales are per token, so every image must have "
+            "the same ones; make the model with patch_drop_rate=0"
+        )
     if any(isinstance(m, QuantizedLinear | QuantizedConv2d) for m in model.modules()):
         raise UserError("the model is quantized already; quantize the full-precision model")
-    if qkr not in SCORES:
+    scheme = scheme_for(
+        model,
+        weight_bits,
+        activation_bits,
+        weight_quantizer,
+        qkr,
+        options=options,
+        end_bits=end_bits,
+        layer_bits=layer_bits,
+    )
+    quantized = copy.deepcopy(model)
+    _convert_parts(quantized, scheme, "")
+    _convert_heads(quantized, scheme)
+    _refuse_leftovers(quantized)
+    for _, quantizer in _activation_quantizers(quantized):
+        quantizer.awaits_calibration = True
+    return quantized.to(next(model.parameters()).device)
+
+
+def scheme_for(
+    model: nn.Module,
+    weight_bits: int,
+    activation_bits: int,
+    weight_quantizer: str,
+    qkr: bool | str,
+    *,
+    options: Mapping[str, float] | None,
+    end_bits: tuple[int, int],
+    layer_bits: Mapping[str, tuple[int, int]] | None,
+) -> Scheme:
+    """Validate the arguments of :func:`quantize` for a model, without quantizing it.
+
+    Raises:
+        UserError: A bit-width, name or option isn't allowed, or a pattern matches no layer.
+    """
+    if not isinstance(qkr, bool | str) or qkr not in SCORES:
         raise UserError(f"qkr {qkr!r}; allowed: False, True, 'lowrank'")
     layer_bits = layer_bits or {}
     _check_patterns(model, layer_bits)
     for bits in (weight_bits, activation_bits, *end_bits, *chain(*layer_bits.values())):
         if bits != OFF:
             check_bits(bits)
-    scheme = Scheme(
+    check_options(weight_quantizer, options or {})
+    return Scheme(
         weight_bits,
         activation_bits,
         weight_quantizer,
@@ -106,11 +156,6 @@ def quantize(
         end_bits,
         layer_bits,
     )
-    quantized = copy.deepcopy(model)
-    _convert_parts(quantized, scheme, "")
-    _convert_heads(quantized, scheme)
-    _refuse_leftovers(quantized)
-    return quantized.to(next(model.parameters()).device)
 
 
 def _check_patterns(model: nn.Module, patterns: Iterable[str]) -> None:
@@ -126,23 +171,108 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
 
     Runs the model once, in eval mode and without gradient; each quantizer takes its scale from
     inputs that the quantizers before it have already quantized. Scales set earlier are forgotten.
+    A model is calibrated before it is trained, copied (as for an exponential moving average) or
+    wrapped for data-parallel training, since the number of scales isn't known before.
 
     Args:
-        model: A quantized model.
-        images: (B, channels, H, W), as the training data gives them.
+        model: A quantized model, in float32.
+        images: (B, channels, H, W), as the training data gives them: finite floating-point
+            numbers of the size that the model was made for.
+
+    Raises:
+        UserError: The model isn't quantized, is wrapped for data-parallel training or isn't in
+            float32; the images don't fit it; or an activation isn't finite.
     """
-    for module in model.modules():
-        if isinstance(module, LogitQuantizer):
-            module.quantizer.reset()
-        elif isinstance(module, QuantizedAttention) and isinstance(
-            module.probability_quantizer, LSQ
-        ):
-            module.probability_quantizer.reset()
+    if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules()):
+        raise UserError(
+            "the model is wrapped by DistributedDataParallel, which fixes the number of its "
+            "parameters; calibrate the model itself, then wrap it"
+        )
+    model = quantized_model(model)
+    _check_float32(model)
+    _check_images(model, images)
+    quantizers = list(_activation_quantizers(model))
+    for _, quantizer in quantizers:
+        quantizer.reset()
     was_training = model.training
     model.eval()
-    with torch.no_grad():
-        model(images)
-    model.train(was_training)
+    try:
+        with torch.no_grad():
+            model(images.float())
+    finally:
+        model.train(was_training)
+    for name, quantizer in quantizers:
+        if not torch.isfinite(quantizer.scale).all():
+            for _, other in quantizers:
+                other.reset()
+            raise UserError(
+                f"{name}: its input isn't finite, although the images are; look for NaN or inf "
+                "among the model's weights"
+            )
+
+
+def _activation_quantizers(model: nn.Module) -> Iterator[tuple[str, LSQ]]:
+    """Yield the name and the quantizer of each quantized activation."""
+    for name, module in model.named_modules():
+        if isinstance(module, LogitQuantizer):
+            yield name, module.quantizer
+        probability = getattr(module, "probability_quantizer", None)
+        if isinstance(probability, LSQ):
+            yield f"{name}.probability_quantizer", probability
+
+
+def _check_float32(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise UserError(
+                f"the model's {name} is {parameter.dtype}; allowed: torch.float32, for all of it "
+                "(model.float()); for lower precision train in float32 under torch.autocast"
+            )
+
+
+def _check_images(model: nn.Module, images: object) -> None:
+    """Refuse what can't calibrate a model.
+
+    Raises:
+        UserError: The images are no tensor, none, no floating-point numbers, not finite, on
+            another device, or of another size than the model's.
+    """
+    if not isinstance(images, Tensor):
+        raise UserError(
+            f"images: given a {type(images).__name__}; allowed: a tensor (B, channels, H, W)"
+        )
+    if not images.is_floating_point():
+        raise UserError(
+            f"images: given {images.dtype}; allowed: floating-point numbers, normalized as for "
+            "training"
+        )
+    embedding = next((m for m in model.modules() if isinstance(m, PatchEmbed)), None)
+    if embedding is not None:
+        _check_size(embedding, images)
+    if images.numel() == 0:
+        raise UserError(f"images: given none, of shape {tuple(images.shape)}; give one batch")
+    device = next(model.parameters()).device
+    if images.device != device:
+        raise UserError(f"images: on {images.device}, but the model is on {device}; move one")
+    if not torch.isfinite(images).all():
+        finite = torch.isfinite(images).flatten(1).all(1)
+        raise UserError(
+            f"images: {int((~finite).sum())} of {len(images)} have NaN or inf; allowed: finite "
+            "numbers"
+        )
+
+
+def _check_size(embedding: PatchEmbed, images: Tensor) -> None:
+    channels, sizes = embedding.proj.in_channels, embedding.img_size
+    fits = images.ndim == 4 and images.shape[1] == channels
+    if not fits:
+        height, width = sizes or ("H", "W")
+        raise UserError(
+            f"images: given shape {tuple(images.shape)}; allowed: (B, {channels}, {height}, "
+            f"{width}) with {channels} channels"
+        )
+    if sizes is not None and tuple(images.shape[2:]) != tuple(sizes):
+        raise wrong_size(images.shape[2:], sizes, embedding.patch_size)
 
 
 def set_gradient_batch(model: nn.Module, counted: int, per_pass: int) -> None:
@@ -234,6 +364,11 @@ def _convert_patch_embedding(embedding: nn.Module, scheme: Scheme, path: str) ->
     weight_bits, activation_bits = scheme.end(f"{path}.proj")
     inputs = Passthrough()
     if activation_bits != OFF:
+        if embedding.img_size is None:
+            raise UserError(
+                f"can't quantize {path}: its input has a shift for each pixel, so the size of "
+                "images must be known; make the model with img_size=..."
+            )
         inputs = ActivationQuantizer(ImageLSQ(activation_bits), *embedding.img_size)  # type: ignore[misc]
     weights = make_weight_quantizer("lsq", weight_bits, conv.weight)
     embedding.proj = QuantizedConv2d(conv, weights, inputs)
@@ -246,7 +381,9 @@ def _convert_patch_merging(merging: nn.Module, scheme: Scheme, path: str) -> nn.
     merging.reduction = scheme.at(f"{path}.reduction").linear(reduction, "reduction")
     if reduction.bias is None:
         # the released code learns one; zero leaves the full-precision function as it is
-        merging.reduction.bias = nn.Parameter(reduction.weight.new_zeros(reduction.out_features))
+        merging.reduction.bias = nn.Parameter(
+            reduction.weight.new_zeros(reduction.out_features), reduction.weight.requires_grad
+        )
     return merging
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ofq.quantization.layers import low_bit_weights
+from ofq.quantization.layers import low_bit_weights, quantized_model
 from ofq.quantization.quantizer import WeightQuantizer
 
 
@@ -22,7 +22,7 @@ class Dampening:
 
     def __init__(self, model: nn.Module, strength: float) -> None:
         self.strength = strength
-        self._weights = list(low_bit_weights(model))
+        self._weights = list(low_bit_weights(quantized_model(model, "nothing to dampen: ")))
 
     def penalty(self, progress: float) -> Tensor:
         """The penalty, a scalar.

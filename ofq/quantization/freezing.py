@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ofq.quantization.annealing import step_optimizer
 from ofq.quantization.attention import MergedQueryKey
-from ofq.quantization.layers import low_bit_weights
+from ofq.quantization.layers import low_bit_weights, quantized_model
 from ofq.quantization.oscillation import CodeHistory
 
 
@@ -81,6 +81,7 @@ class IterativeFreezing(nn.Module):
     ) -> None:
         super().__init__()
         self.start, self.end = start, end
+        model = quantized_model(model, "nothing to freeze: ")
         self._weights = [
             w for w in low_bit_weights(model) if not isinstance(w.owner, MergedQueryKey)
         ]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ofq.errors import UserError
 from ofq.quantization import fused
 from ofq.quantization.fused import fitting
 from ofq.quantization.lsq import LSQ
@@ -47,9 +48,53 @@ class LowBit:
         raise NotImplementedError
 
 
+def own_parameter(values: Tensor, trainable: bool | None = None) -> nn.Parameter:
+    """Copy a part of a parameter into a parameter of its own, of the same dtype and device.
+
+    Args:
+        values: The part.
+        trainable: Whether it requires a gradient; None for as ``values`` does.
+    """
+    trainable = values.requires_grad if trainable is None else trainable
+    return nn.Parameter(values.detach().clone(), requires_grad=trainable)
+
+
+def wrapper_of(model: nn.Module) -> str | None:
+    """Return the name of what wraps a model: ``torch.compile`` or a parallel class, or None."""
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        return type(model).__name__
+    return "torch.compile" if isinstance(getattr(model, "_orig_mod", None), nn.Module) else None
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside ``torch.compile``, DistributedDataParallel and DataParallel."""
+    while wrapper_of(model) is not None:
+        model = getattr(model, "_orig_mod", None) or model.module  # type: ignore[assignment]
+    return model
+
+
+def quantized_model(model: nn.Module, why: str = "") -> nn.Module:
+    """Return a quantized model without what wraps it.
+
+    Args:
+        model: The model.
+        why: Opens the error.
+
+    Raises:
+        UserError: The model has no quantized layer.
+    """
+    model = unwrapped(model)
+    if not any(isinstance(module, LowBit) for module in model.modules()):
+        raise UserError(
+            f"{why}the {type(model).__name__} isn't quantized; call ofq.quantize(model, ...) and "
+            "use the model that it returns"
+        )
+    return model
+
+
 def low_bit_weights(model: nn.Module) -> Iterator[QuantizedWeight]:
     """The low-bit weights of a quantized model in forward order, without the 8-bit ends."""
-    for name, module in model.named_modules():
+    for name, module in unwrapped(model).named_modules():
         if not isinstance(module, LowBit) or not module.roles:
             continue
         if isinstance(module.weight_quantizer, WeightQuantizer):
@@ -266,6 +311,17 @@ class ImageMlp(QuantizedMlp):
         return super().forward(x.unflatten(1, (-1, self.width))).flatten(1, 2)
 
 
+def wrong_size(given: Sequence[int], wanted: Sequence[int], patch: Sequence[int]) -> UserError:
+    """Return the error for images of another size (H, W) than a model quantizes."""
+    (height, width), (rows, columns) = given, wanted
+    tokens = [(h // patch[0]) * (w // patch[1]) for h, w in (given, wanted)]
+    return UserError(
+        f"images: {height} x {width}, which are {tokens[0]} patches; this model's scales and "
+        f"shifts are for {rows} x {columns}, {tokens[1]} patches; allowed: the size at which the "
+        f"model was made (timm.create_model(..., img_size=({height}, {width})) makes another)"
+    )
+
+
 class QuantizedConv2d(nn.Conv2d, LowBit):
     """A convolution of patches (the patch embedding) that quantizes its input and its weight.
 
@@ -304,6 +360,9 @@ class QuantizedConv2d(nn.Conv2d, LowBit):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in, H, W) to (B, out, H', W')."""
         height, width = self.kernel_size
+        fixed = getattr(self.input_quantizer, "shape", x.shape[2:])
+        if tuple(x.shape[2:]) != tuple(fixed):
+            raise wrong_size(x.shape[2:], fixed, self.kernel_size)
         patches = self.input_quantizer(x).unflatten(3, (-1, width)).unflatten(2, (-1, height))
         patches_BHWC = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)
         weight = self.weight_quantizer(self.weight).flatten(1)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ofq.quantization.attention import Scores, split_heads
-from ofq.quantization.layers import Passthrough, QuantizedLinear
+from ofq.quantization.layers import Passthrough, QuantizedLinear, own_parameter
 
 
 class LowRankScores(Scores):
@@ -68,8 +68,9 @@ def factorize(weight: Tensor, bias: Tensor | None) -> tuple[nn.Linear, nn.Linear
     inner, outer = (
         nn.Linear(n, m, bias=False) for n, m in ((weight.shape[1], rank), (rank, len(weight)))
     )
-    inner.weight = nn.Parameter(roots.unsqueeze(1) * right[:rank])
-    outer.weight = nn.Parameter(left[:, :rank] * roots)
+    trainable = weight.requires_grad
+    inner.weight = own_parameter((roots.unsqueeze(1) * right[:rank]).to(weight.dtype), trainable)
+    outer.weight = own_parameter((left[:, :rank] * roots).to(weight.dtype), trainable)
     if bias is not None:
-        outer.bias = nn.Parameter(bias.detach().clone())
+        outer.bias = own_parameter(bias)
     return inner, outer

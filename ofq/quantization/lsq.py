@@ -1,5 +1,6 @@
 """LSQ: quantization with a learned step size (Esser et al. 2020), as OFQ uses it."""
 
+import copy
 import math
 from typing import Any
 
@@ -56,6 +57,7 @@ class LSQ(nn.Module):
 
     scale: nn.Parameter
     batch_ratio: float = 1.0  # set by set_gradient_batch
+    awaits_calibration: bool = False  # set by quantize: no training and no copy without scales
 
     def __init__(
         self, bits: int, axis: int | tuple[int, ...] | None = None, signed: bool = True
@@ -117,7 +119,29 @@ class LSQ(nn.Module):
     def prepare(self, x: Tensor) -> None:
         """Set the scales from a tensor if they aren't set yet."""
         if self.scale.numel() == 0:
+            if self.training and self.awaits_calibration:
+                raise UserError(
+                    "the model isn't calibrated: its activation scales aren't set; call "
+                    "ofq.calibrate(model, images) before training"
+                )
             self.initialize(x)
+        if self.scale.dtype != torch.float32:
+            raise UserError(
+                f"the scales of a quantized model are {self.scale.dtype}; allowed: torch.float32 "
+                "(model.float()); for lower precision run the model under torch.autocast"
+            )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LSQ":
+        if self.scale.numel() == 0 and self.awaits_calibration:
+            raise UserError(
+                "the model isn't calibrated, and a copy, such as for an exponential moving "
+                "average, wouldn't have its activation scales; call ofq.calibrate(model, images) "
+                "first, then copy"
+            )
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     def rounding(self, elements: int) -> Rounding:
         """How a tensor of so many elements is rounded."""
@@ -174,11 +198,16 @@ class LSQWeight(WeightQuantizer):
 
     Args:
         bits: Bit-width, 2 to 8.
-        factor: f of the initial scale f·mean|w|/√Qp.
+        factor: f of the initial scale f·mean|w|/√Qp, above 0.
+
+    Raises:
+        UserError: A bit-width or factor that isn't allowed.
     """
 
     def __init__(self, bits: int, factor: float = 2.0) -> None:
         super().__init__(bits)
+        if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+            raise UserError(f"LSQ's factor {factor!r}; allowed: a finite number above 0")
         self.lsq = LSQ(bits, axis=0)
         self.factor = factor
 

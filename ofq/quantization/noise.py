@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ofq.errors import UserError
 from ofq.quantization.annealing import check_boundary_range, near_threshold
-from ofq.quantization.layers import low_bit_weights
+from ofq.quantization.layers import low_bit_weights, quantized_model
 from ofq.quantization.quantizer import WeightQuantizer
 
 
@@ -77,7 +77,9 @@ class NoiseInjection:
         self.boundary_range = check_boundary_range(boundary_range)
         self._noise = noise or Oscillating()
         self._held = []
-        for weight in list(low_bit_weights(model)):
+        for weight in list(
+            low_bit_weights(quantized_model(model, "no low-bit weights to change: "))
+        ):
             held = _Held(weight.quantizer, weight.latent())
             weight.owner.weight_quantizer = held
             self._held.append(held)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ofq.quantization.annealing import near_threshold
-from ofq.quantization.layers import QuantizedWeight, low_bit_weights
+from ofq.quantization.layers import QuantizedWeight, low_bit_weights, quantized_model
 from ofq.quantization.quantizer import WeightQuantizer
 
 
@@ -98,6 +98,11 @@ class OscillationTracker(nn.Module):
             which weights are counted.
         compiled: Whether to compile :meth:`update` into one pass over each weight; on the CPU that
             needs a C++ compiler, and takes some seconds at the first step.
+        required: Whether a model without quantized layers is refused; otherwise nothing of it is
+            followed.
+
+    Raises:
+        UserError: The model isn't quantized.
 
     Example:
         >>> import ofq.quantization, timm, torch
@@ -118,8 +123,11 @@ class OscillationTracker(nn.Module):
         threshold: float = 0.005,
         boundary_range: float = 0.005,
         compiled: bool = False,
+        required: bool = True,
     ) -> None:
         super().__init__()
+        if required:
+            model = quantized_model(model, "nothing to track: ")
         self._observe = torch.compile(_observe, dynamic=True) if compiled else _observe
         self.threshold = threshold
         self.boundary_range = boundary_range

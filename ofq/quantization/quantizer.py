@@ -1,5 +1,6 @@
 """What every weight quantizer offers, and the registry by which methods name them."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -186,9 +187,7 @@ def make_weight_quantizer(
     Raises:
         UserError: No quantizer has this name, or it doesn't take these bits or options.
     """
-    if name not in _REGISTRY:
-        allowed = ", ".join(weight_quantizer_names())
-        raise UserError(f"unknown weight quantizer '{name}'; allowed: {allowed}")
+    check_options(name, options or {})
     if bits == OFF:
         return nn.Identity()
     try:
@@ -197,3 +196,27 @@ def make_weight_quantizer(
         raise UserError(f"weight quantizer '{name}': {error}") from None
     quantizer.initialize(weight.detach())
     return quantizer
+
+
+def check_options(name: str, options: Mapping[str, float]) -> None:
+    """Refuse the name of no weight quantizer, and options that it doesn't take.
+
+    Raises:
+        UserError: It names what is allowed.
+    """
+    if name not in _REGISTRY:
+        allowed = ", ".join(weight_quantizer_names())
+        raise UserError(f"unknown weight quantizer '{name}'; allowed: {allowed}")
+    try:
+        taken = inspect.signature(_REGISTRY[name]).parameters.values()
+    except ValueError:  # one that Python can't look into
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
+        return
+    names = [parameter.name for parameter in taken if parameter.name != "bits"]
+    for option in options:
+        if option not in names:
+            raise UserError(
+                f"weight quantizer '{name}': unknown option '{option}'; "
+                f"allowed: {', '.join(names) or 'none'}"
+            )

@@ -172,7 +172,9 @@ def _leaf(name: str) -> str:
 
 
 def _split(tensor: Tensor, parts: int) -> tuple[Tensor, ...]:
-    return tensor.chunk(parts) if parts else ()
+    if parts > 1 and (tensor.ndim == 0 or len(tensor) % parts):
+        return (tensor,) * parts  # of a wrong shape, which is told with the others
+    return tensor.chunk(parts) if parts > 1 else (tensor,) * parts
 
 
 def _fits(tensor: Tensor, wanted: Tensor) -> bool:

@@ -12,6 +12,7 @@ from ofq.quantization.layers import (
     LogitQuantizer,
     Passthrough,
     QuantizedLinear,
+    own_parameter,
 )
 from ofq.quantization.lowrank import LowRankScores, factorize
 from ofq.quantization.lsq import LSQ
@@ -110,7 +111,7 @@ def _separate_scores(qkv: nn.Linear, heads: int, scheme: Scheme) -> Scores:
 
 
 def _qkr_scores(qkv: nn.Linear, heads: int, scheme: Scheme) -> Scores:
-    q_weight, k_weight, _ = qkv.weight.detach().chunk(3)
+    q_weight, k_weight, _ = qkv.weight.chunk(3)
     channels = qkv.in_features
     return QKRScores(
         input_quantizer=scheme.activation(channels),
@@ -144,11 +145,11 @@ def _low_rank_scores(qkv: nn.Linear, heads: int, scheme: Scheme) -> Scores:
 
 
 def _value_layer(qkv: nn.Linear, scheme: Scheme) -> QuantizedLinear:
-    weight = qkv.weight.detach().chunk(3)[2]
+    weight = qkv.weight.chunk(3)[2]
     v = nn.Linear(qkv.in_features, len(weight), bias=qkv.bias is not None, device=weight.device)
-    v.weight = nn.Parameter(weight.clone())
+    v.weight = own_parameter(weight)
     if qkv.bias is not None:
-        v.bias = nn.Parameter(qkv.bias.detach().chunk(3)[2].clone())
+        v.bias = own_parameter(qkv.bias.chunk(3)[2])
     return _inner_layer(v, "v", scheme)
 
 

@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from ofq.report.latex import measures_to_latex, to_latex
 from ofq.report.tables import Table, to_markdown, verdicts_to_markdown
+
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 FRAMES = ("table", "runs", "differences", "verdicts", "effects", "noise")
 """What a report may have a frame of."""
@@ -76,7 +79,25 @@ def _latex(tables: Tables, folder: Path) -> None:
 @table_format("csv")
 def _csv(tables: Tables, folder: Path) -> None:
     for name, frame in tables.frames.items():
-        frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+        texts = frame.select_dtypes(exclude=["number", "bool"]).columns
+        cells = frame.copy()
+        cells[texts] = frame[texts].map(inert)
+        cells = cells.rename(columns=inert)
+        cells.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+
+
+def inert(cell: Any) -> Any:
+    """Return a cell of a CSV file so that a spreadsheet takes no text for a formula.
+
+    Text that begins like a formula gets an apostrophe before it; numbers stay as they are.
+    """
+    if not isinstance(cell, str) or not cell.startswith(_FORMULAS):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 @table_format("parquet")

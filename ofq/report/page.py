@@ -79,7 +79,7 @@ def write_page(
             runs=_run_rows(records),
             primary=measures(records.primary)[0],
             headings=[measure.heading for measure in measures(records.primary)],
-            runs_path=Path(runs_path).as_posix(),
+            runs_path=quote(Path(runs_path).as_posix()),
         ),
         encoding="utf-8",
     )

@@ -1,5 +1,6 @@
 """The study's table, methods by bits, and the verdicts; as printed, and as Markdown."""
 
+import re
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,10 @@ import pandas as pd
 
 from ofq.report.collect import Records
 from ofq.report.measures import SIZE, TOP1, Measure, measures
+
+_LINE_END = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
+_MARKDOWN = re.compile(r"[\\`*\[\]<>&|~$#]|(?<![^\W_])_|_(?![^\W_])")
+"""What Markdown would read: a low line only at an end of a word."""
 
 
 @dataclass(frozen=True)
@@ -204,22 +209,39 @@ def verdicts_to_markdown(verdicts: pd.DataFrame, notes: Iterable[str]) -> str:
     lines = [names, ["---"] * len(names)]
     keys = [*(["model"] if many else []), *VERDICT_HEADINGS, "known"]
     lines += [[row[key] for key in keys] for row in verdict_rows(verdicts)]
-    body = "\n".join("| " + " | ".join(_pipe(c) for c in line) + " |" for line in lines)
-    return "\n\n".join(["## Against what was reported", body, *notes]) + "\n"
+    lines[2:] = [[escape_markdown(text) for text in line] for line in lines[2:]]
+    paragraphs = [_paragraph(note) for note in notes]
+    return "\n\n".join(["## Against what was reported", _grid(lines), *paragraphs]) + "\n"
 
 
 def to_markdown(table: Table) -> str:
     """A GitHub-flavoured Markdown table with its notes."""
     names = ["model", "method"] if table.many_models else ["method"]
-    columns = [f"{bits} {heading}" for bits in table.groups for heading in table.headings]
+    columns = [
+        escape_markdown(f"{bits} {heading}") for bits in table.groups for heading in table.headings
+    ]
     lines = [[*names, *columns], ["---"] * len(names) + ["---:"] * len(columns)]
     for row in table.rows:
         heads = [row.model, row.label] if table.many_models else [row.label]
-        texts = [f"**{entry.text}**" if entry.best else entry.text for entry in row.entries]
-        lines.append([*heads, *texts])
-    body = "\n".join("| " + " | ".join(_pipe(c) for c in line) + " |" for line in lines)
-    return f"# {table.title}\n\n{body}\n\n{' '.join(table.notes)}\n"
+        texts = [escape_markdown(entry.text) for entry in row.entries]
+        bold = [
+            f"**{text}**" if entry.best else text
+            for text, entry in zip(texts, row.entries, strict=True)
+        ]
+        lines.append([*map(escape_markdown, heads), *bold])
+    notes = _paragraph(" ".join(table.notes))
+    return f"# {escape_markdown(table.title)}\n\n{_grid(lines)}\n\n{notes}\n"
 
 
-def _pipe(text: str) -> str:
-    return text.replace("|", r"\|")
+def _grid(lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def escape_markdown(text: str) -> str:
+    """Return plain text as one line of Markdown that shows it as it is, without HTML."""
+    return _MARKDOWN.sub(r"\\\g<0>", _LINE_END.sub(" ", text))
+
+
+def _paragraph(text: str) -> str:
+    """Plain text as a paragraph, not as a list or heading that it seems to begin."""
+    return re.sub(r"^(\d*)(?=[-+=.)])", r"\1\\", escape_markdown(text).strip())

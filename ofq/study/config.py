@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from ofq.study.dataset import Unreadable
-from ofq.study.fields import Bits, Name, Names, Seed, Stage, TrainedStage, distinct
+from ofq.study.fields import Bits, Line, Name, Names, Seed, Stage, Text, TrainedStage, distinct
 from ofq.study.files import Strict, suggest
 from ofq.study.stage import Resources, Training, check_hyperparameters
 
@@ -51,6 +51,8 @@ FIGURES = (
 
 HUB = "timm"
 """Stands in a run's config for the pretrained weights that timm's hub has for the model."""
+
+Folder = Annotated[str, Field(min_length=1)]
 
 _WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 
@@ -105,7 +107,7 @@ class Contrast(Strict):
             minus the second's.
     """
 
-    question: str
+    question: Text
     method: Name
     against: Name
 
@@ -225,8 +227,8 @@ class Study(Strict):
         expectations: What is known to hold in this setting, to be set beside what was found.
     """
 
-    title: str
-    description: str
+    title: Line
+    description: Text
     extends: Name | None = None
     recipe: Name
     models: Names
@@ -237,8 +239,8 @@ class Study(Strict):
     checkpoints: dict[Name, dict[Bits, str]] = Field(default_factory=dict)
     references: list[Name] = Field(default_factory=list)
     contrasts: tuple[Contrast, ...] = ()
-    factors: dict[str, list[Name]] = Field(default_factory=dict)
-    expectations: tuple[str, ...] = ()
+    factors: dict[Line, list[Name]] = Field(default_factory=dict)
+    expectations: tuple[Text, ...] = ()
 
     def factors_of(self, method: str) -> frozenset[str]:
         """The factors that a method has."""
@@ -276,8 +278,8 @@ class Site(Strict):
     """
 
     studies: Names
-    results: str = "results"
-    reports: str = "reports"
+    results: Folder = "results"
+    reports: Folder = "reports"
     tracking_uri: str | None = None
     data: dict[Literal["imagenet"], str] = Field(default_factory=dict)
     unreadable: Unreadable = "fail"

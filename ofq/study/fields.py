@@ -1,6 +1,7 @@
 """Values that several config models share: stages, bits, names and seeds."""
 
 import re
+import unicodedata
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -13,6 +14,11 @@ OFF = 32
 """The bit-width that stands for "not quantized"."""
 
 _BITS = re.compile(r"W(\d+)A(\d+)")
+_CONTROLS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_LINE_ENDS = frozenset("\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029")
+_FORMATTING = frozenset(
+    "\t\n\r\u00ad\u200c\u200d"
+)  # soft hyphens, joiners of Indic scripts and emoji
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -43,6 +49,20 @@ def _name(text: str) -> str:
     return text
 
 
+def _text(text: str) -> str:
+    for character in text:
+        if unicodedata.category(character) in _CONTROLS and character not in _FORMATTING:
+            name = character.encode("unicode_escape").decode()
+            raise ValueError(f"holds {name}; allowed: text without control characters")
+    return text
+
+
+def _line(text: str) -> str:
+    if not text.strip() or set(text) & _LINE_ENDS:
+        raise ValueError("allowed: one line of text, without tabs and line ends")
+    return _text(text)
+
+
 def distinct(values: list[Any]) -> list[Any]:
     """Refuse an empty list, and one that gives a value twice.
 
@@ -58,6 +78,10 @@ def distinct(values: list[Any]) -> list[Any]:
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+Line = Annotated[str, AfterValidator(_line)]
+"""Text that tables and figures print in one line."""
+Text = Annotated[str, AfterValidator(_text)]
+"""Text of any number of lines, without other control characters."""
 Bits = Annotated[str, AfterValidator(_bits)]
 Name = Annotated[str, AfterValidator(_name)]
 Names = Annotated[list[Name], AfterValidator(distinct)]

@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from ofq.console import printable
 from ofq.errors import UserError
 
 
@@ -44,8 +45,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}:{_line(error)}: {problem}; give each key once") from None
     except MarkedYAMLError as error:
         raise UserError(f"{path}:{_line(error)}: not valid YAML: {error.problem}") from None
-    except YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+    except (YAMLError, ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
+        # ruamel lets pass what Python says of dates, numbers, tags and keys that can't be made
+        raise UserError(f"{path}: not valid YAML: {printable(error)}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping of keys to values, found {_kind(data)}")
     return data

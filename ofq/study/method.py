@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from ofq.study.fields import Bits, Name, QuantizedStage
+from ofq.study.fields import Bits, Line, Name, QuantizedStage
 from ofq.study.files import Strict, suggest
 from ofq.study.stage import check_hyperparameters
 
@@ -133,7 +133,7 @@ class Method(_Techniques):
         training: Hyperparameters by stage, where the method needs others than the recipe's.
     """
 
-    label: str
+    label: Line
     scale_lr: PositiveFloat = 1.0
     stabilizer: Stabilizer | None = None
     cga: Annealing | None = None

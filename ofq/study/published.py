@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from ofq.study.config import Match
-from ofq.study.fields import Bits, Names, distinct
+from ofq.study.fields import Bits, Line, Names, Text, distinct
 from ofq.study.files import Strict
 from ofq.study.method import Band
 from ofq.study.run import RunConfig
@@ -27,7 +27,7 @@ class Setting(Strict):
             is off.
     """
 
-    source: str
+    source: Text
     match: Match = Match()
     set: dict[str, Any]
 
@@ -40,7 +40,7 @@ class Deviation(Strict):
         match: For which runs; left out, for all.
     """
 
-    text: str
+    text: Text
     match: Match = Match()
 
 
@@ -54,8 +54,8 @@ class Published(Strict):
         deviations: What differs in any case.
     """
 
-    title: str
-    dataset: str
+    title: Line
+    dataset: Line
     models: Names
     bits: Annotated[list[Bits], AfterValidator(distinct)]
     settings: tuple[Setting, ...]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from ofq.study.fields import Bits, Name
+from ofq.study.fields import Bits, Line, Name, Text
 from ofq.study.files import Strict
 
 Status = Literal["published", "released README", "derived", "third-party", "this suite"]
@@ -23,13 +23,13 @@ class Value(Strict):
         source: Where it stands, or how it is derived.
     """
 
-    model: str
+    model: Line
     bits: Bits | Literal["FP"]
     method: Name
     value: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
     runs: PositiveInt = 1
     status: Status
-    source: Annotated[str, Field(min_length=1)]
+    source: Annotated[Text, Field(min_length=1)]
 
     @model_validator(mode="after")
     def _full_precision_by_both_names(self) -> Self:
@@ -57,10 +57,10 @@ class Reference(Strict):
         values: The numbers; what isn't known has none.
     """
 
-    title: str
-    dataset: str
+    title: Line
+    dataset: Line
     measure: Literal["top1"]
-    notes: tuple[str, ...] = ()
+    notes: tuple[Text, ...] = ()
     values: tuple[Value, ...]
 
     @model_validator(mode="after")

@@ -1,11 +1,12 @@
 """What the workflow asks of the studies: files, and what each job needs."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
+from ofq.console import printable
 from ofq.errors import UserError
 from ofq.study.config import Study
 from ofq.study.files import suggest
@@ -46,16 +47,21 @@ class Targets:
 
     @cached_property
     def studies(self) -> list[str]:
-        """All studies; each one's name is a target.
+        """The studies that can be targets, which is all whose name isn't another rule's."""
+        return [name for name in self.workspace.study_names if not self._is_rule(name)]
 
-        Raises:
-            UserError: A study has the name of one of the workflow's rules.
-        """
-        names = self.workspace.study_names
-        for name in _RULES.intersection(names):
-            path = self.workspace.study_path(name)
-            raise UserError(f"{path}: '{name}' is the name of a rule; rename the study")
-        return names
+    def _is_rule(self, name: str) -> bool:
+        studied = name.removeprefix("report_")
+        return name in _RULES or (studied != name and studied in self.workspace.study_names)
+
+    def faults(self) -> list[str]:
+        """One line on each study that can't be built."""
+        misnamed = [n for n in self.workspace.study_names if self._is_rule(n)]
+        return [*self.workspace.faults(), *map(self._misnamed, misnamed)]
+
+    def _misnamed(self, name: str) -> str:
+        path = self.workspace.study_path(name)
+        return f"{path}: '{name}' is the name of a rule; rename the study"
 
     def check(self, arguments: Iterable[str]) -> None:
         """Expand the studies asked for, or else those that are built unasked.
@@ -70,6 +76,8 @@ class Targets:
         """
         named = set(arguments).intersection(self.studies)
         for name in named or self.unnamed:
+            if name not in self.studies:
+                raise UserError(self._misnamed(name))
             self.study(name)
 
     def unnamed_studies(self) -> list[str]:
@@ -112,8 +120,14 @@ class Targets:
         except UserError:
             return None
 
-    def reports(self) -> list[str]:
-        """The files of all reports whose studies have all of their runs; trains nothing."""
+    def reports(self, tell: Callable[[str], object]) -> list[str]:
+        """The files of all reports whose studies have all of their runs; trains nothing.
+
+        Args:
+            tell: Takes a line on each study that is left out since its file is wrong.
+        """
+        for line in self.faults():
+            tell(printable(line))
         return [path for name in self.studies if self._finished(name) for path in self.report(name)]
 
     def _finished(self, name: str) -> bool:
@@ -132,9 +146,8 @@ class Targets:
 
     def configs(self, name: str) -> list[str]:
         """The files that a report depends on beside results: of studies, methods and references."""
-        config = self.workspace.root / "config"
-        shared = [*(config / "methods").glob("*.yaml"), *(config / "reference").glob("*.yaml")]
-        return [str(path) for path in (*self.workspace.study_files(name), *sorted(shared))]
+        shared = self.workspace.files("methods") + self.workspace.files("reference")
+        return [str(path) for path in (*self.workspace.study_files(name), *shared)]
 
     def needs(self, run: str) -> list[str]:
         """The weights that a run starts from and is taught by."""

@@ -13,10 +13,13 @@ from ofq.study.fields import NAME
 from ofq.study.files import Model, parse, read_yaml, suggest
 from ofq.study.grid import expand
 from ofq.study.method import Method
+from ofq.study.places import expand_path, expand_uri
 from ofq.study.published import Comparison, Published, compare
 from ofq.study.reference import Reference
 from ofq.study.run import Grid, Run
 from ofq.study.runtimes import Minutes, check_models, read
+
+_FOLDERS = ("results", "reports")
 
 
 class Workspace:
@@ -35,16 +38,23 @@ class Workspace:
     @cached_property
     def site(self) -> Site:
         """``config/config.yaml``."""
-        path = self.root / "config" / "config.yaml"
+        path = self.site_path
         if not path.exists():
             raise UserError(f"{path}: no such file; run this in a checkout, where config/ is")
         site = parse(Site, self._read(path), str(path))
         refuse_credentials(site.tracking_uri or "", f"{path}: key 'tracking_uri'")
+        places = {key: expand_path(getattr(site, key), f"{path}: key '{key}'") for key in _FOLDERS}
+        site = site.model_copy(update=places)
         for name in site.studies:
             if name not in self.study_names:
                 hint = suggest(name, self.study_names)
                 raise UserError(f"{path}: key 'studies': unknown study '{name}' ({hint})")
         return site
+
+    @property
+    def site_path(self) -> Path:
+        """The file of the site's settings."""
+        return self.root / "config" / "config.yaml"
 
     @property
     def results(self) -> Path:
@@ -64,8 +74,12 @@ class Workspace:
     @property
     def tracking_uri(self) -> str:
         """MLflow's store: the site's, ``MLFLOW_TRACKING_URI``, or an SQLite file in the results."""
-        given = self.site.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-        return given or f"sqlite:///{(self.results / 'mlflow.db').resolve()}"
+        variable = "MLFLOW_TRACKING_URI"
+        if given := self.site.tracking_uri:
+            return expand_uri(given, f"{self.site_path}: key 'tracking_uri'")
+        if given := os.environ.get(variable):
+            return expand_uri(given, variable)
+        return f"sqlite:///{(self.results / 'mlflow.db').resolve()}"
 
     def data_place(self, dataset: str) -> Place:
         """Where a data set lies: the site's ``data``, or else the variable ``DATASET_DIR``.
@@ -78,21 +92,45 @@ class Workspace:
         given = folders.get(dataset) or os.environ.get(variable)
         if not given:
             raise UserError(
-                f"{self.root / 'config' / 'config.yaml'}: key 'data.{dataset}' is missing: give "
+                f"{self.site_path}: key 'data.{dataset}' is missing: give "
                 f"the folder that has {dataset}'s train/ and val/, or set {variable}"
             )
-        return locate(given, self.root)
+        return locate(expand_path(given, self.data_source(dataset)), self.root)
 
     def data_source(self, dataset: str) -> str:
         """What says where a data set lies, for errors."""
-        if dataset in self.site.data:
-            return f"{self.root / 'config' / 'config.yaml'}: key 'data.{dataset}'"
+        if self.site.data.get(dataset):  # type: ignore[call-overload]
+            return f"{self.site_path}: key 'data.{dataset}'"
         return f"{dataset.upper()}_DIR"
+
+    def own_file(self, name: str, source: str = "") -> Path:
+        """A file of the user's own that a recipe or a study names, such as pretrained weights.
+
+        Args:
+            name: What it is called there.
+            source: Where it stood, for the error.
+
+        Raises:
+            UserError: It names a variable that isn't set, or an unknown user.
+        """
+        return self.root / expand_path(name, source or f"the file '{name}'")
 
     @cached_property
     def study_names(self) -> list[str]:
-        """The studies that have a file."""
-        return sorted(_checked(path.stem, path, "study") for path in self._files("studies"))
+        """The studies that have a file by whose name they can be called."""
+        return [path.stem for path in self.files("studies") if _problem_of(path.stem) is None]
+
+    def faults(self) -> list[str]:
+        """One line on each study that can't be used, for commands that list all of them."""
+        lines: list[str] = []
+        for path in self.files("studies"):
+            try:
+                _check_name(path.stem, path, "study")
+                self.grid(path.stem)
+            except UserError as error:
+                first, *others = str(error).splitlines()
+                lines.append(first + (f" (and {len(others)} more)" if others else ""))
+        return lines
 
     @property
     def methods(self) -> dict[str, Method]:
@@ -104,7 +142,7 @@ class Workspace:
         """The methods, and what is wrong with others, which may be of no concern."""
         found: dict[str, dict[Path, Method]] = {}
         mistakes: list[str] = []
-        for path in self._files("methods"):
+        for path in self.files("methods"):
             try:
                 for name, method in self._methods_of(path).items():
                     found.setdefault(name, {})[path] = method
@@ -120,10 +158,13 @@ class Workspace:
         return single, mistakes
 
     def _methods_of(self, path: Path) -> dict[str, Method]:
-        return {
-            _checked(str(key), path, "method"): parse(Method, data, f"{path}: method '{key}'")
-            for key, data in self._read(path).items()
-        }
+        if not NAME.fullmatch(path.stem):  # such as a file manager's copy
+            _check_name(path.stem, path, "file of methods")
+        methods: dict[str, Method] = {}
+        for key, data in self._read(path).items():
+            _check_name(str(key), path, "method")
+            methods[str(key)] = parse(Method, data, f"{path}: method '{key}'")
+        return methods
 
     def study(self, name: str) -> Study:
         """A study's config, by its name; what it ``extends`` gives the keys that it leaves out.
@@ -205,10 +246,32 @@ class Workspace:
                     )
         return found
 
+    def files(self, kind: str) -> list[Path]:
+        """The files of one kind under ``config/``, by name; not hidden ones, as editors leave.
+
+        Args:
+            kind: ``studies``, ``methods``, ``recipes`` or ``reference``.
+
+        Raises:
+            UserError: Their folder can't be read.
+        """
+        folder = self.root / "config" / kind
+        try:
+            names = os.listdir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise UserError(f"{folder}: {error.strerror}") from None
+        return [
+            folder / name
+            for name in sorted(names)
+            if name.endswith(".yaml") and not name.startswith((".", "#"))
+        ]
+
     @property
     def recipe_names(self) -> list[str]:
         """The recipes that have a file."""
-        return [path.stem for path in self._files("recipes")]
+        return [path.stem for path in self.files("recipes")]
 
     @property
     def runtimes_path(self) -> Path:
@@ -285,15 +348,12 @@ class Workspace:
         if not (self.root / "config" / "studies").is_dir():
             raise UserError(f"no config/studies in {self.root.resolve()}: run this in a checkout")
 
-    def _files(self, kind: str) -> list[Path]:
-        return sorted((self.root / "config" / kind).glob("*.yaml"))
-
     def _require(self, kind: str, name: str, word: str, where: str = "") -> Path:
         """The file that defines something; ``where`` opens the error if there is none."""
         path = self.root / "config" / kind / f"{name}.yaml"
-        if not path.exists():
+        if not NAME.fullmatch(name) or path not in self.files(kind):  # a path would lead out
             self._refuse_elsewhere()
-            hint = suggest(name, [p.stem for p in self._files(kind)])
+            hint = suggest(name, [p.stem for p in self.files(kind)])
             raise UserError(f"{where}unknown {word} '{name}' ({hint})")
         return path
 
@@ -302,11 +362,13 @@ class Workspace:
         return parse(model, self._read(path), str(path))
 
 
-def _checked(name: str, path: Path, word: str) -> str:
-    """A name that commands, folders and targets can hold; ``fp`` is the baseline's."""
-    if not NAME.fullmatch(name) or name == "fp":
-        raise UserError(
-            f"{path}: '{name}' can't be the name of a {word}; allowed: letters, digits, '_', '-', "
-            "'.' and '+', and not 'fp', which names the full-precision baseline"
-        )
-    return name
+def _problem_of(name: str) -> str | None:
+    """Why commands, folders and targets can't hold a name; ``fp`` is the baseline's."""
+    if not NAME.fullmatch(name):
+        return "allowed: letters, digits, '_', '-', '.' and '+', a letter or digit first"
+    return "'fp' names the full-precision baseline" if name == "fp" else None
+
+
+def _check_name(name: str, path: Path, word: str) -> None:
+    if problem := _problem_of(name):
+        raise UserError(f"{path}: '{name}' can't be the name of a {word}; {problem}")

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 
 from ofq.atomic import write_file, write_json
+from ofq.credentials import redact
 from ofq.errors import LASTING, UserError
 from ofq.tracking.lock import holder
 
@@ -202,8 +203,9 @@ class RunFolder:
         self._append(f"{table}.jsonl", rows)
 
     def event(self, kind: str, **facts: Any) -> None:
-        """Note that something happened to the run now."""
-        self._append("events.jsonl", [{"event": kind, "time": time.time(), **facts}])
+        """Note that something happened to the run now; credentials in the facts are redacted."""
+        said = {key: redact(v) if isinstance(v, str) else v for key, v in facts.items()}
+        self._append("events.jsonl", [{"event": kind, "time": time.time(), **said}])
 
     def events(self) -> list[dict[str, Any]]:
         """All that happened to the run, in order."""

@@ -5,17 +5,35 @@ import importlib.util
 import os
 import platform
 import re
+import selectors
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ofq.credentials import redact
+from ofq.console import printable
+from ofq.credentials import holds_secrets, redact, redact_command
 
+NO_CHECKOUT = "not a git repository"
+"""Stands in git's reason where there is no checkout at all."""
+
+_FOLDERS = ("ofq", "config")
+_DIFF = (
+    *("-c", "color.ui=false", "diff", "--no-ext-diff", "--no-textconv", "--no-color"),
+    *("--no-renames", "--submodule=short", "--src-prefix=a/", "--dst-prefix=b/"),
+)
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_MOST = 1_000_000  # bytes of what git prints
+_LINE = 600  # bytes of what it says when it refuses
+_MOST_NAMES = 1000
+_PATIENCE = 10.0  # seconds for each question to git
+_LOOK = 0.5
 _LOCK = "requirements.lock"
 _PACKAGE = Path(__file__).parents[1]
 _SLURM = re.compile(
@@ -23,41 +41,48 @@ _SLURM = re.compile(
 )
 
 
+class GitError(Exception):
+    """What git says, or what can be said of it, where it doesn't answer."""
+
+
 def gather(root: Path, module: str | None = None) -> dict[str, Any]:
     """Collect the provenance of an attempt at a run, which starts now.
+
+    Whatever git does, or doesn't, ends no run: what it can't say is None, with the reason.
 
     Args:
         root: The checkout.
         module: The user's own that the run's method names, if it names one.
 
     Returns:
-        Plain JSON data. ``commit`` and ``diff`` are None outside a git checkout; ``diff`` is the
-        uncommitted change to tracked files under ``ofq`` and ``config`` (empty if there is none),
-        ``untracked`` the other files there. ``code_sha256`` is of the package's source as it runs,
-        and ``module`` has the name and SHA-256 of the user's own, which git needn't know;
-        ``packages`` has the versions of what it depends on; ``visible_gpus`` the GPUs that it was
-        given, None for any. Credentials in the command and in the diff are left out.
+        Plain JSON data. ``commit`` and ``diff`` are None where git can't tell them, and
+        ``git_reason`` says why (None if it can); ``diff`` is the uncommitted change to tracked
+        files under ``ofq`` and ``config`` (empty if there is none), cut at a megabyte;
+        ``withheld`` names the changed files that the diff leaves out, since such files hold
+        credentials; ``untracked`` names the other files there. ``code_sha256`` is of the package's
+        source as it runs, and ``module`` has the name and SHA-256 of the user's own, which git
+        needn't know; ``packages`` has the versions of what it depends on; ``visible_gpus`` the
+        GPUs that it was given, None for any. Credentials are redacted everywhere.
     """
     lock = root / _LOCK
-    diff = _git(root, "diff", "HEAD", "--", "ofq", "config")
     return {
         "started": time.time(),
-        "commit": _git(root, "rev-parse", "HEAD"),
-        "diff": diff and redact(diff),
-        "untracked": (
-            _git(root, "ls-files", "--others", "--exclude-standard", "--", "ofq", "config") or ""
-        ).splitlines(),
+        **_code(root),
         "code_sha256": code_sha256(),
         "module": module and {"name": module, "sha256": module_sha256(module)},
-        "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None,
+        "lock_sha256": _sha256(lock),
         "packages": _packages(),
         "python": platform.python_version(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "pid": os.getpid(),
         "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
-        "slurm": {name: v for name, v in sorted(os.environ.items()) if _SLURM.fullmatch(name)},
-        "command": redact(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "slurm": {
+            name: redact(value)
+            for name, value in sorted(os.environ.items())
+            if _SLURM.fullmatch(name)
+        },
+        "command": shlex.join(redact_command([Path(sys.argv[0]).name, *sys.argv[1:]])),
     }
 
 
@@ -69,7 +94,8 @@ def code_sha256(module: str | None = None) -> str:
     """
     digest = hashlib.sha256(repr(sorted(_packages().items())).encode())
     for path in sorted(_PACKAGE.rglob("*.py")):
-        digest.update(path.read_bytes())
+        if not path.name.startswith(".") and path.is_file():  # an editor's lock is neither
+            digest.update(path.read_bytes())
     if module is not None:
         digest.update(str(module_sha256(module)).encode())
     return digest.hexdigest()
@@ -102,11 +128,105 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def _sha256(path: Path) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
         return None
-    return done.stdout.strip()
+
+
+def _code(root: Path) -> dict[str, Any]:
+    """Commit, uncommitted changes and untracked files, as far as git tells them."""
+    code: dict[str, Any] = {"commit": None, "diff": None, "withheld": [], "untracked": []}
+    code["git_reason"] = None
+    try:
+        commit = _text(_git(root, "rev-parse", "--verify", "HEAD"))
+        if not _HASH.fullmatch(commit):
+            raise GitError(f"git answered {printable(commit[:80])!r}, which is no commit")
+        code["commit"] = commit
+        changed = _git(root, *_DIFF, "--name-only", "-z", "HEAD", "--", *_FOLDERS)
+        if len(changed) > _MOST:
+            raise GitError("too many changed files for a diff")
+        withheld = [name for name in _names(changed) if holds_secrets(name)]
+        without = [f":(top,exclude,literal){name}" for name in withheld]
+        code["withheld"] = [printable(name) for name in withheld]
+        code["diff"] = redact(_text(_git(root, *_DIFF, "HEAD", "--", *_FOLDERS, *without)))
+        others = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *_FOLDERS)
+        code["untracked"] = [printable(name) for name in _names(others)[:_MOST_NAMES]]
+    except GitError as error:
+        code["git_reason"] = redact(str(error))
+    return code
+
+
+def _names(output: bytes) -> list[str]:
+    return [os.fsdecode(name) for name in output.split(b"\0") if name]
+
+
+def _text(output: bytes) -> str:
+    """Output as text: bytes that aren't UTF-8 are escaped, and what is cut off is said."""
+    text = output[:_MOST].decode(errors="backslashreplace").strip()
+    return text if len(output) <= _MOST else f"{text}\n[cut after {_MOST:,} bytes]"
+
+
+def _git(root: Path, *arguments: str) -> bytes:
+    """What git prints; of more than a megabyte, little more than that.
+
+    Raises:
+        GitError: It can't be run, refuses, or takes too long.
+    """
+    command = ["git", "-c", "core.quotepath=off", "-C", str(root), *arguments]
+    environment = os.environ | {
+        "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"
+    }  # fmt: skip
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as error:
+        problem = error.strerror if isinstance(error, OSError) else error
+        raise GitError(f"git can't be run: {problem}") from None
+    with process:
+        try:
+            printed, said = _read(process)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode and len(printed) <= _MOST:
+        line = " ".join(_text(said[:_LINE]).split())
+        raise GitError(printable(line) or f"git ended with exit code {process.returncode}")
+    return printed
+
+
+def _read(process: "subprocess.Popen[bytes]") -> tuple[bytes, bytes]:
+    """What git prints and says until it ends, or has printed more than is kept.
+
+    Raises:
+        GitError: It takes too long.
+    """
+    assert process.stdout is not None
+    assert process.stderr is not None
+    deadline = time.monotonic() + _PATIENCE
+    read = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    with selectors.DefaultSelector() as open_streams:
+        for stream in read:
+            open_streams.register(stream, selectors.EVENT_READ)
+        while open_streams.get_map() and all(len(part) <= _MOST for part in read.values()):
+            if time.monotonic() > deadline:
+                raise GitError(f"git hasn't answered within {_PATIENCE:g} s")
+            ready = open_streams.select(_LOOK)
+            for key, _ in ready:
+                part = os.read(key.fd, 65536)
+                read[key.fd] += part
+                if not part:
+                    open_streams.unregister(key.fd)
+            if not ready and process.poll() is not None:
+                break  # what git has started holds its streams open
+    printed, said = read.values()
+    with suppress(subprocess.TimeoutExpired):  # its streams are closed, or it has printed enough
+        process.wait(_LOOK)
+    return bytes(printed), bytes(said)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ofq.atomic import write_json
-from ofq.credentials import redact
+from ofq.credentials import redact_uri
 from ofq.tracking.folder import RunFolder
 from ofq.tracking.snapshot import Snapshot
 
@@ -34,7 +34,7 @@ class Sent:
 def note_sent(folder: RunFolder, uri: str, sent: Sent) -> None:
     """Note what has been sent to the store at a tracking URI, if the folder can be written."""
     with suppress(OSError):
-        write_json(folder.path / _NOTE, _notes(folder) | {redact(uri): asdict(sent)})
+        write_json(folder.path / _NOTE, _notes(folder) | {redact_uri(uri): asdict(sent)})
 
 
 def lacking(folder: RunFolder, uri: str) -> str:
@@ -42,7 +42,7 @@ def lacking(folder: RunFolder, uri: str) -> str:
     snapshot = Snapshot.take(folder)
     if snapshot is None:
         return ""
-    sent, last = Sent(**_notes(folder).get(redact(uri), {})), snapshot.last_epoch
+    sent, last = Sent(**_notes(folder).get(redact_uri(uri), {})), snapshot.last_epoch
     parts = []
     if sent.epoch < last:
         first = sent.epoch + 1

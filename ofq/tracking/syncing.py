@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ofq.credentials import redact
+from ofq.credentials import redact_uri
 from ofq.errors import UserError
 from ofq.study import Workspace
 from ofq.study.files import suggest
@@ -85,7 +85,7 @@ def sync_items(mirror: Mirror, items: list[Item], console: Console) -> list[Item
     with _Shown(console, len(items)) as shown:
         for done, item in enumerate(items):
             if silence is not None:
-                shown.say(f"stopped, since {redact(mirror.uri)} can't be used: {silence}")
+                shown.say(f"stopped, since {redact_uri(mirror.uri)} can't be used: {silence}")
                 return remaining + items[done:]
             problem = _send(mirror, item)
             if problem is not None:

@@ -9,7 +9,7 @@ from ofq.errors import UserError
 from ofq.quantization.released import convert_released_state
 from ofq.study import Quantization
 from ofq.training import models
-from ofq.training.weights import read_weights
+from ofq.training.weights import layout_of, read_weights
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,24 @@ def import_released(path: Path, name: str, quantization: Quantization, classes: 
             over or of another shape.
     """
     state = read_weights(path)
+    if layout_of(state) == layout_of([".scores."]):
+        qkr = " --qkr" if any(".merged." in name for name in state) else ""
+        raise UserError(
+            f"{path}: {layout_of(state)}, so there is nothing to import; "
+            f"`ofq eval {path} --model {name} --bits {quantization.bits}{qkr} --data DATA` takes it"
+        )
     model = models.quantized(models.build(name, classes), quantization)
     try:
         released = convert_released_state(state, model)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        plain = (
+            ""
+            if layout_of(state)
+            else (
+                "not in the layout of the authors' code (full-precision weights are given as a "
+                "recipe's 'pretrained'); "
+            )
+        )
+        raise UserError(f"{path}: {plain}{error}") from None
     model.load_state_dict(released.state)
     return Imported(model, released.dropped)

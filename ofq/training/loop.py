@@ -132,7 +132,7 @@ class Trainer:
         self.stop = stop
         self.pace = pace or Pace()
         self.process = process
-        self.tracker = OscillationTracker(model, compiled=compiled)
+        self.tracker = OscillationTracker(model, compiled=compiled, required=False)
         self.optimizer = make_optimizer(model, training, scale_lr)
         self.scaler = loss_scaler(training.precision, process.device)
         self.schedule = make_schedule(self.optimizer, training)

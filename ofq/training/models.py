@@ -3,18 +3,24 @@
 import difflib
 import importlib
 import traceback
+from collections.abc import Sequence
+from typing import Any
 
 import timm
+import torch
+from timm.layers import PatchEmbed
 from timm.models import VisionTransformer, register_model
 from torch import Tensor, nn
 
 from ofq.errors import UserError
 from ofq.quantization import quantize
+from ofq.quantization.convert import scheme_for
 from ofq.quantization.layers import Passthrough, QuantizedLinear
 from ofq.quantization.quantizer import OFF, make_weight_quantizer
 from ofq.study import Quantization, parse_bits
 
 _TOY = "toy_regression_"
+_DIGITS = (1, 8, 8)
 
 
 @register_model
@@ -95,8 +101,88 @@ def build(name: str, classes: int, drop_path: float = 0.0) -> nn.Module:
     _check_name(name)
     try:
         return timm.create_model(name, num_classes=classes, drop_path_rate=drop_path)
-    except TypeError as error:
-        raise UserError(f"timm's {name} can't be built for this: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:  # each architecture raises its own, for what it doesn't take
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"timm's {name} can't be built for this: {reason}") from None
+
+
+def check(
+    name: str,
+    ways: Sequence[tuple[str, Quantization]],
+    source: str,
+    dataset: str | None = None,
+    drop_path: float = 0.0,
+) -> None:
+    """Refuse a model that can't be built, quantized as wanted, or fed with a data set.
+
+    The model is built and quantized without memory for its weights, on torch's meta device, which
+    takes some 0.1 s.
+
+    Args:
+        name: As of :func:`build`.
+        ways: How it is to be quantized, in each of some ways, and what says so, for the error.
+        source: What names the model, for the error.
+        dataset: A data set that comes with the package; None, or another one, for any size of
+            images.
+        drop_path: As of :func:`build`.
+
+    Raises:
+        UserError: It names the part that can't be quantized, or what isn't allowed.
+    """
+    try:
+        model = _draft(name, drop_path)
+        if dataset is not None:
+            _check_inputs(model, dataset)
+        if ways and not isinstance(model, ToyRegression):
+            quantize(model)
+    except UserError as error:
+        raise UserError(f"{source}: {name}: {error}") from None
+    for where, way in ways:
+        try:
+            _check_way(model, way)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+
+
+def _check_inputs(model: nn.Module, dataset: str) -> None:
+    """Refuse a model that doesn't take what a data set gives."""
+    if isinstance(model, ToyRegression) != (dataset == "toy_regression"):
+        allowed = f"{_TOY}N" if dataset == "toy_regression" else "a classifier of images"
+        raise UserError(f"can't be trained on {dataset}; allowed: {allowed}")
+    embedding = getattr(model, "patch_embed", None)
+    if dataset == "digits" and isinstance(embedding, PatchEmbed):
+        size = (embedding.proj.in_channels, *(embedding.img_size or _DIGITS[1:]))
+        if size != _DIGITS:
+            raise UserError(
+                f"takes images of {' x '.join(map(str, size))}, but digits are "
+                f"{' x '.join(map(str, _DIGITS))} (channels x height x width)"
+            )
+
+
+def _draft(name: str, drop_path: float) -> nn.Module:
+    """Build a model on the meta device; really, if it needs numbers to be built."""
+    try:
+        with torch.device("meta"):
+            return build(name, classes=2, drop_path=drop_path)
+    except UserError:
+        return build(name, classes=2, drop_path=drop_path)
+
+
+def _check_way(model: nn.Module, way: Quantization) -> None:
+    _register(way)
+    if isinstance(model, ToyRegression):
+        _quantized_toy(model, way)
+        return
+    bits, options = _arguments(way)
+    scheme_for(model, *bits, way.weight_quantizer, way.qkr, **options)
+    try:
+        make_weight_quantizer(way.weight_quantizer, bits[0], torch.eye(8), way.options)
+    except UserError:
+        raise
+    except Exception:  # one of the user's own may need a weight of another shape than this
+        return
 
 
 def from_hub(name: str, classes: int, drop_path: float = 0.0) -> nn.Module:
@@ -129,10 +215,26 @@ def from_hub(name: str, classes: int, drop_path: float = 0.0) -> nn.Module:
 
 
 def _check_name(name: str) -> None:
+    if any(mark in name for mark in ":/\\"):  # hf-hub:, local-dir:
+        raise UserError(
+            f"model '{name}' lies outside timm; allowed: a name of timm.list_models(), with local "
+            "weights as 'pretrained'"
+        )
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise UserError(
             f"unknown model '{name}'; timm has: {', '.join(near) or 'see timm.list_models()'}"
+        )
+    architecture, _, tag = name.partition(".")
+    try:
+        known = not tag or timm.get_pretrained_cfg(name) is not None
+    except RuntimeError:
+        known = False
+    if not known:
+        allowed = [architecture, *timm.list_models(f"{architecture}.*", pretrained=True)]
+        raise UserError(
+            f"unknown model '{name}': {architecture} has no weights called '{tag}'; "
+            f"allowed: {', '.join(allowed)}"
         )
 
 
@@ -144,19 +246,25 @@ def quantized(model: nn.Module, wanted: Quantization | None) -> nn.Module:
             the model can't be quantized.
     """
     assert wanted is not None
-    if wanted.module is not None:
-        _import(wanted.module)
+    _register(wanted)
     if isinstance(model, ToyRegression):
         return _quantized_toy(model, wanted)
-    return quantize(
-        model,
-        *parse_bits(wanted.bits),
-        wanted.weight_quantizer,
-        wanted.qkr,
-        options=wanted.options,
-        end_bits=parse_bits(wanted.ends),
-        layer_bits={pattern: parse_bits(bits) for pattern, bits in wanted.layers.items()},
-    )
+    bits, options = _arguments(wanted)
+    return quantize(model, *bits, wanted.weight_quantizer, wanted.qkr, **options)
+
+
+def _arguments(wanted: Quantization) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Return the bits and the options of :func:`ofq.quantize` that a config says."""
+    return parse_bits(wanted.bits), {
+        "options": wanted.options,
+        "end_bits": parse_bits(wanted.ends),
+        "layer_bits": {pattern: parse_bits(bits) for pattern, bits in wanted.layers.items()},
+    }
+
+
+def _register(wanted: Quantization) -> None:
+    if wanted.module is not None:
+        _import(wanted.module)
 
 
 def _quantized_toy(model: ToyRegression, wanted: Quantization) -> nn.Module:

@@ -4,20 +4,46 @@ import argparse
 import json
 import pickle
 import re
-from collections.abc import Mapping
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from ofq.console import printable
 from ofq.errors import UserError, some
 from ofq.quantization import LSQ, low_bit_weights
 from ofq.quantization.quantizer import registered_name
 
 _CONTAINERS = ("state_dict", "model")
 _FORMS = "ofq.quantized"
+_PACKED = "ofq"  # in the metadata of a packed model
+_RELEASED = (".clip_val", ".input_quant_fn.s", ".lsqw_fn.s")
+_ALLOWED = "allowed: weights as .safetensors, or as torch.save writes a state dict (.pth, .pt)"
+_LARGEST_HEADER = 100_000_000  # bytes, as safetensors has it
+_HEAD = 512  # bytes that tell the kind of a file
+_LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # torch.save before its zip files
+_TEXT = frozenset({*range(32, 127), *b"\t\n\r"})
+_STARTS = {
+    b"\x1f\x8b": "compressed by gzip (unpack it first)",
+    b"BZh": "compressed by bzip2 (unpack it first)",
+    b"\xfd7zXZ": "compressed by xz (unpack it first)",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd (unpack it first)",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"\x93NUMPY": "a NumPy array (.npy)",
+    b"\x89HDF": "an HDF5 file, as Keras writes",
+    b"GGUF": "a GGUF file",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"%PDF": "a PDF document",
+    b"\x7fELF": "a program",
+}
+"""How files begin that are taken for weights by mistake."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -29,22 +55,130 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             names is taken off.
 
     Raises:
-        UserError: The file is missing or damaged, holds no state dict, or holds objects that can't
-            be loaded without running code of the file's own.
+        UserError: The file is missing, damaged or of another kind, which the message names; it
+            holds no state dict; or it holds objects that can't be loaded without running code of
+            the file's own.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+    check_weights_file(path)
     weights = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+    for name, tensor in weights.items():
+        plain = tensor.layout == torch.strided and not tensor.is_complex()
+        if tensor.is_meta or tensor.is_quantized or not plain:
+            raise UserError(
+                f"{path}: '{name}' isn't a plain tensor with values; save the state dict of an "
+                "ordinary model"
+            )
     if all(name.startswith("module.") for name in weights):
         return {name.removeprefix("module."): tensor for name, tensor in weights.items()}
     return weights
 
 
+def check_weights_file(path: Path) -> None:
+    """Refuse a file that isn't one of weights, by its first bytes.
+
+    Args:
+        path: As of :func:`read_weights`.
+
+    Raises:
+        UserError: It is missing, empty or cut off, or of the kind that the message names.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; {_ALLOWED}")
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    if not path.is_file():
+        raise UserError(f"{path}: not a regular file; {_ALLOWED}")
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror or error}") from None
+    kind = _kind_of(path, head)
+    if kind is not None:
+        raise UserError(f"{path}: {kind}; {_ALLOWED}")
+
+
+def _kind_of(path: Path, head: bytes) -> str | None:
+    """Name what a file is instead of weights under this name; None for weights."""
+    if not head:
+        return "an empty file"
+    size = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and size <= _LARGEST_HEADER:  # first, as a size may look like any start
+        if path.suffix != ".safetensors":
+            return "a safetensors file by its content (rename it to .safetensors)"
+        missing = 8 + size - path.stat().st_size
+        return f"cut off or damaged ({missing:,} bytes are missing)" if missing > 0 else None
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer in place of the file (`git lfs pull` fetches it)"
+    for start, words in _STARTS.items():
+        if head.startswith(start):
+            return words
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    if head.lstrip()[:1] == b"<":
+        return "an HTML or XML page, such as a login or error page, in place of the file"
+    if head.startswith((b"PK", b"\x80")) and path.suffix == ".safetensors":
+        return "a file of torch.save or a zip archive by its content, not safetensors"
+    if head.startswith(b"PK"):
+        return _kind_of_zip(path)
+    if head.startswith(b"\x80"):
+        return None if _LEGACY in head else "a pickle that torch.save didn't write"
+    if all(byte in _TEXT for byte in head):
+        return f"text that begins with {head[:20].decode('ascii')!r}"
+    return "of no known kind, or damaged from its beginning on"
+
+
+def _kind_of_zip(path: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            leaves = {name.rpartition("/")[2] for name in names}
+            if "constants.pkl" in leaves:
+                return "a TorchScript program (save the state_dict of the model instead)"
+            if names and all(name.endswith(".npy") for name in names):
+                return "NumPy arrays (.npz)"
+            data = next((name for name in names if name.endswith("/data.pkl")), None)
+            if data is None:
+                return "a zip archive without weights"
+            return _damage(archive, data)
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, NotImplementedError, EOFError):
+        return "cut off or damaged (its table of contents can't be read); fetch it again"
+
+
+def _damage(archive: zipfile.ZipFile, data: str) -> str | None:
+    """Name the first record whose checksum is wrong; torch itself looks at none."""
+    try:
+        archive.read(data)
+    except zipfile.BadZipFile:  # damaged, or saved without checksums, which torch can do
+        return None
+    damaged = archive.testzip()
+    return damaged and f"damaged (the checksum of '{damaged}' is wrong); fetch it again"
+
+
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not a readable safetensors file: {error}") from None
+        with safe_open(path, "pt") as file:
+            packed = _PACKED in (file.metadata() or {})
+        weights = load_file(path)
+    except Exception as error:  # damaged bytes end in any of them
+        raise UserError(
+            f"{path}: not a readable safetensors file, cut off or damaged: {_line(error)}"
+        ) from None
+    if packed:
+        raise UserError(
+            f"{path}: a packed model, as `ofq export` writes; `ofq.export.load_packed` reads it"
+        )
+    return weights
+
+
+def layout_of(names: Iterable[str]) -> str | None:
+    """Name the layout of weights whose tensors have these names, if it is a known one."""
+    names = list(names)
+    if any(".scores." in name for name in names):
+        return "quantized weights of this package"
+    if any(name.endswith(_RELEASED) for name in names):
+        return "a checkpoint of the authors' code, which `ofq import-checkpoint` takes"
+    return None
 
 
 def _pickled(path: Path) -> dict[str, Tensor]:
@@ -54,13 +188,18 @@ def _pickled(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # the rest is advice on loading unsafely
-        reason = str(error).rpartition("WeightsUnpickler error: ")[2]
-        said = re.split(r"\s+(?:Please|Check) ", reason)[0]
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        reason = re.split(r"WeightsUnpickler error:\s*", str(error))[-1]
+        said = re.split(r"\s+(?:Please|Check|In PyTorch) ", reason)[0]
+        said = f"it needs {refused[1]}" if refused else said
         raise UserError(
-            f"{path}: not a checkpoint, or not to be loaded safely, as data alone: {said}"
+            f"{path}: not a checkpoint, or not to be loaded safely, as data alone: "
+            f"{printable(said)}; save the model's state_dict() by itself"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: not a readable file of torch.save: {error}") from None
+    except Exception as error:  # damaged bytes end in any of them
+        raise UserError(
+            f"{path}: not a readable file of torch.save, cut off or damaged: {_line(error)}"
+        ) from None
     found = _state_dict(content)
     if found is None:
         raise UserError(
@@ -68,6 +207,11 @@ def _pickled(path: Path) -> dict[str, Tensor]:
             f"{' or '.join(repr(name) for name in _CONTAINERS)} of another mapping"
         )
     return found
+
+
+def _line(error: Exception) -> str:
+    """The first sentence of an error."""
+    return printable(str(error).split(". ")[0].partition("\n")[0]) or type(error).__name__
 
 
 def _state_dict(content: object) -> dict[str, Tensor] | None:
@@ -146,7 +290,9 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> 
     }
     if any(problems.values()):
         found = "; ".join(f"{what}: {some(names)}" for what, names in problems.items() if names)
-        raise UserError(f"{path}: weights of another model: {found}")
+        layout = layout_of(weights)
+        known = f" ({layout})" if layout and layout != layout_of(wanted) else ""
+        raise UserError(f"{path}: weights of another model{known}: {found}")
     model.load_state_dict(weights)
     return model
 

@@ -1,5 +1,6 @@
 import csv
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,21 @@ from ofq.report import build
 from ofq.report.collect import Records, collect
 from ofq.report.compare import compare, summarize_cells
 from ofq.report.findings import describe
+from ofq.report.formats import Tables, write_tables
 from ofq.report.latex import escape_latex, measures_to_latex, to_latex
 from ofq.report.measures import p_text
-from ofq.report.tables import Entry, Row, Table, to_markdown
+from ofq.report.tables import (
+    Entry,
+    Row,
+    Table,
+    escape_markdown,
+    to_markdown,
+    verdicts_to_markdown,
+)
 from ofq.study import Run, Workspace
 from ofq.tracking import RunFolder
 
+NO_VERDICTS = pd.DataFrame({"model": []})
 PEAK = {0: 80.0, 1: 82.0, 2: 84.0}
 
 
@@ -180,6 +190,75 @@ def test_markdown_escapes_bars_and_names_models_where_there_are_several() -> Non
     assert r"| x\|y | 1 |" in to_markdown(table)
     both = replace(table, rows=[*table.rows, Row("b", "z", [Entry("2")])])
     assert "| b | z | 2 |" in to_markdown(both)
+
+
+def plain(markdown: str) -> str:
+    """Markdown's escapes undone: what its reader is shown."""
+    return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", markdown)
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "<script>alert(1)</script>",
+        "<img src=x onerror=alert(1)>",
+        "a|b|c",
+        "a `code` b",
+        "**bold** *it* _it_ __b__ ~~s~~",
+        "[text](javascript:alert(1)) ![i](x)",
+        "&lt;b&gt; &amp;",
+        "$x^2$",
+        "# heading #",
+        "a\\b\\|c",
+        "two\nlines\r\nand\x85more\u2028and",
+    ],
+)
+def test_markdown_shows_labels_as_they_are(label: str) -> None:
+    one = " ".join(label.splitlines())
+    row = Row("m_", label, [Entry(label, best=True)])
+    text = to_markdown(Table(label, [label], [label], [row], 1, "top-1", 1, [label]))
+    lines = text.splitlines()
+    assert len(lines) == 7
+    assert plain(lines[0]) == f"# {one}"
+    assert plain(lines[4]) == f"| {one} | **{one}** |"
+    special = r"(?<!\\)(?:\\\\)*[<>`|$&\[\]]"
+    assert re.findall(special, lines[4][2:-2].replace(" | ", "")) == []
+
+
+@pytest.mark.parametrize("note", ["- item", "1. item", "2) item", "+ item", "    code", "=== x"])
+def test_note_begins_no_list_or_code(note: str) -> None:
+    text = to_markdown(Table("T", ["W2A2"], ["a"], [], 1, "loss", 1, [note]))
+    last = text.splitlines()[-1]
+    own = Table("T", ["W2A2"], ["a"], [], 1, "loss", 1, []).notes
+    assert last == f"{' '.join(own)} {note}"
+    (paragraph,) = verdicts_to_markdown(NO_VERDICTS, [note]).splitlines()[-1:]
+    assert not re.match(r"\s|[-+*=]|\d+[.)]", paragraph)
+    assert plain(paragraph) == note.strip()
+
+
+@pytest.mark.parametrize("name", ["fc1.weight", "q_weight", "StatsQ + QKR, BR 0.01", "off by 1.2"])
+def test_markdown_leaves_plain_words_alone(name: str) -> None:
+    assert escape_markdown(name) == name
+
+
+def test_spreadsheets_take_no_text_for_a_formula(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {
+            "label": ["=1+1", "+x", "-x", "@SUM(A1)", "\t=1", "＝1", "-1.5", "a=b", None],
+            "=column": range(-4, 5),
+            "mean": [-0.5] * 9,
+        }
+    )
+    table = Table("T", ["W2A2"], ["a"], [], 1, "loss", 1)
+    write_tables(Tables(table, NO_VERDICTS, [], {"table": frame}), tmp_path)
+    read = pd.read_csv(tmp_path / "table.csv", dtype=str, keep_default_na=False)
+    assert list(read) == ["label", "'=column", "mean"]
+    assert list(read["label"]) == [
+        "'=1+1", "'+x", "'-x", "'@SUM(A1)", "'\t=1", "'＝1", "-1.5", "a=b", "",
+    ]  # fmt: skip
+    assert read["'=column"][0] == "-4"
+    assert read["mean"][0] == "-0.5"
+    assert pd.read_parquet(tmp_path / "table.parquet")["label"][0] == "=1+1"
 
 
 def test_loss_studies_show_loss_and_less_is_better(toy: Workspace) -> None:

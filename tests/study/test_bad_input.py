@@ -44,6 +44,16 @@ MISTAKES = {
     "unknown study listed": ("config/config.yaml", "[tiny]", "[tinny]", ["'tinny'", "tiny"]),
     "unknown figure": (STUDY, "accuracy", "acuracy", ["figures.0", "'acuracy'", "did you mean 'accuracy'", "accuracy_against_bits"]),
     "unknown reference": (STUDY, "figures:", "references: [none]\nfigures:", ["references", "'none'"]),
+    "label of two lines": (METHODS, "label: LSQ,", 'label: "L\\nSQ",', ["method 'lsq'", "'label'", r"'L\nSQ'", "one line"]),
+    "label with a line separator": (METHODS, "label: LSQ,", 'label: "L\\u2028SQ",', ["'label'", "one line"]),
+    "label with a tab": (METHODS, "label: LSQ,", 'label: "L\\tSQ",', ["'label'", "one line"]),
+    "label that a terminal obeys": (METHODS, "label: LSQ,", 'label: "L\\e[2JSQ",', ["'label'", r"holds \x1b", "control"]),
+    "label that runs backwards": (METHODS, "label: LSQ,", 'label: "L\\u202eSQ",', ["'label'", r"holds \u202e"]),
+    "empty label": (METHODS, "label: LSQ,", 'label: " ",', ["'label'", "one line"]),
+    "title of two lines": (STUDY, "title: A tiny study", "title: |\n  A\n  study", ["'title'", "one line"]),
+    "description that a terminal obeys": (STUDY, "description: For tests.", 'description: "a\\x07b"', ["'description'", r"holds \x07"]),
+    "expectation that a terminal obeys": (STUDY, "figures:", 'expectations: ["a\\x9bb"]\nfigures:', ["'expectations.0'", r"holds \x9b"]),
+    "model's name of two lines": (STUDY, "models: [micro_deit_patch2_8]", 'models: ["micro\\n"]', ["'models.0'", "allowed in a name"]),
     "not a mapping": (METHODS, None, "- lsq\n", ["known.yaml", "mapping", "list"]),
 }  # fmt: skip
 
