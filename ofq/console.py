@@ -26,6 +26,11 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
+def printable_lines(text: object) -> str:
+    """Return text of several lines, each of them as of :func:`printable`."""
+    return "\n".join(printable(line) for line in str(text).split("\n"))
+
+
 def show_anywhere() -> None:
     r"""Let standard output and error take text that their encoding lacks.
 

@@ -8,28 +8,35 @@ hold :class:`Contents` as JSON under ``ofq``, and a SHA-256 of all that under ``
 
 import copy
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from ofq.atomic import write_file
 from ofq.attempt import run_folder
+from ofq.console import printable
 from ofq.errors import UserError
 from ofq.quantization.packing import PackedWeight, hold_weights, pack_weights
+from ofq.quantization.quantizer import weight_quantizer_names
 from ofq.study import Quantization, Run, Workspace
-from ofq.study.files import Strict, parse
+from ofq.study.fields import Name
+from ofq.study.files import Strict, parse, read_json
 from ofq.tracking.folder import PACKED, WEIGHTS
 from ofq.training import models
 from ofq.training.weights import fit_weights, read_weights
 
 _CONTENTS, _HASH = "ofq", "sha256"
 _HEADS = ("head.weight", "head.fc.weight")
+_LONGEST = 2**18  # letters of a file's metadata
+_SLACK = 2  # weights of a model for each number in its file
+_IMPOSSIBLE = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""What torch and timm raise where a file asks for what can't be, such as 2^70 classes."""
 
 
 class Form(Strict):
@@ -56,13 +63,13 @@ class Contents(Strict):
         model: Name of the full-precision model.
         classes: Number of its classes; 0 for a model without head.
         quantization: How it was quantized, but for the module that registers the quantizer:
-            reading a file imports nothing that the file names.
+            reading a file imports nothing that the file names, and passes a module over.
         weights: The packed weights.
     """
 
     format: Literal[1] = 1
-    model: str
-    classes: int
+    model: Name
+    classes: int = Field(ge=0)
     quantization: Quantization
     weights: tuple[Form, ...]
 
@@ -111,6 +118,7 @@ def finished(workspace: Workspace, run: Run) -> Finished:
             damaged.
     """
     config, folder = run.config, run_folder(workspace, run)
+    workspace.refuse_bundle("export")
     if config.quantization is None:
         raise UserError(f"{run.id} is a full-precision run, which has no codes to pack")
     if folder.is_record():
@@ -199,39 +207,107 @@ def load_packed(path: Path) -> nn.Module:
             package must be registered before, by importing its module.
 
     Raises:
-        UserError: The file is missing or damaged, isn't a packed file, or can't be rebuilt here.
+        UserError: The file is missing or damaged, isn't a packed file, or can't be rebuilt here:
+            its quantizer isn't registered, or its parts fit no model.
     """
     contents, tensors = _read(path)
-    packed = {}
-    for form in contents.weights:
-        codes, scale = (tensors.pop(f"{form.layer}.weight.{part}") for part in ("codes", "scale"))
-        packed[form.layer] = PackedWeight(form.quantizer, form.bits, form.shape, codes, scale)
+    _check_quantizer(contents.quantization)
     try:
+        packed = _take_packed(contents, tensors)
+        _check_size(contents, tensors, packed)
         unquantized = models.build(contents.model, contents.classes)
-        model = hold_weights(models.quantized(unquantized, contents.quantization), packed)
+        quantization = contents.quantization.model_copy(update={"module": None})
+        model = hold_weights(models.quantized(unquantized, quantization), packed)
+        own = model.state_dict()
+        _check_types(tensors, own)
+        tensors |= {name: own[name] for name in (f"{layer}.weight" for layer in packed)}
+        return fit_weights(model, tensors, path).eval()
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    own = model.state_dict()
-    tensors |= {name: own[name] for name in (f"{layer}.weight" for layer in packed)}
-    return fit_weights(model, tensors, path).eval()
+        text = str(error).removeprefix(f"{path}: ")
+        raise UserError(f"{path}: {printable(text)}") from None
+    except _IMPOSSIBLE as error:
+        raise UserError(f"{path}: no model can be rebuilt from it: {printable(error)}") from None
+
+
+def _check_quantizer(quantization: Quantization) -> None:
+    """Make sure that a file's weight quantizer is there without an import of the file's choice.
+
+    Raises:
+        UserError: It isn't registered.
+    """
+    name, module = quantization.weight_quantizer, quantization.module
+    if name not in weight_quantizer_names():
+        named = f" ('{printable(module)}', the file says)" if module else ""
+        raise UserError(
+            f"weight quantizer '{name}' isn't registered: import the module that registers it"
+            f"{named} before load_packed, which imports nothing that a file names"
+        )
+
+
+def _take_packed(contents: Contents, tensors: dict[str, Tensor]) -> dict[str, PackedWeight]:
+    """Take the packed weights out of a file's tensors."""
+    packed: dict[str, PackedWeight] = {}
+    for form in contents.weights:
+        parts = [f"{form.layer}.weight.{part}" for part in ("codes", "scale")]
+        if missing := [name for name in parts if name not in tensors]:
+            raise UserError(f"lacks {missing[0]}, or has two weights of {form.layer}")
+        codes, scale = (tensors.pop(name) for name in parts)
+        packed[form.layer] = PackedWeight(form.quantizer, form.bits, form.shape, codes, scale)
+    return packed
+
+
+def _check_size(
+    contents: Contents, tensors: dict[str, Tensor], packed: dict[str, PackedWeight]
+) -> None:
+    """Refuse to build a model that is much larger than what the file holds.
+
+    Under QKR a file has more codes than its model has weights, but never far fewer.
+    """
+    with torch.device("meta"):
+        model = models.build(contents.model, contents.classes)
+    needed = sum(parameter.numel() for parameter in model.parameters())
+    codes = sum(8 * weight.codes.numel() // max(1, weight.bits) for weight in packed.values())
+    held = codes + sum(tensor.numel() for tensor in tensors.values())
+    if needed > _SLACK * held:
+        raise UserError(
+            f"holds {held:,} numbers, but {contents.model} with {contents.classes} classes has "
+            f"{needed:,} weights"
+        )
+
+
+def _check_types(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """Make sure that loading converts no tensor, and that none is left for later inputs to set."""
+    for name, tensor in tensors.items():
+        if name in own and tensor.dtype != own[name].dtype:
+            raise UserError(f"{name} is {tensor.dtype}, not {own[name].dtype}")
+        if name in own and not tensor.numel():
+            raise UserError(f"{name} is empty")
 
 
 def _read(path: Path) -> tuple[Contents, dict[str, Tensor]]:
     """A packed file's contents and tensors, which are what was written."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a file")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
+            text = metadata.get(_CONTENTS, "")
+            if len(text) > _LONGEST:
+                raise SafetensorError(f"metadata of {len(text):,} letters")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not a readable safetensors file: {error}") from None
-    text = metadata.get(_CONTENTS)
-    if text is None:
+    except (OSError, SafetensorError, *_IMPOSSIBLE) as error:
+        raise UserError(f"{path}: not a readable safetensors file: {printable(error)}") from None
+    if not text:
         raise UserError(f"{path}: its weights aren't packed; `ofq export RUN` writes packed files")
     if metadata.get(_HASH) != _sha256(text, tensors):
         raise UserError(f"{path}: damaged: this isn't what was written; export it anew")
-    return parse(Contents, json.loads(text), f"{path}: metadata '{_CONTENTS}'"), tensors
+    source = f"{path}: metadata '{_CONTENTS}'"
+    try:
+        return parse(Contents, read_json(text, source), source), tensors
+    except UserError as error:  # a file has one writer, so its first mistake is enough
+        raise UserError(str(error).partition("\n")[0]) from None
 
 
 def _sha256(contents: str, tensors: dict[str, Tensor]) -> str:

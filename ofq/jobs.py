@@ -33,9 +33,11 @@ def check(workspace: Workspace, run: Run, studies: list[str], gpus: int) -> None
     """Make sure that a run can start, before anything of it is written.
 
     Raises:
-        UserError: It has ended, but its weights are gone; a run that it builds on isn't complete, a
-            file that it starts from is missing, or it can't be spread over the devices.
+        UserError: This is an unpacked bundle; the run has ended, but its weights are gone; a run
+            that it builds on isn't complete, a file that it starts from is missing, or it can't be
+            spread over the devices.
     """
+    workspace.refuse_bundle("train")
     for link in (run, *run.needs()):
         folder = run_folder(workspace, link)
         if folder.is_record():

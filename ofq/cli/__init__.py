@@ -3,6 +3,7 @@
 import inspect
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -10,10 +11,11 @@ from rich.markup import escape
 
 from ofq import __version__
 from ofq.cli import models, reports, studies, track, trainings
-from ofq.console import printable, show_anywhere
+from ofq.console import printable_lines, show_anywhere
 from ofq.credentials import redacted_output
 from ofq.errors import RunFailed, TryAgain, UserError
 from ofq.progress import SteadyConsole
+from ofq.study import Workspace
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -70,16 +72,20 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        sys.path.insert(0, os.getcwd())  # modules of a user's own methods lie in the checkout
+        here = os.getcwd()
     except FileNotFoundError:
         _fail("the current folder doesn't exist any more; change to a checkout")
+    if Workspace().is_bundle:  # nor may `python -m ofq` find modules in it
+        sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path.cwd()]
+    else:
+        sys.path.insert(0, here)  # modules of a user's own methods lie in the checkout
     try:
         app()
     except (UserError, RunFailed) as error:
         _fail(str(error), error.exit_code)
     except TryAgain as reason:
-        text = _lines(str(reason))
-        SteadyConsole(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+        console = SteadyConsole(stderr=True)
+        console.print(printable_lines(reason), highlight=False, markup=False, soft_wrap=True)
         raise SystemExit(reason.exit_code) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -90,11 +96,6 @@ def _run() -> None:
 
 def _fail(message: str, code: int = UserError.exit_code) -> NoReturn:
     console = SteadyConsole(stderr=True)
-    text = escape(_lines(message))
+    text = escape(printable_lines(message))
     console.print(f"[bold red]error:[/] {text}", highlight=False, soft_wrap=True)
     raise SystemExit(code) from None
-
-
-def _lines(message: str) -> str:
-    """A message's lines, with names from files and records in them made safe to print."""
-    return "\n".join(map(printable, message.split("\n")))

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ofq.console import printable_lines
 from ofq.study.places import expand_path
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, as `ofq runs` lists it.")]
@@ -15,8 +16,8 @@ StudyName = Annotated[
 
 
 def say(text: str) -> None:
-    """Print a line as it is, at any width."""
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+    """Print lines as they are, at any width; control characters in them are escaped."""
+    Console().print(printable_lines(text), highlight=False, markup=False, soft_wrap=True)
 
 
 def given_path(path: Path, source: str) -> Path:

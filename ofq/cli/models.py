@@ -1,5 +1,6 @@
 """Models in files: imported, exported and evaluated."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -49,6 +50,7 @@ def export(
     run, _ = workspace.find(run_id)
     path = given_path(out or Path(f"{Path(run.id).name}.packed.safetensors"), "--out")
     _check_weights_path(path, ".safetensors", ".onnx")
+    _refuse_foreign(path, "ofq")
     text = f"wrote {path}: "
     if path.suffix == ".onnx":
         text += f"{export_onnx(workspace, run, path):,} bytes"
@@ -112,6 +114,7 @@ def import_checkpoint(
 
     file, out = given_path(file, "FILE"), given_path(out, "--out")
     _check_weights_path(out, ".safetensors")
+    _refuse_foreign(out, "ofq.quantized")
     wanted = _quantization(bits, qkr, quantizer)
     models.check(model, [("options", wanted)], "--model")
     imported = import_released(file, model, wanted, classes)
@@ -125,6 +128,32 @@ def _check_weights_path(out: Path, *endings: str) -> None:
     if out.suffix not in endings or not out.parent.is_dir():
         allowed = " or ".join(endings)
         raise UserError(f"--out {out}: expected a {allowed} file in a folder that exists")
+
+
+def _refuse_foreign(out: Path, key: str) -> None:
+    """Replace a file only if the same command wrote it, as the key in its metadata tells.
+
+    Raises:
+        UserError: Another file stands there, such as the weights of a run.
+    """
+    if not os.path.lexists(out):
+        return
+    if (out.parent / "run.json").exists() or not _is_own(out, key):
+        raise UserError(
+            f"--out {out}: is there already, and isn't what this command writes; give another file"
+        )
+
+
+def _is_own(path: Path, key: str) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix == ".onnx":
+        return path.is_file() and b"weight_quantizer" in path.read_bytes()
+    try:
+        with safe_open(path, "pt") as file:
+            return key in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def _quantization(bits: str, qkr: bool, quantizer: str) -> Quantization:

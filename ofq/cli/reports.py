@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ofq.cli.common import StudyName, given_path, say
+from ofq.console import printable_lines
 from ofq.study import Workspace
 
 if TYPE_CHECKING:
     from ofq.report.collect import Records
 
 _PANEL = "Reports"
+_SHARED = (
+    "it tells commits, uncommitted changes, commands, versions, devices and paths that recipes "
+    "name; not hosts, processes, logs or credentials"
+)
 app = typer.Typer()
 
 
@@ -46,7 +51,7 @@ def explain(
     """
     from ofq.report import explain as tell
 
-    print(tell(Workspace(), study, cell))
+    print(printable_lines(tell(Workspace(), study, cell)))
 
 
 @app.command(rich_help_panel=_PANEL, name="bundle")
@@ -59,7 +64,9 @@ def make_bundle(
 ) -> None:
     """Pack what a study's report is made from, and the report, into one file.
 
-    It holds config, records and results, no weights. `ofq unbundle FILE` unpacks it anywhere.
+    It holds config, records and results, no weights. Commits, commands and uncommitted changes are
+    in it, without credentials; names of hosts, ids of processes and whole logs aren't (docs/
+    reports.md). `ofq unbundle FILE` unpacks it anywhere.
     """
     from ofq.bundle import ENDING, bundle
 
@@ -67,6 +74,7 @@ def make_bundle(
     path = given_path(out, "--out") if out else workspace.reports / f"{study}{ENDING}"
     records = bundle(workspace, study, path)
     say(f"wrote {path}: {path.stat().st_size:,} bytes")
+    say(_SHARED)
     _tell_gaps(records)
 
 

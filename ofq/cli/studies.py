@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ofq.cli.common import StudyName, say
-from ofq.console import printable
+from ofq.console import printable, printable_lines
 from ofq.errors import UserError
 from ofq.interruption import StopRequest
 from ofq.study import Workspace
@@ -49,7 +49,7 @@ def recipe(study: StudyName) -> None:
     for run, found in compared:
         lines = [f"differs: {difference}" for difference in found.differences]
         lines += [f"always: {deviation}" for deviation in found.deviations]
-        print("\n  ".join([f"{run.id} ({found.title})", *lines]))
+        print(printable_lines("\n  ".join([f"{run.id} ({found.title})", *lines])))
     if not compared:
         say(f"no recipe was published for any of the {len(runs)} runs of {study}")
 
@@ -109,7 +109,7 @@ def status(
     watches = [Watch(workspace, name) for name in studies or workspace.site.studies]
     if not console.is_terminal:
         for watch in watches:
-            print("\n".join(lines(watch)))
+            print(printable_lines("\n".join(lines(watch))))
     elif once:
         console.print(Page(watches, console).draw(fit=False))
     else:

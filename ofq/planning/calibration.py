@@ -78,8 +78,9 @@ def measure(
         tell: Told what is measured.
 
     Raises:
-        UserError: The runs ask for GPUs.
+        UserError: The runs ask for GPUs, or this is an unpacked bundle.
     """
+    workspace.refuse_bundle("measure runs")
     workspace.results.mkdir(parents=True, exist_ok=True)
     device, versions = processor(), {name: metadata.version(name) for name in _PACKAGES}
     known = [

@@ -160,6 +160,7 @@ def _unpacked(name: str, packed: PackedWeight, layer: LowBit, quantizer: WeightQ
     latent = layer.latent_weight()
     rows, columns = len(latent), latent[0].numel()
     wanted = {
+        "types": ((packed.codes.dtype, packed.scale.dtype), (torch.uint8, torch.float32)),
         "quantizer": (packed.quantizer, registered_name(quantizer)),
         "bits": (packed.bits, quantizer.bits),
         "shape": (packed.shape, tuple(latent.shape)),
@@ -169,6 +170,8 @@ def _unpacked(name: str, packed: PackedWeight, layer: LowBit, quantizer: WeightQ
     for what, (given, own) in wanted.items():
         if given != own:
             raise UserError(f"not a weight of this model: {name} has {what} {given}, not {own}")
+    if not packed.scale.isfinite().all():
+        raise UserError(f"not a weight of this model: {name} has scales that aren't finite")
     codes = unpack(packed.codes, packed.bits, columns).view(packed.shape)
     return quantizer.decode(codes.float(), packed.scale)
 

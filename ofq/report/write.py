@@ -1,11 +1,12 @@
 """Putting a report together in a temporary folder, and that folder in the report's place."""
 
 import os
-import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ofq.console import printable
 from ofq.errors import UserError
 from ofq.report.collect import Records, collect
 from ofq.report.compare import compare, hold_against, summarize_cells
@@ -16,6 +17,7 @@ from ofq.report.noise import draws
 from ofq.report.page import write_page
 from ofq.report.tables import Table
 from ofq.study import Workspace
+from ofq.study.config import FIGURES
 
 ENTRIES = {
     "index.html",
@@ -24,6 +26,12 @@ ENTRIES = {
     *(f"{name}.{ending}" for name in FRAMES for ending in FORMATS),
 }
 """What a report's folder may hold."""
+
+_ADVICE = b"ofq explain "
+"""Stands in each page of a report."""
+
+_NOTES = {".snakemake_timestamp", ".DS_Store"}
+"""What Snakemake and macOS leave in folders."""
 
 
 def write_report(workspace: Workspace, study: str, out: Path) -> Records:
@@ -51,33 +59,57 @@ def _fill(folder: Path, records: Records, runs_path: str) -> None:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Keep a mistyped folder from being replaced by a report."""
-    if not out.exists():
+    """Keep what isn't an earlier report from being replaced by a report.
+
+    Raises:
+        UserError: The folder, or its folder of figures, holds something else; or it is a link.
+    """
+    if not os.path.lexists(out):
         return
-    foreign = sorted(p.name for p in out.iterdir() if p.name not in ENTRIES and p.name[0] != ".")
+    if out.is_symlink() or not out.is_dir():
+        raise UserError(f"{out}: isn't a folder; a report is a folder of its own, so give another")
+    foreign = [path.name for path in out.iterdir() if not _is_own(path)]
+    if (out / "figures").is_dir():
+        drawings = (out / "figures").iterdir()
+        foreign += [f"figures/{path.name}" for path in drawings if not _is_figure(path)]
     if foreign:
         raise UserError(
-            f"{out}: holds '{foreign[0]}', which is no part of a report; a report replaces its "
-            "whole folder, so give another folder or move that away"
+            f"{out}: holds '{printable(min(foreign))}', which is no part of a report; a report "
+            "replaces its whole folder, so give another folder or move that away"
         )
+
+
+def _is_own(path: Path) -> bool:
+    """Whether something in a report's folder is a report's, by its name and kind."""
+    if path.is_symlink() or path.is_dir() != (path.name == "figures"):
+        return False
+    if path.name == "index.html":
+        return _ADVICE in path.read_bytes()
+    return path.name in ENTRIES | _NOTES
+
+
+def _is_figure(path: Path) -> bool:
+    plain = path.is_file() and not path.is_symlink()
+    return plain and path.suffix in (".svg", ".png") and path.stem in FIGURES
 
 
 @contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
-    fresh, stale = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("new", "old"))
     try:
-        fresh.mkdir(parents=True)
-        yield fresh
-        if out.exists():
-            out.rename(stale)
-        try:
-            fresh.rename(out)
-        except OSError:
-            if stale.exists():
-                stale.rename(out)
-            raise
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            dir=out.parent, prefix=f".{out.name}.", ignore_cleanup_errors=True
+        ) as place:
+            fresh, stale = Path(place) / "new", Path(place) / "old"
+            fresh.mkdir()
+            yield fresh
+            if out.exists():
+                out.rename(stale)
+            try:
+                fresh.rename(out)
+            except OSError:
+                if stale.exists():
+                    stale.rename(out)
+                raise
     except OSError as error:
         raise UserError(f"{out}: can't write the report: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(stale, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -69,7 +70,7 @@ def distinct(values: list[Any]) -> list[Any]:
     Raises:
         ValueError: It is one.
     """
-    doubles = sorted({str(v) for v in values if values.count(v) > 1})
+    doubles = sorted(str(value) for value, count in Counter(values).items() if count > 1)
     if doubles:
         raise ValueError(f"{', '.join(doubles)} given twice; list each once")
     if not values:

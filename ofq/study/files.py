@@ -1,16 +1,28 @@
-"""Reading YAML into validated models; errors name file, key, value and what is allowed."""
+"""Reading YAML and JSON into validated models; errors name file, key, value and what is allowed."""
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.nodes import Node
 
 from ofq.console import printable
 from ofq.errors import UserError
+
+LARGEST_YAML = 2**18
+"""The most bytes that a YAML file may have."""
+
+_DEEPEST = 40  # levels of lists and mappings within each other
+_MOST_VALUES = 50_000  # in a YAML file, those that aliases repeat included
+_INTEGER_BITS = 64
+_SHOWN = 200  # letters of a wrong value
 
 
 class Strict(BaseModel):
@@ -28,29 +40,114 @@ class Strict(BaseModel):
 Model = TypeVar("Model", bound=BaseModel)
 
 
+class _TooMuch(Exception):
+    """A file holds more than a config can need."""
+
+
+class _BoundedComposer(Composer):
+    """Refuses documents that are deep, or that grow when their aliases are followed."""
+
+    def __init__(self, loader: Any = None) -> None:
+        super().__init__(loader=loader)
+        self._depth = self._values = 0
+        self._held: dict[int, int] = {}  # values in an anchored node, by the node's id
+
+    def compose_node(self, parent: Node | None, index: Any) -> Any:
+        is_alias = self.parser.check_event(AliasEvent)
+        before = self._values
+        self._depth += 1
+        self._values += 1
+        if self._depth > _DEEPEST:
+            raise _TooMuch(f"nested deeper than {_DEEPEST} levels")
+        node = super().compose_node(parent, index)
+        if is_alias:
+            if id(node) not in self._held:
+                raise _TooMuch("an alias within what it stands for")
+            self._values += self._held[id(node)]
+        if self._values > _MOST_VALUES:
+            raise _TooMuch(f"more than {_MOST_VALUES:,} values, with those that aliases repeat")
+        self._held[id(node)] = self._values - before
+        self._depth -= 1
+        return node
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Parse a YAML file (1.2, so ``1e-3`` is a number) that holds one mapping.
 
+    Aliases may be used within bounds, so that no file takes long to read, whoever wrote it.
+
     Raises:
-        UserError: The file is missing, isn't YAML, gives a key twice, or isn't a mapping.
+        UserError: The file is missing, isn't YAML, gives a key twice, isn't a mapping, or is
+            larger, deeper or has longer integers than a config can need.
     """
     try:
-        data = YAML(typ="safe", pure=True).load(path)
+        data = _bounded_yaml(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+    except _TooMuch as error:
+        raise UserError(f"{path}: {error}, which no config needs") from None
     except DuplicateKeyError as error:
-        problem = str(error.problem).split(" with value")[0]
+        problem = printable(error.problem).split(" with value")[0]
         raise UserError(f"{path}:{_line(error)}: {problem}; give each key once") from None
     except MarkedYAMLError as error:
-        raise UserError(f"{path}:{_line(error)}: not valid YAML: {error.problem}") from None
+        problem = printable(error.problem)
+        raise UserError(f"{path}:{_line(error)}: not valid YAML: {problem}") from None
     except (YAMLError, ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
         # ruamel lets pass what Python says of dates, numbers, tags and keys that can't be made
         raise UserError(f"{path}: not valid YAML: {printable(error)}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping of keys to values, found {_kind(data)}")
     return data
+
+
+def _bounded_yaml(path: Path) -> Any:
+    with path.open("rb") as file:
+        content = file.read(LARGEST_YAML + 1)
+    if len(content) > LARGEST_YAML:
+        raise _TooMuch(f"larger than {LARGEST_YAML // 1024} KiB")
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = _BoundedComposer
+    data = yaml.load(content)
+    _check_values(data)
+    return data
+
+
+def read_json(content: str | bytes, source: str) -> Any:
+    """Parse JSON that others may have written.
+
+    Args:
+        content: The text.
+        source: Where it stood, for the error.
+
+    Raises:
+        UserError: It isn't JSON, or is deeper or has longer integers than a record can need.
+    """
+    try:
+        data = json.loads(content)
+        _check_values(data)
+    except (ValueError, RecursionError, _TooMuch) as error:
+        raise UserError(f"{source}: not valid JSON ({printable(error)})") from None
+    return data
+
+
+def _check_values(data: Any) -> None:
+    """Refuse deep nesting, and integers that no computation takes."""
+    level, depth = [data], 0
+    while level:
+        depth += 1
+        if depth > _DEEPEST:
+            raise _TooMuch(f"nested deeper than {_DEEPEST} levels")
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += [*value, *value.values()]
+            elif isinstance(value, list | tuple | set):
+                inner += value
+            elif isinstance(value, int) and value.bit_length() > _INTEGER_BITS:
+                raise _TooMuch(f"an integer of more than {_INTEGER_BITS} bits")
+        level = inner
 
 
 def parse(model: type[Model], data: Any, source: str) -> Model:
@@ -107,7 +204,12 @@ def _explain(model: type[BaseModel], error: dict[str, Any]) -> str:
     if isinstance(error["input"], dict):  # of several keys, which the message names
         return f"key '{key}': {message}" if key else message
     where = f"key '{key}'" if key else "the file"
-    return f"{where} is {error['input']!r}: {message}"
+    return f"{where} is {_shown(error['input'])}: {message}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
 
 
 def _keys_at(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:

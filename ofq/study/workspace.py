@@ -20,6 +20,10 @@ from ofq.study.run import Grid, Run
 from ofq.study.runtimes import Minutes, check_models, read
 
 _FOLDERS = ("results", "reports")
+BUNDLE = "bundle.json"
+"""The file that marks an unpacked bundle, and says what came in it."""
+
+_MOST_TRAININGS = 100_000
 
 
 class Workspace:
@@ -55,6 +59,26 @@ class Workspace:
     def site_path(self) -> Path:
         """The file of the site's settings."""
         return self.root / "config" / "config.yaml"
+
+    @property
+    def is_bundle(self) -> bool:
+        """Whether this is an unpacked bundle, which came from others: nothing in it is run."""
+        return (self.root / BUNDLE).exists()
+
+    def refuse_bundle(self, task: str) -> None:
+        """Keep an unpacked bundle from being trained in.
+
+        Args:
+            task: What is asked for, for the error.
+
+        Raises:
+            UserError: This is one.
+        """
+        if self.is_bundle:
+            raise UserError(
+                f"{self.root.resolve()}: can't {task} in an unpacked bundle, which is for reading; "
+                "do so in a checkout of the suite, at the commit that `ofq explain` names"
+            )
 
     @property
     def results(self) -> Path:
@@ -300,6 +324,12 @@ class Workspace:
                 self._require("reference", reference, "reference", f"{path}: key 'references': ")
             recipe = self.recipe(study.recipe)
             self._check_methods(study)
+            cells = len(study.models) * len(study.bits) * len(study.methods)
+            if (count := cells * len(study.seeds)) > _MOST_TRAININGS:
+                raise UserError(
+                    f"{path}: {count:,} trainings (models x bits x methods x seeds); allowed: "
+                    f"{_MOST_TRAININGS:,}; split the study"
+                )
             minutes = self.runtimes.get(study.recipe, {})
             check_models(self.runtimes_path, minutes, study.recipe, recipe.models)
             self._grids[name] = expand(name, study, recipe, self.methods, str(path), minutes)

@@ -394,6 +394,6 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     """A row, or None for a torn one."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None

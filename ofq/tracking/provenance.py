@@ -1,7 +1,6 @@
 """Where a run's numbers come from: code, versions, machine and command."""
 
 import hashlib
-import importlib.util
 import os
 import platform
 import re
@@ -12,8 +11,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +103,39 @@ def code_sha256(module: str | None = None) -> str:
 
 
 def module_sha256(module: str) -> str | None:
-    """SHA-256 of a module's source file; None if it can't be found."""
+    """SHA-256 of a module's source file; None if it can't be found.
+
+    Nothing is imported to find it, neither the module nor the packages that it lies in.
+    """
     try:
-        found = importlib.util.find_spec(module)
-        source = Path(found.origin) if found and found.origin else None
+        source = _source(module)
         return hashlib.sha256(source.read_bytes()).hexdigest() if source else None
-    except Exception:  # whatever its package raises: importing it will tell
+    except Exception:  # whatever a finder raises: importing the module will tell
         return None
+
+
+def _source(module: str) -> Path | None:
+    """The source file of a module, as importing it would find it.
+
+    ``importlib.util.find_spec`` would import the packages that it lies in.
+    """
+    name, *parts = module.split(".")
+    folders = [os.getcwd(), *sys.path]  # modules of a user's own methods lie in the checkout
+    spec = PathFinder.find_spec(name, folders) or _spec(name, None)
+    for part in parts:
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        if spec.origin is None:  # a package without __init__.py, whose own list needs its parent
+            folders = [os.path.join(folder, name) for folder in folders]
+        else:
+            folders = list(spec.submodule_search_locations)
+        name, spec = part, _spec(f"{spec.name}.{part}", folders)
+    return Path(spec.origin) if spec and spec.has_location and spec.origin else None
+
+
+def _spec(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
+    found = (finder.find_spec(name, path) for finder in sys.meta_path)
+    return next((spec for spec in found if spec is not None), None)
 
 
 def _packages() -> dict[str, str | None]:

@@ -2,6 +2,8 @@
 
 import difflib
 import importlib
+import os
+import sys
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +19,7 @@ from ofq.quantization import quantize
 from ofq.quantization.convert import scheme_for
 from ofq.quantization.layers import Passthrough, QuantizedLinear
 from ofq.quantization.quantizer import OFF, make_weight_quantizer
-from ofq.study import Quantization, parse_bits
+from ofq.study import Quantization, Workspace, parse_bits
 
 _TOY = "toy_regression_"
 _DIGITS = (1, 8, 8)
@@ -76,7 +78,7 @@ def toy_weights(model: str) -> int:
         UserError: The name has another form.
     """
     count = model.removeprefix(_TOY)
-    if not model.startswith(_TOY) or not count.isdigit() or int(count) == 0:
+    if not model.startswith(_TOY) or not count.isdecimal() or int(count) == 0:
         raise UserError(f"unknown model '{model}'; allowed for this data set: {_TOY}N, N weights")
     return int(count)
 
@@ -283,6 +285,10 @@ def _quantized_toy(model: ToyRegression, wanted: Quantization) -> nn.Module:
 
 
 def _import(module: str) -> None:
+    here = os.getcwd()
+    Workspace().refuse_bundle(f"import '{module}'")
+    if here not in sys.path:
+        sys.path.insert(0, here)  # modules of a user's own methods lie in the checkout
     try:
         importlib.import_module(module)
     except ImportError as error:

@@ -18,6 +18,7 @@ from ofq.console import printable
 from ofq.errors import UserError, some
 from ofq.quantization import LSQ, low_bit_weights
 from ofq.quantization.quantizer import registered_name
+from ofq.study.files import read_json
 
 _CONTAINERS = ("state_dict", "model")
 _FORMS = "ofq.quantized"
@@ -263,7 +264,11 @@ def _recorded_forms(path: Path) -> dict[str, str]:
     if path.suffix != ".safetensors":
         return {}
     with safe_open(path, "pt") as file:
-        return json.loads((file.metadata() or {}).get(_FORMS, "{}"))
+        text = (file.metadata() or {}).get(_FORMS, "{}")
+    forms = read_json(text, f"{path}: metadata '{_FORMS}'")
+    if not isinstance(forms, dict) or not all(isinstance(form, str) for form in forms.values()):
+        raise UserError(f"{path}: metadata '{_FORMS}': expected a mapping of layers to text")
+    return forms
 
 
 def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> nn.Module:
