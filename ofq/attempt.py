@@ -131,10 +131,10 @@ class Attempt:
         events = self.folder.events()
         for event in events:
             if event["event"] == "opened":
-                devices, attempts = event["devices"], attempts + 1
+                devices, attempts = event.get("devices", 0), attempts + 1
             elif event["event"] in ENDINGS:
-                seconds += event["seconds"]
-                device_seconds += event["seconds"] * devices
+                seconds += event.get("seconds", 0.0)
+                device_seconds += event.get("seconds", 0.0) * devices
         return {
             "seconds": round(seconds, 1),
             "device_hours": round(device_seconds / 3600, 4),
@@ -185,11 +185,18 @@ def attempt(
         raise _no_fault_of_the_run(error, folder, run) from None
     finally:
         with suppress(OSError):  # a disk that is gone must not have the last word
-            if folder.complete():
+            if _is_complete(folder):
                 lock.remove()
                 this.clear()
             else:
                 lock.release()
+
+
+def _is_complete(folder: RunFolder) -> bool:
+    try:
+        return folder.complete()
+    except UserError:  # damaged: the attempt has told of it
+        return False
 
 
 def _patience(options: Options, stop: StopRequest, console: Console) -> Callable[[Held], bool]:
@@ -233,7 +240,7 @@ def _refuse_hopeless(folder: RunFolder, run: Run) -> None:
     last = events[-1] if events else {}
     if last.get("event") == "failed" and last.get("code") == code_sha256(run.config.module):
         raise RunFailed(
-            f"{run.id} failed before, with this same code: {last['cause']}. "
+            f"{run.id} failed before, with this same code: {last.get('cause')}. "
             + _ADVICE.format(run.id)
         )
 

@@ -135,6 +135,8 @@ def bundle(workspace: Workspace, study: str, path: Path) -> "Records":
         try:
             _copy_records(workspace, study, copy)
             records = write_report(copy, study, copy.reports / study)
+            if records.damaged:
+                raise next(iter(records.damaged.values()))
         except UserError as error:  # found in the copy, to be mended in the original
             text = str(error).replace(str(copy.results), str(workspace.results))
             raise UserError(text.replace(str(copy.root), str(workspace.root))) from None

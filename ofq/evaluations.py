@@ -136,6 +136,9 @@ def _noise(task: _Evaluation) -> Outcome:
     noisy = copy.deepcopy(model)
     noise = NoiseInjection(noisy, wanted.boundary_range, NOISES[wanted.weights]())
     rows, total = folder.rows("noise"), wanted.samples + 1
+    if [row.get("step") for row in rows] != list(range(len(rows))):  # some are lost
+        folder.rewind(None)
+        rows = []
     folder.event("resumed" if rows else "started", step=len(rows), total=total)
     this.begin(len(rows), total)
     for step in range(len(rows), total):

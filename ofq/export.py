@@ -125,6 +125,7 @@ def finished(workspace: Workspace, run: Run) -> Finished:
         raise UserError(f"{folder.path}: a record without weights, as in an unpacked bundle")
     if not folder.complete():
         raise UserError(f"{run.id} isn't finished, it is {folder.state()}; `ofq train {run.id}`")
+    folder.verify(WEIGHTS)
     weights = folder.path / WEIGHTS
     tensors = read_weights(weights)
     classes = _classes(tensors)

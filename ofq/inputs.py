@@ -21,6 +21,16 @@ def hashes(workspace: Workspace, run: Run) -> dict[str, str]:
     return found
 
 
+def check_weights(workspace: Workspace, run: Run) -> None:
+    """Make sure that the weights of the runs that a run builds on are those that they ended with.
+
+    Raises:
+        Damaged: They aren't.
+    """
+    for needed in run.needs():
+        run_folder(workspace, needed).verify(WEIGHTS)
+
+
 def own_files(config: RunConfig) -> list[str]:
     """The files of the user's own that a run starts from."""
     return [name for name in (config.checkpoint, config.pretrained) if name and name != HUB]
@@ -35,7 +45,7 @@ def check_files(workspace: Workspace, config: RunConfig) -> None:
     from ofq.training.weights import check_weights_file
 
     for name in own_files(config):
-        check_weights_file(workspace.root / name)
+        check_weights_file(workspace.own_file(name))
 
 
 def weights(workspace: Workspace, run: Run | None) -> Path | None:

@@ -143,6 +143,8 @@ def begin(
     _check_leased(this, devices)
     data = inputs.checked_data(workspace, run, studies)
     inputs.check_files(workspace, run.config)
+    if not _goes_on(this):
+        inputs.check_weights(workspace, run)
     this.folder.open(describe(run))
     origin = {"inputs": inputs.hashes(workspace, run), "data": data}
     began = _began_with(this, origin, console)
@@ -241,9 +243,14 @@ def assist(workspace: Workspace, run: Run, gpus: int, stop: StopRequest) -> None
     process.leave()
 
 
+def _goes_on(this: Attempt) -> bool:
+    """Whether there is a checkpoint to go on from, of an attempt that is on record."""
+    return bool(this.folder.attempts() and manifests(this.folder.path / CHECKPOINT))
+
+
 def _began_with(this: Attempt, origin: dict[str, Any], console: Console) -> dict[str, Any]:
     """What a run is made from: now, or as it began where it goes on from a checkpoint."""
-    if not this.folder.attempts() or not manifests(this.folder.path / CHECKPOINT):
+    if not _goes_on(this):
         return origin
     began = {key: this.folder.provenance().get(key, origin[key]) for key in origin}
     files = began["inputs"].items()
@@ -306,7 +313,8 @@ def _train(
     assert run.config.training is not None
     shown = display(console, run.config.training.epochs)
     recorder = Recorder(this, shown, console)
-    checkpoints = CheckpointStore(this.folder.path / CHECKPOINT, this.folder.guard, recorder.warn)
+    folder = this.folder
+    checkpoints = CheckpointStore(folder.path / CHECKPOINT, folder.guard, recorder.warn, folder)
     pace = Pace(60 * workspace.site.checkpoint_minutes, this.options.deadline)
     files = files_of(workspace, run, recorder.unreadable)
     try:

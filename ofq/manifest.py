@@ -3,11 +3,17 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from ofq.errors import UserError
+from ofq.tracking.record import TABLES
 
 FORMAT = 3
 """Raised when the state's layout changes, so that an older one isn't misread."""
+
+
+_TABLES = {f"{table}.jsonl" for table in TABLES}
+_UNREADABLE = (FileNotFoundError, IsADirectoryError, ValueError, RecursionError)
 
 
 def manifests(folder: Path) -> list[Path]:
@@ -34,14 +40,35 @@ def examine(manifest: Path) -> str | None:
     """
     path = manifest.with_suffix(".pt")
     try:
-        facts = json.loads(manifest.read_text())
+        facts = json.loads(manifest.read_bytes())
         expected, form = facts["sha256"], facts["format"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        counted_rows(manifest)
+    except (*_UNREADABLE, KeyError, TypeError):
         return "is damaged: its .json can't be read"
     if form != FORMAT:
         raise OtherFormat(path, form)
-    if not path.exists():
+    if not path.is_file():
         return "is missing"
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     return None if found == expected else "is damaged: its SHA-256 is another"
+
+
+def counted_rows(manifest: Path) -> dict[str, dict[str, Any]]:
+    """Return rows, bytes and SHA-256 of each table that a checkpoint counts on, by file name.
+
+    Nothing for checkpoints of versions that didn't keep them.
+
+    Raises:
+        ValueError: The manifest doesn't say so in its form.
+    """
+    tables = json.loads(manifest.read_bytes()).get("tables", {})
+    form = {"rows": int, "bytes": int, "sha256": str}
+    if not isinstance(tables, dict) or not all(
+        name in _TABLES
+        and isinstance(facts, dict)
+        and {key: type(value) for key, value in facts.items()} == form
+        for name, facts in tables.items()
+    ):
+        raise ValueError("not the rows that a checkpoint counts on")
+    return tables

@@ -33,7 +33,13 @@ class Recorder:
         self._mark = time.perf_counter()
 
     def begin(self, done: int | None, total: int, recorded: int) -> None:
-        """Drop what was recorded after the checkpoint, and note the start."""
+        """Drop what was recorded after the checkpoint, and note the start.
+
+        Raises:
+            UserError: Rows that the checkpoint counts on are missing.
+        """
+        if recorded >= 0:
+            self.folder.check_epochs(recorded)
         self.folder.rewind(recorded)
         self.folder.event("started" if done is None else "resumed", step=done or 0, total=total)
         self.this.begin(done or 0, total)

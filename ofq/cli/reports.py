@@ -36,6 +36,8 @@ def _tell_gaps(records: "Records") -> None:
     if records.reasons:
         count = f"{len(records.reasons)} of {len(records.cells)} cells"
         say(f"not complete: {count} miss seeds; `ofq status {records.name}` says which")
+    for fault in records.damaged.values():
+        say(f"damaged, and left out: {fault}")
 
 
 @app.command(rich_help_panel=_PANEL)

@@ -166,6 +166,8 @@ def plan(
         with console.status("measuring"):
             measure_runs(workspace, planner.unmeasured(), console.print)
         planner = Planner(workspace, study)
+    for warning in planner.warnings:
+        say(f"warning: {warning}")
     show(planner.plan(Machine.given(gpus, cores, planner.to_do())), console)
     if write_runtime:
         for line in write(workspace, planner, limit):

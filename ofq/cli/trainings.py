@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ofq.cli.common import RunId, say
+from ofq.console import printable
 from ofq.errors import RunFailed, UserError
 from ofq.interruption import Interrupted, StopRequest, deadline
 from ofq.progress import SteadyConsole
@@ -177,9 +178,11 @@ def doctor(
 
 
 def _show(diagnosis: "Diagnosis", console: Console) -> None:
-    console.print(f"[bold]{escape(diagnosis.name)}[/]", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(printable(diagnosis.name))}[/]", highlight=False, soft_wrap=True)
     for finding in diagnosis.findings:
-        text = f"  [{_LEVELS[finding.level]}]{finding.level:7}[/]  {escape(finding.text)}"
+        text = (
+            f"  [{_LEVELS[finding.level]}]{finding.level:7}[/]  {escape(printable(finding.text))}"
+        )
         console.print(text, highlight=False, soft_wrap=True)
         if finding.todo is not None:
-            say(f"           → {finding.todo}")
+            say(f"           → {printable(finding.todo)}")

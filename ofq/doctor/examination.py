@@ -1,12 +1,19 @@
 """All checks of a run folder, one after the other."""
 
-import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ofq.doctor.files import check_access, check_checkpoints, check_final_files, check_leftovers
-from ofq.doctor.finding import Finding, ok, warning
+from ofq.doctor.files import (
+    check_access,
+    check_checkpoints,
+    check_final_files,
+    check_leftovers,
+    check_notes,
+    check_places,
+)
+from ofq.doctor.finding import Finding, ok, problem, warning
 from ofq.doctor.identity import check_identity, check_lock
 from ofq.doctor.inputs import check_inputs, check_module
 from ofq.doctor.patient import Patient
@@ -15,8 +22,10 @@ from ofq.doctor.tables import check_tables
 from ofq.errors import UserError
 from ofq.study import Run, Workspace
 from ofq.tracking.folder import UNPACKED
+from ofq.tracking.record import Damaged, read_object
 
 _CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
+    check_places,
     check_identity,
     check_lock,
     check_provenance,
@@ -26,6 +35,7 @@ _CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     check_checkpoints,
     check_inputs,
     check_module,
+    check_notes,
     check_leftovers,
 )
 
@@ -54,16 +64,44 @@ def examine(workspace: Workspace, name: str) -> Diagnosis:
         UserError: There is neither such a run nor such a folder.
     """
     patient = _patient(workspace, name)
+    if os.path.lexists(patient.path) and not patient.path.is_dir():
+        todo = f"{patient.remove([patient.path])} && {patient.train}"
+        return Diagnosis(patient.id, [problem(f"{patient.path} is a file, not a folder", todo)])
     if not patient.path.is_dir():
         return Diagnosis(patient.id, [warning("the run hasn't begun", patient.train)])
     if (patient.path / UNPACKED).exists():
         text = (
             "a record out of a bundle, without weights: reports read it, and nothing trains over it"
         )
-        return Diagnosis(patient.id, [ok(text)])
+        return Diagnosis(patient.id, [ok(text), *_unpacked(patient)])
     denied = list(check_access(patient))
-    findings = denied or [finding for check in _CHECKS for finding in check(patient)]
+    findings = denied or [finding for check in _CHECKS for finding in _checked(check, patient)]
     return Diagnosis(patient.id, findings)
+
+
+def _checked(check: Callable[[Patient], Iterator[Finding]], patient: Patient) -> Iterator[Finding]:
+    """What a check finds; if it can't look, why."""
+    try:
+        yield from check(patient)
+    except Damaged as damage:
+        if (patient.path / damage.file).is_file():  # else the check of places says so
+            yield problem(f"{damage.file}: {damage.fault}", patient.anew)
+    except (UserError, OSError) as error:
+        yield problem(str(error), patient.anew)
+
+
+def _unpacked(patient: Patient) -> Iterator[Finding]:
+    """What is wrong with the files that came out of a bundle."""
+    todo = "unpack the bundle again, into another folder"
+    try:
+        record = patient.folder.record()
+    except UserError as damage:
+        yield problem(str(damage), todo)
+        return
+    for fault in record.faults() if record is not None else ():
+        left_out = fault.fault == "missing" and fault.file.endswith((".parquet", ".safetensors"))
+        if not left_out:
+            yield problem(f"{fault.file}: {fault.fault}", todo)
 
 
 def _patient(workspace: Workspace, name: str) -> Patient:
@@ -83,8 +121,8 @@ def _patient(workspace: Workspace, name: str) -> Patient:
 
 def _recorded_id(path: Path) -> str:
     try:
-        return str(json.loads((path / "run.json").read_bytes())["id"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_object(path / "run.json")["id"])
+    except (FileNotFoundError, UserError, KeyError):
         raise UserError(
             f"{path}: isn't a run folder: no study has a run of this place, and there is no "
             "run.json that names one"

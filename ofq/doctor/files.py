@@ -8,10 +8,24 @@ from pathlib import Path
 from ofq.attempt import CHECKPOINT, SAVE_REQUEST
 from ofq.doctor.finding import Finding, ok, problem, warning
 from ofq.doctor.patient import Patient
-from ofq.errors import some
-from ofq.manifest import OtherFormat, examine, manifests
-from ofq.tracking.folder import RESULT, SEALED, WEIGHTS, sha256
+from ofq.errors import UserError, some
+from ofq.manifest import OtherFormat, counted_rows, examine, manifests
+from ofq.tracking import sent
+from ofq.tracking.folder import (
+    DESCRIPTION,
+    EVENTS,
+    MANIFEST,
+    PACKED,
+    PROVENANCE,
+    RESULT,
+    SEALED,
+    TABLES,
+    WEIGHTS,
+)
+from ofq.tracking.record import Damaged, Record, read_manifest, read_object
 
+_NOTES = (EVENTS, "progress.json", "mirror.json", "mirror.log", SAVE_REQUEST)
+_BESIDE = (*_NOTES, *(f"{table}.jsonl" for table in TABLES))
 _DECLARED = (RESULT, WEIGHTS, "metrics.parquet")  # what the workflow asks of a run
 
 
@@ -29,37 +43,120 @@ def _may_be_read(path: Path) -> bool:
     return os.access(path, os.R_OK | os.X_OK if os.path.isdir(path) else os.R_OK)
 
 
+def check_places(patient: Patient) -> Iterator[Finding]:
+    """No folder is in a file's place, and no file in a folder's."""
+    files = {*_BESIDE, *(path.name for path in patient.path.glob("lock-*"))}
+    for name in sorted(files):
+        path = patient.path / name
+        if os.path.lexists(path) and not path.is_file():
+            rest = "" if patient.done else f" && {patient.train}"
+            todo = patient.remove([path]) + rest
+            yield problem(f"{name} is a folder or something else, not a file", todo)
+    for name in (SEALED, CHECKPOINT):
+        path = patient.path / name
+        if os.path.lexists(path) and not path.is_dir():
+            rest = "" if patient.done else f" && {patient.train}"
+            yield problem(f"{name} is a file, not a folder", patient.remove([path]) + rest)
+
+
+def check_notes(patient: Patient) -> Iterator[Finding]:
+    """What the trainer and the mirror note beside the record can be read."""
+    checks = {
+        "progress.json": (patient.folder.progress, ""),
+        "mirror.json": (
+            lambda: sent.check_notes(patient.folder),
+            f" && ofq track sync {patient.id}",
+        ),
+    }
+    for name, (check, rest) in checks.items():
+        path = patient.path / name
+        try:
+            if path.is_file():
+                check()
+        except Damaged as damage:
+            yield warning(f"{name}: {damage.fault}", patient.remove([path]) + rest)
+
+
 def check_final_files(patient: Patient) -> Iterator[Finding]:
     """The final files are those that were written, in their place and sealed."""
     if patient.running:
         return
-    published, sealed = patient.read(RESULT), patient.read(f"{SEALED}/{RESULT}")
-    if (patient.path / RESULT).exists() and published is None and sealed is None:
-        yield problem(f"{RESULT} can't be read", patient.anew)
-        return
-    result = sealed or published
-    if result is None:
-        return  # the run hasn't ended
-    if "sha256" not in result:
+    own, sealed = _opened(patient.path), _opened(patient.path / SEALED)
+    known = sealed or own
+    if known is None:
+        if os.path.lexists(patient.path / RESULT):
+            fault = _fault(patient.path) or "can't be read"
+            yield problem(f"damaged, and not sealed: {fault}", patient.anew)
+        return  # else the run hasn't ended
+    if known.files is None and "sha256" not in known.content:
         yield from _without_hashes(patient)
         return
-    hashes = result["sha256"]
-    places = {name: patient.path / name for name in hashes}
-    bad = [n for n, path in places.items() if not path.exists() or sha256(path) != hashes[n]]
+    names = _names(known)
+    bad = [name for name in names if not _is_as_written(known, patient.path, name)]
     if sealed is None:
-        yield from _unsealed(patient, bad, [*hashes, RESULT])
+        yield from _unsealed(patient, bad, names)
+    else:
+        broken = [name for name in names if not _is_as_written(known, sealed.folder, name)]
+        yield from _sealed(patient, bad, broken)
+        if not bad and not broken:
+            yield ok(f"{len(names)} final files are whole, and sealed")
+    yield from _contents(patient, bad)
+
+
+def _opened(folder: Path) -> Record | None:
+    try:
+        return Record.open(folder)
+    except UserError:
+        return None
+
+
+def _fault(folder: Path) -> str | None:
+    """Why a record can't be opened."""
+    try:
+        Record.open(folder)
+    except Damaged as damage:
+        return f"{damage.file} {damage.fault}"
+    return None
+
+
+def _names(record: Record) -> list[str]:
+    """The final files that lie sealed, ``result.json`` last."""
+    if record.files is None:
+        kept = [name for name in record.names if name not in (DESCRIPTION, PROVENANCE, PACKED)]
+    else:
+        kept = [*record.names, MANIFEST]
+    return [*(name for name in kept if name != RESULT), RESULT]
+
+
+def _is_as_written(known: Record, folder: Path, name: str) -> bool:
+    """Whether a file in a folder is the one that a record tells of."""
+    try:
+        if name == MANIFEST:
+            return read_manifest(folder) == known.files
+        if name == RESULT and known.files is None:
+            return read_object(folder / RESULT) == known.content
+        Record(folder, known.content, known.files).verify(name)
+    except (FileNotFoundError, UserError):
+        return False
+    return True
+
+
+def _contents(patient: Patient, bad: list[str]) -> Iterator[Finding]:
+    """Files that are as they were written, but hold what no run writes."""
+    record = _opened(patient.path)
+    if record is None:
         return
-    bad += [RESULT] if published != sealed else []
-    broken = patient.folder.damaged()
-    yield from _sealed(patient, bad, broken)
-    if not bad and not broken:
-        yield ok(f"{len(hashes) + 1} final files are whole, and sealed")
+    tables = {f"{table}.parquet" for table in TABLES}  # the check of tables says more of them
+    for fault in record.faults():
+        hidden = fault.file in tables and fault.fault != "missing"
+        if fault.file not in bad and not hidden and fault.file != PROVENANCE:
+            yield problem(f"{fault.file}: {fault.fault}", patient.anew)
 
 
 def check_checkpoints(patient: Patient) -> Iterator[Finding]:
     """What an unfinished run would go on from."""
     whole = False
-    for manifest in manifests(patient.path / CHECKPOINT):
+    for manifest in reversed(manifests(patient.path / CHECKPOINT)):
         try:
             wrong = examine(manifest)
         except OtherFormat as other:
@@ -67,13 +164,26 @@ def check_checkpoints(patient: Patient) -> Iterator[Finding]:
             yield problem(f"checkpoint {manifest.stem} is another version's", str(other))
             continue
         if wrong is None:
+            lost = None if patient.done or patient.running else _lost_rows(patient, manifest)
+            if lost and not whole:
+                yield problem(lost, patient.anew)
             whole = True
             yield ok(f"checkpoint {manifest.stem} is whole")
         elif not patient.running:  # a trainer removes old ones, under our eyes
-            yield warning(f"checkpoint {manifest.stem} {wrong}; it is passed over")
+            text = f"checkpoint {manifest.stem} {wrong}; it is passed over"
+            yield warning(text, patient.train)
     sealed = patient.read(f"{SEALED}/{RESULT}") is not None
     if _has_trained(patient) and not (whole or sealed or patient.done or patient.running):
         yield problem("no whole checkpoint: the run begins again at its first step", patient.train)
+
+
+def _lost_rows(patient: Patient, manifest: Path) -> str | None:
+    """Which rows are lost that a checkpoint counts on."""
+    try:
+        patient.folder.check_grown(counted_rows(manifest), manifest.stem)
+    except UserError as lost:
+        return str(lost).partition("; put the file back")[0]
+    return None
 
 
 def check_leftovers(patient: Patient) -> Iterator[Finding]:
@@ -103,8 +213,10 @@ def _without_hashes(patient: Patient) -> Iterator[Finding]:
     missing = [name for name in _DECLARED if not (patient.path / name).exists()]
     if missing:
         yield problem(f"missing: {some(missing)}", patient.anew)
-    else:
-        yield warning("the final files are from before hashes were kept; they can't be checked")
+        return
+    text = "the final files are from before hashes were kept; they can't be checked"
+    yield warning(text, f"nothing, if no doubt is left of them; else {patient.anew}")
+    yield from _contents(patient, [])
 
 
 def _unsealed(patient: Patient, bad: list[str], names: list[str]) -> Iterator[Finding]:
@@ -113,7 +225,8 @@ def _unsealed(patient: Patient, bad: list[str], names: list[str]) -> Iterator[Fi
         return
     sealed = shlex.quote(str(patient.path / SEALED))
     files = shlex.join(str(patient.path / name) for name in names)
-    todo = f"mkdir -p {sealed} && ln -f {files} {sealed}"
+    clear = f"rm -r {sealed} && " if os.path.lexists(patient.path / SEALED) else ""
+    todo = f"{clear}mkdir -p {sealed} && cp {files} {sealed}"
     yield warning("the final files are whole, but not sealed: deleted ones can't be put back", todo)
 
 
@@ -124,11 +237,17 @@ def _sealed(patient: Patient, bad: list[str], broken: list[str]) -> Iterator[Fin
         yield problem(f"damaged, in its place and sealed: {some(lost)}", patient.anew)
     for name in broken:
         if name not in lost:
-            good, copy = (shlex.quote(str(patient.path / n)) for n in (name, f"{SEALED}/{name}"))
             text = f"{SEALED}/{name} is missing or damaged; {name} itself is whole"
-            yield warning(text, f"ln -f {good} {copy}")
-    if bad and not lost:
-        # a complete run is left alone, so it has to be incomplete for its files to be put back
-        result = patient.path / RESULT
-        back = f"{patient.remove([result])} && {patient.train}" if patient.done else patient.train
-        yield problem(f"missing or damaged, but sealed: {some(bad)}", back)
+            yield warning(text, _copy(patient.path, patient.path / SEALED, [name]))
+    back = [name for name in bad if name not in lost]
+    if back and not lost:
+        missing = not os.path.lexists(patient.path / RESULT)
+        todo = patient.train if missing else _copy(patient.path / SEALED, patient.path, back)
+        yield problem(f"missing or damaged, but sealed: {some(back)}", todo)
+
+
+def _copy(source: Path, to: Path, names: list[str]) -> str:
+    """The command that copies files over damaged ones, or over what is in their place."""
+    inplace = [to / name for name in names if (to / name).is_dir()]
+    clear = f"{Patient.remove(inplace)} && " if inplace else ""
+    return clear + shlex.join(["cp", *(str(source / name) for name in names), str(to)])

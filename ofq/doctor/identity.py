@@ -22,10 +22,12 @@ def check_identity(patient: Patient) -> Iterator[Finding]:
         todo = f"move it to {patient.runs / str(found.get('id'))}"
         yield problem(f"the folder is {found.get('id')}'s, by its run.json", todo)
     elif not patient.in_place:
-        yield warning(f"the workflow looks for it in {patient.runs / patient.id}")
+        place = patient.runs / patient.id
+        yield warning(f"the workflow looks for it in {place}", f"move it to {place}")
     if patient.run is None:
         yield warning(
-            "no study under config/ has this run any more: its config is only in run.json"
+            "no study under config/ has this run any more: its config is only in run.json",
+            "nothing, unless a study is to have it: `git log -- config` tells of earlier ones",
         )
     elif agrees(found["config"], patient.run.config.payload()):
         yield ok(f"run.json agrees with {_studies(patient)}")
@@ -40,6 +42,9 @@ def check_lock(patient: Patient) -> Iterator[Finding]:
     held = patient.held
     if held is None:
         yield ok("nobody writes the folder")
+    elif held.owner is None:
+        lock = patient.path / f"lock-{held.number}.json"
+        yield warning(f"{lock.name} names no process", patient.remove([lock]))
     elif patient.done and not held.alive():
         locks = sorted(patient.path.glob("lock-*"))
         yield warning(f"{held} has ended, and left its lock", patient.remove(locks))

@@ -1,6 +1,5 @@
 """The run folder that is examined, and what its checks have in common."""
 
-import json
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,10 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ofq.errors import UserError
 from ofq.study import Run, Workspace
 from ofq.tracking import RunFolder
 from ofq.tracking.folder import RESULT, WEIGHTS
 from ofq.tracking.lock import Held, holder
+from ofq.tracking.record import read_object
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,17 @@ class Patient:
 
     @cached_property
     def held(self) -> Held | None:
-        """The lock on it."""
-        return holder(self.path)
+        """The lock on it; None too if another thing is in its place, which a check tells of."""
+        try:
+            return holder(self.path)
+        except UserError:
+            return None
 
     @property
     def running(self) -> bool:
         """Whether a living trainer writes it, so that it may look unfinished at any moment."""
-        return self.held is not None and self.held.alive()
+        held = self.held
+        return held is not None and held.owner is not None and held.alive()
 
     @property
     def done(self) -> bool:
@@ -66,16 +71,18 @@ class Patient:
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
-        """What happened to the run."""
-        return self.folder.events()
+        """What happened to the run; nothing if that can't be read, which a check tells of."""
+        try:
+            return self.folder.events()
+        except UserError:
+            return []
 
     def read(self, name: str) -> dict[str, Any] | None:
         """One of its JSON files, if it can be read."""
         try:
-            content = json.loads((self.path / name).read_bytes())
-        except (OSError, ValueError):
+            return read_object(self.path / name)
+        except (FileNotFoundError, UserError):
             return None
-        return content if isinstance(content, dict) else None
 
     @property
     def train(self) -> str:

@@ -7,15 +7,20 @@ from typing import Any
 from ofq.attempt import ENDINGS
 from ofq.doctor.finding import Finding, ok, problem, warning
 from ofq.doctor.patient import Patient
+from ofq.errors import UserError, some
+from ofq.tracking.folder import EVENTS, PROVENANCE
+from ofq.tracking.record import Damaged
+
+_UNREAD = "no number depends on it"
 
 
 def check_provenance(patient: Patient) -> Iterator[Finding]:
     """It is on record by which code, on which machine and by which command the run was made."""
     opened = [event for event in patient.events if event.get("event") == "opened"]
-    provenance = patient.read("provenance.json")
-    attempts = (provenance or {}).get("attempts")
-    if not isinstance(attempts, list) or not attempts:
-        path = patient.path / "provenance.json"
+    path = patient.path / PROVENANCE
+    attempts = (patient.read(PROVENANCE) or {}).get("attempts")
+    fault = _fault(patient)
+    if fault or not attempts:
         if patient.done:
             todo = f"put it back from a backup, or {patient.anew}"
         else:
@@ -23,23 +28,38 @@ def check_provenance(patient: Patient) -> Iterator[Finding]:
                 f"{patient.remove([path])} && {patient.train}" if path.exists() else patient.train
             )
         if opened or path.exists() or patient.done:
-            yield problem("provenance.json is missing or can't be read", todo)
+            reason = f": {fault}" if fault else ""
+            yield problem(f"provenance.json is missing or can't be read{reason}", todo)
     elif patient.running or len(attempts) in (len(opened), len(opened) + 1):
         yield ok(f"provenance.json has each attempt ({len(attempts)})")
     else:
-        yield warning(f"provenance of {len(attempts)} attempts, but events of {len(opened)}")
+        text = f"provenance of {len(attempts)} attempts, but events of {len(opened)}"
+        yield warning(text, f"nothing: {_UNREAD}")
+
+
+def _fault(patient: Patient) -> str | None:
+    """What is wrong with ``provenance.json``, if there is one."""
+    try:
+        patient.folder.provenance()
+    except Damaged as damage:
+        return damage.fault if damage.file == PROVENANCE else None
+    except UserError:  # there is none
+        return None
+    return None
 
 
 def check_events(patient: Patient) -> Iterator[Finding]:
     """Each attempt began and ended, and the last one as the folder looks."""
-    torn = patient.folder.torn("events.jsonl")
+    torn = patient.folder.torn(EVENTS)
     if torn:
-        yield warning(f"events.jsonl: {_lines(torn)} torn by a crash; readers leave them out")
+        text = f"events.jsonl: {_lines(torn)} torn by a crash; readers leave them out"
+        yield warning(text, f"nothing: {_UNREAD}")
     if patient.running:
         return
     endless = _endless(patient.events, dead=patient.held is not None)
     if endless:
-        yield warning(f"events.jsonl: attempts whose end isn't on record: {endless}")
+        text = f"events.jsonl: attempts whose end isn't on record: {endless}"
+        yield warning(text, f"nothing: {_UNREAD}")
     elif patient.events:
         yield ok(f"events.jsonl: {len(patient.events)} events, no attempt without its end")
     yield from _outcome(patient)
@@ -51,7 +71,8 @@ def _outcome(patient: Patient) -> Iterator[Finding]:
     kind, cause = last.get("event"), str(last.get("cause")).partition("\n")[0]
     if patient.done:
         if not any(event.get("event") == "finished" for event in patient.events):
-            yield warning("the run is complete, but events.jsonl doesn't say that it finished")
+            text = "the run is complete, but events.jsonl doesn't say that it finished"
+            yield warning(text, f"put it back from a backup, if there is one; {_UNREAD}")
     elif kind == "failed" and "code" in last:
         todo = f"{patient.train} --again  once more; or change its recipe or method"
         yield problem(f"the run failed: {cause}", todo)
@@ -71,4 +92,4 @@ def _endless(events: list[dict[str, Any]], *, dead: bool) -> int:
 
 
 def _lines(numbers: list[int]) -> str:
-    return f"line{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+    return f"line{'s' if len(numbers) > 1 else ''} {some([*map(str, numbers)])}"

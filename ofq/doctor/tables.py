@@ -7,7 +7,10 @@ from typing import Any
 from ofq.doctor.finding import Finding, ok, problem, warning
 from ofq.doctor.patient import Patient
 from ofq.errors import some
-from ofq.tracking.folder import RESULT, TABLES, Table
+from ofq.tracking.folder import RESULT, TABLES, Table, same_rows
+from ofq.tracking.record import Damaged
+
+_MOST_MISSING = 1000  # epochs that may be missing before a later one counts as misplaced
 
 Rows = list[dict[str, Any]]
 
@@ -38,8 +41,9 @@ def check_tables(patient: Patient) -> Iterator[Finding]:
 def faults(table: Table, rows: Rows) -> list[str]:
     """What is wrong with a table's rows: some of them missing, or standing twice."""
     keys = _KEYS[table]
-    found: Counter[tuple[Any, ...]] = Counter(tuple(map(row.get, keys)) for row in rows)
-    strange = [key for key in found if not isinstance(key[0], int)]
+    found = Counter(tuple(_value(row.get(key)) for key in keys) for row in rows)
+    most = len(rows) + _MOST_MISSING
+    strange = [key for key in found if not (isinstance(key[0], int) and 0 <= key[0] <= most)]
     doubled = [key for key, count in found.items() if count > 1]
     known = found.keys() - set(strange)
     last = max((key[0] for key in known), default=-1)
@@ -49,6 +53,11 @@ def faults(table: Table, rows: Rows) -> list[str]:
     missing = [key for key in wanted if key not in known]
     kinds = {"missing": missing, "standing twice": doubled, "without its place": strange}
     return [f"{_named(keys, found)} {kind}" for kind, found in kinds.items() if found]
+
+
+def _value(value: Any) -> Any:
+    """A value as a part of a row's place, which a damaged row may have a list for."""
+    return value if isinstance(value, str | int | float | None) else repr(value)
 
 
 def _growing(patient: Patient, table: Table) -> Iterator[Finding]:
@@ -75,30 +84,22 @@ def _final(patient: Patient, table: Table) -> Iterator[Finding]:
         wrong.append(f"ends at epoch {last}, but {RESULT} tells of {epochs}")
     for fault in wrong:
         yield problem(f"{name}: {fault}", patient.anew)
-    if not _equal(rows, patient.folder.rows(table)):
-        yield warning(f"{table}.jsonl isn't as {name}, which is what reports are made from")
+    if not same_rows(rows, patient.folder.rows(table)):
+        text = f"{table}.jsonl isn't as {name}, which is what reports are made from"
+        yield warning(text, f"nothing: only {name} is read")
     elif not wrong:
         yield ok(f"{name}: nothing missing, nothing twice; as {table}.jsonl")
 
 
 def _parquet(patient: Patient, table: Table) -> Rows | None:
-    from pyarrow import parquet
-
+    """A final table's rows; None if the run has none, or damaged ones."""
     try:
-        return parquet.read_table(patient.path / f"{table}.parquet").to_pylist()
-    except (OSError, ValueError):
+        record = patient.folder.record()
+        if record is None or not record.has(f"{table}.parquet"):
+            return None
+        return record.written_table(table).to_pylist()
+    except Damaged:
         return None
-
-
-def _equal(final: Rows, grown: Rows) -> bool:
-    """Whether rows are the same; a final table has all columns in each row."""
-    columns = final[0].keys() if final else ()
-    filled = [{column: row.get(column) for column in columns} for row in grown]
-    return [*map(_comparable, final)] == [*map(_comparable, filled)]
-
-
-def _comparable(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: "NaN" if value != value else value for key, value in row.items()}
 
 
 def _named(keys: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> str:

@@ -13,6 +13,7 @@ from ofq.planning.samples import samples
 from ofq.planning.schedule import Task, critical_path, makespan
 from ofq.planning.span import Range, hull, total
 from ofq.study import Run, Workspace
+from ofq.tracking.record import Damaged
 
 GPUS, CORES = "gpu", "core"
 
@@ -116,6 +117,7 @@ class Planner:
 
     Attributes:
         runs: Its runs by id, parents first.
+        warnings: What can't be read, and is therefore left out, a line each.
     """
 
     def __init__(self, workspace: Workspace, study: str) -> None:
@@ -123,9 +125,28 @@ class Planner:
         self.grid = workspace.grid(study)
         self.runs = self.grid.runs()
         models = {(run.config.dataset, run.config.model) for run in self.runs.values()}
-        self.estimator = Estimator(samples(workspace, models))
+        self.warnings: list[str] = []
+        self.estimator = Estimator(samples(workspace, models, self.warnings.append))
         self._estimates: dict[str, Estimate] = {}
-        self._left = {name: _share_left(workspace, run) for name, run in self.runs.items()}
+        self._left = {name: self._share(workspace, run) for name, run in self.runs.items()}
+
+    def _share(self, workspace: Workspace, run: Run) -> float:
+        """The share of a run that is still to be done; 0 if it is complete, or damaged."""
+        folder = run_folder(workspace, run)
+        try:
+            if folder.record() is not None:
+                return 0.0
+        except Damaged as damage:
+            if f"left out: {damage}" not in self.warnings:
+                self.warnings.append(str(damage))
+            return 0.0
+        try:
+            progress = folder.progress()
+        except Damaged as damage:
+            self.warnings.append(str(damage))
+            return 1.0
+        done = progress["step"] / progress["total"] if progress.get("total") else 0.0
+        return 1 - min(0.99, done)
 
     def estimate(self, run: Run) -> Estimate:
         """How long a run takes as a whole."""
@@ -228,15 +249,6 @@ def _check(machine: Machine, runs: Sequence[Run]) -> None:
                 f"--{pool}s {present}: a run of this study asks for {most}, by its recipe's "
                 f"resources; give --{pool}s {most} or more"
             )
-
-
-def _share_left(workspace: Workspace, run: Run) -> float:
-    """The share of a run that is still to be done; 0 if it is complete."""
-    folder = run_folder(workspace, run)
-    if folder.result() is not None:
-        return 0.0
-    progress = folder.progress()
-    return 1 - min(0.99, progress["step"] / progress["total"]) if progress else 1.0
 
 
 def _ordered(one: float, other: float) -> Range:

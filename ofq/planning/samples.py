@@ -1,7 +1,7 @@
 """What runs took on some hardware: finished ones, and short calibrations."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from ofq.planning.kind import Kind, kind_of_config, passes_of
 from ofq.planning.span import Range
 from ofq.study import Workspace
 from ofq.study.files import Strict, parse
-from ofq.tracking import RunFolder
+from ofq.tracking.record import DESCRIPTION, Damaged, Record
 
 FILE = "throughput.jsonl"
 """The calibrations, in the results folder; one line each, so that several machines may add some."""
@@ -75,46 +75,67 @@ def calibrations(results: Path) -> list[Calibration]:
         UserError: A line of the file isn't one.
     """
     path = results / FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    except ValueError as error:
+        raise UserError(f"{path}: not text ({error}); remove it, or put it back") from None
     return [_parsed(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 
 
-def samples(workspace: Workspace, models: Iterable[tuple[str, str]]) -> list[Sample]:
+def samples(
+    workspace: Workspace,
+    models: Iterable[tuple[str, str]],
+    warn: Callable[[str], None] = lambda text: None,
+) -> list[Sample]:
     """Whatever is known of some models.
 
     Args:
         workspace: Where the results are.
         models: Pairs of data set and model.
+        warn: Told of each record that is damaged, and therefore left out, in a line.
     """
     wanted = set(models)
     measured = [c.sample() for c in calibrations(workspace.results)]
     found = [s for s in measured if (s.kind.dataset, s.kind.model) in wanted]
     for dataset, model in sorted(wanted):
         folder = workspace.results / "runs" / dataset / model
-        found += _finished(folder) if folder.exists() else []
+        found += _finished(folder, warn) if folder.exists() else []
     return found
 
 
-def _finished(folder: Path) -> Iterator[Sample]:
+def _finished(folder: Path, warn: Callable[[str], None]) -> Iterator[Sample]:
     for path in sorted(folder.iterdir()):
-        run = RunFolder(path)
-        result = run.result()
-        if result is None or not result.get("seconds"):
-            continue
-        attempt = run.attempts()[-1]
-        config = run.description()["config"]
+        try:
+            record = Record.open(path) if path.is_dir() else None
+            sample = None if record is None else _measured(record)
+        except Damaged as damage:
+            warn(f"left out: {damage}")
+        else:
+            if sample is not None:
+                yield sample
+
+
+def _measured(record: Record) -> Sample | None:
+    """What a finished run took; None if it took no time, or its devices aren't on record."""
+    result, attempt = record.result, record.provenance()["attempts"][-1]
+    if not result["seconds"] or not attempt.get("devices"):
+        return None
+    config = record.description()["config"]
+    try:
         kind = kind_of_config(config, _gpus(attempt))
         seconds = result["seconds"] / passes_of(config)
-        yield Sample(kind, attempt["devices"][0], "run", Range(seconds, seconds))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Damaged(record.folder / DESCRIPTION, f"no config of a run ({error})") from None
+    return Sample(kind, attempt["devices"][0], "run", Range(seconds, seconds))
 
 
 def _gpus(attempt: dict[str, Any]) -> int:
-    return len(attempt["devices"]) if attempt["cuda"] else 0
+    return len(attempt["devices"]) if attempt.get("cuda") else 0
 
 
 def _parsed(line: str, source: str) -> Calibration:
     try:
         data = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{source}: not valid JSON ({error}); remove the line") from None
     return parse(Calibration, data, source)

@@ -1,6 +1,7 @@
 """Run folders → tidy frames; everything a report says comes from here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ofq.errors import UserError
-from ofq.report.curves import KEYS, Curves, names_of
+from ofq.report.curves import KEYS, Curves, DamagedTables, names_of
 from ofq.status.look import Watch
 from ofq.study import Cell, Run, Study, Workspace
 from ofq.study.published import Difference
 from ofq.study.reference import Reference
 from ofq.tracking import RunFolder
+from ofq.tracking.record import RESULT, Damaged, Record
 from ofq.tracking.sent import mlflow_runs
 
 
@@ -38,7 +40,9 @@ class Records:
         correct: Which evaluation images each run is right about, by its id, where that is kept.
         references: What the study's numbers are held against.
         reasons: Why a cell's number or a part of its seeds is missing, by model, bits and method:
-            ``failed``, ``running``, ``interrupted`` or ``not run``.
+            ``damaged`` with the files' names, ``failed``, ``running``, ``interrupted`` or
+            ``not run``.
+        damaged: What is wrong with damaged records, by the run's id; nothing of them is shown.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Records:
     correct: dict[str, NDArray[np.bool_]]
     references: tuple[Reference, ...]
     reasons: dict[tuple[str, str, str], str]
+    damaged: dict[str, Damaged]
 
     @property
     def primary(self) -> str:
@@ -71,59 +76,135 @@ class Records:
         return self.of(self.runs, model=cell.model, bits=cell.bits, method=cell.method)
 
 
-def collect(workspace: Workspace, study: str) -> Records:
-    """Read a study's run folders; what hasn't finished yet is passed over, and said.
+def collect(workspace: Workspace, study: str, damaged: dict[str, Damaged] | None = None) -> Records:
+    """Read a study's records; what hasn't finished or is damaged is passed over, and said.
+
+    Args:
+        workspace: The checkout's config.
+        study: The study's name.
+        damaged: What is known to be wrong already, by the run's id.
 
     Raises:
-        UserError: No cell has a finished run, or one is damaged.
+        UserError: No cell has a finished run whose record is whole.
     """
+    faults = dict(damaged or {})
+    while True:
+        try:
+            return _collect(workspace, study, faults)
+        except DamagedTables as found:
+            faults |= found.faults
+
+
+def _collect(workspace: Workspace, study: str, damaged: dict[str, Damaged]) -> Records:
     grid, references = workspace.grid(study), tuple(workspace.references(study))
     root = workspace.results / "runs"
-    folders = {name: RunFolder(root / name) for name in grid.runs()}
-    found = {name: folder.result() for name, folder in folders.items()}
-    results = {name: result for name, result in found.items() if result is not None}
-    links = [(cell, run) for cell in grid.cells for run in cell.runs if run.id in results]
+    found = {name: _open(root / name, name, damaged) for name in grid.runs()}
+    opened = {name: record for name, record in found.items() if record is not None}
+    damaged = damaged | {name: r.fault for name, r in opened.items() if r.fault is not None}
+    known = {name: record for name, record in opened.items() if name not in damaged}
+    links = [
+        (cell, run)
+        for cell in grid.cells
+        for run in cell.runs
+        if run.id in known and not _damaged_links(run, damaged)
+    ]
     if not links:
-        raise UserError(
-            f"study '{study}': none of its cells has a finished run; "
-            f"train them: snakemake --cores 2 {study}"
-        )
-    curves = Curves(links, folders, results)
+        raise UserError(_nothing_to_show(study, list(damaged.values())))
+    curves = Curves(links, root, {name: r.record for name, r in known.items() if r.record})
     metrics = curves.read("metrics")
     runs_folder = f"{workspace.site.results}/runs"
-    origins = {name: _Origin.of(folders[name].provenance()) for name in results}
+    origins = {name: r.origin for name, r in known.items() if r.origin is not None}
     rows = [
         {
-            **_final(cell, run, results[run.id]),
+            **_final(cell, run, known[run.id].result),
             "command": f"snakemake --cores 2 {runs_folder}/{run.id}/result.json",
-            "mlflow_runs": " ".join(mlflow_runs(folders[run.id])),
-            **_origin_of(run, origins),
-            **folders[run.id].sizes(),
+            "mlflow_runs": " ".join(mlflow_runs(RunFolder(root / run.id))),
+            **_origin_of(run, origins, damaged),
+            **known[run.id].sizes,
         }
         for cell, run in links
     ]
-    reasons = {} if results.keys() == folders.keys() else _reasons(workspace, study, set(results))
-    marks = {run.id: folders[run.id].correct() for _, run in links}
+    shown = {run.id for _, run in links}
+    marks = {name: known[name].correct for name in shown}
     return Records(
         study, workspace.study(study), grid.cells, _runs(rows, metrics), curves, metrics,
         correct={name: kept for name, kept in marks.items() if kept is not None},
-        references=references, reasons=reasons,
+        references=references, reasons=_reasons(workspace, study, shown, damaged), damaged=damaged,
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """What is read of a finished run at once; tables are read later.
+
+    Attributes:
+        record: The record; None if it is damaged.
+        fault: What is wrong with it.
+        result: The final numbers.
+        origin: What is kept of its provenance.
+        sizes: Sizes of its exported model.
+        correct: Which evaluation images it is right about.
+    """
+
+    record: Record | None = None
+    fault: Damaged | None = None
+    result: dict[str, Any] = field(default_factory=dict)
+    origin: "_Origin | None" = None
+    sizes: dict[str, int] = field(default_factory=dict)
+    correct: NDArray[np.bool_] | None = None
+
+
+def _open(path: Path, name: str, damaged: dict[str, Damaged]) -> _Opened | None:
+    """Read and check one run; None if it hasn't finished."""
+    if name in damaged:
+        return _Opened(fault=damaged[name])
+    try:
+        record = Record.open(path)
+        if record is None:
+            return None
+        result, provenance = record.result, record.provenance()
+        if result["id"] != name:
+            raise Damaged(path / RESULT, f"is of another run, {result['id']}")
+        return _Opened(
+            record, None, result, _Origin.of(provenance), record.sizes(), record.correct()
+        )
+    except Damaged as fault:
+        return _Opened(fault=fault)
+
+
+def _damaged_links(run: Run, damaged: dict[str, Damaged]) -> list[Damaged]:
+    """What is damaged of a run, and of those before it that its curves are made of."""
+    counted = [link for link in run.chain() if link is run or link.config.stage != "fp"]
+    return [damaged[link.id] for link in counted if link.id in damaged]
+
+
+def _nothing_to_show(study: str, faults: list[Damaged]) -> str:
+    if faults:
+        first = f"{faults[0]}{f' ({len(faults)} runs are damaged)' if len(faults) > 1 else ''}"
+        return f"study '{study}': none of its cells has a finished run that is whole: {first}"
+    return (
+        f"study '{study}': none of its cells has a finished run; "
+        f"train them: snakemake --cores 2 {study}"
+    )
+
+
 def _reasons(
-    workspace: Workspace, study: str, finished: set[str]
+    workspace: Workspace, study: str, shown: set[str], damaged: dict[str, Damaged]
 ) -> dict[tuple[str, str, str], str]:
-    """Why cells lack numbers: the furthest that any run on the way to a missing one has come."""
+    """Why cells lack numbers: damage, or the furthest that any run on the way there has come."""
+    cells = workspace.grid(study).cells
+    lacking = [cell for cell in cells if any(run.id not in shown for run in cell.runs)]
+    if not lacking:
+        return {}
     watch = Watch(workspace, study)
     states = {name: look.state for name, look in watch.look().items()}
     found: dict[tuple[str, str, str], str] = {}
-    for cell in watch.grid.cells:
-        missing = [run for run in cell.runs if run.id not in finished]
-        if missing:
-            on_the_way = {states[link.id] for run in missing for link in run.chain()}
-            state = next((s for s in ("failed", "running", "interrupted") if s in on_the_way), None)
-            found[cell.place] = state or "not run"
+    for cell in lacking:
+        missing = [run for run in cell.runs if run.id not in shown]
+        files = dict.fromkeys(f.file for run in missing for f in _damaged_links(run, damaged))
+        on_the_way = {states[link.id] for run in missing for link in run.chain()}
+        state = next((s for s in ("failed", "running", "interrupted") if s in on_the_way), None)
+        found[cell.place] = f"damaged: {', '.join(files)}" if files else state or "not run"
     return found
 
 
@@ -182,13 +263,17 @@ def _commit(attempt: dict[str, Any]) -> str:
     return f"{attempt['commit'] or 'none'}{'-dirty' if changed else ''}{module}"
 
 
-def _origin_of(run: Run, origins: dict[str, _Origin]) -> dict[str, str]:
-    """What a run's chain was made by: every attempt of every stage."""
+def _origin_of(
+    run: Run, origins: dict[str, _Origin], damaged: dict[str, Damaged]
+) -> dict[str, str]:
+    """What a run's chain was made by: every attempt of every stage; ``damaged`` if unreadable."""
     chain = list(reversed(list(run.chain())))
     known = {link.config.stage: origins[link.id] for link in chain if link.id in origins}
     compared = {s: o.differences for s, o in known.items() if o.differences is not None}
     differences = [f"{stage}: {text}" for stage, texts in compared.items() for text in texts]
     commits = dict.fromkeys(commit for origin in known.values() for commit in origin.commits)
+    if any(link.id in damaged for link in chain):
+        commits["damaged"] = None
     return {
         "chain": " > ".join(link.id for link in chain),
         "recipe_differences": "; ".join(differences) or ("none" if compared else ""),

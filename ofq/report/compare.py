@@ -182,11 +182,19 @@ def hold_against(records: Records) -> pd.DataFrame:
             }
         )  # fmt: skip
     adjusted = holm([d.p for d in found])
-    verdicts = [judge(d, p) if d.n else "not run" for d, p in zip(found, adjusted, strict=True)]
+    verdicts = [
+        judge(d, p) if d.n else _without_number(row["missing"])
+        for d, p, row in zip(found, adjusted, rows, strict=True)
+    ]
     facts = pd.DataFrame([asdict(d) for d in found], columns=list(Distance.__annotations__))
     return (
         pd.DataFrame(rows, columns=_REPORTED).join(facts).assign(p_holm=adjusted, verdict=verdicts)
     )
+
+
+def _without_number(missing: object) -> str:
+    """The verdict on a cell without a number, given why there is none."""
+    return "damaged" if str(missing).startswith("damaged") else "not run"
 
 
 def _distance(runs: pd.DataFrame, value: Value, family: int, whole: bool) -> Distance:

@@ -4,7 +4,7 @@ A report of thousands of runs spends most of its time here, so that tables are r
 Arrow's until the last moment, and become one frame at once.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pyarrow import parquet
 
-from ofq.errors import UserError
 from ofq.study import Cell, Run
 from ofq.study.fields import Stage
-from ofq.tracking import RunFolder
-from ofq.tracking.folder import Table
+from ofq.tracking.record import RESULT, Damaged, Record, Table
 
 KEYS = ["model", "bits", "method", "seed"]
 """The columns that name a run of a cell in every frame."""
 
 _STAGES: dict[Table, tuple[Stage, ...]] = {"noise": ("noise",)}
 """The stages that have a table's rows, for tables that others have than the quantized trainings."""
+
+
+class DamagedTables(Exception):
+    """Tables of some runs are damaged, so that nothing of these runs may be shown.
+
+    Attributes:
+        faults: What is wrong, by the run's id.
+    """
+
+    def __init__(self, faults: dict[str, Damaged]) -> None:
+        super().__init__()
+        self.faults = faults
 
 
 @dataclass(frozen=True)
@@ -52,8 +61,8 @@ class Curves:
 
     Args:
         links: Cells, each with one of its finished runs.
-        folders: The study's run folders, by the run's id.
-        results: The numbers that finished ones ended with, likewise.
+        runs: Where the run folders are.
+        records: Those of the study's finished runs, by the run's id.
 
     Attributes:
         files: The files that were read so far.
@@ -62,12 +71,12 @@ class Curves:
     def __init__(
         self,
         links: list[tuple[Cell, Run]],
-        folders: Mapping[str, RunFolder],
-        results: Mapping[str, dict[str, Any]],
+        runs: Path,
+        records: Mapping[str, Record],
     ) -> None:
         self.links = [(cell, run) for cell, run in links if cell.method != "fp"]
-        self.folders = folders
-        self.results = results
+        self.runs = runs
+        self.records = records
         self.files: set[Path] = set()
         self._frames: dict[tuple[Table, str | None, str | None, bool], pd.DataFrame] = {}
 
@@ -98,8 +107,8 @@ class Curves:
             categories; empty if no run has any.
 
         Raises:
-            UserError: A table is damaged, or missing where the run ended with one; or a run that
-                others build on hasn't finished.
+            DamagedTables: Tables are damaged, or missing where the run ended with one; or a run
+                that others build on hasn't finished.
         """
         key = (table, model, bits, first_seed)
         if key not in self._frames:
@@ -116,33 +125,32 @@ class Curves:
             recorded = [link for link in links if self._has(table, stages[link[1].id])]
             links = _of_lowest_seed(recorded)
         ids = dict.fromkeys(stage.id for _, run in links for stage in stages[run.id])
-        tables = {name: self._rows(name, table) for name in ids}
+        tables: dict[str, pa.Table] = {}
+        faults: dict[str, Damaged] = {}
+        for name in ids:
+            try:
+                tables[name] = self._rows(name, table)
+            except Damaged as fault:
+                faults[name] = fault
+        if faults:
+            raise DamagedTables(faults)
         pieces = [
             piece
             for cell, run in links
-            for piece in _pieces(names_of(cell, run), stages[run.id], tables, self.results)
+            for piece in _pieces(names_of(cell, run), stages[run.id], tables, self.records)
         ]
         return _join(pieces) if pieces else pd.DataFrame(columns=KEYS)
 
     def _has(self, table: Table, stages: list[Run]) -> bool:
-        paths = (self.folders[run.id].path / f"{table}.parquet" for run in stages)
-        return any(path.exists() for path in paths)
+        records = [self.records[run.id] for run in stages if run.id in self.records]
+        return any(record.has(f"{table}.parquet") for record in records)
 
     def _rows(self, name: str, table: Table) -> pa.Table:
-        folder = self.folders[name]
-        if name not in self.results:
-            raise UserError(
-                f"{folder.path}: hasn't finished, but a run that builds on it has; "
-                f"`ofq doctor {name}` says what to do"
-            )
-        path = folder.path / f"{table}.parquet"
-        self.files.add(path)
-        return _read(path, required=path.name in _ended_with(self.results[name]))
-
-
-def _ended_with(result: dict[str, Any]) -> Collection[str]:
-    """The files that a run ended with; runs of early versions say so of none."""
-    return result.get("sha256", ("metrics.parquet",))
+        if name not in self.records:
+            fault = "missing, but a run that builds on this one has finished"
+            raise Damaged(self.runs / name / RESULT, fault)
+        self.files.add(self.runs / name / f"{table}.parquet")
+        return self.records[name].table(table)
 
 
 def _is_of(cell: Cell, model: str | None, bits: str | None) -> bool:
@@ -165,29 +173,16 @@ def _pieces(
     names: dict[str, Any],
     stages: list[Run],
     tables: Mapping[str, pa.Table],
-    results: Mapping[str, dict[str, Any]],
+    records: Mapping[str, Record],
 ) -> Iterator[_Piece]:
     """One chain as one curve."""
     epochs = steps = 0
     for link in stages:
-        rows, result = tables[link.id], results[link.id]
+        rows, result = tables[link.id], records[link.id].result
         if len(rows):
             before = {"epoch": epochs, "step": steps}
             yield _Piece({**names, "stage": link.config.stage}, rows, before)
         epochs, steps = epochs + result["epochs"], steps + result["steps"]
-
-
-def _read(path: Path, required: bool) -> pa.Table:
-    if not path.exists():
-        if required:
-            raise UserError(f"{path}: missing; move its folder away and train anew")
-        return pa.table({})
-    try:
-        return parquet.ParquetFile(path).read(use_threads=False)
-    except PermissionError as error:
-        raise UserError(f"{path}: {error.strerror}; mend its permissions") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error}); move its folder away and train anew") from None
 
 
 def _join(pieces: list[_Piece]) -> pd.DataFrame:

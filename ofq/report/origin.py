@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from ofq.console import printable
 from ofq.errors import UserError
 from ofq.report.collect import Records, collect
 from ofq.report.compare import by_images, hold_against, images_of
@@ -40,6 +41,8 @@ def explain(workspace: Workspace, study: str, cell: str) -> str:
     if missing:
         count = f"{len(found.runs) - len(runs)} of {len(found.runs)} seeds"
         lines.append(f"{count} are missing ({missing}): ofq status {study}")
+    mine = {link.id for run in found.runs for link in run.chain()}
+    lines += [f"damaged: {fault}" for name, fault in records.damaged.items() if name in mine]
     if not runs.empty:
         lines += [_number(records, runs), *_verdicts(records, found)]
     for run in runs.to_dict("records"):
@@ -101,5 +104,6 @@ def _origin(records: Records, run: dict[Hashable, Any]) -> list[str]:
         "MLflow": run["mlflow_runs"],
         "again": f"{run['command']}  (where the run's folder isn't there)",
     }
+    facts = {name: printable(fact) for name, fact in facts.items() if fact}
     lines = [f"seed {run['seed']}: {measure.text(run[measure.key])}{images}"]
-    return lines + [f"  {name + ':':15} {fact}" for name, fact in facts.items() if fact]
+    return lines + [f"  {name + ':':15} {fact}" for name, fact in facts.items()]

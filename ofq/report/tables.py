@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from ofq.errors import some
 from ofq.report.collect import Records
 from ofq.report.measures import SIZE, TOP1, Measure, measures
 
@@ -131,13 +132,16 @@ class Table:
 
 
 def _gaps(records: Records) -> list[str]:
+    files = [f"{name}/{fault.file}" for name, fault in records.damaged.items()]
+    damaged = [f"Damaged and left out: {some(files)}; ofq doctor says what to do."] if files else []
     if not records.reasons:
-        return []
-    reasons = list(records.reasons.values())
+        return damaged
+    reasons = [reason.partition(":")[0] for reason in records.reasons.values()]
     counts = ", ".join(f"{reasons.count(word)} {word}" for word in dict.fromkeys(reasons))
     return [
         f"Not complete: {len(reasons)} of {len(records.cells)} cells miss seeds ({counts}); "
-        "n: number of seeds where some are missing."
+        "n: number of seeds where some are missing.",
+        *damaged,
     ]
 
 
@@ -148,9 +152,22 @@ def _entry(cell: pd.Series, measure: Measure) -> Entry:
     text = measure.text(mean)
     if pd.notna(std):
         text += f" ± {measure.text(std)}"
-    if pd.notna(cell["missing"]):
-        text += f" (n = {cell['n']})"
-    return Entry(text, measure.best != 0 and bool(cell["best"]), cell_name(cell))
+    return Entry(
+        text + fewer_seeds(cell), measure.best != 0 and bool(cell["best"]), cell_name(cell)
+    )
+
+
+def fewer_seeds(cell: pd.Series) -> str:
+    """The mark of a mean over fewer seeds than the study has; empty for all of them."""
+    if pd.isna(cell["missing"]):
+        return ""
+    damage = f"; {cell['missing']}" if is_damaged(cell["missing"]) else ""
+    return f" (n = {cell['n']}{damage})"
+
+
+def is_damaged(missing: object) -> bool:
+    """Whether seeds are missing since their records are damaged, given a cell's reason."""
+    return isinstance(missing, str) and missing.startswith("damaged")
 
 
 VERDICT_HEADINGS = (
@@ -175,7 +192,7 @@ def verdict_rows(verdicts: pd.DataFrame) -> list[dict[str, str]]:
                 "model": row["model"],
                 "method": row["label"],
                 "bits": row["bits"],
-                "ours": TOP1.text(row["mean"]) if known else row["missing"],
+                "ours": TOP1.text(row["mean"]) + _mark(row) if known else row["missing"],
                 "reported": TOP1.text(row["reported"]),
                 "difference": TOP1.signed(row["difference"]),
                 "95 % interval": _interval(row),
@@ -187,6 +204,10 @@ def verdict_rows(verdicts: pd.DataFrame) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def _mark(row: pd.Series) -> str:
+    return fewer_seeds(row) if is_damaged(row["missing"]) else ""
 
 
 def _interval(row: pd.Series) -> str:

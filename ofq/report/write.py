@@ -10,6 +10,7 @@ from ofq.console import printable
 from ofq.errors import UserError
 from ofq.report.collect import Records, collect
 from ofq.report.compare import compare, hold_against, summarize_cells
+from ofq.report.curves import DamagedTables
 from ofq.report.effects import effects
 from ofq.report.figures import write_figures
 from ofq.report.formats import FORMATS, FRAMES, Tables, write_tables
@@ -18,6 +19,7 @@ from ofq.report.page import write_page
 from ofq.report.tables import Table
 from ofq.study import Workspace
 from ofq.study.config import FIGURES
+from ofq.tracking.record import Damaged
 
 ENTRIES = {
     "index.html",
@@ -37,10 +39,16 @@ _NOTES = {".snakemake_timestamp", ".DS_Store"}
 def write_report(workspace: Workspace, study: str, out: Path) -> Records:
     """Write a report (:func:`ofq.report.build`), and give what it was made from."""
     _refuse_foreign(out)
-    records = collect(workspace, study)
-    with _replacing(out) as folder:
-        _fill(folder, records, os.path.relpath(workspace.results / "runs", out))
-    return records
+    damaged: dict[str, Damaged] = {}
+    while True:
+        records = collect(workspace, study, damaged)
+        try:
+            with _replacing(out) as folder:
+                _fill(folder, records, os.path.relpath(workspace.results / "runs", out))
+        except DamagedTables as found:  # met by a figure: begin again without these runs
+            damaged = records.damaged | found.faults
+        else:
+            return records
 
 
 def _fill(folder: Path, records: Records, runs_path: str) -> None:

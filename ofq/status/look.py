@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ofq.attempt import run_folder
+from ofq.console import printable
 from ofq.errors import UserError
 from ofq.study import Cell, Grid, Run, Workspace
 from ofq.tracking import RunFolder
@@ -147,21 +148,25 @@ def _folder(workspace: Workspace, run: Run) -> RunFolder:
 def _look(name: str, folder: RunFolder) -> Look:
     """One run whose folder exists."""
     try:
+        record = folder.record()
+        if record is not None:
+            return Look("done", seconds=record.listed_result()["seconds"])
         state = folder.state()
-        if state == "done":
-            return Look(state, seconds=(folder.result() or {}).get("seconds"))
         if state == "running":
             return _running(folder)
         return Look(state, failure=_failure(name, folder) if state == "failed" else None)
     except (UserError, OSError) as error:
         first = str(error).partition("\n")[0]
-        return Look("failed", failure=Failure(first, f"ofq doctor {name}  says what to do"))
+        return Look("failed", failure=Failure(printable(first), f"ofq doctor {name}"))
 
 
 def _never_began(name: str, log: Path) -> Look | None:
     """A job that failed before it could note so in its folder: its log alone tells."""
-    error = last_error(log)
-    return Look("failed", failure=Failure(error, _retry(name))) if error else None
+    try:
+        error = last_error(log)
+    except OSError as unreadable:
+        error = f"{log}: {unreadable.strerror}"
+    return Look("failed", failure=Failure(printable(error), _retry(name))) if error else None
 
 
 def _running(folder: RunFolder) -> Look:
@@ -169,7 +174,7 @@ def _running(folder: RunFolder) -> Look:
         progress = folder.progress()
         step, total = progress.get("step", 0), progress.get("total", 0)
         return Look("running", step, total, progress.get("seconds_per_step"))
-    except UserError:  # removed between two looks, since the run has ended
+    except UserError:  # of no consequence; `ofq doctor` tells of it
         return Look("running")
 
 
@@ -177,8 +182,8 @@ def _failure(name: str, folder: RunFolder) -> Failure:
     last = folder.events()[-1]
     by_its_numbers = "code" in last
     again = f"ofq train {name} --again  once more; or change its recipe or method"
-    error = last["cause"].partition("\n")[0]
-    return Failure(error, again if by_its_numbers else _retry(name))
+    error = str(last.get("cause")).partition("\n")[0]
+    return Failure(printable(error), again if by_its_numbers else _retry(name))
 
 
 def _retry(name: str) -> str:

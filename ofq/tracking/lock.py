@@ -19,7 +19,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ofq.console import printable
 from ofq.errors import TryAgain
+from ofq.tracking.record import opened
 
 BEAT = 5.0
 """Seconds between heartbeats."""
@@ -28,6 +30,7 @@ SILENCE = 60.0
 """Seconds without a heartbeat after which an owner may be dead."""
 
 _CONFIRMED = 3  # beats that a contender listens for before it takes a lock over
+_LARGEST = 1 << 16  # bytes of a lock's file that are looked at
 _NAME = re.compile(r"lock-(\d+)\.(json|free)")
 
 
@@ -71,7 +74,7 @@ class Owner:
 
     def __str__(self) -> str:
         job = f", Slurm job {self.slurm_job}" if self.slurm_job else ""
-        return f"process {self.pid} on {self.host}{job}"
+        return printable(f"process {self.pid} on {self.host}{job}")
 
 
 @dataclass(frozen=True)
@@ -256,14 +259,22 @@ def _read(folder: Path, number: int) -> Held | None:
     """A lock's file; None if it is gone by now."""
     try:
         # opened, not only looked up: an NFS client then asks the server for the time
-        with (folder / f"lock-{number}.json").open() as file:
-            beat, text = os.fstat(file.fileno()).st_mtime, file.read()
+        with opened(folder / f"lock-{number}.json") as file:
+            beat, text = os.fstat(file.fileno()).st_mtime, file.read(_LARGEST)
     except FileNotFoundError:
         return None
+    return Held(number, _owner(text), beat)
+
+
+def _owner(text: bytes) -> Owner | None:
+    """The owner that a lock's file names; None if it can't be read, or names none."""
     try:
-        return Held(number, Owner(**json.loads(text)), beat)
-    except (ValueError, TypeError):
-        return Held(number, None, beat)
+        owner = Owner(**json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    words = (owner.host, owner.slurm_job or "", owner.machine, owner.born, owner.token)
+    whole = isinstance(owner.pid, int) and all(isinstance(word, str) for word in words)
+    return owner if whole else None
 
 
 def _machine() -> str:

@@ -101,7 +101,10 @@ class Mirror:
         self.client.set_terminated(found[0].info.run_id)
 
     def _finish(self, run_id: str, snapshot: Snapshot, folder: RunFolder) -> None:
+        record = folder.record()
         for name in _FILES:
+            if record is not None and name in record.names:
+                record.verify(name)
             if (folder.path / name).exists():
                 self.client.log_artifact(run_id, str(folder.path / name))
         self.client.set_terminated(run_id, _STATES[snapshot.state], snapshot.ended)

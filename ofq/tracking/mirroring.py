@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from ofq.console import printable
+from ofq.errors import UserError
 from ofq.tracking.folder import RunFolder
 from ofq.tracking.sent import lacking
 
@@ -177,6 +179,8 @@ class _Tries:
 
 def reason(error: Exception) -> str:
     """An error in one line."""
+    if isinstance(error, UserError):
+        return printable(error)
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 
 

@@ -3,14 +3,15 @@
 The note only informs. What is in MLflow is looked up there.
 """
 
-import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ofq.atomic import write_json
 from ofq.credentials import redact_uri
+from ofq.errors import UserError
 from ofq.tracking.folder import RunFolder
+from ofq.tracking.record import Damaged, read_object
 from ofq.tracking.snapshot import Snapshot
 
 _NOTE = "mirror.json"
@@ -68,8 +69,34 @@ def copy_run_ids(folder: RunFolder, copy: RunFolder) -> None:
         write_json(copy.path / _NOTE, notes)
 
 
+def check_notes(folder: RunFolder) -> None:
+    """Make sure that a folder's notes can be read, if there are any.
+
+    Raises:
+        Damaged: They can't.
+    """
+    path = folder.path / _NOTE
+    with suppress(FileNotFoundError):
+        for note in read_object(path).values():
+            if not isinstance(note, dict) or not _fits(note):
+                raise Damaged(path, "isn't what a mirror notes")
+
+
+def _fits(note: dict[str, Any]) -> bool:
+    return all(
+        key in (types := {"run_id": str, "epoch": int, "content": str})
+        and type(value) is types[key]
+        for key, value in note.items()
+    )
+
+
 def _notes(folder: RunFolder) -> dict[str, dict[str, Any]]:
+    """The notes; none, with a warning, if they can't be read: what is in MLflow isn't lost."""
     try:
-        return json.loads((folder.path / _NOTE).read_text())
-    except (FileNotFoundError, ValueError):
+        check_notes(folder)
+        return read_object(folder.path / _NOTE)
+    except FileNotFoundError:
+        return {}
+    except UserError as damage:
+        folder.warn(str(damage))
         return {}

@@ -8,6 +8,7 @@ from typing import Any
 
 from ofq.errors import some
 from ofq.tracking.folder import RunFolder, State
+from ofq.tracking.record import Damaged
 
 POINTS = 300
 """Points per metric, about; a longer run is thinned, and its Parquet tables have every epoch."""
@@ -55,13 +56,18 @@ class Snapshot:
         """Read a run folder; None if nothing has happened in it yet.
 
         Raises:
-            UserError: It isn't a run folder.
+            UserError: It isn't a run folder, or its record is damaged.
         """
         state = folder.state()  # first: what a trainer writes from here on isn't taken for the end
         description, events = folder.description(), folder.events()
         if not events:
             return None
-        return cls(description, folder.provenance(), state, events, folder.rows("metrics"))
+        rows = folder.final_rows("metrics") if state == "done" else folder.rows("metrics")
+        for number, row in enumerate(rows, 1):
+            if not _is_measured(row):
+                path = folder.path / "metrics.jsonl"
+                raise Damaged(path, f"row {number} isn't one of measures after an epoch")
+        return cls(description, folder.provenance(), state, events, rows)
 
     @property
     def id(self) -> str:
@@ -120,6 +126,12 @@ class Snapshot:
                 if not math.isfinite(value)
             ]
         )
+
+
+def _is_measured(row: dict[str, Any]) -> bool:
+    """Whether a row has its place, its time, and numbers."""
+    numbers = all(value is None or type(value) in (int, float) for value in row.values())
+    return numbers and type(row.get("epoch")) is int and row.get("time") is not None
 
 
 def _metrics(row: dict[str, Any]) -> list[tuple[str, float]]:

@@ -5,26 +5,37 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import torch
 
 from ofq.atomic import write_file, write_json
-from ofq.manifest import FORMAT, examine, manifests
+from ofq.manifest import FORMAT, counted_rows, examine, manifests
 
 _KEPT = 2
+
+
+class Tables(Protocol):
+    """The growing tables of a run, whose rows a checkpoint counts on."""
+
+    def grown(self) -> dict[str, dict[str, Any]]:
+        """Describe the tables as they are now."""
+
+    def check_grown(self, counted: dict[str, dict[str, Any]], checkpoint: str) -> None:
+        """Raise ``UserError`` if rows are lost since a checkpoint, given its description."""
 
 
 class CheckpointStore:
     """The checkpoints of one run.
 
-    A checkpoint is ``step-N.pt`` and, written after it, ``step-N.json`` with its SHA-256; without
-    the latter it doesn't count.
+    A checkpoint is ``step-N.pt`` and, written after it, ``step-N.json`` with its SHA-256 and the
+    rows that it counts on; without the latter it doesn't count.
 
     Args:
         folder: Where they lie; made on the first save.
         guard: Called before each write; raises if this process may not write (any more).
         warn: Told of each checkpoint that can't be used, in a sentence.
+        tables: The tables that grow with the training, if rows are recorded.
     """
 
     def __init__(
@@ -32,8 +43,10 @@ class CheckpointStore:
         folder: Path,
         guard: Callable[[], None] = lambda: None,
         warn: Callable[[str], None] = lambda text: None,
+        tables: Tables | None = None,
     ) -> None:
         self.folder = folder
+        self._tables = tables
         self._guard = guard
         self._warn = warn
 
@@ -50,6 +63,8 @@ class CheckpointStore:
         write_file(path, lambda temporary: hashes.append(_save(state, temporary)))
         self._guard()
         manifest = {"format": FORMAT, "step": step, "sha256": hashes[0]}
+        if self._tables is not None:
+            manifest["tables"] = self._tables.grown()
         write_json(path.with_suffix(".json"), manifest)
         self._keep(manifests(self.folder)[-_KEPT:])
 
@@ -58,12 +73,15 @@ class CheckpointStore:
 
         Raises:
             OtherFormat: It is of another version of this package; nothing of it is removed.
+            UserError: Rows that it counts on are lost; likewise.
             OSError: It can't be read; likewise.
         """
         for manifest in reversed(manifests(self.folder)):
             path = manifest.with_suffix(".pt")
             problem = examine(manifest)
             if problem is None:
+                if self._tables is not None:
+                    self._tables.check_grown(counted_rows(manifest), manifest.stem)
                 return torch.load(path, map_location="cpu", weights_only=True)
             self._warn(f"checkpoint {path} {problem}; going back to the one before it")
             self._guard()

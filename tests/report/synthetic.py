@@ -8,6 +8,7 @@ import numpy as np
 
 from ofq.study import Run, Workspace
 from ofq.tracking import RunFolder
+from ofq.tracking.record import FINAL, facts_of, write_manifest
 
 STUDY = {
     "title": "Made-up & tested",
@@ -51,6 +52,7 @@ METHODS = FACTORIAL | {
 }
 
 EPOCHS = 4
+IMAGES = 900
 STEPS = 28
 DEPTH = 4
 RECORDING = {"weights": 4, "sample": 16, "histograms": 3}
@@ -90,14 +92,19 @@ def default_top1(run: Run) -> float:
     """Better with more bits and techniques, and a little noise that seeds share."""
     config = run.config
     if config.bits is None:
-        return 97.0 + 0.1 * config.seed
+        return of_images(97.0 + 0.1 * config.seed)
     traits = [len(str(quantizer(run))), has_qkr(run), config.stage == "cga"]
     rng = np.random.default_rng([config.seed, int(config.bits[1]), *traits])
     shared = np.random.default_rng(config.seed).normal(0, 0.6)
     value = 84.8 if config.bits == "W2A2" else 94.0
     value += 3.5 if quantizer(run) == "statsq" else 0.0
     value += 1.2 if has_qkr(run) else 0.0
-    return float(value + shared + rng.normal(0, 0.3))
+    return of_images(float(value + shared + rng.normal(0, 0.3)))
+
+
+def of_images(top1: float) -> float:
+    """The nearest accuracy that a number of right images gives."""
+    return 100 * round(IMAGES * top1 / 100) / IMAGES
 
 
 def fill(workspace: Workspace, top1: Top1 = default_top1) -> None:
@@ -107,8 +114,8 @@ def fill(workspace: Workspace, top1: Top1 = default_top1) -> None:
 
 
 def right(run: Run) -> np.ndarray:
-    """Which of the 900 images a run is right about: as many as its accuracy says."""
-    marks = np.arange(900) < round(9 * default_top1(run))
+    """Which of the images a run is right about: as many as its accuracy says."""
+    marks = np.arange(IMAGES) < round(IMAGES * default_top1(run) / 100)
     return np.random.default_rng([run.config.seed, len(run.id)]).permutation(marks)
 
 
@@ -134,14 +141,21 @@ def write_run(workspace: Workspace, run: Run, top1: float) -> RunFolder:
     result = {"id": run.id, "primary": "top1", "top1": top1, "loss": 0.5}
     if run.config.dataset == "toy_regression":
         result = {"id": run.id, "primary": "loss", "loss": 1 / top1}
-    else:
-        result["correct"] = int(right(run).sum())
+    marks = right(run) if run.config.dataset == "digits" and top1 == default_top1(run) else None
+    if marks is not None:
+        result["correct"] = int(marks.sum())
     folder.finish(
-        {**result, "images": 900, "epochs": epochs, "steps": epochs * STEPS, "seconds": 9},
+        {**result, "images": IMAGES, "epochs": epochs, "steps": epochs * STEPS, "seconds": 9},
         lambda path: path.write_bytes(b"weights"),
-        right(run) if run.config.dataset == "digits" else None,
+        marks,
     )
     return folder
+
+
+def vouch(folder: Path) -> None:
+    """Give a finished run's folder the manifest of its files as they are now."""
+    paths = [folder / name for name in FINAL if (folder / name).exists()]
+    write_manifest(folder, {path.name: facts_of(path) for path in paths})
 
 
 def rate(run: Run, epoch: int) -> float:

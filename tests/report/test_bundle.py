@@ -126,7 +126,9 @@ def test_only_those_paths_of_weights_are_packed_that_the_figure_shows(
     runs = made.grid("small").runs().values()
     for run in runs:
         if run.config.seed in unrecorded:
-            (made.results / f"runs/{run.id}/trajectories.parquet").unlink(missing_ok=True)
+            folder = made.results / "runs" / run.id
+            (folder / "trajectories.parquet").unlink(missing_ok=True)
+            synthetic.vouch(folder)
     bundle(made, "small", tmp_path / "small.tar.xz")
     names = {member.name for member, _ in read(tmp_path / "small.tar.xz")}
     packed = {
@@ -203,9 +205,9 @@ def test_damaged_record_is_named_where_it_lies(tmp_path: Path) -> None:
     run = workspace.grid("small").cells[-1].runs[0]
     path = workspace.results / "runs" / run.id / "metrics.parquet"
     path.write_bytes(b"torn")
-    with pytest.raises(UserError, match="damaged") as caught:
+    with pytest.raises(UserError, match="isn't what was written") as caught:
         bundle(workspace, "small", tmp_path / "small.tar.xz")
-    assert str(caught.value).startswith(f"{path}: damaged")
+    assert str(caught.value).startswith(f"{path}: ")
     assert not (tmp_path / "small.tar.xz").exists()
 
 

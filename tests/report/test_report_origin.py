@@ -50,6 +50,7 @@ def test_recipe_s_differences_and_mlflow_s_runs_are_told(tmp_path: Path) -> None
     record["recipe"] = {"published": "T", "differences": [difference], "deviations": []}
     record["attempts"].append({"commit": "fedcba", "diff": "-", "untracked": []})
     (folder / "provenance.json").write_text(json.dumps(record))
+    synthetic.vouch(folder)
     text = explain(workspace, "small", "W2A2/lsq")
     assert "recipe differs: qat: lr: 2.0 (published: 1.0; S)" in text
     assert "0123456789abcdef fedcba-dirty\n" in text
@@ -71,6 +72,7 @@ def test_number_of_a_chain_has_the_origin_of_every_stage(tmp_path: Path) -> None
         recipe, attempt = origins[run.config.stage]
         path = workspace.results / "runs" / run.id / "provenance.json"
         path.write_text(json.dumps({"recipe": recipe, "attempts": [attempt | {"untracked": []}]}))
+        synthetic.vouch(path.parent)
     text = explain(workspace, "small", f"{cell.bits}/{cell.method}")
     assert "commit:         0123456789abcdef ab-dirty none\n" in text
     assert "recipe differs: qat: lr: 2.0 (published: 1.0; S)\n" in text

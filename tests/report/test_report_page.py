@@ -131,16 +131,33 @@ def test_folder_with_other_things_is_not_replaced(workspace: Workspace, tmp_path
     assert (tmp_path / "thesis.txt").read_text() == "all of it"
 
 
-def test_damaged_table_is_named_and_the_old_report_stays(tmp_path: Path) -> None:
+def test_damaged_table_is_a_damaged_cell(tmp_path: Path) -> None:
     workspace = synthetic.make_workspace(tmp_path, methods=["lsq"], figures=["accuracy"])
     synthetic.fill(workspace)
-    build(workspace, "small", tmp_path / "reports" / "small")
-    before = contents(tmp_path / "reports")
-    run = workspace.grid("small").cells[-1].runs[0]
-    (workspace.results / "runs" / run.id / "metrics.parquet").write_bytes(b"torn")
-    with pytest.raises(UserError, match=r"metrics\.parquet: damaged"):
-        build(workspace, "small", tmp_path / "reports" / "small")
-    assert contents(tmp_path / "reports") == before
+    runs = workspace.grid("small").cells[-1].runs
+    for run in runs:
+        (workspace.results / "runs" / run.id / "metrics.parquet").write_bytes(b"torn")
+    page = build(workspace, "small", tmp_path / "reports" / "small")
+    name = f"{runs[0].id}/metrics.parquet"
+    for file in ("index.html", "table.md", "table.tex"):
+        text = (page.parent / file).read_text()
+        assert ">damaged: metrics.parquet<" in text or " damaged: metrics.parquet " in text
+        assert f"Damaged and left out: {name}" in text
+    assert "damaged: metrics.parquet" in (page.parent / "table.csv").read_text()
+    assert runs[0].id not in (page.parent / "runs.csv").read_text()
+
+
+def test_mean_over_fewer_seeds_says_which_file_is_damaged(tmp_path: Path) -> None:
+    workspace = synthetic.make_workspace(tmp_path, methods=["lsq"], figures=["accuracy"])
+    synthetic.fill(workspace)
+    damaged, *whole = workspace.grid("small").cells[-1].runs
+    path = workspace.results / "runs" / damaged.id / "result.json"
+    path.write_text(path.read_text().replace('"seconds": 9', '"seconds": 8'))
+    page = build(workspace, "small", tmp_path / "reports" / "small")
+    mean = sum(map(synthetic.default_top1, whole)) / 2
+    row = page.with_name("table.md").read_text()
+    assert f"| {mean:.2f} ± " in row
+    assert "(n = 2; damaged: result.json) |" in row
 
 
 def test_table_that_mayn_t_be_read_is_no_damage(
@@ -149,23 +166,24 @@ def test_table_that_mayn_t_be_read_is_no_damage(
     workspace = synthetic.make_workspace(tmp_path, seeds=[0], figures=["accuracy"])
     synthetic.fill(workspace)
 
-    def denied(path: Path) -> None:
+    def denied(path: Path, flags: int) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
-    monkeypatch.setattr("pyarrow.parquet.ParquetFile", denied)
-    with pytest.raises(UserError, match=r"parquet: Permission denied; mend its permissions"):
+    monkeypatch.setattr("ofq.tracking.record.os.open", denied)
+    with pytest.raises(UserError, match=r"result\.json: Permission denied; mend its permissions"):
         build(workspace, "small", workspace.reports / "small")
 
 
-def test_missing_table_of_a_stage_before_the_last_is_named(tmp_path: Path) -> None:
+def test_missing_table_that_a_figure_shows_is_a_damaged_cell(tmp_path: Path) -> None:
     workspace = synthetic.make_workspace(
         tmp_path, methods=["lsq", "statsq+qkr+cga"], figures=["oscillation_by_role"], seeds=[0]
     )
     synthetic.fill(workspace)
     [run, _] = list(workspace.grid("small").cells[-1].runs[0].chain())[1:]
     (workspace.results / "runs" / run.id / "layers.parquet").unlink()
-    with pytest.raises(UserError, match=rf"{run.id}/layers\.parquet: missing"):
-        build(workspace, "small", tmp_path / "reports" / "small")
+    page = build(workspace, "small", tmp_path / "reports" / "small")
+    assert f"Damaged and left out: {run.id}/layers.parquet" in page.read_text()
+    assert "damaged: layers.parquet" in page.with_name("table.md").read_text()
 
 
 def test_report_needs_neither_torch_nor_mlflow(workspace: Workspace, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import synthetic
 
-from ofq.errors import UserError
 from ofq.report import build
 from ofq.report.collect import Records, collect
 from ofq.report.compare import compare, summarize_cells
@@ -99,15 +98,16 @@ def test_annealing_goes_on_where_qat_ended(records: Records) -> None:
     assert list(mine["stage"]) == ["qat"] * 5 + ["cga"] * 2
 
 
-def test_parent_without_result_is_named(tmp_path: Path) -> None:
+def test_run_whose_parent_has_no_result_is_damaged(tmp_path: Path) -> None:
     workspace = synthetic.make_workspace(tmp_path, seeds=[0], figures=["accuracy"])
     synthetic.fill(workspace)
     annealed = workspace.grid("small").cells[-1].runs[0]
     assert annealed.parent is not None
     (workspace.results / "runs" / annealed.parent.id / "result.json").unlink()
-    with pytest.raises(UserError, match="hasn't finished, but a run that builds on it has") as told:
-        collect(workspace, "small")
-    assert annealed.parent.id in str(told.value)
+    records = collect(workspace, "small")
+    assert list(records.damaged) == [annealed.parent.id]
+    assert "missing, but a run that builds on this one has" in str(records.damaged.popitem()[1])
+    assert records.reasons["micro", "W4A4", "statsq+qkr+cga"] == "damaged: result.json"
 
 
 def test_shared_qat_runs_are_identical_mid_run_and_not_tested(records: Records) -> None:

@@ -70,6 +70,10 @@ def test_marks_of_another_evaluation_are_refused(folder):
     right = np.array([True, False, True])
     folder.finish({"images": 3, "correct": 2}, weights, right)
     np.save(folder.path / "correct.npy", np.packbits(~right))
+    with pytest.raises(UserError, match=r"correct\.npy: isn't what was written"):
+        folder.correct()
+    (folder.path / "manifest.json").unlink()  # as of a run of an early version
+    (folder.path / "result.json").write_text('{"images": 3, "correct": 2}')
     with pytest.raises(UserError, match=r"tells of 1 right images, but result\.json of 2"):
         folder.correct()
 
