@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 _READABLE = 0o644
+_PLAIN_LIST = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s*\]")  # strings in JSON hold no line breaks
+_BREAK = re.compile(r",\n\s+")
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -31,8 +34,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Replace a JSON file, indented for people to read."""
-    write_text(path, json.dumps(data, indent=2) + "\n")
+    """Replace a JSON file, indented for people to read; a list of plain values is one line."""
+    text = _PLAIN_LIST.sub(_on_one_line, json.dumps(data, indent=2))
+    write_text(path, text + "\n")
+
+
+def _on_one_line(found: re.Match[str]) -> str:
+    return f"[{_BREAK.sub(', ', found[1])}]"
 
 
 def _sync(path: Path) -> None:

@@ -2,14 +2,16 @@
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+
+from rich.console import Console
 
 from ofq.attempt import run_folder
 from ofq.errors import UserError
 from ofq.study import Run, RunConfig, Workspace
 from ofq.study.config import HUB
+from ofq.study.dataset import DataFacts, facts_in
+from ofq.tracking import RunFolder
 from ofq.tracking.folder import WEIGHTS, sha256
 
 
@@ -36,16 +38,19 @@ def own_files(config: RunConfig) -> list[str]:
     return [name for name in (config.checkpoint, config.pretrained) if name and name != HUB]
 
 
-def check_files(workspace: Workspace, config: RunConfig) -> None:
-    """Refuse files of the user's own that aren't weights, by their first bytes.
+def check_files(workspace: Workspace, run: Run, console: Console) -> None:
+    """Read the user's own files of weights that a run starts from, and say what is taken of them.
 
     Raises:
-        UserError: It names what a file seems to be.
+        UserError: One can't be read, or holds no weights.
     """
-    from ofq.training.weights import check_weights_file
+    from ofq.training.weights import read_weights
 
-    for name in own_files(config):
-        check_weights_file(workspace.own_file(name))
+    for name in own_files(run.config):
+        read_weights(
+            workspace.own_file(name),
+            lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
+        )
 
 
 def weights(workspace: Workspace, run: Run | None) -> Path | None:
@@ -60,7 +65,7 @@ def pretrained(workspace: Workspace, config: RunConfig) -> Path | None:
     return workspace.own_file(str(config.pretrained))
 
 
-def checked_data(workspace: Workspace, run: Run, studies: list[str]) -> dict[str, Any]:
+def checked_data(workspace: Workspace, run: Run, studies: list[str]) -> DataFacts:
     """Check the data of a run, before anything of it is written.
 
     Args:
@@ -69,26 +74,63 @@ def checked_data(workspace: Workspace, run: Run, studies: list[str]) -> dict[str
         studies: Those that it belongs to.
 
     Returns:
-        What its record says of them: ``name``, numbers of examples, files or classes, and
-        ``fingerprint``.
+        What its record and its checkpoints say of them.
 
     Raises:
-        UserError: They can't be had, or aren't what the recipe is for.
+        UserError: They can't be had, aren't what the recipe is for, or aren't those of the runs
+            and weights that this one builds on.
     """
     from ofq.training import data, readers
     from ofq.training.images import files_of
 
-    config, name = run.config, {"name": run.config.dataset}
+    config = run.config
     files = files_of(workspace, run)
     if files is None:
-        return name | data.fingerprint(config.dataset, config.model, config.seed)
-    classes = workspace.recipe(workspace.study(studies[0]).recipe).classes
-    splits: tuple[readers.SplitName, ...] = ("val",) if config.training is None else readers.SPLITS
-    try:
-        census = readers.examine(files.place, classes, *splits)
-    except UserError as error:
-        raise UserError(f"{workspace.data_source(config.dataset)}: {error}") from None
-    return {**name, **asdict(census), **readers.fingerprint(files.place)}
+        facts = data.describe(config.dataset, config.model, config.seed)
+    else:
+        classes = workspace.recipe(workspace.study(studies[0]).recipe).classes
+        splits = ("val",) if config.training is None else readers.SPLITS
+        try:
+            readers.examine(files.place, classes, *splits)
+            facts = readers.describe(config.dataset, files.place, *splits)
+        except UserError as error:
+            raise UserError(f"{workspace.data_source(config.dataset)}: {error}") from None
+    _compare(workspace, run, facts)
+    return facts
+
+
+def _compare(workspace: Workspace, run: Run, facts: DataFacts) -> None:
+    """Refuse data that aren't those of the runs, or whose classes aren't those of the weights."""
+    from ofq.training.weights import recorded_facts
+
+    for needed in run.needs():
+        folder = run_folder(workspace, needed)
+        seen = recorded_facts(folder.path / WEIGHTS) or recorded(folder)
+        difference = facts.difference(seen) if seen else None
+        if difference:
+            raise UserError(
+                f"{run.id}: its data aren't those of {needed.id}, which it builds on: "
+                f"{difference}; put those back, or move {folder.path} away and train it again"
+            )
+    for name in own_files(run.config):
+        seen = recorded_facts(workspace.root / name)
+        difference = facts.difference(seen, images=False) if seen else None
+        if difference:
+            raise UserError(
+                f"{run.id}: its data have other classes than those of {name}: {difference}"
+            )
+
+
+def recorded(folder: RunFolder) -> DataFacts | None:
+    """What the newest attempt of a run saw of its data; None in records that are older than that.
+
+    Raises:
+        UserError: The record is damaged.
+    """
+    record = folder.provenance()
+    attempts = record.get("attempts") or [{}]
+    data = attempts[-1].get("origin", record).get("data")
+    return facts_in(data, str(folder.path / "provenance.json"))
 
 
 def answers(workspace: Workspace, run: Run) -> Path | None:

@@ -22,6 +22,7 @@ from ofq.study.stage import split
 from ofq.tracking.provenance import NO_CHECKOUT, gather
 
 if TYPE_CHECKING:
+    from ofq.study.dataset import DataFacts
     from ofq.training.checkpoint import CheckpointStore
     from ofq.training.devices import Devices, Solo
     from ofq.training.images import Files
@@ -131,7 +132,8 @@ def begin(
         What to train on; None if the run is complete, or its final files could be put back.
 
     Raises:
-        UserError: The folder holds a run of another config, or the data can't be had.
+        UserError: The folder holds a run of another config, or the data can't be had, or aren't
+            those that the run, or one that it builds on, began with.
         TryAgain: torch can't use GPUs that were leased.
     """
     from ofq.training.devices import choose
@@ -141,12 +143,13 @@ def begin(
         return None
     devices = choose(this.options.gpus)
     _check_leased(this, devices)
-    data = inputs.checked_data(workspace, run, studies)
-    inputs.check_files(workspace, run.config)
+    facts = inputs.checked_data(workspace, run, studies)
+    inputs.check_files(workspace, run, console)
     if not _goes_on(this):
         inputs.check_weights(workspace, run)
+    _check_goes_on(this, facts)
     this.folder.open(describe(run))
-    origin = {"inputs": inputs.hashes(workspace, run), "data": data}
+    origin = {"inputs": inputs.hashes(workspace, run), "data": facts.record()}
     began = _began_with(this, origin, console)
     _record_attempt(workspace, run, studies, this, devices, began, origin)
     _tell_unknown_code(this, console)
@@ -187,8 +190,8 @@ def train(
             done = work(workspace, run, this, console, process)
         process.leave()
     this.end("finished")
-    result = _result(run, done, this)
-    folder.finish(result, lambda path: save_weights(done.model, path), done.correct)
+    result, facts = _result(run, done, this), inputs.recorded(folder)
+    folder.finish(result, lambda path: save_weights(done.model, path, facts), done.correct)
     if not this.options.keep:
         CheckpointStore(folder.path / CHECKPOINT, folder.guard).clear()
     console.print(f"finished {run.id}: {summary(done.metrics)}", highlight=False, soft_wrap=True)
@@ -244,8 +247,21 @@ def assist(workspace: Workspace, run: Run, gpus: int, stop: StopRequest) -> None
 
 
 def _goes_on(this: Attempt) -> bool:
-    """Whether there is a checkpoint to go on from, of an attempt that is on record."""
-    return bool(this.folder.attempts() and manifests(this.folder.path / CHECKPOINT))
+    """Whether an attempt goes on where an earlier one ended."""
+    if not this.folder.attempts():
+        return False
+    return bool(manifests(this.folder.path / CHECKPOINT) or this.folder.rows("noise"))
+
+
+def _check_goes_on(this: Attempt, facts: "DataFacts") -> None:
+    """Refuse to go on with other data than those that the run began with."""
+    seen = inputs.recorded(this.folder) if _goes_on(this) else None
+    difference = facts.difference(seen) if seen else None
+    if difference:
+        raise UserError(
+            f"{this.folder.path}: this run began with other data: {difference}; put those back, or "
+            "move the folder away to begin anew"
+        )
 
 
 def _began_with(this: Attempt, origin: dict[str, Any], console: Console) -> dict[str, Any]:
@@ -254,10 +270,7 @@ def _began_with(this: Attempt, origin: dict[str, Any], console: Console) -> dict
         return origin
     began = {key: this.folder.provenance().get(key, origin[key]) for key in origin}
     files = began["inputs"].items()
-    changed = [name for name, digest in files if origin["inputs"].get(name) != digest]
-    if began["data"]["fingerprint"] != origin["data"]["fingerprint"]:
-        changed.append(origin["data"]["name"])
-    for name in changed:
+    for name in [name for name, digest in files if origin["inputs"].get(name) != digest]:
         warn(this, console, f"{name} isn't what this run began with; it goes on nevertheless")
     return began
 
@@ -314,7 +327,9 @@ def _train(
     shown = display(console, run.config.training.epochs)
     recorder = Recorder(this, shown, console)
     folder = this.folder
-    checkpoints = CheckpointStore(folder.path / CHECKPOINT, folder.guard, recorder.warn, folder)
+    checkpoints = CheckpointStore(
+        folder.path / CHECKPOINT, folder.guard, recorder.warn, folder, inputs.recorded(folder)
+    )
     pace = Pace(60 * workspace.site.checkpoint_minutes, this.options.deadline)
     files = files_of(workspace, run, recorder.unreadable)
     try:

@@ -73,9 +73,11 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Whose split of digits.", min=0, max=2**32 - 1)] = 0,
 ) -> None:
     """Evaluate weights: top-1 and top-5, each image counted once whatever the batch size."""
+    from ofq.training import data as packaged
     from ofq.training import evaluation, models
     from ofq.training.images import Files
-    from ofq.training.weights import load_weights
+    from ofq.training.readers import describe
+    from ofq.training.weights import load_weights, recorded_facts
 
     console = Console()
     wanted = _quantization(bits, qkr, quantizer)
@@ -83,9 +85,17 @@ def evaluate(
     models.check(model, [("options", wanted)], "--model", dataset)
     if data == "digits":
         images = evaluation.digits(model, seed, batch_size)
+        facts = packaged.describe(data, model, seed)
     else:
         files = Files(locate(expand_path(data, "--data"), Path()))
         images = evaluation.image_files(files, model, batch_size=batch_size)
+        facts = describe(data, files.place, "val")
+    seen = recorded_facts(weights) if weights.is_file() else None
+    difference = facts.difference(seen, images=False) if seen else None
+    if difference:
+        raise UserError(
+            f"{data}: other classes than those that {weights} was trained on: {difference}"
+        )
     quantized = models.quantized(models.build(model, images.classes), wanted)
     loaded = load_weights(quantized, given_path(weights, "WEIGHTS"))
     measures, _ = evaluation.evaluate(loaded, images, console, StopRequest())
@@ -117,7 +127,7 @@ def import_checkpoint(
     _refuse_foreign(out, "ofq.quantized")
     wanted = _quantization(bits, qkr, quantizer)
     models.check(model, [("options", wanted)], "--model")
-    imported = import_released(file, model, wanted, classes)
+    imported = import_released(file, model, wanted, classes, say)
     write_file(out, lambda path: save_weights(imported.model, path))
     for reason, names in imported.reasons().items():
         say(f"dropped {len(names)} tensors like {names[0]}: {reason}")

@@ -1,11 +1,28 @@
-"""Where the images of a data set lie, in any of the layouts that can be read."""
+"""Where the images of a data set lie, and the facts by which two data sets are told apart."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from ofq.console import printable
+from ofq.errors import UserError
 
 Layout = Literal["folder", "tar", "wds", "hfds"]
 Unreadable = Literal["fail", "skip"]
+SplitName = Literal["train", "val"]
+SPLIT_NAMES: dict[SplitName, tuple[str, str]] = {
+    "train": ("train", "training"),
+    "val": ("val", "validation"),
+}
+"""The names that a split's folder, tar file or shards may have."""
+Covers = Literal["contents", "names and sizes"]
+RULE: Literal[2] = 2
+"""The rule by which fingerprints are made; those of another rule aren't compared."""
+_SHOWN = 15  # characters of a fingerprint, in messages
 
 
 @dataclass(frozen=True)
@@ -40,5 +57,132 @@ def locate(given: str, root: Path) -> Place:
     if prefix.lower() == "hfds" and rest:
         return Place("hfds", str(root / rest) if (root / rest).exists() else rest)
     folder = root / given
-    tars = any(folder.glob("*.tar")) or any(folder.glob("val*/*.tar"))
+    tars = any((folder / f"{name}.tar").exists() for both in SPLIT_NAMES.values() for name in both)
+    tars = tars or any(tars_in(folder / name) for name in SPLIT_NAMES["val"])
     return Place("tar" if tars else "folder", str(folder))
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder of this name is no data: hidden, or macOS's copy of attributes."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def tars_in(folder: Path) -> list[Path]:
+    """The tar files in a folder, hidden ones left out, in the order of their names."""
+    return sorted(path for path in folder.glob("*.tar") if not hidden(path.stem))
+
+
+class DataFacts(BaseModel):
+    """What a run saw of its data, in its provenance and in each checkpoint.
+
+    Attributes:
+        name: The data set.
+        rule: How the fingerprints are made.
+        classes: Number of classes; 0 for regression.
+        class_names: Names of the classes in the order of their numbers.
+        numbered: Whether the classes have numbers only, which are their names here.
+        class_digest: SHA-256 of the names.
+        images: Number of images by split.
+        images_by_class: The same for each class.
+        files: Number of images in all, for image files.
+        examples: Number of examples in all, for data that come with the package.
+        covers: What each split's fingerprint is made of.
+        fingerprints: SHA-256 by split.
+        fingerprint: SHA-256 of all splits.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    name: str
+    rule: Literal[2] = RULE
+    classes: int
+    class_names: list[str]
+    numbered: bool = False
+    class_digest: str
+    images: dict[str, int]
+    images_by_class: dict[str, list[int]]
+    files: int | None = None
+    examples: int | None = None
+    covers: dict[str, Covers]
+    fingerprints: dict[str, str]
+    fingerprint: str
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.class_digest != digest_of(self.class_names):
+            raise ValueError("the class names aren't those of their digest")
+        if not self.images.keys() == self.images_by_class.keys() == self.fingerprints.keys():
+            raise ValueError("images, images_by_class and fingerprints are of different splits")
+        return self
+
+    def record(self) -> dict[str, Any]:
+        """Return plain data for JSON and checkpoints."""
+        return self.model_dump(exclude_none=True)
+
+    def difference(self, then: "DataFacts", images: bool = True) -> str | None:
+        """Say how these data differ from those of an earlier time; None if they don't.
+
+        Args:
+            then: The earlier facts.
+            images: Whether the images count, or the classes alone.
+        """
+        return self._other_classes(then) or (self._other_images(then) if images else None)
+
+    def _other_classes(self, then: "DataFacts") -> str | None:
+        if self.numbered == then.numbered:
+            pairs = zip(self.class_names, then.class_names, strict=False)
+            for number, (now, before) in enumerate(pairs):
+                if now != before:
+                    return f"class {number} is {_shown(now)}, not {_shown(before)}"
+        if self.classes != then.classes:
+            return f"there are {self.classes} classes, not {then.classes}"
+        return None
+
+    def _other_images(self, then: "DataFacts") -> str | None:
+        for split in [split for split in self.fingerprints if split in then.fingerprints]:
+            counts = zip(
+                self.class_names, self.images_by_class[split], then.images_by_class[split],
+                strict=False,
+            )  # fmt: skip
+            for name, now, before in counts:
+                if now != before:
+                    return f"{now} images of {_shown(name)} in split '{split}', not {before}"
+            digests = self.fingerprints[split], then.fingerprints[split]
+            if digests[0] != digests[1]:
+                texts = [printable(text)[:_SHOWN] for text in digests]
+                return f"the images of split '{split}' are others ({texts[0]}…, not {texts[1]}…)"
+        return None
+
+
+def digest_of(class_names: list[str]) -> str:
+    """Return the SHA-256 of class names in their order."""
+    return f"sha256:{hashlib.sha256(json.dumps(class_names).encode()).hexdigest()}"
+
+
+def facts_in(data: object, source: str) -> DataFacts | None:
+    """Read facts that were recorded.
+
+    Args:
+        data: What the record says of its data.
+        source: The record, for the error.
+
+    Returns:
+        The facts; None if the record is older than they are.
+
+    Raises:
+        UserError: They are damaged.
+    """
+    if not isinstance(data, dict) or data.get("rule") != RULE:
+        return None
+    try:
+        return DataFacts.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(("data", *map(str, first["loc"])))
+        raise UserError(
+            f"{source}: damaged: '{printable(key)}': {printable(first['msg'])}"
+        ) from None
+
+
+def _shown(name: str) -> str:
+    return f"'{printable(name)}'"

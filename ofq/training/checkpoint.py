@@ -10,7 +10,10 @@ from typing import IO, Any, Protocol
 import torch
 
 from ofq.atomic import write_file, write_json
+from ofq.console import printable
+from ofq.errors import UserError
 from ofq.manifest import FORMAT, counted_rows, examine, manifests
+from ofq.study.dataset import DataFacts, facts_in
 
 _KEPT = 2
 
@@ -36,6 +39,7 @@ class CheckpointStore:
         guard: Called before each write; raises if this process may not write (any more).
         warn: Told of each checkpoint that can't be used, in a sentence.
         tables: The tables that grow with the training, if rows are recorded.
+        facts: What the run sees of its data, which its checkpoints keep; None to keep nothing.
     """
 
     def __init__(
@@ -44,11 +48,13 @@ class CheckpointStore:
         guard: Callable[[], None] = lambda: None,
         warn: Callable[[str], None] = lambda text: None,
         tables: Tables | None = None,
+        facts: DataFacts | None = None,
     ) -> None:
         self.folder = folder
         self._tables = tables
         self._guard = guard
         self._warn = warn
+        self._facts = facts
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Save a state, and remove all but the last two.
@@ -56,6 +62,8 @@ class CheckpointStore:
         Raises:
             OSError: It can't be written; the checkpoints before it are as they were.
         """
+        if self._facts is not None:
+            state = {**state, "data": self._facts.record()}
         self._guard()
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"step-{step:09d}.pt"
@@ -73,7 +81,8 @@ class CheckpointStore:
 
         Raises:
             OtherFormat: It is of another version of this package; nothing of it is removed.
-            UserError: Rows that it counts on are lost; likewise.
+            UserError: It holds no state, or that of a training on other data, or rows that it
+                counts on are lost; likewise.
             OSError: It can't be read; likewise.
         """
         for manifest in reversed(manifests(self.folder)):
@@ -82,12 +91,28 @@ class CheckpointStore:
             if problem is None:
                 if self._tables is not None:
                     self._tables.check_grown(counted_rows(manifest), manifest.stem)
-                return torch.load(path, map_location="cpu", weights_only=True)
+                return self._read(path)
             self._warn(f"checkpoint {path} {problem}; going back to the one before it")
             self._guard()
             manifest.unlink()
             path.unlink(missing_ok=True)
         return None
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # torch raises nearly all kinds
+            reason = printable(str(error).partition("\n")[0])
+            raise UserError(f"{path}: not a checkpoint of a training: {reason}") from None
+        if not isinstance(state, dict):
+            raise UserError(f"{path}: not a checkpoint of a training")
+        seen = facts_in(state.get("data"), str(path))
+        difference = self._facts.difference(seen) if self._facts and seen else None
+        if difference:
+            raise UserError(f"{path}: of a training on other data: {difference}; put those back")
+        return state
 
     def clear(self) -> None:
         """Remove all checkpoints."""

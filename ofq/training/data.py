@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ofq.errors import UserError
 from ofq.interruption import Interrupted, StopRequest
+from ofq.study.dataset import DataFacts, digest_of
 from ofq.training.devices import ALONE, Solo
 
 Batch = tuple[Tensor, Tensor]
@@ -23,10 +24,15 @@ class Source(Protocol):
 
     Attributes:
         classes: Number of classes; 0 for regression.
+        examples: Number of training examples.
     """
 
     @property
     def classes(self) -> int:
+        """See above."""
+
+    @property
+    def examples(self) -> int:
         """See above."""
 
     def steps_per_epoch(self, batch_size: int) -> int:
@@ -97,6 +103,11 @@ class Data:
     classes: int
     seed: int
 
+    @property
+    def examples(self) -> int:
+        """See :class:`Source`."""
+        return len(self.train_inputs)
+
     def steps_per_epoch(self, batch_size: int) -> int:
         """See :meth:`Source.steps_per_epoch`."""
         return steps_per_epoch(len(self.train_inputs), batch_size)
@@ -161,24 +172,43 @@ def until(stop: StopRequest, batches: Iterable[Batch], process: Solo = ALONE) ->
             yield batch
 
 
-def fingerprint(dataset: str, model: str, seed: int) -> dict[str, Any]:
-    """What tells whether two runs saw the same data, of a data set that comes with the package.
+def describe(dataset: str, model: str, seed: int) -> DataFacts:
+    """Describe a data set that comes with the package; its fingerprint covers all numbers.
 
     Args:
         dataset: The data set.
         model: As of :func:`load`.
         seed: As of :func:`load`.
-
-    Returns:
-        The number of ``examples``, and ``fingerprint``: the SHA-256 of all numbers.
     """
-    digest = hashlib.sha256()
     data = load(dataset, model, seed)
-    parts = (data.train_inputs, data.train_targets, data.test_inputs, data.test_targets)
-    for part in parts:
-        digest.update(part.contiguous().numpy().tobytes())
-    examples = len(data.train_inputs) + len(data.test_inputs)
-    return {"examples": examples, "fingerprint": f"sha256:{digest.hexdigest()}"}
+    names = [str(number) for number in range(data.classes)]
+    splits = {
+        "train": (data.train_inputs, data.train_targets),
+        "val": (data.test_inputs, data.test_targets),
+    }
+    whole = hashlib.sha256()
+    fingerprints, counts = {}, {}
+    for split, (inputs, targets) in splits.items():
+        numbers = [part.contiguous().numpy().tobytes() for part in (inputs, targets)]
+        own = hashlib.sha256()
+        for each in numbers:
+            whole.update(each)
+            own.update(each)
+        fingerprints[split] = f"sha256:{own.hexdigest()}"
+        by_class = targets.bincount(minlength=data.classes).tolist() if data.classes else []
+        counts[split] = by_class
+    return DataFacts(
+        name=dataset,
+        classes=data.classes,
+        class_names=names,
+        class_digest=digest_of(names),
+        images={split: len(inputs) for split, (inputs, _) in splits.items()},
+        images_by_class=counts,
+        examples=sum(len(inputs) for inputs, _ in splits.values()),
+        covers=dict.fromkeys(splits, "contents"),
+        fingerprints=fingerprints,
+        fingerprint=f"sha256:{whole.hexdigest()}",
+    )
 
 
 def load(dataset: str, model: str, seed: int) -> Data:

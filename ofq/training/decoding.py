@@ -18,6 +18,8 @@ from ofq.study.stage import Loader
 
 _COLOURS = ("YCbCr", "RGB", "Gray")  # which it makes RGB of as Pillow does
 
+_STEP_16 = 257  # 65535 / 255
+
 Pixels = NDArray[numpy.uint8]
 
 
@@ -31,12 +33,22 @@ class Decoder(Protocol):
         """A transform of Pillow's images as one of :meth:`decode`'s."""
 
 
+class NoClearRange(ValueError):
+    """An image's numbers don't say which of them is white."""
+
+
 class Plain:
     """Pillow decodes, and timm's transforms do the rest."""
 
     def decode(self, file: IO[bytes]) -> Image.Image:
-        """See :class:`Decoder`."""
-        return Image.open(file).convert("RGB")
+        """See :class:`Decoder`; grey of 16 bits is scaled to 8, which Pillow would cut off."""
+        image: Image.Image = Image.open(file)
+        if image.mode.startswith("I;16"):
+            grey = numpy.asarray(image).astype(numpy.uint32)
+            image = Image.fromarray(((grey + _STEP_16 // 2) // _STEP_16).astype(numpy.uint8))
+        elif image.mode in ("I", "F"):
+            raise NoClearRange(f"pixels of mode {image.mode}; expected 8 or 16 bits")
+        return image.convert("RGB")
 
     def fitted(self, transform: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """The transform itself."""

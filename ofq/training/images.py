@@ -74,8 +74,13 @@ class ImageData:
     told: set[str] = field(default_factory=set)
     unheard: list[str] = field(default_factory=list)
 
-    def steps_per_epoch(self, batch_size: int) -> int:
+    @property
+    def examples(self) -> int:
         """See :class:`~ofq.training.data.Source`, as all of these."""
+        return len(self.train.split)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """See :class:`~ofq.training.data.Source`."""
         return steps_per_epoch(len(self.train.split), batch_size)
 
     def to(self, device: torch.device) -> "ImageData":

@@ -1,5 +1,6 @@
 """The authors' released checkpoints as quantized models of this package."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,13 @@ class Imported:
         return groups
 
 
-def import_released(path: Path, name: str, quantization: Quantization, classes: int) -> Imported:
+def import_released(
+    path: Path,
+    name: str,
+    quantization: Quantization,
+    classes: int,
+    say: Callable[[str], None] = lambda text: None,
+) -> Imported:
     """Build a quantized model from a checkpoint in the released layout.
 
     Args:
@@ -41,12 +48,13 @@ def import_released(path: Path, name: str, quantization: Quantization, classes: 
         name: The timm model.
         quantization: How the checkpoint was quantized.
         classes: Number of classes of its heads.
+        say: As of :func:`ofq.training.weights.read_weights`.
 
     Raises:
         UserError: The file can't be read, or doesn't fit the model: tensors are missing, left
             over or of another shape.
     """
-    state = read_weights(path)
+    state = read_weights(path, say)
     if layout_of(state) == layout_of([".scores."]):
         qkr = " --qkr" if any(".merged." in name for name in state) else ""
         raise UserError(

@@ -10,6 +10,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from ofq.console import printable
+from ofq.errors import UserError
 from ofq.interruption import Interrupted, StopRequest
 from ofq.quantization import Oscillation, OscillationTracker, combine
 from ofq.study import Recording, Training
@@ -318,6 +320,18 @@ class Trainer:
         self.observer.saved(self.step)
 
     def _restore(self, state: dict[str, Any]) -> None:
+        try:
+            self._take_over(state)
+        except torch.OutOfMemoryError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = printable(str(error).partition("\n")[0])
+            raise UserError(
+                f"{self.checkpoints.folder}: its checkpoint isn't one of this training "
+                f"({type(error).__name__}: {reason}); remove the folder to begin anew"
+            ) from None
+
+    def _take_over(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
         self.evaluated = state["evaluated"]
         self.model.load_state_dict(state["model"])

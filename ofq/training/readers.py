@@ -1,44 +1,47 @@
-"""The images of a split, whatever they lie in, by timm's readers; and a check of them."""
+"""The labelled images of a split, whatever they lie in, and a check of them."""
 
 import functools
 import hashlib
-import io
+import json
 import os
-import pickle
-import re
-import tarfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import IO, Any, Literal
+from typing import Any
 
+import numpy
 from PIL import Image
-from timm.data import create_dataset
-from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader import Reader
-from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
-from ofq.errors import LASTING, TryAgain, UserError, some
-from ofq.study.dataset import Layout, Place
-from ofq.training.decoding import Decoder, Plain
+from ofq.console import printable
+from ofq.errors import UserError, some
+from ofq.study.dataset import (
+    SPLIT_NAMES,
+    Covers,
+    DataFacts,
+    Place,
+    SplitName,
+    digest_of,
+    hidden,
+)
+from ofq.training.decoding import Decoder, NoClearRange, Plain
+from ofq.training.listing import (
+    ENDINGS,
+    Listing,
+    checked_classes,
+    in_order,
+    is_image,
+    layout_of,
+    unreached,
+)
+from ofq.training.rows import open_rows
+from ofq.training.tars import open_shards, open_tar
 
-SplitName = Literal["train", "val"]
 SPLITS: tuple[SplitName, ...] = ("train", "val")
 
-_NAMES = {"train": ("train", "training"), "val": ("val", "validation")}
-_UNDECODABLE = (OSError, SyntaxError, ValueError, tarfile.TarError, Image.DecompressionBombError)
-_EXPECTED: dict[Layout, str] = {
-    "folder": "{0}/CLASS/IMAGE",
-    "tar": "{0}.tar with CLASS/IMAGE, or {0}/CLASS.tar",
-    "wds": "shards named like {0}-0000.tar, or {0}/*.tar",
-    "hfds": "a split '{0}'",
-}
-
-
-_INDEX = "_tarinfos.pickle"  # timm's name for it
-_LARGE = 1 << 30  # bytes of tar files from which on an index is worth a file
+_UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_HASHED = 1 << 30  # bytes of a split up to which its fingerprint covers contents
 
 
 class Unreadable(UserError):
@@ -46,10 +49,11 @@ class Unreadable(UserError):
 
     Args:
         name: Its file.
+        reason: Why not, if that is known.
     """
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"{name}: not a readable image")
+    def __init__(self, name: str, reason: str = "") -> None:
+        super().__init__(f"{name}: not a readable image" + (f": {reason}" if reason else ""))
         self.name = name
 
 
@@ -58,7 +62,7 @@ class Split:
     """The labelled images of one split, in an order of their own that is always the same.
 
     Attributes:
-        reader: One of timm's, or one like them; safe to use in several processes.
+        reader: The images; safe to use in several processes.
         classes: Numbers of the classes by name.
     """
 
@@ -83,71 +87,13 @@ class Split:
         except _UNDECODABLE as error:
             name = self.name(index)
             if isinstance(error, OSError) and error.errno is not None:
-                kind = UserError if error.errno in LASTING else TryAgain
-                raise kind(f"{name}: {error.strerror}") from None
-            raise Unreadable(name) from None
+                raise unreached(name, error) from None
+            reason = str(error) if isinstance(error, NoClearRange) else ""
+            raise Unreadable(name, reason) from None
 
     def name(self, index: int) -> str:
         """An image's file, for people."""
-        return str(self.reader.filename(index, absolute=True) or f"image {index}")
-
-
-class Shards(Reader):
-    """WebDataset shards, read in any order: KEY.jpg beside KEY.cls, a class's number.
-
-    timm's own reader streams shards through a buffer that shuffles, so that no run could go on in
-    the middle of an epoch with the images that it would have had.
-
-    Args:
-        shards: The tar files, uncompressed.
-
-    Raises:
-        UserError: One isn't a readable tar file, or an image has no label.
-    """
-
-    def __init__(self, shards: list[Path]) -> None:
-        super().__init__()
-        self.samples = [sample for shard in shards for sample in _samples(shard)]
-        self.class_to_idx = {str(label): label for label in sorted({s[3] for s in self.samples})}
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
-        shard, offset, size, label, _ = self.samples[index]
-        with open(shard, "rb") as file:
-            file.seek(offset)
-            return io.BytesIO(file.read(size)), label
-
-    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        shard, *_, name = self.samples[index]
-        return name if basename else f"{shard}: {name}"
-
-
-def _samples(shard: Path) -> Iterator[tuple[str, int, int, int, str]]:
-    """Of each image: shard, offset and size in bytes, label, name."""
-    images: dict[str, tarfile.TarInfo] = {}
-    labels: dict[str, int] = {}
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                key, _, extension = member.name.rpartition(".")
-                if f".{extension.lower()}" in get_img_extensions():
-                    images[key] = member
-                elif extension == "cls":
-                    labels[key] = int(_content(tar, member))
-    except (tarfile.TarError, OSError, ValueError) as error:
-        raise UserError(f"{shard}: not a readable shard: {error}") from None
-    unlabelled = [member.name for key, member in images.items() if key not in labels]
-    if unlabelled:
-        raise UserError(f"{shard}: no .cls beside {some(unlabelled)}")
-    for key, member in images.items():
-        yield str(shard), member.offset_data, member.size, labels[key], member.name
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    return file.read() if file else b""
+        return printable(self.reader.filename(index, absolute=True) or f"image {index}")
 
 
 @functools.cache
@@ -160,105 +106,107 @@ def open_split(place: Place, split: SplitName) -> Split:
             its own validation split.
 
     Raises:
-        UserError: There is no such split, or nothing in it.
+        UserError: There is no such split, or it isn't laid out as the layout has it.
     """
     if place.layout != "hfds" and not Path(place.at).is_dir():
         raise UserError(f"{place.at}: no such folder; expected val/CLASS/IMAGE below it")
     reader = _OPENERS[place.layout](place, split)
     if reader is None:
-        raise UserError(
-            f"{place}: no split '{split}'; expected {_EXPECTED[place.layout].format(split)}"
-        )
-    classes = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", {})
-    return Split(reader, dict(classes))
+        raise UserError(f"{place}: no split '{split}'; expected {layout_of(place.layout, split)}")
+    return Split(reader, dict(reader.class_to_idx))
 
 
-def _folder(place: Place, split: SplitName) -> Reader | None:
-    try:
-        reader = create_dataset("", root=place.at, split=_NAMES[split][-1]).reader
-    except RuntimeError as error:
-        raise UserError(f"{place}: {error}") from None
-    if Path(reader.root) != Path(place.at):
-        return reader
-    other = "train" if split == "val" else "val"
-    if split == "val" and (Path(place.at) / other).is_dir():
-        raise UserError(f"{place}: has train/, but neither val/ nor validation/ to evaluate on")
-    return reader if split == "val" else None
-
-
-def _tar(place: Place, split: SplitName) -> Reader | None:
-    for name in _NAMES[split]:
-        for path in (Path(place.at) / f"{name}.tar", Path(place.at) / name):
-            if path.is_file() or (path.is_dir() and any(path.glob("*.tar"))):
-                try:
-                    return _in_tar(path)
-                except (tarfile.TarError, OSError, ValueError) as error:
-                    raise UserError(f"{path}: no tar file of images: {error}") from None
-    return None
-
-
-def _in_tar(path: Path) -> Reader:
-    """A tar file, or a folder of them; large ones are indexed once and for all."""
-    at, tars = (path, sorted(path.glob("*.tar"))) if path.is_dir() else (path.parent, [path])
-    index = at / f"_{path.stem}{_INDEX}"
-    large = sum(tar.stat().st_size for tar in tars) > _LARGE
-    if large and os.access(at, os.W_OK) and _outdated(index, tars):
-        with suppress(OSError):  # it saves time, no more
-            _write_index(path, tars, index)
-    try:
-        return _tar_reader(path, large and not _outdated(index, tars))
-    except (EOFError, pickle.UnpicklingError, AssertionError) as error:
-        raise UserError(f"{index}: no index of {path} ({error}); remove it") from None
-
-
-def _tar_reader(path: Path, indexed: bool) -> Reader:
-    # without open files, which its processes would share
-    return ReaderImageInTar(str(path), cache_tarfiles=False, cache_tarinfo=indexed)
-
-
-def _outdated(index: Path, tars: list[Path]) -> bool:
-    newest = max(tar.stat().st_mtime for tar in tars)
-    return not index.exists() or index.stat().st_mtime < newest
-
-
-def _write_index(path: Path, tars: list[Path], index: Path) -> None:
-    """Let timm write its index aside: other runs may look for it, and must find it whole."""
-    with TemporaryDirectory(prefix=".index-", dir=index.parent) as aside:
-        there = Path(aside) / path.name
-        where = there if path.is_dir() else there.parent
-        where.mkdir(exist_ok=True)
-        for tar in tars:
-            (where / tar.name).symlink_to(tar.resolve())
-        _tar_reader(there, indexed=True)
-        (where / index.name).replace(index)
-
-
-def _shards(place: Place, split: SplitName) -> Reader | None:
-    word = re.compile(rf"(^|[-_.])({'|'.join(_NAMES[split])})([-_.\d]|$)")
-    found = sorted(Path(place.at).glob("*.tar")) + sorted(Path(place.at).glob("*/*.tar"))
-    shards = [p for p in found if word.search(str(p.relative_to(place.at)).partition("/")[0])]
-    return Shards(shards) if shards else None
-
-
-def _hugging_face(place: Place, split: SplitName) -> Reader | None:
-    try:
-        from timm.data.readers.reader_hfds import ReaderHfds
-    except ImportError:
-        raise UserError(
-            f"{place}: needs the package datasets: pip install 'ofq[datasets]'"
-        ) from None
-    reason = ""
-    for name in _NAMES[split]:
-        try:
-            return ReaderHfds(name=place.at, split=name)
-        except (ValueError, OSError, KeyError) as error:
-            reason = str(error).partition("\n")[0]
-    if "split" in reason:
+def _folder(place: Place, split: SplitName) -> Listing | None:
+    root, expected = _split_at(place, split), layout_of("folder", split)
+    if root is None:
         return None
-    raise UserError(f"{place}: not a readable data set of images: {reason}")
+    if root == place.at:
+        expected = "CLASS/IMAGE"
+    folders, images = _listed(root)
+    if images:
+        raise UserError(
+            f"{root}: images such as {printable(images[0])} lie directly in it; expected {expected}"
+        )
+    if not folders:
+        raise UserError(f"{root}: Found 0 images in it; expected {expected}")
+    names: list[bytes] = []
+    counts: dict[str, int] = {}
+    # images of a class follow each other as in timm's order of whole paths
+    for name in in_order(folders, "/"):
+        found = _images_of(f"{root}/{name}", expected)
+        names += [os.fsencode(f"{name}/{image}") for image in in_order(found)]
+        counts[name] = len(found)
+    classes = checked_classes(counts, root, expected)
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = numpy.repeat([numbers[name] for name in counts], list(counts.values()))
+    return Listing(root, classes, names, labels)  # type: ignore[arg-type]
 
 
-_OPENERS = {"folder": _folder, "tar": _tar, "wds": _shards, "hfds": _hugging_face}
+def _split_at(place: Place, split: SplitName) -> str | None:
+    """The folder of a split, or of the classes themselves."""
+    found = [name for name in SPLIT_NAMES[split] if (Path(place.at) / name).is_dir()]
+    if len(found) > 1:
+        raise UserError(f"{place}: has both {found[0]}/ and {found[1]}/; leave one of them there")
+    if found:
+        return str(Path(place.at) / found[0])
+    others = SPLIT_NAMES["train" if split == "val" else "val"]
+    if split == "train":
+        return None
+    if any((Path(place.at) / other).is_dir() for other in others):
+        raise UserError(f"{place}: has train/, but neither val/ nor validation/ to evaluate on")
+    return place.at
+
+
+def _images_of(folder: str, expected: str) -> list[str]:
+    """The images of a class."""
+    below, images = _listed(folder)
+    for name in below:
+        deep = _any_image(f"{folder}/{name}", set())
+        if deep:
+            raise UserError(
+                f"{printable(deep)}: lies in a folder below that of its class; expected {expected}"
+            )
+    if not images:
+        raise UserError(
+            f"{printable(folder)}: no image in this folder of a class; expected {expected}, with "
+            f"images that end in {', '.join(sorted(ENDINGS))}; remove the folder if it isn't one"
+        )
+    return images
+
+
+def _any_image(folder: str, seen: set[tuple[int, int]]) -> str | None:
+    """An image in a folder at any depth, if there is one; links may lead in circles."""
+    about = os.stat(folder)
+    if (about.st_dev, about.st_ino) in seen:
+        return None
+    seen.add((about.st_dev, about.st_ino))
+    folders, images = _listed(folder)
+    if images:
+        return f"{folder}/{min(images)}"
+    return next(filter(None, (_any_image(f"{folder}/{name}", seen) for name in folders)), None)
+
+
+def _listed(folder: str) -> tuple[list[str], list[str]]:
+    """The folders and the images in a folder, or that links in it lead to; hidden ones left out."""
+    folders, images = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if hidden(entry.name):
+                    continue
+                if entry.is_dir():
+                    folders.append(entry.name)
+                elif is_image(entry.name) and entry.is_file():
+                    images.append(entry.name)
+                elif is_image(entry.name) or (entry.is_symlink() and not entry.is_file()):
+                    kind = "a link that leads nowhere" if entry.is_symlink() else "no regular file"
+                    raise UserError(f"{printable(entry.path)}: {kind}; mend or remove it")
+    except OSError as error:
+        raise unreached(printable(error.filename or folder), error) from None
+    return sorted(folders), sorted(images)
+
+
+_OPENERS = {"folder": _folder, "tar": open_tar, "wds": open_shards, "hfds": open_rows}
 
 
 @dataclass(frozen=True)
@@ -283,14 +231,14 @@ def examine(place: Place, classes: int | None, *splits: SplitName) -> Census:
         splits: Those that are needed.
 
     Raises:
-        UserError: A split is missing, the splits have different classes, there are too few or too
-            many, or the first image of a split can't be decoded.
+        UserError: A split is missing or not laid out as it must be, the splits have different
+            classes, there are too few or too many, or the first image of a split can't be decoded.
     """
     opened = {split: open_split(place, split) for split in splits}
     for name, split in opened.items():
         found = len(split.classes)
         for other, against in opened.items():
-            missing = [c for c in against.classes if c not in split.classes]
+            missing = [printable(c) for c in against.classes if c not in split.classes]
             if missing:
                 raise UserError(
                     f"{place}: split '{name}' has no image of {some(missing)}, "
@@ -305,26 +253,63 @@ def examine(place: Place, classes: int | None, *splits: SplitName) -> Census:
     return Census(len(split.classes), {name: len(split) for name, split in opened.items()})
 
 
-def fingerprint(place: Place) -> dict[str, Any]:
-    """What tells whether two runs saw the same files.
+def describe(name: str, place: Place, *splits: SplitName) -> DataFacts:
+    """Describe what the reader has of a data set: classes, and fingerprints of all images.
 
-    Returns:
-        The number of ``files`` (of a Hugging Face dataset: of images), and ``fingerprint``: the
-        SHA-256 of their names and sizes (of a Hugging Face dataset: of its own fingerprints).
-        Hidden files and indexes of tar files don't count.
+    A fingerprint covers, for each image in the reader's order, its name within the split, class,
+    size and, in splits of at most 1 GiB, content.
+
+    Args:
+        name: The data set's.
+        place: Where it lies.
+        splits: Those that are read.
+
+    Raises:
+        UserError: As of :func:`examine`, or an image can't be read.
     """
-    digest, count = hashlib.sha256(), 0
-    if place.layout == "hfds":
-        for name in SPLITS:
-            split = open_split(place, name)
-            digest.update(f"{name} {split.reader.dataset._fingerprint}\n".encode())
-            count += len(split)
-    else:
-        folder = Path(place.at)
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            inside = path.relative_to(folder)
-            if any(part.startswith(".") for part in inside.parts) or path.name.endswith(_INDEX):
-                continue
-            digest.update(f"{inside} {path.stat().st_size}\n".encode())
-            count += 1
-    return {"files": count, "fingerprint": f"sha256:{digest.hexdigest()}"}
+    opened = {split: open_split(place, split) for split in splits}
+    first = next(iter(opened.values()))
+    covers: dict[str, Covers] = {}
+    fingerprints: dict[str, str] = {}
+    for key, split in opened.items():
+        covers[key], fingerprints[key] = _fingerprint(split)
+    total = hashlib.sha256(json.dumps(fingerprints, sort_keys=True).encode())
+    return DataFacts(
+        name=name,
+        classes=len(first.classes),
+        class_names=list(first.classes),
+        numbered=first.reader.numbered,
+        class_digest=digest_of(list(first.classes)),
+        images={key: len(split) for key, split in opened.items()},
+        images_by_class={
+            key: numpy.bincount(split.reader.labels, minlength=len(split.classes)).tolist()
+            for key, split in opened.items()
+        },
+        files=sum(map(len, opened.values())),
+        covers=covers,
+        fingerprints=fingerprints,
+        fingerprint=f"sha256:{total.hexdigest()}",
+    )
+
+
+def _fingerprint(split: Split) -> tuple[Covers, str]:
+    reader, labels = split.reader, split.reader.labels.tolist()
+    with _reading(split):
+        sizes = reader.sizes()
+        contents = int(sizes.sum()) <= _HASHED
+        digest = hashlib.sha256(json.dumps(list(split.classes)).encode())
+        for index, (label, size) in enumerate(zip(labels, sizes.tolist(), strict=True)):
+            name = reader.name(index)
+            digest.update(b"%d %d %d %b" % (label, size, len(name), name))
+            if contents:
+                with reader[index][0] as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+    return "contents" if contents else "names and sizes", f"sha256:{digest.hexdigest()}"
+
+
+@contextmanager
+def _reading(split: Split) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise unreached(printable(error.filename or split.reader.root), error) from None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ofq.atomic import write_file
+from ofq.errors import UserError
 from ofq.interruption import StopRequest
 from ofq.study.stage import Precision
 from ofq.training.compiling import compile_blocks
@@ -129,6 +130,7 @@ def kept_answers(
 
     Raises:
         Interrupted: A stop is requested.
+        UserError: The file holds something else.
     """
     if process.rank == 0 and not file.exists():
         batches = until(stop, data.in_order(_BATCH))
@@ -136,7 +138,14 @@ def kept_answers(
         file.parent.mkdir(parents=True, exist_ok=True)
         write_file(file, lambda temporary: _save(numpy.concatenate(logits), temporary))
     process.wait()
-    return numpy.load(file, mmap_mode="c")  # a copy in memory of what is written to: nothing is
+    try:
+        answers = numpy.load(file, mmap_mode="c")  # a copy of what is written to: nothing is
+        fits = answers.dtype == numpy.float32 and answers.shape == (data.examples, data.classes)
+    except (ValueError, EOFError):  # cut short, or of another kind
+        fits = False
+    if not fits:
+        raise UserError(f"{file}: not the teacher's answers on these images; remove it")
+    return answers
 
 
 def _save(logits: numpy.ndarray, path: Path) -> None:

@@ -4,10 +4,12 @@ import argparse
 import json
 import pickle
 import re
+import sys
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -18,9 +20,10 @@ from ofq.console import printable
 from ofq.errors import UserError, some
 from ofq.quantization import LSQ, low_bit_weights
 from ofq.quantization.quantizer import registered_name
+from ofq.study.dataset import DataFacts, facts_in
 from ofq.study.files import read_json
 
-_CONTAINERS = ("state_dict", "model")
+_CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order
 _FORMS = "ofq.quantized"
 _PACKED = "ofq"  # in the metadata of a packed model
 _RELEASED = (".clip_val", ".input_quant_fn.s", ".lsqw_fn.s")
@@ -45,15 +48,20 @@ _STARTS = {
     b"\x7fELF": "a program",
 }
 """How files begin that are taken for weights by mistake."""
+_DATA = "ofq.data"
+_COMPILED = re.compile(r"(?<![^.])_orig_mod\.")
+_PARALLEL = re.compile(r"^(module\.)+")
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, say: Callable[[str], None] = lambda text: None) -> dict[str, Tensor]:
     """Read the named tensors of a weights file.
 
     Args:
         path: A ``.safetensors`` file, or one made by ``torch.save``: a plain state dict, or a
-            mapping that holds one as ``state_dict`` or ``model``. A leading ``module.`` of all
-            names is taken off.
+            mapping that holds one as ``state_dict_ema``, ``model_ema``, ``state_dict`` or
+            ``model``; of several the first one of these is taken, as timm does. ``module.`` at the
+            beginning of names and ``_orig_mod.`` anywhere in them are taken off.
+        say: Told, in a line, which of several is taken.
 
     Raises:
         UserError: The file is missing, damaged or of another kind, which the message names; it
@@ -61,17 +69,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             the file's own.
     """
     check_weights_file(path)
-    weights = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+    weights = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path, say)
+    plain: dict[str, Tensor] = {}
     for name, tensor in weights.items():
-        plain = tensor.layout == torch.strided and not tensor.is_complex()
-        if tensor.is_meta or tensor.is_quantized or not plain:
+        dense = tensor.layout == torch.strided and not tensor.is_complex()
+        if tensor.is_meta or tensor.is_quantized or not dense:
             raise UserError(
-                f"{path}: '{name}' isn't a plain tensor with values; save the state dict of an "
-                "ordinary model"
+                f"{path}: '{printable(name)}' isn't a plain tensor with values; save the state "
+                "dict of an ordinary model"
             )
-    if all(name.startswith("module.") for name in weights):
-        return {name.removeprefix("module."): tensor for name, tensor in weights.items()}
-    return weights
+        short = _PARALLEL.sub("", _COMPILED.sub("", name))
+        if short in plain:
+            raise UserError(f"{path}: holds {printable(short)} twice, with a prefix and without")
+        plain[short] = tensor
+    return plain
 
 
 def check_weights_file(path: Path) -> None:
@@ -163,7 +174,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         weights = load_file(path)
     except Exception as error:  # damaged bytes end in any of them
         raise UserError(
-            f"{path}: not a readable safetensors file, cut off or damaged: {_line(error)}"
+            f"{path}: not a readable safetensors file, cut off or damaged: {_brief(error)}"
         ) from None
     if packed:
         raise UserError(
@@ -182,7 +193,7 @@ def layout_of(names: Iterable[str]) -> str | None:
     return None
 
 
-def _pickled(path: Path) -> dict[str, Tensor]:
+def _pickled(path: Path, say: Callable[[str], None]) -> dict[str, Tensor]:
     try:
         # timm's CheckpointSaver keeps the command line beside the weights; it is plain data
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -199,7 +210,7 @@ def _pickled(path: Path) -> dict[str, Tensor]:
         ) from None
     except Exception as error:  # damaged bytes end in any of them
         raise UserError(
-            f"{path}: not a readable file of torch.save, cut off or damaged: {_line(error)}"
+            f"{path}: not a readable file of torch.save, cut off or damaged: {_brief(error)}"
         ) from None
     found = _state_dict(content)
     if found is None:
@@ -207,18 +218,27 @@ def _pickled(path: Path) -> dict[str, Tensor]:
             f"{path}: holds no weights; expected a mapping of names to tensors, by itself or as "
             f"{' or '.join(repr(name) for name in _CONTAINERS)} of another mapping"
         )
+    containers = _containers(content)
+    if len(containers) > 1:
+        say(f"{path}: holds {' and '.join(containers)}; {containers[0]} is taken, as timm does")
     return found
 
 
-def _line(error: Exception) -> str:
-    """The first sentence of an error."""
+def _brief(error: Exception) -> str:
+    """The first sentence of an error of torch's, whose others tell of its code."""
     return printable(str(error).split(". ")[0].partition("\n")[0]) or type(error).__name__
+
+
+def _containers(content: object) -> list[str]:
+    """The keys of a checkpoint under which weights may lie, the one to take first."""
+    assert isinstance(content, Mapping)
+    return [name for name in _CONTAINERS if content.get(name) is not None]
 
 
 def _state_dict(content: object) -> dict[str, Tensor] | None:
     if not isinstance(content, Mapping):
         return None
-    inner = next((content[name] for name in _CONTAINERS if name in content), content)
+    inner = next((content[name] for name in _containers(content)), content)
     if not isinstance(inner, Mapping) or not inner:
         return None
     plain = all(isinstance(n, str) and isinstance(t, Tensor) for n, t in inner.items())
@@ -261,18 +281,40 @@ def _forms(model: nn.Module) -> dict[str, str]:
 
 def _recorded_forms(path: Path) -> dict[str, str]:
     """The same of the model that a file was made of; nothing for one in full precision."""
-    if path.suffix != ".safetensors":
-        return {}
-    with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get(_FORMS, "{}")
-    forms = read_json(text, f"{path}: metadata '{_FORMS}'")
-    if not isinstance(forms, dict) or not all(isinstance(form, str) for form in forms.values()):
-        raise UserError(f"{path}: metadata '{_FORMS}': expected a mapping of layers to text")
+    forms = _metadata(path, _FORMS) or {}
+    if not all(isinstance(form, str) for form in forms.values()):
+        raise UserError(f"{path}: damaged: its metadata '{_FORMS}' can't be read")
     return forms
+
+
+def recorded_facts(path: Path) -> DataFacts | None:
+    """Read what the training of a weights file saw of its data; None if the file doesn't say.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    return facts_in(_metadata(path, _DATA), str(path))
+
+
+def _metadata(path: Path, key: str) -> dict[str, Any] | None:
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(key)
+    except Exception as error:  # damaged bytes end in any of them
+        raise UserError(f"{path}: not a readable safetensors file: {_brief(error)}") from None
+    values = None if text is None else read_json(text, f"{path}: metadata '{key}'")
+    if values is not None and not isinstance(values, dict):
+        raise UserError(f"{path}: metadata '{key}': expected a mapping")
+    return values
 
 
 def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> nn.Module:
     """Load the named tensors that a file holds into a model, strictly, and return the model.
+
+    A checkpoint under other names, such as Microsoft's of Swin, is renamed by timm's filter for the
+    model; one whose tensors the filter would change, as to fit another image size, is refused.
 
     Args:
         model: As of :func:`load_weights`.
@@ -283,6 +325,8 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> 
         UserError: They are of another model: names are missing or left over, or shapes differ.
     """
     wanted = model.state_dict()
+    if weights.keys() != wanted.keys():
+        weights = _renamed(model, weights)
     problems = {
         "missing": [name for name in wanted if name not in weights],
         "unexpected": [name for name in weights if name not in wanted],
@@ -292,18 +336,58 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> 
             # a scale before calibration is empty, and takes its number from the file
             if name in weights and tensor.numel() and weights[name].shape != tensor.shape
         ],
+        "of another type": [
+            f"{name} {weights[name].dtype} for {tensor.dtype}"
+            for name, tensor in wanted.items()
+            if name in weights and not _converts(weights[name], tensor)
+        ],
     }
     if any(problems.values()):
         found = "; ".join(f"{what}: {some(names)}" for what, names in problems.items() if names)
         layout = layout_of(weights)
         known = f" ({layout})" if layout and layout != layout_of(wanted) else ""
-        raise UserError(f"{path}: weights of another model{known}: {found}")
-    model.load_state_dict(weights)
+        raise UserError(f"{path}: weights of another model{known}: {printable(found)}")
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{path}: weights of another model: {_brief(error)}") from None
     return model
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Save a model's weights as safetensors, and how they are quantized as metadata."""
+def _renamed(model: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Weights under the names that timm's filter for a model gives them, if that is all it does."""
+    of_model = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if of_model is None:
+        return weights
+    try:
+        renamed = of_model(dict(weights), model)
+    except Exception:  # of names that it doesn't expect; they are told of as they are
+        return weights
+    same = {id(tensor) for tensor in weights.values()}
+    fits = renamed.keys() == model.state_dict().keys()
+    return renamed if fits and all(id(t) in same for t in renamed.values()) else weights
+
+
+def _converts(given: Tensor, wanted: Tensor) -> bool:
+    """Whether a tensor is plain numbers that become those of another without loss of kind."""
+    plain = given.layout == torch.strided and not given.is_meta and not given.is_quantized
+    same_kind = given.dtype == wanted.dtype or (
+        given.is_floating_point() and wanted.is_floating_point()
+    )
+    return plain and same_kind
+
+
+def save_weights(model: nn.Module, path: Path, facts: DataFacts | None = None) -> None:
+    """Save a model's weights as safetensors, with how they are quantized as metadata.
+
+    Args:
+        model: The model.
+        path: Where.
+        facts: What its training saw of its data, kept as metadata too.
+    """
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    about = {_FORMS: json.dumps(_forms(model))}
+    if facts is not None:
+        about[_DATA] = json.dumps(facts.record())
     # by Python, as safetensors' own writing tells of a full disk by no OSError
-    path.write_bytes(save(tensors, {_FORMS: json.dumps(_forms(model))}))
+    path.write_bytes(save(tensors, about))

@@ -99,3 +99,31 @@ def test_missing_package_is_a_clear_error(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'ofq\[fast\]'"):
         decoder("fast")
+
+
+@pytest.mark.parametrize("each", [Plain(), Fast()])
+def test_grey_of_16_bits_is_scaled_to_8(each):
+    values = [0, 128, 129, 1000, 20000, 32768, 65534, 65535]
+    file = encoded(Image.fromarray(np.array([values], np.uint16)), "PNG")
+    pixels = np.asarray(each.decode(file))
+    assert pixels.shape == (1, len(values), 3)
+    for channel in range(3):  # 65535 / 255 = 257
+        assert pixels[0, :, channel].tolist() == [0, 0, 1, 4, 78, 128, 255, 255]
+
+
+@pytest.mark.parametrize("each", [Plain(), Fast()])
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pixels_without_a_clear_range_are_unreadable(each, kind):
+    file = encoded(Image.fromarray(np.array([[0, 1, 70000]], kind)), "TIFF")
+    with pytest.raises(ValueError, match=r"pixels of mode [IF]; expected 8 or 16 bits"):
+        each.decode(file)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK"])
+def test_other_modes_are_decoded_as_pillow_does(mode):
+    image = PHOTOS[0].convert("RGBA").convert("L" if mode == "1" else mode if mode != "PA" else "P")
+    image = image.convert(mode)
+    for each in (Plain(), Fast()):
+        kind = "TIFF" if mode in ("CMYK", "PA") else "PNG"
+        decoded = np.asarray(each.decode(encoded(image, kind)))
+        assert np.array_equal(decoded, np.asarray(image.convert("RGB")))

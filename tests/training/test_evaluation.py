@@ -170,8 +170,9 @@ def test_model_that_timm_says_nothing_of_is_explained(folder):
 
 
 def test_unreadable_image_is_named_and_not_replaced_by_another(tmp_path):
-    (tmp_path / "a").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "a/0.png")
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
     (tmp_path / "a/1.png").write_bytes(b"no image")
     images = image_folder(tmp_path, TINY)
     with pytest.raises(UserError) as caught:

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import tarfile
 import time
 
 import pytest
@@ -10,9 +11,9 @@ from pictures import CLASSES, TRAIN, VAL, make_folder, make_shards, make_tars
 
 from ofq.errors import UserError
 from ofq.study.dataset import locate
-from ofq.training import readers
+from ofq.training import tars as tar_files
 from ofq.training.decoding import Plain
-from ofq.training.readers import Census, examine, fingerprint, open_split
+from ofq.training.readers import Census, describe, examine, open_split
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,12 @@ LAYOUTS = {
 }
 
 
+def facts(place):
+    """As another process sees them."""
+    open_split.cache_clear()
+    return describe("images", place, "train", "val")
+
+
 def content(split):
     """Each image's pixels and label, in an order that doesn't depend on the layout."""
     decoded = [split.decode(i, Plain()) for i in range(len(split))]
@@ -52,7 +59,8 @@ def test_every_layout_gives_the_images_of_the_folder(folder, layout, tmp_path, m
     for split in ("train", "val"):
         expected = open_split(locate(str(folder), tmp_path), split)
         assert content(open_split(place, split)) == content(expected)
-    assert fingerprint(place) == fingerprint(place)
+    assert facts(place) == facts(place)
+    assert facts(place).images_by_class == {"train": [TRAIN] * 3, "val": [VAL] * 3}
 
 
 def anew(place, split):
@@ -64,29 +72,30 @@ def anew(place, split):
 @pytest.fixture
 def tars(folder, tmp_path, monkeypatch):
     """Small ones, that count as large."""
-    monkeypatch.setattr(readers, "_LARGE", 0)
+    monkeypatch.setattr(tar_files, "_LARGE", 0)
     return make_tars(folder, tmp_path / "tars")
 
 
 @pytest.mark.parametrize(
     ("split", "index", "tar"),
     [
-        ("train", "_train_tarinfos.pickle", "train.tar"),
-        ("val", "val/_val_tarinfos.pickle", "val/n01.tar"),
+        ("train", "_train_index.npz", "train.tar"),
+        ("val", "val/_val_index.npz", "val/n01.tar"),
     ],
 )
 def test_large_tars_are_read_through_once_and_when_they_are_new(
     folder, tars, monkeypatch, split, index, tar
 ):
     place = locate("tars", tars.parent)
-    before = fingerprint(place)
+    before = facts(place)
+    (tars / index).unlink()
     expected = content(anew(locate(str(folder), tars), split))
     assert content(anew(place, split)) == expected
     assert (tars / index).exists()
     assert not list(tars.rglob(".*"))
-    assert fingerprint(place) == before
+    assert facts(place) == before
     with monkeypatch.context() as reading:
-        reading.setattr(readers, "_write_index", None)  # not to be called
+        reading.setattr(tar_files, "_read_through", None)  # not to be called
         assert content(anew(place, split)) == expected
     (tars / index).write_bytes(b"of another tar file")
     later = time.time() + 10
@@ -94,23 +103,35 @@ def test_large_tars_are_read_through_once_and_when_they_are_new(
     assert content(anew(place, split)) == expected
 
 
-def test_half_written_index_is_named(tars):
+def test_damaged_index_is_made_anew(tars):
     place = locate("tars", tars.parent)
-    anew(place, "train")
-    index = tars / "_train_tarinfos.pickle"
-    index.write_bytes(index.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"_train_tarinfos.pickle: no index of .*; remove it"):
-        anew(place, "train")
+    expected = content(anew(place, "train"))
+    index = tars / "_train_index.npz"
+    whole = index.read_bytes()
+    for damaged in (whole[:100], b"", whole.replace(b"n01", b"n07")):
+        index.write_bytes(damaged)
+        assert content(anew(place, "train")) == expected
+        assert index.read_bytes() == whole
+
+
+def test_tar_that_is_replaced_by_an_older_one_is_read_anew(tars):
+    place = locate("tars", tars.parent)
+    assert list(anew(place, "train").classes) == list(CLASSES)
+    with tarfile.open(tars / "train.tar", "w") as tar:
+        tar.add(tars / "val/n01.tar", arcname="a.tar")
+        tar.add(tars / "val/n02.tar", arcname="b.tar")
+    os.utime(tars / "train.tar", (0, 0))
+    assert list(anew(place, "train").classes) == ["a", "b"]
 
 
 def test_index_that_cannot_be_written_is_done_without(folder, tars, monkeypatch):
-    monkeypatch.setattr(os, "symlink", denied)
-    (tars / "_train_tarinfos.pickle").write_bytes(b"of another tar file")
-    os.utime(tars / "_train_tarinfos.pickle", (0, 0))
+    monkeypatch.setattr(tar_files, "write_file", denied)
+    (tars / "_train_index.npz").write_bytes(b"of another tar file")
+    os.utime(tars / "_train_index.npz", (0, 0))
     found = content(anew(locate("tars", tars.parent), "train"))
-    (tars / "_train_tarinfos.pickle").unlink()
+    (tars / "_train_index.npz").unlink()
     assert found == content(anew(locate(str(folder), tars), "train"))
-    assert not list(tars.rglob("*pickle"))
+    assert not list(tars.rglob("*.npz"))
 
 
 def denied(*arguments, **options):
@@ -179,7 +200,7 @@ def test_shard_without_labels_or_cut_short_is_named(folder, tmp_path):
 
 def test_changed_file_changes_the_fingerprint(tmp_path):
     root, place = broken(tmp_path, "changed")
-    before = fingerprint(place)
+    before = facts(place)
     (root / "val/n01/val_0_0.JPEG").write_bytes(b"")
-    assert fingerprint(place)["files"] == before["files"]
-    assert fingerprint(place) != before
+    assert facts(place).files == before.files
+    assert facts(place).fingerprint != before.fingerprint
