@@ -1,6 +1,9 @@
 """Leaving in good order when the process is asked to stop, or when its time is up."""
 
+import multiprocessing
+import os
 import signal
+import threading
 import time
 from types import FrameType
 
@@ -11,6 +14,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 _RESERVE = 30.0  # seconds for what comes before and after this process in a job
 _LARGEST_RESERVE = 0.25  # of a short limit
+_LOOK = 0.5  # seconds between two looks at a parent
 
 
 class Interrupted(TryAgain):
@@ -35,6 +39,11 @@ class StopRequest:
             signal.signal(number, self._note)
         return self
 
+    def check(self) -> None:
+        """Raise :class:`Interrupted` if there is a cause."""
+        if self.cause is not None:
+            raise Interrupted(self.cause)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.cause = signal.Signals(number).name
 
@@ -58,3 +67,22 @@ def deadline(started: float, limit: float | None) -> float | None:
 def passed(deadline: float | None) -> bool:
     """Whether a deadline has passed."""
     return deadline is not None and time.monotonic() > deadline
+
+
+def end_with_parent(parent: int | None = None) -> None:
+    """End this process within a second of its parent's end, however that ends.
+
+    Reads nothing: a forked process would inherit the lock of what its parent is reading.
+
+    Args:
+        parent: The parent's process id; left out in a process that multiprocessing started.
+    """
+    starter = multiprocessing.parent_process()
+    nearest = parent or os.getppid()  # the fork server, where there is one
+
+    def watch() -> None:
+        while os.getppid() == nearest and (starter is None or starter.is_alive()):
+            time.sleep(_LOOK)
+        os._exit(TryAgain.exit_code)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()

@@ -11,10 +11,10 @@ from ofq.attempt import CHECKPOINT, Attempt, run_folder
 from ofq.errors import TryAgain, UserError
 from ofq.evaluations import Outcome, evaluate
 from ofq.hardware import are_started, processes
-from ofq.helpers import helpers
 from ofq.interruption import StopRequest
 from ofq.manifest import manifests
 from ofq.progress import display, summary
+from ofq.ranks import ranks
 from ofq.recorder import Recorder, warn
 from ofq.study import Run, Workspace
 from ofq.study.run import describe
@@ -184,8 +184,14 @@ def train(
     work = evaluate if run.config.training is None else _train
     all_here = devices.count == 1 or are_started()
     leased = this.lease.descriptors
-    with nullcontext() if all_here else helpers(run.id, devices.count, leased, this.lost):
-        process = take_part(devices, run.resources.threads)
+    with nullcontext() if all_here else ranks(run.id, devices.count, leased, this.lost) as started:
+
+        def check() -> None:
+            this.stop.check()
+            if started is not None:
+                started.check()
+
+        process = take_part(devices, run.resources.threads, check)
         with faults_told():
             done = work(workspace, run, this, console, process)
         process.leave()
@@ -239,7 +245,7 @@ def assist(workspace: Workspace, run: Run, gpus: int, stop: StopRequest) -> None
     from ofq.training.loop import Silence
     from ofq.training.pace import Pace
 
-    process = take_part(choose(gpus), run.resources.threads)
+    process = take_part(choose(gpus), run.resources.threads, stop.check)
     files = files_of(workspace, run)
     with faults_told(), workers_watched():
         _trainer(workspace, run, Silence(), NoCheckpoints(), stop, Pace(), process, files).run()

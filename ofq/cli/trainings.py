@@ -12,7 +12,7 @@ from rich.markup import escape
 from ofq.cli.common import RunId, say
 from ofq.console import printable
 from ofq.errors import RunFailed, UserError
-from ofq.interruption import Interrupted, StopRequest, deadline
+from ofq.interruption import Interrupted, StopRequest, deadline, end_with_parent
 from ofq.progress import SteadyConsole
 from ofq.study import Workspace
 from ofq.study.places import expand_path
@@ -103,11 +103,10 @@ def train(
 def assist(
     run_id: RunId,
     devices: Annotated[int, typer.Option(help="As of `ofq train`.")],
+    parent: Annotated[int, typer.Option(help="The first process's id.")],
 ) -> None:
-    """Be one of a run's further processes (`ofq train` starts them by itself)."""
-    from ofq.helpers import end_with_first
-
-    end_with_first()
+    """Be one of a run's further ranks (`ofq train` starts them by itself)."""
+    end_with_parent(parent)
     _assist(run_id, devices)
 
 

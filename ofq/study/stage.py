@@ -137,7 +137,7 @@ class Resources(Strict):
         gpu: Number of GPUs, each with a process of its own.
         device_batch: The most images that a GPU's memory holds in one pass; left out, all of its
             part of a batch.
-        workers: Processes that load images of files, for each device.
+        workers: Processes that load images of files, for each device; 0: it loads them itself.
         loader: How they decode and resize training images: by Pillow, or by faster libraries with
             the same result but for rounding (docs/performance.md).
         compile: Whether to compile the model's blocks and, on a GPU, to record steps as CUDA graphs
@@ -149,7 +149,7 @@ class Resources(Strict):
     runtime: PositiveInt = 30
     gpu: NonNegativeInt = 0
     device_batch: PositiveInt | None = None
-    workers: PositiveInt = 2
+    workers: NonNegativeInt = 2
     loader: Loader = "plain"
     compile: bool = False
 

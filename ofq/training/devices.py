@@ -8,7 +8,7 @@ import os
 import platform
 import random
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,14 +19,11 @@ from torch import Tensor, distributed, nn
 
 from ofq.errors import TryAgain, UserError
 from ofq.hardware import processes, processor
+from ofq.training.meeting import OthersGone, join
 
 Kind = Literal["cuda", "cpu"]
 
 _APART = 1_000_003  # between the seeds of two processes
-
-
-class OthersGone(TryAgain):
-    """This process can't reach the others of its run."""
 
 
 @dataclass(frozen=True)
@@ -140,21 +137,16 @@ class Group(Solo):
     Args:
         kind: What the processes compute on. Tensors there travel by NCCL on GPUs; decisions, and
             all else in main memory, by gloo.
+        check: Called while this process waits for the others to come; raises to leave.
 
     Raises:
         UserError: A variable is missing, or there are fewer GPUs than processes on this machine.
         OthersGone: Another process didn't come; raised by all methods, too, if one has gone.
     """
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: Kind, check: Callable[[], None] = lambda: None) -> None:
         super().__init__(_own_device(kind))
-        backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-        try:
-            distributed.init_process_group(backend)
-        except ValueError as error:
-            raise UserError(f"several processes, but {error}") from None
-        except distributed.DistError as error:
-            raise OthersGone(f"the processes of this run didn't meet: {error}") from None
+        join("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", check)
         self.rank = distributed.get_rank()
         self.count = distributed.get_world_size()
 
@@ -222,15 +214,16 @@ class Group(Solo):
             distributed.destroy_process_group()
 
 
-def take_part(devices: Devices, threads: int) -> Solo:
+def take_part(devices: Devices, threads: int, check: Callable[[], None] = lambda: None) -> Solo:
     """This process's part in a run, with its device set up; ends with :meth:`Solo.leave`.
 
     Args:
         devices: What the run trains on.
         threads: CPU threads of all processes; the number decides the last bits of sums.
+        check: As of :class:`Group`.
     """
     torch.set_num_threads(max(1, threads // devices.count))
-    return Group(devices.kind) if devices.count > 1 else Solo(_own_device(devices.kind))
+    return Group(devices.kind, check) if devices.count > 1 else Solo(_own_device(devices.kind))
 
 
 def seed_everything(seed: int) -> None:
@@ -283,6 +276,8 @@ def _reaching() -> Iterator[None]:
     except _OWN_FAULTS:
         raise
     except RuntimeError as error:
+        if "DataLoader worker" in str(error):  # torch raises that anywhere in the main thread
+            raise
         reason = str(error).partition("\n")[0]
         raise OthersGone(f"another process of this run is gone ({reason})") from None
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import active_children
+from multiprocessing import active_children, set_forkserver_preload
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ofq.errors import TryAgain, UserError
-from ofq.interruption import SIGNALS
+from ofq.interruption import SIGNALS, end_with_parent
 from ofq.study.dataset import Unreadable as Policy
 from ofq.training.augmentation import Transform, randomness_of
 from ofq.training.decoding import Decoder, Plain
@@ -122,6 +122,9 @@ def load(
 ) -> Iterator[Loaded]:
     """Load batches of images in other processes; draws none of this process's random numbers.
 
+    The processes are started by Python's default start method (fork, spawn or forkserver), which
+    ``multiprocessing.set_start_method`` changes; the images are the same.
+
     Args:
         samples: The images.
         keys: Which ones, batch by batch.
@@ -141,6 +144,7 @@ def load(
         pin_memory=pin,
         generator=torch.Generator(),
     )
+    set_forkserver_preload([__name__])  # else each process of a fork server loads torch anew
     others = {child.pid for child in active_children()}
     batches = iter(loader)
     _started.extend(child for child in active_children() if child.pid not in others)
@@ -222,9 +226,17 @@ def _tells_of_a_killed_worker(error: Exception) -> bool:
 
 
 def _start_worker(worker: int) -> None:
-    """A signal to the whole process group must not end loading before the trainer has saved."""
+    """Set up a loading process, which has nothing of the trainer's but its images.
+
+    A signal to the whole process group must not end it before the trainer has saved. A thread of
+    the trainer's may have been writing as it was forked, so it gets output streams of its own: the
+    inherited ones would wait for that thread.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
+    sys.stdout = open(1, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.excepthook = _silent_if_the_trainer_left
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import ofq.cli
 from ofq.attempt import Attempt
 from ofq.tracking import RunFolder
-from ofq.training import checkpoint
+from ofq.training import checkpoint, meeting
 
 
 def _at_step(moment: int, strike: Callable[[Attempt], object]) -> None:
@@ -124,6 +124,11 @@ def slow_steps(seconds: str) -> None:
         time.sleep(float(seconds))
 
     Attempt.step = slowed  # type: ignore[method-assign]
+
+
+def meet_within(seconds: str) -> None:
+    """Let ranks wait for each other for so long only."""
+    meeting._PATIENCE = float(seconds)
 
 
 def none(_: str) -> None:

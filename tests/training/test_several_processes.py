@@ -116,7 +116,7 @@ def test_two_go_on_with_what_one_has_begun(qat, one):
 def test_killed_helper_ends_the_attempt_and_says_so(qat, two):
     left = qat.train("qat", "--devices", "2", fault=("kill_helper_at_step", 3))
     assert left.returncode == 75, left.stdout + left.stderr
-    assert "process 1 was killed by SIGKILL" in left.stderr
+    assert "rank 1 was killed by SIGKILL" in left.stderr
     assert "Traceback" not in left.stderr
     assert qat.folder("qat").events()[-1]["event"] == "interrupted"
     assert qat.train("qat", "--devices", "2").returncode == 0
