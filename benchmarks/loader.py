@@ -66,8 +66,8 @@ def rate(root: Path, loader: Loader) -> float:
     for _ in range(2):  # what was made ready while the process started
         next(batches)
     start, count = time.perf_counter(), 0
-    for loaded, _ in batches:
-        count += len(loaded)
+    for loaded in batches:
+        count += len(loaded.inputs)
     return count / (time.perf_counter() - start)
 
 

@@ -59,7 +59,7 @@ def fill(workspace: Workspace) -> int:
     runs = workspace.grid("small").runs().values()
     for run in runs:
         config = run.config
-        kind = (config.stage, config.bits, tuple(config.techniques()))
+        kind = (config.stage, config.bits, tuple(config.parts()))
         if kind in first:
             _copy(first[kind], workspace, run)
         else:

@@ -23,13 +23,11 @@ from torch import nn
 
 import ofq
 from ofq.study import Training
+from ofq.training.data import Batch, Data
 from ofq.training.devices import Solo, seed_everything
+from ofq.training.loop import GraphedTrainer, Session, Trainer
 from ofq.training.models import build
 from ofq.training.objective import Classification, Distillation
-from ofq.training.optimization import make_optimizer
-from ofq.training.precision import loss_scaler
-from ofq.training.step import make_step
-from ofq.training.stepping import AnnealedStep, Stepper
 from ofq.training.teacher import Teacher
 
 TRAINING = Training(epochs=1, batch_size=8, lr=1e-5, weight_decay=0.05)
@@ -77,24 +75,20 @@ def training_step(options: argparse.Namespace, case: Case) -> Callable[[], objec
     if case.quantizer:
         model = ofq.quantize(model, 2, 2, case.quantizer, case.qkr)
         ofq.calibrate(model, images)
-    annealing = ofq.ConfidenceGuidedAnnealing(model, compiled=case.compiled) if case.cga else None
-    step = make_step(
-        case.compiled,
-        model=model.train(),
-        objective=taught,
-        optimizer=make_optimizer(model, TRAINING),
-        stepper=AnnealedStep(annealing) if annealing else Stepper(),
-        scaler=loss_scaler(options.precision, device),
-        tracker=ofq.OscillationTracker(model, compiled=case.compiled) if case.tracked else None,
-        process=Solo(device),
-        precision=options.precision,
+    kind = GraphedTrainer if case.compiled and device.type == "cuda" else Trainer
+    trainer = kind(
+        model.train(),
+        Data(images, labels, images, labels, classes=1000, seed=0),
+        taught,
+        [ofq.ConfidenceGuidedAnnealing(model)] if case.cga else [],
+        TRAINING.model_copy(
+            update={"batch_size": options.batch, "precision": options.precision, "epochs": 100_000}
+        ),
+        Session(process=Solo(device)),
+        compiled=case.compiled,
+        tracked=case.tracked,
     )
-
-    def run() -> None:
-        step.backward(images, labels, progress=0.0)
-        step.update(progress=0.0)
-
-    return run
+    return lambda: trainer.train_step(Batch(images, labels))
 
 
 def make_teacher(options: argparse.Namespace) -> Teacher:

@@ -14,6 +14,7 @@ from ofq import inputs
 from ofq.attempt import Attempt
 from ofq.recorder import note_unreadable
 from ofq.study import Run, Workspace
+from ofq.study.run import NoiseRun, PretrainedRun, ReleasedRun, training_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from ofq.training.devices import Solo
     from ofq.training.evaluation import LabelledImages
+    from ofq.training.objective import Evaluation
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,17 @@ class _Evaluation:
         files = files_of(self.workspace, self.run, self._hear)
         if files is None:
             return evaluation.digits(config.model, config.seed)
-        training = parent.config.training if parent else None
+        training = training_of(parent.config) if parent else None
         return evaluation.image_files(files, config.model, training.images if training else None)
 
-    def measure(self, model: "nn.Module") -> "tuple[dict[str, float], NDArray[np.bool_]]":
+    def measure(self, model: "nn.Module") -> "Evaluation":
         """Measures of a model, and which images it is right about.
 
         Computed as in the training that the run builds on, whose model it is.
         """
         from ofq.training import evaluation
 
-        training = self.run.parent.config.training if self.run.parent else None
+        training = training_of(self.run.parent.config) if self.run.parent else None
         return evaluation.evaluate(
             model,
             self.images,
@@ -86,8 +88,9 @@ class _Evaluation:
         """Evaluate a model, and record it."""
         self.this.folder.rewind(None)
         self.this.folder.event("started", **facts)
-        measures, correct = self.measure(model)
-        return Outcome(model, self.record(measures, 0), "top1", correct)
+        evaluation = self.measure(model)
+        metrics = self.record(evaluation.measures, 0)
+        return Outcome(model, metrics, "top1", evaluation.correct)
 
     def record(self, measures: dict[str, float], step: int) -> dict[str, Any]:
         """Record measures as those of no epoch."""
@@ -106,8 +109,7 @@ def _released(task: _Evaluation) -> Outcome:
     from ofq.training.importing import import_released
 
     config = task.run.config
-    assert config.checkpoint is not None
-    assert config.quantization is not None
+    assert isinstance(config, ReleasedRun)
     path, classes = task.workspace.own_file(config.checkpoint), task.images.classes
     imported = import_released(path, config.model, config.quantization, classes)
     dropped = {reason: len(names) for reason, names in imported.reasons().items()}
@@ -119,6 +121,7 @@ def _pretrained(task: _Evaluation) -> Outcome:
     from ofq.training.stage import full_precision
 
     config, weights = task.run.config, inputs.pretrained(task.workspace, task.run.config)
+    assert isinstance(config, PretrainedRun)
     return task.of(full_precision(config, task.images.classes, weights))
 
 
@@ -129,9 +132,9 @@ def _noise(task: _Evaluation) -> Outcome:
     from ofq.training.stage import trained
 
     config, folder, this = task.run.config, task.this.folder, task.this
+    assert isinstance(config, NoiseRun)
     weights, wanted = inputs.weights(task.workspace, task.run.parent), config.noise
     assert weights is not None
-    assert wanted is not None
     model = trained(config, task.images.classes, weights)
     noisy = copy.deepcopy(model)
     noise = NoiseInjection(noisy, wanted.boundary_range, NOISES[wanted.weights]())
@@ -144,7 +147,7 @@ def _noise(task: _Evaluation) -> Outcome:
     for step in range(len(rows), total):
         with randomness_of(config.seed, step):
             changed = noise.inject() if step else 0.0
-        measures, _ = task.measure(noisy)
+        measures = task.measure(noisy).measures
         rows.append({"step": step, "changed": changed, **measures})
         folder.append("noise", rows[-1:])
         this.step(step + 1)

@@ -27,6 +27,7 @@ from ofq.quantization.quantizer import weight_quantizer_names
 from ofq.study import Quantization, Run, Workspace
 from ofq.study.fields import Name
 from ofq.study.files import Strict, parse, read_json
+from ofq.study.run import FullPrecisionRun, PretrainedRun
 from ofq.tracking.folder import PACKED, WEIGHTS
 from ofq.training import models
 from ofq.training.weights import fit_weights, read_weights
@@ -119,7 +120,7 @@ def finished(workspace: Workspace, run: Run) -> Finished:
     """
     config, folder = run.config, run_folder(workspace, run)
     workspace.refuse_bundle("export")
-    if config.quantization is None:
+    if isinstance(config, FullPrecisionRun | PretrainedRun):
         raise UserError(f"{run.id} is a full-precision run, which has no codes to pack")
     if folder.is_record():
         raise UserError(f"{folder.path}: a record without weights, as in an unpacked bundle")

@@ -8,16 +8,17 @@ from rich.console import Console
 
 from ofq.attempt import run_folder
 from ofq.errors import UserError
-from ofq.study import Run, RunConfig, Workspace
+from ofq.study import Run, RunConfig, TrainedRun, Workspace
 from ofq.study.config import HUB
 from ofq.study.dataset import DataFacts, facts_in
+from ofq.study.run import QuantizedTraining
 from ofq.tracking import RunFolder
 from ofq.tracking.folder import WEIGHTS, sha256
 
 
 def hashes(workspace: Workspace, run: Run) -> dict[str, str]:
     """SHA-256 of each file that a run starts from or is taught by, by file or run."""
-    found = {name: sha256(workspace.own_file(name)) for name in own_files(run.config)}
+    found = {name: sha256(workspace.own_file(name)) for name in own_files(run.config).values()}
     for needed in run.needs():
         found[needed.id] = sha256(run_folder(workspace, needed).path / WEIGHTS)
     return found
@@ -33,9 +34,10 @@ def check_weights(workspace: Workspace, run: Run) -> None:
         run_folder(workspace, needed).verify(WEIGHTS)
 
 
-def own_files(config: RunConfig) -> list[str]:
-    """The files of the user's own that a run starts from."""
-    return [name for name in (config.checkpoint, config.pretrained) if name and name != HUB]
+def own_files(config: RunConfig) -> dict[str, str]:
+    """Return the files of the user's own that a run starts from, by the config's key."""
+    named = {key: getattr(config, key, None) for key in ("checkpoint", "pretrained")}
+    return {key: name for key, name in named.items() if name and name != HUB}
 
 
 def check_files(workspace: Workspace, run: Run, console: Console) -> None:
@@ -46,7 +48,7 @@ def check_files(workspace: Workspace, run: Run, console: Console) -> None:
     """
     from ofq.training.weights import read_weights
 
-    for name in own_files(run.config):
+    for name in own_files(run.config).values():
         read_weights(
             workspace.own_file(name),
             lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
@@ -60,9 +62,8 @@ def weights(workspace: Workspace, run: Run | None) -> Path | None:
 
 def pretrained(workspace: Workspace, config: RunConfig) -> Path | None:
     """The file of pretrained weights that a config names, if it names one."""
-    if config.pretrained in (None, HUB):
-        return None
-    return workspace.own_file(str(config.pretrained))
+    name = getattr(config, "pretrained", None)
+    return None if name in (None, HUB) else workspace.own_file(name)
 
 
 def checked_data(workspace: Workspace, run: Run, studies: list[str]) -> DataFacts:
@@ -89,7 +90,7 @@ def checked_data(workspace: Workspace, run: Run, studies: list[str]) -> DataFact
         facts = data.describe(config.dataset, config.model, config.seed)
     else:
         classes = workspace.recipe(workspace.study(studies[0]).recipe).classes
-        splits = ("val",) if config.training is None else readers.SPLITS
+        splits = readers.SPLITS if isinstance(config, TrainedRun) else ("val",)
         try:
             readers.examine(files.place, classes, *splits)
             facts = readers.describe(config.dataset, files.place, *splits)
@@ -112,8 +113,8 @@ def _compare(workspace: Workspace, run: Run, facts: DataFacts) -> None:
                 f"{run.id}: its data aren't those of {needed.id}, which it builds on: "
                 f"{difference}; put those back, or move {folder.path} away and train it again"
             )
-    for name in own_files(run.config):
-        seen = recorded_facts(workspace.root / name)
+    for name in own_files(run.config).values():
+        seen = recorded_facts(workspace.own_file(name))
         difference = facts.difference(seen, images=False) if seen else None
         if difference:
             raise UserError(
@@ -141,7 +142,7 @@ def answers(workspace: Workspace, run: Run) -> Path | None:
         run: A run whose attempt is on record, with what it is made from now.
     """
     config = run.config
-    if config.training is None or not config.training.teacher.cached:
+    if not isinstance(config, QuantizedTraining) or not config.training.teacher.cached:
         return None
     record = run_folder(workspace, run).provenance()
     record = record["attempts"][-1].get("origin", record)

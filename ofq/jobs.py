@@ -16,18 +16,16 @@ from ofq.manifest import manifests
 from ofq.progress import display, summary
 from ofq.ranks import ranks
 from ofq.recorder import Recorder, warn
-from ofq.study import Run, Workspace
-from ofq.study.run import describe
+from ofq.study import Run, TrainedRun, Workspace
+from ofq.study.run import describe, quantization_of, training_of
 from ofq.study.stage import split
 from ofq.tracking.provenance import NO_CHECKOUT, gather
 
 if TYPE_CHECKING:
     from ofq.study.dataset import DataFacts
-    from ofq.training.checkpoint import CheckpointStore
     from ofq.training.devices import Devices, Solo
     from ofq.training.images import Files
-    from ofq.training.loop import Observer, Trainer
-    from ofq.training.pace import Pace
+    from ofq.training.loop import Session, Trainer
 
 
 def check(workspace: Workspace, run: Run, studies: list[str], gpus: int) -> None:
@@ -54,12 +52,12 @@ def check(workspace: Workspace, run: Run, studies: list[str], gpus: int) -> None
     config, study = run.config, workspace.study_path(studies[0])
     recipe = workspace.recipe_path(workspace.study(studies[0]).recipe)
     keys = {
-        config.checkpoint: f"{study}: key 'checkpoints.{config.model}.{config.bits}'",
-        config.pretrained: f"{recipe}: key 'pretrained'",
+        "checkpoint": f"{study}: key 'checkpoints.{config.model}.{config.bits}'",
+        "pretrained": f"{recipe}: key 'pretrained'",
     }
-    for name in inputs.own_files(config):
-        if not workspace.own_file(name, keys[name]).is_file():
-            raise UserError(f"{keys[name]} is '{name}': no such file")
+    for key, name in inputs.own_files(config).items():
+        if not workspace.own_file(name, keys[key]).is_file():
+            raise UserError(f"{keys[key]} is '{name}': no such file")
 
 
 def _check_models(workspace: Workspace, run: Run, studies: list[str]) -> None:
@@ -86,14 +84,15 @@ def _check_models_of(workspace: Workspace, run: Run, study: str) -> None:
     """Do so as one study has it: all its cells of the model build on the full-precision run."""
     from ofq.training import models
 
-    config, training = run.config, run.config.training
+    config, training = run.config, training_of(run.config)
     cells = [
         (f"{workspace.study_path(study)}: '{cell.method}' at {cell.bits}", way)
         for cell in workspace.grid(study).cells
-        if cell.model == config.model and (way := cell.runs[0].config.quantization) is not None
+        if cell.model == config.model and (way := quantization_of(cell.runs[0].config)) is not None
     ]
-    if config.quantization is not None:
-        cells = [(where, way) for where, way in cells if way == config.quantization][:1]
+    own = quantization_of(config)
+    if own is not None:
+        cells = [(where, way) for where, way in cells if way == own][:1]
     recipe = workspace.recipe_path(workspace.study(study).recipe)
     drop_path = training.drop_path if training else 0.0
     models.check(
@@ -102,7 +101,7 @@ def _check_models_of(workspace: Workspace, run: Run, study: str) -> None:
 
 
 def _check_devices(run: Run, count: int) -> None:
-    training = run.config.training
+    training = training_of(run.config)
     if training is not None:
         try:
             split(training.batch_size, count, run.resources.device_batch)
@@ -181,7 +180,7 @@ def train(
 
     folder = this.folder
     _show_devices(run, console, devices)
-    work = evaluate if run.config.training is None else _train
+    work = _train if isinstance(run.config, TrainedRun) else evaluate
     all_here = devices.count == 1 or are_started()
     leased = this.lease.descriptors
     with nullcontext() if all_here else ranks(run.id, devices.count, leased, this.lost) as started:
@@ -216,7 +215,7 @@ def _check_leased(this: Attempt, devices: "Devices") -> None:
 
 def _show_devices(run: Run, console: Console, devices: "Devices") -> None:
     """Say where a run trains, and how a batch is spread; of one processor in one pass, nothing."""
-    training = run.config.training
+    training = training_of(run.config)
     if training is None:
         return
     parts = split(training.batch_size, devices.count, run.resources.device_batch)
@@ -238,17 +237,15 @@ def assist(workspace: Workspace, run: Run, gpus: int, stop: StopRequest) -> None
         RunFailed: It can't be trained to its end.
         TryAgain: It was interrupted, or the first process has gone.
     """
-    from ofq.training.checkpoint import NoCheckpoints
     from ofq.training.devices import choose, faults_told, take_part
     from ofq.training.images import files_of
     from ofq.training.loading import workers_watched
-    from ofq.training.loop import Silence
-    from ofq.training.pace import Pace
+    from ofq.training.loop import Session
 
     process = take_part(choose(gpus), run.resources.threads, stop.check)
     files = files_of(workspace, run)
     with faults_told(), workers_watched():
-        _trainer(workspace, run, Silence(), NoCheckpoints(), stop, Pace(), process, files).run()
+        _trainer(workspace, run, Session(stop=stop, process=process), files).run()
     process.leave()
 
 
@@ -327,9 +324,10 @@ def _train(
     from ofq.training.checkpoint import CheckpointStore
     from ofq.training.images import files_of
     from ofq.training.loading import workers_watched
+    from ofq.training.loop import Session
     from ofq.training.pace import Pace
 
-    assert run.config.training is not None
+    assert isinstance(run.config, TrainedRun)
     shown = display(console, run.config.training.epochs)
     recorder = Recorder(this, shown, console)
     folder = this.folder
@@ -340,43 +338,33 @@ def _train(
     files = files_of(workspace, run, recorder.unreadable)
     try:
         with workers_watched():
-            trainer = _trainer(
-                workspace, run, recorder, checkpoints, this.stop, pace, process, files
-            )
+            session = Session(recorder, checkpoints, this.stop, pace, process)
+            trainer = _trainer(workspace, run, session, files)
             metrics = trainer.run()
         recorder.taught(trainer)
-        objective = trainer.objective
-        return Outcome(trainer.model, metrics, objective.primary, objective.correct)
+        return Outcome(trainer.final_model(), metrics, trainer.objective.primary, trainer.correct)
     finally:
         shown.end()
 
 
 def _trainer(
-    workspace: Workspace,
-    run: Run,
-    observer: "Observer",
-    checkpoints: "CheckpointStore",
-    stop: StopRequest,
-    pace: "Pace",
-    process: "Solo",
-    files: "Files | None",
+    workspace: Workspace, run: Run, session: "Session", files: "Files | None"
 ) -> "Trainer":
-    from ofq.training.stage import prepare
+    from ofq.training.stage import Inputs, build
 
-    return prepare(
+    assert isinstance(run.config, TrainedRun)
+    return build(
         run.config,
-        inputs.weights(workspace, run.parent),
-        inputs.weights(workspace, run.teacher),
-        observer,
-        checkpoints,
-        stop,
-        inputs.pretrained(workspace, run.config),
-        pace,
-        process,
-        run.resources.device_batch,
-        run.resources.compile,
-        files,
-        inputs.answers(workspace, run),
+        Inputs(
+            inputs.weights(workspace, run.parent),
+            inputs.weights(workspace, run.teacher),
+            inputs.pretrained(workspace, run.config),
+            inputs.answers(workspace, run),
+        ),
+        session,
+        files=files,
+        device_batch=run.resources.device_batch,
+        compiled=run.resources.compile,
     )
 
 

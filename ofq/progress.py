@@ -1,14 +1,14 @@
 """What a person sees while a run trains: a bar in a terminal, plain lines elsewhere."""
 
 import os
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-Batch = TypeVar("Batch", bound=tuple[Sized, Any])
+Batch = TypeVar("Batch", bound=tuple[Any, ...])
 
 _LINES = 10  # of an evaluation
 

@@ -72,15 +72,15 @@ class Recorder:
 
     def taught(self, trainer: "Trainer") -> None:
         """Record what the teacher cost in this attempt, if it answered in it."""
-        clock = trainer.objective.clock
-        answer = clock.mean() if clock else None
+        teacher = trainer.objective.teacher
+        answer = teacher.clock.mean() if teacher else None
         if answer is not None and self._steps:
-            step, teacher = self._seconds / self._steps, answer * trainer.stepping.passes
+            step, teaching = self._seconds / self._steps, answer * trainer.passes
             self.folder.event(
                 "taught",
                 seconds_per_step=round(step, 6),
-                teacher_seconds_per_step=round(teacher, 6),
-                teacher_share=round(teacher / step, 4),
+                teacher_seconds_per_step=round(teaching, 6),
+                teacher_share=round(teaching / step, 4),
             )
 
     def saved(self, step: int) -> None:

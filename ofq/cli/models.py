@@ -98,7 +98,7 @@ def evaluate(
         )
     quantized = models.quantized(models.build(model, images.classes), wanted)
     loaded = load_weights(quantized, given_path(weights, "WEIGHTS"))
-    measures, _ = evaluation.evaluate(loaded, images, console, StopRequest())
+    measures = evaluation.evaluate(loaded, images, console, StopRequest()).measures
     count = f"{measures['correct']} of {measures['images']} images right"
     say(f"{summary(measures)}  {count}")
 

@@ -18,8 +18,8 @@ from ofq.hardware import processor
 from ofq.interruption import Interrupted, StopRequest
 from ofq.planning.kind import kind_of
 from ofq.planning.samples import FILE, Calibration, calibrations
-from ofq.study import Run, Workspace
-from ofq.study.fields import TrainedStage
+from ofq.study import Run, TrainedRun, Workspace
+from ofq.study.run import CgaRun, QatRun
 
 _WARM_UP = 3  # steps that come before the measured ones
 _STEPS = 12  # that are measured at least
@@ -88,7 +88,7 @@ def measure(
         for c in calibrations(workspace.results)
         if c.device == device and c.versions == versions
     ]
-    wanted = {kind_of(run): run for run in runs if run.config.training}
+    wanted = {kind_of(run): run for run in runs if isinstance(run.config, TrainedRun)}
     missing = {kind: run for kind, run in wanted.items() if kind not in known}
     if any(kind.gpus for kind in missing):
         raise UserError("--measure: runs on GPUs can't be measured yet; leave it out")
@@ -124,23 +124,26 @@ def _calibrate(workspace: Workspace, run: Run) -> dict[str, Any]:
     from ofq.training.checkpoint import CheckpointStore
     from ofq.training.devices import choose, take_part
     from ofq.training.images import files_of
-    from ofq.training.stage import prepare
+    from ofq.training.loop import Session
+    from ofq.training.stage import Inputs, build
 
     take_part(choose(gpus=0), run.resources.threads)
     stop = StopRequest()
     watch = _Stopwatch(stop)
     began = time.perf_counter()
-    # an annealed model starts from another run's weights, which don't matter here: with stage qat
-    # it starts from fresh ones, and is annealed all the same
-    stage: TrainedStage = "fp" if run.config.stage == "fp" else "qat"
-    config = replace(run.config, stage=stage, pretrained=None)
+    config = run.config
+    assert isinstance(config, TrainedRun)
+    if isinstance(config, QatRun):
+        config = replace(config, pretrained=None)
+    elif isinstance(config, CgaRun):
+        config = config.from_fresh_weights()
     with tempfile.TemporaryDirectory() as folder, suppress(Interrupted):
         store, files = CheckpointStore(Path(folder)), files_of(workspace, run)
         answers = Path(folder) / "answers.npy"
         compiled = run.resources.compile
-        trainer = prepare(
-            config, None, None, watch, store, stop, compiled=compiled, files=files, answers=answers
-        )
+        session = Session(observer=watch, checkpoints=store, stop=stop)
+        inputs = Inputs(teacher_logits=answers)
+        trainer = build(config, inputs, session, files=files, compiled=compiled)
         startup = time.perf_counter() - began
         trainer.run()
     return {

@@ -71,5 +71,7 @@ def _techniques(config: Mapping[str, Any], quantization: Mapping[str, Any]) -> l
     names = [quantization["weight_quantizer"]] if quantization else []
     if quantization.get("qkr"):
         names.append("qkr" if quantization["qkr"] is True else f"qkr_{quantization['qkr']}")
-    holders = (config.get("stabilizer"), config.get("annealing"))
+    holders = (
+        config.get("stabilizer"), *config.get("techniques", ()), config.get("annealing"),
+    )  # fmt: skip
     return names + [holder["form"] for holder in holders if holder]

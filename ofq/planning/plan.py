@@ -12,7 +12,7 @@ from ofq.planning.kind import kind_of
 from ofq.planning.samples import samples
 from ofq.planning.schedule import Task, critical_path, makespan
 from ofq.planning.span import Range, hull, total
-from ofq.study import Run, Workspace
+from ofq.study import Run, TrainedRun, Workspace
 from ofq.tracking.record import Damaged
 
 GPUS, CORES = "gpu", "core"
@@ -188,7 +188,8 @@ class Planner:
             chain=Range(critical_path(lows), critical_path(highs)),
             devices=tuple(self.estimator.devices),
             measurable=any(
-                run.config.training and not run.resources.gpu for run in self.unmeasured()
+                isinstance(run.config, TrainedRun) and not run.resources.gpu
+                for run in self.unmeasured()
             ),
         )
 

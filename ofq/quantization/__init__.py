@@ -4,11 +4,7 @@ from ofq import torchvision_shim
 
 torchvision_shim.install()  # before anything imports timm
 
-from ofq.quantization.annealing import ConfidenceGuidedAnnealing, near_threshold  # noqa: E402
-from ofq.quantization.annealing_variants import FreezeAll, RatioAnnealing  # noqa: E402
 from ofq.quantization.convert import calibrate, quantize, set_gradient_batch  # noqa: E402
-from ofq.quantization.dampening import Dampening  # noqa: E402
-from ofq.quantization.freezing import IterativeFreezing  # noqa: E402
 from ofq.quantization.layers import low_bit_weights  # noqa: E402
 from ofq.quantization.lsq import LSQ, LSQWeight  # noqa: E402
 from ofq.quantization.noise import NoiseInjection  # noqa: E402
@@ -20,11 +16,24 @@ from ofq.quantization.oscillation import (  # noqa: E402
 )
 from ofq.quantization.quantizer import (  # noqa: E402
     WeightQuantizer,
+    near_threshold,
     register_weight_quantizer,
     straight_through,
     weight_quantizer_names,
 )
 from ofq.quantization.statsq import StatsQ  # noqa: E402
+from ofq.quantization.techniques import (  # noqa: E402
+    ConfidenceGuidedAnnealing,
+    Dampening,
+    FreezeAll,
+    IterativeFreezing,
+    NoFreeze,
+    RatioAnnealing,
+    Technique,
+    make_technique,
+    register_technique,
+    technique_names,
+)
 from ofq.quantization.variants import (  # noqa: E402
     LearnedStatsQ,
     StatisticalLSQ,
@@ -40,6 +49,7 @@ __all__ = [
     "IterativeFreezing",
     "LSQWeight",
     "LearnedStatsQ",
+    "NoFreeze",
     "NoiseInjection",
     "Oscillation",
     "OscillationTracker",
@@ -47,14 +57,18 @@ __all__ = [
     "StatisticalLSQ",
     "StatsQ",
     "StatsQMoments",
+    "Technique",
     "WeightQuantizer",
     "calibrate",
     "combine",
     "low_bit_weights",
+    "make_technique",
     "near_threshold",
     "quantize",
+    "register_technique",
     "register_weight_quantizer",
     "set_gradient_batch",
     "straight_through",
+    "technique_names",
     "weight_quantizer_names",
 ]

@@ -101,6 +101,14 @@ def low_bit_weights(model: nn.Module) -> Iterator[QuantizedWeight]:
             yield QuantizedWeight(name, module.roles, module.weight_quantizer, module)
 
 
+def parameter_weights(model: nn.Module) -> list[QuantizedWeight]:
+    """Return the low-bit weights that are parameters themselves, not products of parameters.
+
+    QKR's merged weight is a product, whose entries can't be changed one by one.
+    """
+    return [w for w in low_bit_weights(model) if isinstance(w.latent(), nn.Parameter)]
+
+
 class Passthrough(nn.Module):
     """An activation that stays in floating point; what activation quantizers refine.
 

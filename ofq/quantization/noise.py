@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ofq.errors import UserError
-from ofq.quantization.annealing import check_boundary_range, near_threshold
 from ofq.quantization.layers import low_bit_weights, quantized_model
-from ofq.quantization.quantizer import WeightQuantizer
+from ofq.quantization.quantizer import WeightQuantizer, check_boundary_range, near_threshold
 
 
 class Noise(Protocol):

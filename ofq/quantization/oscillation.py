@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ofq.quantization.annealing import near_threshold
 from ofq.quantization.layers import QuantizedWeight, low_bit_weights, quantized_model
-from ofq.quantization.quantizer import WeightQuantizer
+from ofq.quantization.quantizer import WeightQuantizer, near_threshold
 
 
 class CodeHistory(nn.Module):

@@ -111,6 +111,38 @@ def check_bits(bits: int) -> int:
     return bits
 
 
+def near_threshold(
+    position: Tensor, boundary_range: float, lowest: int | Tensor, highest: int | Tensor
+) -> Tensor:
+    """Return which weights lie inside the boundary range of a rounding threshold.
+
+    Args:
+        position: Positions on the quantization grid (:meth:`WeightQuantizer.position`).
+        boundary_range: BR, the largest distance to a threshold, in quantization steps.
+        lowest: The lowest code; thresholds lie half-way between adjacent codes from here
+        highest: to here.
+
+    Returns:
+        Mask of the position's shape; true where |position − (i + ½)| ≤ BR for some i in
+        [lowest, highest − 1].
+    """
+    below = position.floor()
+    part = position - below
+    inside = (part >= 0.5 - boundary_range) & (part <= 0.5 + boundary_range)
+    return inside & (below >= lowest) & (below < highest)
+
+
+def check_boundary_range(boundary_range: float) -> float:
+    """Return ``boundary_range`` if it is one that a threshold can have.
+
+    Raises:
+        UserError: It isn't in (0, 0.5).
+    """
+    if not 0 < boundary_range < 0.5:
+        raise UserError(f"boundary_range {boundary_range}; allowed: above 0, below 0.5")
+    return boundary_range
+
+
 class _StraightThrough(torch.autograd.Function):
     """Passes the second argument forward and the gradient back to the first, unchanged."""
 

@@ -22,10 +22,10 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from ofq.errors import UserError, some
-from ofq.quantization.annealing import AsPaper, near_threshold
 from ofq.quantization.attention import MergedQueryKey
 from ofq.quantization.layers import QuantizedWeight
-from ofq.quantization.quantizer import WeightQuantizer
+from ofq.quantization.quantizer import WeightQuantizer, near_threshold
+from ofq.quantization.techniques.cga import AsPaper
 
 # parts of a released name → ours; of two that begin alike, the longer one comes first
 _PARTS = {

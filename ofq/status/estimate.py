@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ofq.status.look import Look
 from ofq.study import Run
+from ofq.study.run import training_of
 
 _Kind = tuple[str, str, str]
 
@@ -81,4 +82,5 @@ def _kind(run: Run) -> _Kind:
 
 
 def _epochs(run: Run) -> int:
-    return run.config.training.epochs if run.config.training else 1
+    training = training_of(run.config)
+    return training.epochs if training else 1

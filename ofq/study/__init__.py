@@ -3,7 +3,7 @@
 from ofq.study.config import Recipe, Site, Study
 from ofq.study.fields import Stage, parse_bits
 from ofq.study.method import Method, Quantization
-from ofq.study.run import Cell, Grid, Run, RunConfig
+from ofq.study.run import Cell, Grid, Run, RunConfig, TrainedRun
 from ofq.study.stage import Recording, Resources, Training
 from ofq.study.workspace import Workspace
 
@@ -20,6 +20,7 @@ __all__ = [
     "Site",
     "Stage",
     "Study",
+    "TrainedRun",
     "Training",
     "Workspace",
     "parse_bits",

@@ -5,10 +5,22 @@ from typing import Any
 
 from ofq.errors import UserError
 from ofq.study.config import CLASSIFICATION, FROM_FOLDERS, Recipe, Study
-from ofq.study.fields import OFF, TrainedStage, parse_bits
+from ofq.study.fields import OFF, QuantizedStage, TrainedStage, parse_bits
 from ofq.study.files import merged, parse, suggest
 from ofq.study.method import Method, Quantization
-from ofq.study.run import Cell, Grid, Run, RunConfig
+from ofq.study.run import (
+    Cell,
+    CgaRun,
+    FullPrecisionRun,
+    Grid,
+    NoiseRun,
+    PretrainedRun,
+    QatRun,
+    ReleasedRun,
+    Run,
+    RunConfig,
+    training_of,
+)
 from ofq.study.runtimes import Minutes
 from ofq.study.stage import Resources, Training, split
 
@@ -75,9 +87,10 @@ class _Builder:
     def _check_devices(self, config: RunConfig, resources: Resources) -> None:
         devices = max(1, resources.gpu)
         where = f"recipe of {self.source}: key 'resources.{config.stage}.gpu'"
-        if config.training is not None:
+        training = training_of(config)
+        if training is not None:
             try:
-                split(config.training.batch_size, devices, resources.device_batch)
+                split(training.batch_size, devices, resources.device_batch)
             except UserError as error:
                 raise UserError(f"{where}: {config.model}: {error}") from None
         elif devices > 1:
@@ -86,8 +99,9 @@ class _Builder:
     def fp(self, model: str, seed: int) -> Run | None:
         if "fp" not in self.recipe.stages:
             return None
-        config = RunConfig(
-            self.recipe.dataset, model, "fp", seed, self.training("fp", model, None, None)
+        training = self.training("fp", model, None, None)
+        config = FullPrecisionRun(
+            dataset=self.recipe.dataset, model=model, seed=seed, training=training
         )
         return self.run(config, None, None)
 
@@ -104,47 +118,48 @@ class _Builder:
         if self.recipe.pretrained is None:
             return []
         fixed = self.recipe.dataset in FROM_FOLDERS
-        return [self._pretrained(model, seed) for seed in (seeds[:1] if fixed else seeds)]
-
-    def _pretrained(self, model: str, seed: int) -> Run:
         weights = self.recipe.pretrained
-        config = RunConfig(self.recipe.dataset, model, "fp", seed, None, pretrained=weights)
-        return self.run(config, None, None)
+        configs = [
+            PretrainedRun(dataset=self.recipe.dataset, model=model, seed=seed, pretrained=weights)
+            for seed in (seeds[:1] if fixed else seeds)
+        ]
+        return [self.run(config, None, None) for config in configs]
 
     def last(self, model: str, bits: str, method: Method, seed: int) -> Run:
         """The last run of a cell's chain; or a released checkpoint's."""
         if self.checkpoints:
             return self._released(model, bits, method, seed)
         fp = self.fp(model, seed)
-        last = self._stage("qat", model, bits, method, seed, fp, fp)
+        last = self._stage("qat", model, bits, method, fp, fp, seed=seed)
         if method.cga is not None:
-            last = self._stage("cga", model, bits, method, seed, last, fp)
+            last = self._stage("cga", model, bits, method, last, fp, seed=seed)
         return last if method.noise is None else self._noise(method, last)
 
     def _noise(self, method: Method, trained: Run) -> Run:
-        config = trained.config
-        noisy = RunConfig(
+        config, noise = trained.config, method.noise
+        assert isinstance(config, QatRun | CgaRun)
+        assert noise is not None
+        noisy = NoiseRun(
             dataset=config.dataset,
             model=config.model,
-            stage="noise",
             seed=config.seed,
-            training=None,
             quantization=config.quantization,
             annealing=method.cga,
             parent=config.digest(),
-            noise=method.noise,
+            noise=noise,
         )
         return self.run(noisy, trained, None)
 
     def _stage(
         self,
-        stage: TrainedStage,
+        stage: QuantizedStage,
         model: str,
         bits: str,
         method: Method,
-        seed: int,
         parent: Run | None,
         fp: Run | None,
+        *,
+        seed: int,
     ) -> Run:
         training = self.training(stage, model, bits, method)
         teacher = fp if training.distillation else None
@@ -153,29 +168,27 @@ class _Builder:
                 f"recipe of {self.source}: stage '{stage}' of {model} at {bits} distils, but there "
                 "is neither a stage 'fp' nor 'pretrained' to teach it"
             )
-        config = RunConfig(
-            dataset=self.recipe.dataset,
-            model=model,
-            stage=stage,
-            seed=seed,
-            training=training,
-            quantization=self.quantization(method, bits),
-            scale_lr=method.scale_lr,
-            stabilizer=method.stabilizer if stage == "qat" else None,
-            annealing=method.cga if stage == "cga" else None,
-            parent=parent.config.digest() if parent else None,
-            teacher=teacher.config.digest() if teacher else None,
-            pretrained=self.recipe.pretrained,
-        )
-        return self.run(config, parent, teacher)
+        shared: dict[str, Any] = {
+            "dataset": self.recipe.dataset,
+            "model": model,
+            "seed": seed,
+            "training": training,
+            "quantization": self.quantization(method, bits),
+            "scale_lr": method.scale_lr,
+            "parent": parent.config.digest() if parent else None,
+            "teacher": teacher.config.digest() if teacher else None,
+            "pretrained": self.recipe.pretrained,
+        }
+        if stage == "qat":
+            return self.run(QatRun(**shared, techniques=method.techniques), parent, teacher)
+        assert method.cga is not None
+        return self.run(CgaRun(**shared, annealing=method.cga), parent, teacher)
 
     def _released(self, model: str, bits: str, method: Method, seed: int) -> Run:
-        config = RunConfig(
+        config = ReleasedRun(
             dataset=self.recipe.dataset,
             model=model,
-            stage="released",
             seed=seed,
-            training=None,
             quantization=self.quantization(method, bits),
             checkpoint=self.checkpoints[model][bits],
         )
@@ -294,7 +307,7 @@ def _stage_problems(study: Study, recipe: Recipe, methods: dict[str, Method]) ->
             f"key 'methods': '{annealed[0]}' ends with CGA, but recipe '{study.recipe}' has no "
             f"stage 'cga' (it has: {', '.join(recipe.stages)})"
         )
-    held = [m for m in study.methods if m in annealed or (m in methods and methods[m].stabilizer)]
+    held = [m for m in study.methods if m in annealed or (m in methods and methods[m].techniques)]
     problems += [
         f"key 'bits': at {bits} there are no quantized weights that '{held[0]}' could "
         "hold; give weight bits of 2 to 8, or leave the method out"

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from ofq.study.fields import Bits, Line, Name, QuantizedStage
 from ofq.study.files import Strict, suggest
@@ -12,7 +12,22 @@ WEIGHT_QUANTIZERS = ("lsq", "lsq_statistical", "statsq", "statsq_learned", "stat
 """The built-in weight quantizers; a method that names another one also names its ``module``."""
 
 
-class Band(Strict):
+class _Technique(Strict):
+    """Base of what methods say of a technique: its form, and its options as further keys."""
+
+    form: str
+
+    @property
+    def technique(self) -> str:
+        """The name under which the technique is registered."""
+        return self.form
+
+    def options(self) -> dict[str, Any]:
+        """Return what the technique takes beside the model."""
+        return self.model_dump(exclude={"form"})
+
+
+class Band(_Technique):
     """CGA: only weights near a rounding threshold stay trainable.
 
     Attributes:
@@ -25,8 +40,13 @@ class Band(Strict):
     boundary_range: Annotated[float, Field(gt=0, lt=0.5)] = 0.005
     rule: Literal["as_paper", "as_released"] = "as_paper"
 
+    @property
+    def technique(self) -> str:
+        """``cga``."""
+        return "cga"
 
-class Ratio(Strict):
+
+class Ratio(_Technique):
     """CGA in ratio form: by the distances to the nearest and the farthest level.
 
     Attributes:
@@ -38,14 +58,19 @@ class Ratio(Strict):
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.9
     confidence: Literal["as_written", "as_intended"] = "as_written"
 
+    @property
+    def technique(self) -> str:
+        """``cga_ratio``."""
+        return "cga_ratio"
 
-class Control(Strict):
+
+class Control(_Technique):
     """A control beside CGA: all low-bit weights frozen, or none."""
 
     form: Literal["freeze_all", "no_freeze"]
 
 
-class Freezing(Strict):
+class Freezing(_Technique):
     """Iterative weight freezing during QAT (Nagel et al. 2022), a baseline.
 
     Attributes:
@@ -57,7 +82,7 @@ class Freezing(Strict):
     end: PositiveFloat = 0.01
 
 
-class Dampening(Strict):
+class Dampening(_Technique):
     """Oscillation dampening during QAT (Nagel et al. 2022), a baseline.
 
     Attributes:
@@ -66,6 +91,24 @@ class Dampening(Strict):
 
     form: Literal["dampening"]
     strength: PositiveFloat
+
+
+class OwnTechnique(_Technique):
+    """A technique that the method's module registers; its options are further keys.
+
+    They are checked when the module is imported, before anything is trained.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    form: Name
+
+    @model_validator(mode="after")
+    def _options_are_plain(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if not isinstance(value, bool | int | float | str):
+                raise ValueError(f"{name}: {value!r}; allowed: a number, a text, true or false")
+        return self
 
 
 class Noise(Strict):
@@ -82,14 +125,32 @@ class Noise(Strict):
     weights: Literal["oscillating", "others"] = "oscillating"
 
 
-def _band_by_default(data: Any) -> Any:
-    return {"form": "band", **data} if isinstance(data, dict) else data
+def _technique(data: Any, built_in: dict[str, type[_Technique]], default: str | None) -> Any:
+    """Parse what a method says of a technique, by its form."""
+    if data is None or isinstance(data, _Technique):
+        return data
+    if not isinstance(data, dict):
+        raise ValueError("expected a mapping of a technique's form and options")
+    form = data.get("form", default)
+    if form is None:
+        raise ValueError(f"key 'form' is missing; allowed: {', '.join(built_in)}")
+    return built_in.get(form, OwnTechnique).model_validate({**data, "form": form})
 
 
-Annealing = Annotated[
-    Band | Ratio | Control, Field(discriminator="form"), BeforeValidator(_band_by_default)
-]
-Stabilizer = Annotated[Freezing | Dampening, Field(discriminator="form")]
+def _annealing(data: Any) -> Any:
+    return _technique(data, ANNEALINGS, default="band")
+
+
+def _qat_technique(data: Any) -> Any:
+    return _technique(data, QAT_TECHNIQUES, default=None)
+
+
+ANNEALINGS: dict[str, type[_Technique]] = {
+    "band": Band, "ratio": Ratio, "freeze_all": Control, "no_freeze": Control,
+}  # fmt: skip
+QAT_TECHNIQUES: dict[str, type[_Technique]] = {"freezing": Freezing, "dampening": Dampening}
+Annealing = Annotated[Band | Ratio | Control | OwnTechnique, BeforeValidator(_annealing)]
+QatTechnique = Annotated[Freezing | Dampening | OwnTechnique, BeforeValidator(_qat_technique)]
 
 
 class _Techniques(Strict):
@@ -126,7 +187,9 @@ class Method(_Techniques):
     Attributes:
         label: The name that tables and figures print.
         scale_lr: Factor on the learning rate of learned weight scales.
-        stabilizer: A baseline against oscillation during QAT.
+        techniques: What is done about oscillation around each step of QAT, in order: dampening,
+            iterative freezing, or one of the user's own. ``stabilizer``, for a single one, is the
+            older name.
         cga: Settings of the annealing stage after QAT; without it there is no such stage.
         noise: Settings of noise injection after the last stage; the method's number then is the
             mean over its draws.
@@ -135,7 +198,7 @@ class Method(_Techniques):
 
     label: Line
     scale_lr: PositiveFloat = 1.0
-    stabilizer: Stabilizer | None = None
+    techniques: tuple[QatTechnique, ...] = ()
     cga: Annealing | None = None
     noise: Noise | None = None
     training: dict[QuantizedStage, dict[str, Any]] = Field(default_factory=dict)
@@ -145,6 +208,17 @@ class Method(_Techniques):
         shared = {name: getattr(self, name) for name in _Techniques.model_fields}
         return Quantization(bits=bits, **shared)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _stabilizer_is_one_technique(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "stabilizer" not in data:
+            return data
+        if "techniques" in data:
+            raise ValueError("give 'techniques', or 'stabilizer' for a single one; not both")
+        rest = {key: value for key, value in data.items() if key != "stabilizer"}
+        given = data["stabilizer"]
+        return rest if given is None else rest | {"techniques": [given]}
+
     @model_validator(mode="after")
     def _parts_are_known(self) -> Self:
         if self.module is None and self.weight_quantizer not in WEIGHT_QUANTIZERS:
@@ -153,6 +227,15 @@ class Method(_Techniques):
                 f"unknown weight_quantizer '{self.weight_quantizer}' ({hint}); "
                 "for one of your own, name the Python module that registers it as 'module'"
             )
+        for key, given, built_in in (
+            ("cga", self.cga, ANNEALINGS),
+            *(("techniques", technique, QAT_TECHNIQUES) for technique in self.techniques),
+        ):
+            if isinstance(given, OwnTechnique) and self.module is None:
+                raise ValueError(
+                    f"{key}: unknown form '{given.form}' ({suggest(given.form, list(built_in))}); "
+                    "for one of your own, name the Python module that registers it as 'module'"
+                )
         for values in self.training.values():
             check_hyperparameters(values)
         return self

@@ -10,7 +10,7 @@ from ofq.study.config import Match
 from ofq.study.fields import Bits, Line, Names, Text, distinct
 from ofq.study.files import Strict
 from ofq.study.method import Band
-from ofq.study.run import RunConfig
+from ofq.study.run import CgaRun, QuantizedTraining, RunConfig
 
 ABSENT = "off"
 """Stands for a key that a config lacks, such as one of mixup where nothing is mixed."""
@@ -117,9 +117,10 @@ def compare(config: RunConfig, devices: int, published: Published | None) -> Com
     Returns:
         The differences; None if nothing was published for such a run.
     """
-    if published is None or not _covers(published, config):
+    if not isinstance(config, QuantizedTraining) or published is None:
         return None
-    assert config.bits is not None
+    if not _covers(published, config):
+        return None
     facts = _facts(config, devices)
     differences = tuple(
         Difference(key, value, facts.get(key, ABSENT), source)
@@ -134,40 +135,42 @@ def compare(config: RunConfig, devices: int, published: Published | None) -> Com
     return Comparison(published.title, differences, deviations)
 
 
-def _covers(published: Published, config: RunConfig) -> bool:
+def _covers(published: Published, config: QuantizedTraining) -> bool:
     return (
-        config.training is not None
-        and config.stage != "fp"
-        and config.dataset == published.dataset
+        config.dataset == published.dataset
         and config.model in published.models
         and config.bits in published.bits
     )
 
 
-def _values(published: Published, config: RunConfig) -> dict[str, tuple[Any, str]]:
+def _values(published: Published, config: QuantizedTraining) -> dict[str, tuple[Any, str]]:
     """The published values for a run, each with its source."""
     found: dict[str, tuple[Any, str]] = {}
     for setting in published.settings:
         if setting.match.fits(config.model, config.bits, config.stage):
             for key, value in setting.set.items():
                 found[key] = (ABSENT if value is None else value, setting.source)
-    if not isinstance(config.annealing, Band):  # a control or variant, which has no band
+    if not _has_boundary_range(config):
         found.pop("boundary_range", None)
         found.pop("cga_rule", None)
     return found
 
 
-def _facts(config: RunConfig, devices: int) -> dict[str, Any]:
+def _facts(config: QuantizedTraining, devices: int) -> dict[str, Any]:
     """What a run has at the keys that a published recipe may name."""
-    assert config.training is not None
     facts: dict[str, Any] = dict(_flat(config.training.model_dump()))
     facts["devices"] = devices
     facts["start"] = config.pretrained or "trained here"
-    facts["ends"] = config.quantization.ends if config.quantization else ABSENT
-    if isinstance(config.annealing, Band):
+    facts["ends"] = config.quantization.ends
+    if isinstance(config, CgaRun) and isinstance(config.annealing, Band):
         facts["boundary_range"] = config.annealing.boundary_range
         facts["cga_rule"] = config.annealing.rule
     return facts
+
+
+def _has_boundary_range(config: QuantizedTraining) -> bool:
+    """Return whether a run is CGA's, and not a variant's or a control's."""
+    return isinstance(config, CgaRun) and isinstance(config.annealing, Band)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

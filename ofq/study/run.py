@@ -8,67 +8,62 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ofq.study.fields import Stage
 from ofq.study.files import Strict
-from ofq.study.method import Annealing, Band, Noise, Quantization, Stabilizer
+from ofq.study.method import Annealing, Band, Noise, QatTechnique, Quantization
 from ofq.study.stage import Resources, Training
 
 FORMAT = 1
 """Raised whenever the same config would train to other numbers, which makes every run new."""
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """Everything that decides what a run computes; nothing that doesn't.
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What all kinds of runs have: everything that decides what a run computes, and no more.
 
-    ``quantization`` is None for full-precision runs; ``stabilizer`` is set in stage ``qat`` only,
-    ``annealing`` in stage ``cga`` and after it, ``noise`` in stage ``noise`` only; ``parent`` and
-    ``teacher`` are hashes of other runs. ``pretrained`` is :data:`~ofq.study.config.HUB` or a
-    file; ``checkpoint`` is a file in the authors' layout, set in stage ``released`` only. What has
-    no ``training`` is an evaluation.
+    Attributes:
+        dataset, model: Their names.
+        seed: Decides initial weights, order and random changes of the data.
     """
+
+    stage: ClassVar[Stage]
 
     dataset: str
     model: str
-    stage: Stage
     seed: int
-    training: Training | None
-    quantization: Quantization | None = None
-    scale_lr: float = 1.0
-    stabilizer: Stabilizer | None = None
-    annealing: Annealing | None = None
-    parent: str | None = None
-    teacher: str | None = None
-    pretrained: str | None = None
-    checkpoint: str | None = None
-    noise: Noise | None = None
 
     @property
     def bits(self) -> str | None:
         """Weight and activation bits; None for full-precision runs."""
-        return self.quantization.bits if self.quantization else None
+        return None
 
     @property
     def module(self) -> str | None:
-        """The module of the user's own that registers the weight quantizer, if one does."""
-        return self.quantization.module if self.quantization else None
+        """The module of the user's own that the run needs, if one is named."""
+        return None
 
     def payload(self, *, brief: bool = False) -> dict[str, Any]:
-        """The config as plain JSON data; if brief, without what is at its default."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        plain = {
-            key: value.payload(brief=brief) if isinstance(value, Strict) else value
-            for key, value in values.items()
-        }
+        """Return the config as plain JSON data; if brief, without what is at its default.
+
+        All kinds of runs have the same keys, those of other kinds at their defaults.
+        """
+        shared = {"dataset": self.dataset, "model": self.model, "stage": self.stage}
+        values = shared | {"seed": self.seed} | _KEYS | vars(self)
+        techniques = values.pop("techniques", ())
+        if len(techniques) == 1:  # a name of its own, since there could once be one alone
+            values["stabilizer"] = techniques[0]
+        elif techniques:
+            values["techniques"] = techniques
+        plain = {key: _plain(value, brief) for key, value in values.items()}
         if brief:
-            fields = self.__dataclass_fields__
-            plain = {k: v for k, v in plain.items() if values[k] != fields[k].default}
+            absent = {k for k in _KEYS if values[k] == _KEYS[k] and k != "training"}
+            plain = {key: value for key, value in plain.items() if key not in absent}
         return {"format": FORMAT, **plain}
 
     def digest(self) -> str:
-        """Eight hex digits of the SHA-256 of the config's canonical JSON.
+        """Return eight hex digits of the SHA-256 of the config's canonical JSON.
 
         What is at its default isn't hashed, so that a new option leaves old runs their names; if
         a default changes its meaning, :data:`FORMAT` must be raised.
@@ -76,28 +71,206 @@ class RunConfig:
         text = json.dumps(self.payload(brief=True), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
-    def techniques(self) -> list[str]:
-        """Names of the techniques, in the order in which methods' names have them."""
-        if self.quantization is None:
-            return ["fp"]
-        quantization, qkr = self.quantization, self.quantization.qkr
-        names = [quantization.weight_quantizer]
-        names += ["qkr"] if qkr is True else [f"qkr_{qkr}"] if qkr else []
-        names += [self.stabilizer.form] if self.stabilizer else []
-        if isinstance(self.annealing, Band):
-            released = "_released" if self.annealing.rule == "as_released" else ""
-            names.append(f"cga{self.annealing.boundary_range:g}{released}")
-        elif self.annealing is not None:
-            names.append(f"cga_{self.annealing.form}")
-        if self.noise is not None:
-            control = "_control" if self.noise.weights == "others" else ""
-            names.append(f"noise{self.noise.boundary_range:g}{control}")
-        return names
+    def parts(self) -> list[str]:
+        """Return what the run's method consists of, in the order in which names have it."""
+        return ["fp"]
 
     def slug(self) -> str:
-        """The part of the run's name that people read, such as ``w2a2-statsq-qkr-s0``."""
+        """Return the part of the run's name that people read, such as ``w2a2-statsq-qkr-s0``."""
         bits = [self.bits.lower()] if self.bits else []
-        return "-".join([*bits, *self.techniques(), f"s{self.seed}"])
+        return "-".join([*bits, *self.parts(), f"s{self.seed}"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Quantized(_Run):
+    """What all runs of a quantized model have.
+
+    Attributes:
+        quantization: How the model is quantized.
+    """
+
+    quantization: Quantization
+
+    @property
+    def bits(self) -> str:
+        """Weight and activation bits."""
+        return self.quantization.bits
+
+    @property
+    def module(self) -> str | None:
+        """The module of the user's own that registers what the method names, if there is one."""
+        return self.quantization.module
+
+    def parts(self) -> list[str]:
+        """Return the names of quantizer, QKR and techniques."""
+        qkr = self.quantization.qkr
+        names = ["qkr"] if qkr is True else [f"qkr_{qkr}"] if qkr else []
+        return [self.quantization.weight_quantizer, *names]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullPrecisionRun(_Run):
+    """Training in full precision, from fresh weights."""
+
+    stage: ClassVar[Stage] = "fp"
+
+    training: Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedRun(_Run):
+    """Evaluation of the pretrained weights that QAT starts from.
+
+    Attributes:
+        pretrained: :data:`~ofq.study.config.HUB`, or a file.
+    """
+
+    stage: ClassVar[Stage] = "fp"
+
+    pretrained: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _QuantizedTraining(_Quantized):
+    """What both stages of quantized training have.
+
+    Attributes:
+        training: Hyperparameters.
+        scale_lr: Factor on the learning rate of learned weight scales.
+        parent: Hash of the run whose weights it starts from; None if there is none.
+        teacher: Hash of the full-precision run that teaches it; None if none does.
+        pretrained: The weights that it starts from, or is taught by, in place of runs.
+    """
+
+    training: Training
+    scale_lr: float = 1.0
+    parent: str | None = None
+    teacher: str | None = None
+    pretrained: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QatRun(_QuantizedTraining):
+    """Quantization-aware training.
+
+    Attributes:
+        techniques: What is done about oscillation around each step, in order.
+    """
+
+    stage: ClassVar[Stage] = "qat"
+
+    techniques: tuple[QatTechnique | Annealing, ...] = ()
+
+    def parts(self) -> list[str]:
+        """Return the names of quantizer, QKR and techniques."""
+        return [*super().parts(), *(technique.form for technique in self.techniques)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CgaRun(_QuantizedTraining):
+    """The stage after QAT: CGA, a variant of it, or a control.
+
+    Attributes:
+        annealing: Which.
+    """
+
+    stage: ClassVar[Stage] = "cga"
+
+    annealing: Annealing
+
+    def from_fresh_weights(self) -> QatRun:
+        """Return a run of the same steps that needs no other run's weights, to be timed."""
+        return QatRun(
+            dataset=self.dataset,
+            model=self.model,
+            seed=self.seed,
+            quantization=self.quantization,
+            training=self.training,
+            scale_lr=self.scale_lr,
+            techniques=(self.annealing,),
+        )
+
+    def parts(self) -> list[str]:
+        """Return the names of quantizer, QKR and annealing."""
+        return [*super().parts(), *_annealing_part(self.annealing)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseRun(_Quantized):
+    """Evaluation of a trained model with injected noise.
+
+    Attributes:
+        noise: Its settings.
+        annealing: Of the run that it evaluates, if it had any.
+        parent: Hash of that run.
+    """
+
+    stage: ClassVar[Stage] = "noise"
+
+    noise: Noise
+    parent: str
+    annealing: Annealing | None = None
+
+    def parts(self) -> list[str]:
+        """Return the names of quantizer, QKR, annealing and noise."""
+        control = "_control" if self.noise.weights == "others" else ""
+        noise = f"noise{self.noise.boundary_range:g}{control}"
+        return [*super().parts(), *_annealing_part(self.annealing), noise]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleasedRun(_Quantized):
+    """Evaluation of a checkpoint in the authors' layout.
+
+    Attributes:
+        checkpoint: Its file.
+    """
+
+    stage: ClassVar[Stage] = "released"
+
+    checkpoint: str
+
+
+QuantizedTraining = QatRun | CgaRun
+TrainedRun = FullPrecisionRun | QatRun | CgaRun
+RunConfig = TrainedRun | PretrainedRun | NoiseRun | ReleasedRun
+
+_KEYS: dict[str, Any] = {
+    "training": None,
+    "quantization": None,
+    "scale_lr": 1.0,
+    "stabilizer": None,
+    "annealing": None,
+    "parent": None,
+    "teacher": None,
+    "pretrained": None,
+    "checkpoint": None,
+    "noise": None,
+}
+"""The keys that only some kinds of runs have, with what they are in the others."""
+
+
+def _plain(value: Any, brief: bool) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item, brief) for item in value]
+    return value.payload(brief=brief) if isinstance(value, Strict) else value
+
+
+def _annealing_part(annealing: Annealing | None) -> list[str]:
+    if isinstance(annealing, Band):
+        released = "_released" if annealing.rule == "as_released" else ""
+        return [f"cga{annealing.boundary_range:g}{released}"]
+    return [] if annealing is None else [f"cga_{annealing.form}"]
+
+
+def quantization_of(config: RunConfig) -> Quantization | None:
+    """Return how a run's model is quantized; None in full precision."""
+    return getattr(config, "quantization", None)
+
+
+def training_of(config: RunConfig) -> Training | None:
+    """Return a run's hyperparameters; None for an evaluation."""
+    return config.training if isinstance(config, TrainedRun) else None
 
 
 @dataclass(frozen=True)
@@ -177,7 +350,7 @@ def describe(run: Run) -> dict[str, Any]:
     """What a run folder's ``run.json`` holds: the run's identity and its whole config."""
     return {
         "id": run.id,
-        "method": "+".join(run.config.techniques()),
+        "method": "+".join(run.config.parts()),
         "config": run.config.payload(),
         "parent": run.parent.id if run.parent else None,
         "teacher": run.teacher.id if run.teacher else None,

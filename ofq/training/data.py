@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy
 import torch
@@ -14,9 +14,26 @@ from ofq.interruption import Interrupted, StopRequest
 from ofq.study.dataset import DataFacts, digest_of
 from ofq.training.devices import ALONE, Solo
 
-Batch = tuple[Tensor, Tensor]
-
 _DIGITS_MEAN, _DIGITS_DEVIATION = 4.884, 6.017
+
+
+class Batch(NamedTuple):
+    """Examples that go through a model together.
+
+    Attributes:
+        inputs: (B, ...), such as images (B, channels, H, W).
+        labels: Classes (B,), shares of the classes (B, classes), or numbers (B, outputs).
+        teacher_logits: (B, classes), where the teacher has answered.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    teacher_logits: Tensor | None = None
+
+    def chunk(self, count: int) -> "list[Batch]":
+        """Split it into ``count`` batches of equal size."""
+        parts = (t.chunk(count) if t is not None else (None,) * count for t in self)
+        return [Batch(*part) for part in zip(*parts, strict=True)]
 
 
 class Source(Protocol):
@@ -57,8 +74,8 @@ class Source(Protocol):
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """All training examples once, in an order that is always the same."""
 
-    def taught(self, logits: numpy.ndarray) -> "Source":
-        """The same data with targets (B, 1 + classes) of labels and a teacher's logits.
+    def with_teacher_logits(self, logits: numpy.ndarray) -> "Source":
+        """Return the same data, whose training batches carry a teacher's logits.
 
         Args:
             logits: (examples, classes), in the order of :meth:`in_order`.
@@ -94,6 +111,7 @@ class Data:
         test_inputs, test_targets: What is evaluated on, each example once.
         classes: Number of classes; 0 for regression.
         seed: With the epoch, decides the order of the training set.
+        teacher_logits: (examples, classes), the teacher's on the training set, where they are kept.
     """
 
     train_inputs: Tensor
@@ -102,6 +120,7 @@ class Data:
     test_targets: Tensor
     classes: int
     seed: int
+    teacher_logits: Tensor | None = None
 
     @property
     def examples(self) -> int:
@@ -125,18 +144,18 @@ class Data:
         part = process.part(batch_size)
         for step in range(first, self.steps_per_epoch(batch_size)):
             chosen = shuffled[step * batch_size : (step + 1) * batch_size][part]
-            yield self.train_inputs[chosen], self.train_targets[chosen]
+            kept = None if self.teacher_logits is None else self.teacher_logits[chosen]
+            yield Batch(self.train_inputs[chosen], self.train_targets[chosen], kept)
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """See :meth:`Source.in_order`."""
         parts = (self.train_inputs.split(batch_size), self.train_targets.split(batch_size))
-        yield from zip(*parts, strict=True)
+        yield from map(Batch, *parts)
 
-    def taught(self, logits: numpy.ndarray) -> "Data":
-        """See :meth:`Source.taught`."""
+    def with_teacher_logits(self, logits: numpy.ndarray) -> "Data":
+        """See :meth:`Source.with_teacher_logits`."""
         given = torch.from_numpy(logits).to(self.train_targets.device)
-        labels = self.train_targets.unsqueeze(1).to(given.dtype)
-        return replace(self, train_targets=torch.cat([labels, given], dim=1))
+        return replace(self, teacher_logits=given)
 
     def test_batches(self, batch_size: int = 300, process: Solo = ALONE) -> Iterator[Batch]:
         """A process's part of the test set, in order.
@@ -150,7 +169,7 @@ class Data:
             self.test_inputs.split(together), self.test_targets.split(together), strict=True
         ):
             part = process.part(len(inputs))
-            yield inputs[part], targets[part]
+            yield Batch(inputs[part], targets[part])
 
 
 def until(stop: StopRequest, batches: Iterable[Batch], process: Solo = ALONE) -> Iterator[Batch]:
@@ -168,7 +187,7 @@ def until(stop: StopRequest, batches: Iterable[Batch], process: Solo = ALONE) ->
         cause, _ = process.agree(stop.cause, save=False)
         if cause is not None:
             raise Interrupted(cause)
-        if len(batch[0]):
+        if len(batch.inputs):
             yield batch
 
 

@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
@@ -19,7 +17,7 @@ from ofq.training.data import Batch
 from ofq.training.devices import ALONE, Solo
 from ofq.training.images import Files
 from ofq.training.loading import Key, Samples, load, workers_watched
-from ofq.training.objective import Classification
+from ofq.training.objective import Classification, Evaluation
 from ofq.training.precision import casting
 from ofq.training.readers import open_split
 
@@ -59,7 +57,7 @@ def evaluate(
     stop: StopRequest,
     process: Solo = ALONE,
     precision: Precision = "fp32",
-) -> tuple[dict[str, float], NDArray[np.bool_]]:
+) -> Evaluation:
     """Measure a model, and show how far it is.
 
     Args:
@@ -71,9 +69,7 @@ def evaluate(
         precision: What products are computed in; codes on a threshold are others in another.
 
     Returns:
-        ``top1`` and ``top5`` in percent (``top5`` with five classes or more), ``loss``, and the
-        counts ``correct`` and ``images``; independent of the batch size but for rounding. And
-        which images are right, (images,) in their order.
+        Its measures, independent of the batch size but for rounding, and which images are right.
 
     Raises:
         UserError: An image can't be read.
@@ -81,14 +77,12 @@ def evaluate(
         TryAgain: A process that loads images was killed.
     """
     moved = (
-        (inputs.to(process.device), labels.to(process.device)) for inputs, labels in images.batches
+        Batch(batch.inputs.to(process.device), batch.labels.to(process.device))
+        for batch in images.batches
     )
     batches = counted(console, data.until(stop, moved), images.images)
-    objective = Classification()
     with workers_watched(), casting(precision, process.device):
-        measures = objective.evaluate(model.to(process.device), batches, process)
-    assert objective.correct is not None
-    return measures, objective.correct
+        return Classification().evaluate(model.to(process.device), batches, process)
 
 
 def digits(model: str, seed: int, batch_size: int = BATCH_SIZE) -> LabelledImages:
@@ -130,4 +124,4 @@ def _batches(samples: Samples, files: Files, batch_size: int) -> Iterator[Batch]
     for batch in load(samples, whole, files.workers):
         for name in batch.unreadable:
             files.heard(name)
-        yield batch.images, batch.labels
+        yield Batch(batch.images, batch.labels)

@@ -1,4 +1,4 @@
-"""CUDA graphs: a function's kernels recorded once, and launched as one from then on."""
+"""CUDA graphs: a function's kernels captured once, and launched as one from then on."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Graph:
-    """A function on a GPU that is recorded at its second call and replayed from then on.
+    """A function on a GPU that is captured at its second call and replayed from then on.
 
     Launching a kernel takes a processor core some microseconds, longer than many of a low-bit
     model's kernels run. The function must do the same to the same memory at every call; of its
@@ -32,7 +32,7 @@ class Graph:
             self._ready = True
             return self._run(inputs)
         if self._graph is None:
-            self._record(inputs)
+            self._capture(inputs)
         assert self._graph is not None
         for place, given in zip(self._places, inputs, strict=True):
             place.copy_(given)
@@ -40,19 +40,19 @@ class Graph:
         return None if self._result is None else self._result.clone()
 
     def forget(self) -> None:
-        """Record anew at the next call: memory, or a number in the Python code, has changed."""
+        """Capture anew at the next call: memory, or a number in the Python code, has changed."""
         self._graph = None
         self._result = None
 
     def _run(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
-        """Let the function compile and reserve what it needs, where it will be recorded."""
+        """Let the function compile and reserve what it needs, where it will be captured."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             result = self._function(*inputs)
         torch.cuda.current_stream().wait_stream(self._stream)
         return result
 
-    def _record(self, inputs: tuple[Tensor, ...]) -> None:
+    def _capture(self, inputs: tuple[Tensor, ...]) -> None:
         self._places = [given.clone() for given in inputs]
         graph = torch.cuda.CUDAGraph()
         # other threads go on meanwhile, as the one that pins the memory of loaded images
@@ -61,6 +61,6 @@ class Graph:
         self._graph = graph
 
 
-def recording() -> bool:
-    """Whether a graph is being recorded here and now."""
+def capturing() -> bool:
+    """Return whether a graph is being captured here and now."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

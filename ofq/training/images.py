@@ -60,7 +60,7 @@ class ImageData:
         seed: With the epoch, decides order and random changes.
         files: Where they come from.
         device: Where batches go.
-        logits: (images, classes), the teacher's, where they are given with the targets.
+        teacher_logits: (images, classes), the teacher's on the training set, where they are kept.
     """
 
     train: Samples
@@ -70,7 +70,7 @@ class ImageData:
     seed: int
     files: Files
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    logits: numpy.ndarray | None = None
+    teacher_logits: numpy.ndarray | None = None
     told: set[str] = field(default_factory=set)
     unheard: list[str] = field(default_factory=list)
 
@@ -87,9 +87,9 @@ class ImageData:
         """The same data, whose batches go to a device."""
         return replace(self, device=device)
 
-    def taught(self, logits: numpy.ndarray) -> "ImageData":
-        """The same data, whose targets hold a teacher's logits too."""
-        return replace(self, logits=logits)
+    def with_teacher_logits(self, logits: numpy.ndarray) -> "ImageData":
+        """Return the same data, whose training batches carry a teacher's logits."""
+        return replace(self, teacher_logits=logits)
 
     def train_batches(
         self, epoch: int, batch_size: int, first: int = 0, process: Solo = ALONE
@@ -138,20 +138,20 @@ class ImageData:
             yield batch
 
     def _moved(self, batch: Loaded) -> Batch:
-        return (
+        return Batch(
             batch.images.to(self.device, non_blocking=True),
             batch.labels.to(self.device, non_blocking=True),
         )
 
     def _trained_on(self, batch: Loaded, epoch: int, step: int) -> Batch:
-        images, labels = self._moved(batch)
-        if self.logits is not None:
-            taught = torch.from_numpy(self.logits[batch.numbers.numpy()]).to(self.device)
-            return images, torch.cat([labels.unsqueeze(1).to(taught.dtype), taught], dim=1)
+        moved = self._moved(batch)
+        if self.teacher_logits is not None:  # only for images that aren't mixed
+            logits = torch.from_numpy(self.teacher_logits[batch.numbers.numpy()]).to(self.device)
+            return moved._replace(teacher_logits=logits)
         if self.images.mixing is None:
-            return images, labels
+            return moved
         with randomness_of(self.seed, epoch, step, _MIXING):
-            return mix(images, labels, self.classes, self.images.mixing)
+            return Batch(*mix(moved.inputs, moved.labels, self.classes, self.images.mixing))
 
     def _tell(self, process: Solo) -> None:
         """Name the unreadable images that any process met for the first time."""

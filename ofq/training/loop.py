@@ -2,23 +2,25 @@
 
 import random
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-import numpy
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ofq.console import printable
 from ofq.errors import UserError
 from ofq.interruption import Interrupted, StopRequest
-from ofq.quantization import Oscillation, OscillationTracker, combine
+from ofq.quantization import Oscillation, OscillationTracker, Technique, combine
 from ofq.study import Recording, Training
-from ofq.training.checkpoint import CheckpointStore
-from ofq.training.compiling import interruptible, uncompiled
+from ofq.training.checkpoint import CheckpointStore, NoCheckpoints
+from ofq.training.compiling import compile_blocks, interruptible, uncompiled
 from ofq.training.data import Batch, Source, until
-from ofq.training.devices import ALONE, Solo
+from ofq.training.devices import ALONE, Solo, gradients
+from ofq.training.graphs import Graph, capturing
 from ofq.training.numerics import (
     BadNumbers,
     LossWatch,
@@ -31,8 +33,6 @@ from ofq.training.optimization import make_optimizer, make_schedule
 from ofq.training.pace import Pace, Part
 from ofq.training.precision import casting, loss_scaler
 from ofq.training.recording import Recordings, Table
-from ofq.training.step import make_step
-from ofq.training.stepping import Stepper
 
 
 class Observer(Protocol):
@@ -86,6 +86,25 @@ class Silence:
         """Nothing."""
 
 
+@dataclass
+class Session:
+    """What surrounds a training.
+
+    Attributes:
+        observer: Who hears of it.
+        checkpoints: Where state is kept, and looked for at the start.
+        stop: Looked at after every step.
+        pace: When to save, and when to leave.
+        process: This process among those of the run.
+    """
+
+    observer: Observer = field(default_factory=Silence)
+    checkpoints: CheckpointStore = field(default_factory=NoCheckpoints)
+    stop: StopRequest = field(default_factory=StopRequest)
+    pace: Pace = field(default_factory=Pace)
+    process: Solo = ALONE
+
+
 class Trainer:
     """Trains one model for one stage, in one process or several.
 
@@ -96,16 +115,13 @@ class Trainer:
         model: The model, on the process's device; a quantized one is calibrated.
         data: What it trains on.
         objective: What it minimizes.
+        techniques: What is done about oscillation around each step, in this order.
         training: The stage's hyperparameters.
-        stepper: How the optimizer steps.
-        observer: Who hears of it.
-        checkpoints: Where state is kept, and looked for at the start.
-        stop: Looked at after every step.
+        session: What surrounds it.
         scale_lr: Factor on the learning rate of learned weight scales.
-        pace: When to save, and when to leave.
-        process: This process among those of the run.
         passes: Forward and backward passes that a process's part of a batch is split into.
-        compiled: Whether the model's blocks and the tracker are compiled, and recorded on a GPU.
+        compiled: Whether the model's blocks, techniques and the tracker are compiled.
+        tracked: Whether oscillation is tracked.
     """
 
     def __init__(
@@ -113,51 +129,92 @@ class Trainer:
         model: nn.Module,
         data: Source,
         objective: Objective,
+        techniques: Sequence[Technique],
         training: Training,
-        stepper: Stepper,
-        observer: Observer,
-        checkpoints: CheckpointStore,
-        stop: StopRequest,
+        session: Session,
+        *,
         scale_lr: float = 1.0,
-        pace: Pace | None = None,
-        process: Solo = ALONE,
         passes: int = 1,
         compiled: bool = False,
+        tracked: bool = True,
     ) -> None:
         self.model = model
         self.data = data
         self.objective = objective
+        self.techniques = techniques
         self.training = training
-        self.stepper = stepper
-        self.observer = observer
-        self.checkpoints = checkpoints
-        self.stop = stop
-        self.pace = pace or Pace()
-        self.process = process
-        self.tracker = OscillationTracker(model, compiled=compiled, required=False)
-        self.optimizer = make_optimizer(model, training, scale_lr)
-        self.scaler = loss_scaler(training.precision, process.device)
-        self.schedule = make_schedule(self.optimizer, training)
-        self.stepping = make_step(
-            compiled,
-            model=model,
-            objective=objective,
-            optimizer=self.optimizer,
-            stepper=stepper,
-            scaler=self.scaler,
-            tracker=self.tracker,
-            process=process,
-            precision=training.precision,
-            passes=passes,
+        self.observer = session.observer
+        self.checkpoints = session.checkpoints
+        self.stop = session.stop
+        self.pace = session.pace
+        self.process = session.process
+        self.passes = passes
+        self.tracker = (
+            OscillationTracker(model, compiled=compiled, required=False) if tracked else None
         )
+        self.optimizer = make_optimizer(model, training, scale_lr)
+        self.scaler = loss_scaler(training.precision, self.process.device)
+        self.schedule = make_schedule(self.optimizer, training)
+        if compiled:
+            compile_blocks(model, self.process.device)
+            for technique in techniques:
+                technique.compile()
         self.steps_per_epoch = data.steps_per_epoch(training.batch_size)
         self.recordings = self._recordings(training.recording)
         self.total_steps = training.epochs * self.steps_per_epoch
         self.step = 0
         self.evaluated = -1  # the last epoch that was evaluated and reported
-        self.loss_sum = torch.zeros((), device=process.device)
-        self.watch = LossWatch(process.device)
+        self.loss_sum = torch.zeros((), device=self.process.device)
+        self.watch = LossWatch(self.process.device)
         self.metrics: dict[str, Any] = {}
+        self.correct: NDArray[np.bool_] | None = None  # of the last evaluation
+
+    def train_step(self, batch: Batch) -> None:
+        """Make one optimizer step on a whole batch, of which this process has a part.
+
+        Nothing here waits for the device.
+        """
+        progress = self.step / self.total_steps
+        teacher = self.objective.teacher
+        if teacher is not None:
+            answers = [teacher.answer(part.inputs) for part in batch.chunk(self.passes)]
+            batch = batch._replace(teacher_logits=torch.cat(answers))
+        loss = self._forward_backward(batch, progress)
+        # each process's part counts alike, and all of them judge the loss alike
+        self.process.average([loss, *gradients(self.model)])
+        self.recordings.before_step(self.step + 1)
+        self._update(progress)
+        self.step += 1
+        self.recordings.after_step(self.step)
+        self.loss_sum += loss
+        self.watch.observe(loss, self.step)
+
+    def _forward_backward(self, batch: Batch, progress: float) -> Tensor:
+        """Leave the gradients of the mean loss over this process's part; return that loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        mean = torch.zeros((), device=self.process.device)
+        for inputs, labels, teacher_logits in batch.chunk(self.passes):
+            with casting(self.training.precision, self.process.device):
+                outputs = self.model(inputs)
+            loss = self.objective.loss(outputs, labels, teacher_logits)
+            penalty = sum(technique.penalty(progress) for technique in self.techniques)
+            self.scaler.scale((loss + penalty) / self.passes).backward()
+            mean += loss.detach() / self.passes
+        return mean
+
+    def _update(self, progress: float) -> None:
+        """Step the optimizer by these gradients, under the techniques; look at the new codes."""
+        for technique in self.techniques:
+            technique.before_step(progress)
+        self.scaler.step(self.optimizer)
+        for technique in self.techniques:
+            technique.after_step(progress)
+        self.scaler.update()
+        if self.tracker is not None:
+            self.tracker.update()
+
+    def _renew(self) -> None:
+        """Learning rates have changed, or state was loaded."""
 
     def run(self) -> dict[str, Any]:
         """Train to the end, from the newest checkpoint if there is one.
@@ -178,13 +235,20 @@ class Trainer:
         if resumed is None:
             self._save()
         for epoch in range(self.evaluated + 1, self.training.epochs + 1):
-            for inputs, targets in self._batches(epoch):
+            for batch in self._batches(epoch):
                 with self.pace.measure("step"), interruptible(self.stop):
-                    self._train_step(inputs, targets)
+                    self.train_step(batch)
                 self.observer.step(self.step)
                 self._pause("step" if self.step < epoch * self.steps_per_epoch else "evaluation")
             self._finish_epoch(epoch)
         return self.metrics
+
+    def final_model(self) -> nn.Module:
+        """Return the model that evaluation sees; a technique may derive it from the trained one."""
+        model = self.model
+        for technique in self.techniques:
+            model = technique.evaluated(model)
+        return model
 
     def _recordings(self, settings: Recording) -> Recordings:
         return Recordings(self.model, settings, self.training.epochs, self.steps_per_epoch)
@@ -194,21 +258,10 @@ class Trainer:
         if epoch:
             self.model.train()
             self.schedule.step(epoch - 1)
-            self.stepping.renew()
+            self._renew()
             first = self.step - (epoch - 1) * self.steps_per_epoch
             batch_size = self.training.batch_size
             yield from self.data.train_batches(epoch - 1, batch_size, first, self.process)
-
-    def _train_step(self, inputs: Tensor, targets: Tensor) -> None:
-        """One optimizer step on a whole batch, of which this process has a part."""
-        progress = self.step / self.total_steps
-        loss = self.stepping.backward(inputs, targets, progress)
-        self.recordings.before_step(self.step + 1)
-        self.stepping.update(progress)
-        self.step += 1
-        self.loss_sum += loss
-        self.watch.observe(loss, self.step)
-        self.recordings.after_step(self.step)
 
     def _finish_epoch(self, epoch: int) -> None:
         """Evaluate and report after an epoch; after none, the model as it is at the start."""
@@ -217,25 +270,27 @@ class Trainer:
             precise = casting(self.training.precision, self.process.device)
             with self.pace.measure("evaluation"), uncompiled(), precise:
                 batches = self.data.test_batches(process=self.process)
-                measures = self.objective.evaluate(
-                    self.model, until(self.stop, batches, self.process), self.process
+                evaluation = self.objective.evaluate(
+                    self.final_model(), until(self.stop, batches, self.process), self.process
                 )
         except Interrupted:
             self._save()
             raise
         train_loss = float(self.loss_sum) / self.steps_per_epoch if epoch else None
         self.loss_sum.zero_()
-        parts = self.tracker.summary()
+        self.correct = evaluation.correct
+        parts = self.tracker.summary() if self.tracker else []
         self.metrics = {
             "epoch": epoch,
             "step": self.step,
             "time": time.time(),
             "lr": self.optimizer.param_groups[0]["lr"],
             "train_loss": train_loss,
-            **measures,
+            **evaluation.measures,
             **_by_role(parts),
-            **self.stepper.measures(),
         }
+        for technique in self.techniques:
+            self.metrics |= technique.metrics()
         stamp = {"epoch": epoch, "step": self.step}
         for table, rows in self.recordings.take(epoch, self.step).items():
             self.observer.recorded(table, rows)
@@ -282,14 +337,16 @@ class Trainer:
         self._restore(good)
         epoch = self.evaluated + 1
         while True:
-            for inputs, targets in self._batches(epoch):
+            for batch in self._batches(epoch):
                 if self.step == step - 1:
-                    found = first_bad_parameter(self.model) or first_bad_output(self.model, inputs)
+                    found = first_bad_parameter(self.model) or first_bad_output(
+                        self.model, batch.inputs
+                    )
                     anyones = next(filter(None, self.process.gather(found)), None)
                     return BadNumbers(step, *anyones) if anyones else unknown
                 if self.process.agree(self.stop.cause, save=False)[0] is not None:
                     return unknown
-                self._train_step(inputs, targets)
+                self.train_step(batch)
             epoch += 1
 
     def _save(self) -> None:
@@ -300,8 +357,8 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "stepper": self.stepper.state.state_dict(),
-            "tracker": self.tracker.state_dict(),
+            "techniques": [technique.state_dict() for technique in self.techniques],
+            "tracker": self.tracker.state_dict() if self.tracker else {},
             "loss_sum": self.loss_sum,
             "metrics": self.metrics,
             "recordings": {
@@ -337,8 +394,12 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state.get("scaler", {}))  # older checkpoints have none
-        self.stepper.state.load_state_dict(state["stepper"])
-        self.tracker.load_state_dict(state["tracker"])
+        # older checkpoints have the state of the one technique that there could be
+        saved = state["techniques"] if "techniques" in state else [state["stepper"]]
+        for technique, own in zip(self.techniques, saved, strict=False):
+            technique.load_state_dict(own)
+        if self.tracker is not None:
+            self.tracker.load_state_dict(state["tracker"])
         self.loss_sum.copy_(state["loss_sum"])
         self.metrics = state["metrics"]
         # as the run began, whatever its recipe says by now
@@ -346,9 +407,42 @@ class Trainer:
         self.recordings.load_state_dict(state["recordings"]["state"])
         self.pace.seconds = state["seconds"]
         self.watch.reset()
-        self.stepping.renew()
+        self._renew()
         if self.process.rank < len(state["rng"]):  # else it goes on from its own seed
             _set_rng_state(state["rng"][self.process.rank], self.process.device)
+
+
+class GraphedTrainer(Trainer):
+    """A trainer on a GPU whose step is two CUDA graphs; its techniques are capturable.
+
+    All batches have one shape.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._backward_graph = Graph(self._captured_backward)
+        self._update_graph = Graph(self._captured_update)
+
+    def _forward_backward(self, batch: Batch, progress: float) -> Tensor:
+        loss = self._backward_graph(*(tensor for tensor in batch if tensor is not None))
+        assert loss is not None
+        return loss
+
+    def _update(self, progress: float) -> None:
+        self._update_graph()
+
+    def _renew(self) -> None:
+        """Capture the update anew: rates are numbers in Python, and loaded state lies elsewhere."""
+        self._update_graph.forget()
+
+    def _captured_backward(self, *batch: Tensor) -> Tensor:
+        return super()._forward_backward(Batch(*batch), progress=0.0)
+
+    def _captured_update(self) -> None:
+        for group in self.optimizer.param_groups:
+            if "capturable" in group:  # a fused AdamW is in any case, but torch wants to be told
+                group["capturable"] = capturing()
+        super()._update(progress=0.0)
 
 
 def _by_role(parts: list[Oscillation]) -> dict[str, float]:
@@ -365,13 +459,13 @@ def _by_role(parts: list[Oscillation]) -> dict[str, float]:
 
 
 def _rng_state(device: torch.device) -> dict[str, Any]:
-    kind, keys, position, has_gauss, gauss = numpy.random.get_state(legacy=True)
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         "numpy": [
             kind,
-            torch.from_numpy(numpy.asarray(keys).astype("int64")),
+            torch.from_numpy(np.asarray(keys).astype("int64")),
             position,
             has_gauss,
             gauss,
@@ -385,5 +479,5 @@ def _set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)
-    numpy.random.set_state((kind, keys.numpy().astype("uint32"), position, has_gauss, gauss))
+    np.random.set_state((kind, keys.numpy().astype("uint32"), position, has_gauss, gauss))
     random.setstate(state["python"])

@@ -240,14 +240,13 @@ def _check_name(name: str) -> None:
         )
 
 
-def quantized(model: nn.Module, wanted: Quantization | None) -> nn.Module:
+def quantized(model: nn.Module, wanted: Quantization) -> nn.Module:
     """A quantized copy of a model, as a config says.
 
     Raises:
         UserError: The module that registers the method's weight quantizer can't be imported, or
             the model can't be quantized.
     """
-    assert wanted is not None
     _register(wanted)
     if isinstance(model, ToyRegression):
         return _quantized_toy(model, wanted)

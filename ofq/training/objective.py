@@ -1,6 +1,7 @@
 """What is minimized, and what is measured on the test set."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Protocol
 
@@ -13,11 +14,26 @@ from torch import Tensor, nn
 from ofq.training.data import Batch
 from ofq.training.devices import ALONE, Solo
 from ofq.training.precision import widened
-from ofq.training.teacher import Clock, Teacher
+from ofq.training.teacher import Teacher
 
 Outputs = Tensor | tuple[Tensor, Tensor]
 
 _FIVE = 5
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        measures: Measures by name: ``top1`` and ``top5`` in percent, ``loss``, and the counts
+            ``correct`` and ``images``, as far as the objective has them.
+        correct: Which examples are right, (examples,) in the data set's order; None where there is
+            no right and wrong.
+    """
+
+    measures: dict[str, float]
+    correct: NDArray[np.bool_] | None
 
 
 class Objective(Protocol):
@@ -25,25 +41,27 @@ class Objective(Protocol):
 
     Attributes:
         primary: The measure that tables show: ``top1`` or ``loss``.
-        clock: What a teacher's answers cost; None without a teacher that answers.
-        correct: Which examples the last evaluation found right, (N,) in the data set's order; None
-            before it, and where there is no right and wrong.
+        teacher: The model that answers during training; None without one.
     """
 
     primary: str
-    clock: Clock | None
-    correct: NDArray[np.bool_] | None
+    teacher: Teacher | None
 
-    def answers(self, inputs: Tensor) -> Tensor | None:
-        """A teacher's logits (B, classes), if one answers."""
+    def loss(
+        self, outputs: Outputs, labels: Tensor, teacher_logits: Tensor | None = None
+    ) -> Tensor:
+        """Return the training loss of one batch, a scalar.
 
-    def loss(self, outputs: Outputs, targets: Tensor, answers: Tensor | None = None) -> Tensor:
-        """The training loss of one batch, a scalar, given a teacher's :meth:`answers`."""
+        Args:
+            outputs: The model's: logits (B, classes), or class and distillation logits.
+            labels: As of :class:`~ofq.training.data.Batch`.
+            teacher_logits: (B, classes), where a teacher answers.
+        """
 
     def evaluate(
         self, model: nn.Module, batches: Iterable[Batch], process: Solo = ALONE
-    ) -> dict[str, float]:
-        """Measures over the batches of all processes, each example counted once.
+    ) -> Evaluation:
+        """Measure a model over the batches of all ranks, each example counted once.
 
         Waits for the device.
         """
@@ -53,53 +71,44 @@ class Classification:
     """Cross-entropy with the labels; evaluation gives top-1 and top-5 in percent."""
 
     primary = "top1"
-    clock: Clock | None = None
-    correct: NDArray[np.bool_] | None = None
+    teacher: Teacher | None = None
 
-    def answers(self, inputs: Tensor) -> Tensor | None:
-        """None."""
-        return None
-
-    def loss(self, outputs: Outputs, targets: Tensor, answers: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy; of a distilled model, with the class head.
-
-        Targets are labels (B,), or shares of the classes (B, classes).
-        """
-        return F.cross_entropy(widened(_class_logits(outputs)), targets)
+    def loss(
+        self, outputs: Outputs, labels: Tensor, teacher_logits: Tensor | None = None
+    ) -> Tensor:
+        """Return the mean cross-entropy; of a distilled model, with the class head."""
+        return F.cross_entropy(widened(_class_logits(outputs)), labels)
 
     def evaluate(
         self, model: nn.Module, batches: Iterable[Batch], process: Solo = ALONE
-    ) -> dict[str, float]:
-        """``top1`` (percent), ``loss``, and the counts ``correct`` and ``images``.
-
-        With five classes or more, ``top5`` too.
-        """
+    ) -> Evaluation:
+        """Measure ``top1``, ``loss``, ``correct``, ``images`` and, of five classes, ``top5``."""
         classes = 0
         marks: list[Tensor] = []
         sums = _Sums(process, "correct", "among_five", "loss", "images")
         with _evaluating(model):
-            for inputs, targets in batches:
+            for inputs, labels, _ in batches:
                 logits = widened(model(inputs))
                 classes = logits.shape[-1]
                 best = logits.topk(min(_FIVE, classes)).indices
-                marks.append(logits.argmax(-1) == targets)
+                marks.append(logits.argmax(-1) == labels)
                 sums.add(
                     correct=marks[-1].sum(),
-                    among_five=(best == targets.unsqueeze(-1)).sum(),
-                    loss=F.cross_entropy(logits, targets, reduction="sum"),
-                    images=len(targets),
+                    among_five=(best == labels.unsqueeze(-1)).sum(),
+                    loss=F.cross_entropy(logits, labels, reduction="sum"),
+                    images=len(labels),
                 )
         total = sums.total()
-        self.correct = _in_order(marks, process)
         correct, images = int(total["correct"]), int(total["images"])
         top5 = {"top5": 100 * total["among_five"] / images} if classes >= _FIVE else {}
-        return {
+        measures = {
             "top1": 100 * correct / images,
             **top5,
             "loss": total["loss"] / images,
             "correct": correct,
             "images": images,
         }
+        return Evaluation(measures, _in_order(marks, process))
 
 
 class Distillation(Classification):
@@ -109,74 +118,58 @@ class Distillation(Classification):
     smoothing; with one head both terms use it.
 
     Args:
-        teacher: The full-precision model.
+        teacher: The full-precision model; None if batches carry its logits.
     """
 
-    def __init__(self, teacher: Teacher) -> None:
+    def __init__(self, teacher: Teacher | None) -> None:
         self.teacher = teacher
-        self.clock = teacher.clock
 
-    def answers(self, inputs: Tensor) -> Tensor | None:
-        """The teacher's."""
-        return self.teacher.answer(inputs)
-
-    def loss(self, outputs: Outputs, targets: Tensor, answers: Tensor | None = None) -> Tensor:
-        """The sum of the two cross-entropies, each a mean over the batch."""
-        assert answers is not None
-        return distillation_loss(outputs, targets, answers)
-
-
-class KeptDistillation(Classification):
-    """:class:`Distillation` by answers that are given with the targets.
-
-    See :meth:`ofq.training.data.Source.taught`.
-    """
-
-    def loss(self, outputs: Outputs, targets: Tensor, answers: Tensor | None = None) -> Tensor:
-        """The sum of the two cross-entropies, for targets (B, 1 + classes)."""
-        return distillation_loss(outputs, targets[:, 0].long(), targets[:, 1:])
+    def loss(
+        self, outputs: Outputs, labels: Tensor, teacher_logits: Tensor | None = None
+    ) -> Tensor:
+        """Return the sum of the two cross-entropies, each a mean over the batch."""
+        assert teacher_logits is not None
+        return distillation_loss(outputs, labels, teacher_logits)
 
 
 class Regression:
     """Mean squared error."""
 
     primary = "loss"
-    clock: Clock | None = None
-    correct: NDArray[np.bool_] | None = None
+    teacher: Teacher | None = None
 
-    def answers(self, inputs: Tensor) -> Tensor | None:
-        """None."""
-        return None
-
-    def loss(self, outputs: Outputs, targets: Tensor, answers: Tensor | None = None) -> Tensor:
-        """Mean squared error of the batch."""
+    def loss(
+        self, outputs: Outputs, labels: Tensor, teacher_logits: Tensor | None = None
+    ) -> Tensor:
+        """Return the mean squared error of the batch."""
         assert isinstance(outputs, Tensor)
-        return F.mse_loss(outputs, targets)
+        return F.mse_loss(outputs, labels)
 
     def evaluate(
         self, model: nn.Module, batches: Iterable[Batch], process: Solo = ALONE
-    ) -> dict[str, float]:
-        """``loss``, the mean squared error, and the number of examples ``images``."""
+    ) -> Evaluation:
+        """Measure ``loss``, the mean squared error, and the number of examples ``images``."""
         sums = _Sums(process, "loss", "images")
         with _evaluating(model):
-            for inputs, targets in batches:
-                loss = F.mse_loss(model(inputs), targets, reduction="sum")
-                sums.add(loss=loss, images=len(targets))
+            for inputs, labels, _ in batches:
+                loss = F.mse_loss(model(inputs), labels, reduction="sum")
+                sums.add(loss=loss, images=len(labels))
         total = sums.total()
-        return {"loss": total["loss"] / total["images"], "images": int(total["images"])}
+        measures = {"loss": total["loss"] / total["images"], "images": int(total["images"])}
+        return Evaluation(measures, None)
 
 
-def distillation_loss(outputs: Outputs, targets: Tensor, teacher_logits: Tensor) -> Tensor:
-    """See :class:`Distillation`.
+def distillation_loss(outputs: Outputs, labels: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Return the loss of :class:`Distillation`, a scalar.
 
     Args:
         outputs: Logits (B, classes), or class and distillation logits.
-        targets: Labels (B,), or shares of the classes (B, classes).
+        labels: Classes (B,), or shares of the classes (B, classes).
         teacher_logits: (B, classes).
     """
     class_logits, distillation_logits = outputs if isinstance(outputs, tuple) else (outputs,) * 2
     soft = F.cross_entropy(widened(distillation_logits), teacher_logits.softmax(-1))
-    return soft + F.cross_entropy(widened(class_logits), targets)
+    return soft + F.cross_entropy(widened(class_logits), labels)
 
 
 def _in_order(marks: list[Tensor], process: Solo) -> NDArray[np.bool_]:

@@ -134,7 +134,7 @@ def kept_answers(
     """
     if process.rank == 0 and not file.exists():
         batches = until(stop, data.in_order(_BATCH))
-        logits = [teacher.answer(inputs.to(process.device)).cpu().numpy() for inputs, _ in batches]
+        logits = [teacher.answer(b.inputs.to(process.device)).cpu().numpy() for b in batches]
         file.parent.mkdir(parents=True, exist_ok=True)
         write_file(file, lambda temporary: _save(numpy.concatenate(logits), temporary))
     process.wait()

@@ -14,9 +14,9 @@ from golden import models
 from golden.case import EXACT, FORWARD, GRADIENT, Case, grouped
 from golden.parity import CANCELLED, by_released_name, check_initial_scales, load
 from ofq.quantization import LSQ, StatsQ, low_bit_weights
-from ofq.quantization.annealing import AsPaper
 from ofq.quantization.layers import ActivationQuantizer, QuantizedLinear
 from ofq.quantization.released import AsReleased, released_names
+from ofq.quantization.techniques.cga import AsPaper
 from ofq.study import Training
 from ofq.training.objective import distillation_loss
 from ofq.training.optimization import make_optimizer

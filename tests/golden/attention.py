@@ -16,9 +16,9 @@ from golden.parity import (
     check_forward_and_backward,
     check_initial_scales,
 )
-from ofq.quantization.annealing import AsPaper
 from ofq.quantization.attention import MergedQueryKey
 from ofq.quantization.released import AsReleased
+from ofq.quantization.techniques.cga import AsPaper
 
 
 def attention(case: Case) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import ofq
 from ofq.errors import UserError
-from ofq.quantization.annealing import AsPaper
 from ofq.quantization.attention import MergedQueryKey
-from ofq.quantization.freezing import FreezingHistory
 from ofq.quantization.released import _PARTS, AsReleased, convert_released_state
+from ofq.quantization.techniques.cga import AsPaper
+from ofq.quantization.techniques.freezing import FreezingHistory
 
 
 def vit() -> nn.Module:

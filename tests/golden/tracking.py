@@ -5,7 +5,7 @@ from torch import Tensor
 
 from golden.case import EXACT, Case
 from ofq.quantization import CodeHistory
-from ofq.quantization.freezing import FreezingHistory
+from ofq.quantization.techniques.freezing import FreezingHistory
 
 
 def tracker(case: Case) -> None:

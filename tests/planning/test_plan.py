@@ -125,11 +125,11 @@ def test_longer_training_takes_longer_by_its_epochs(checkout):
 def test_methods_without_a_measurement_go_by_similar_ones(checkout):
     workspace = Workspace(checkout)
     for run in runs_of_seed(workspace, 0):
-        if run.config.techniques() == ["lsq"]:
+        if run.config.parts() == ["lsq"]:
             finish(workspace, run, 200)
     planner = Planner(workspace, "tiny")
     sources = {
-        (run.config.stage, *run.config.techniques()): planner.estimate(run).source
+        (run.config.stage, *run.config.parts()): planner.estimate(run).source
         for run in planner.to_do()
     }
     assert sources["qat", "lsq"] == "1 run"

@@ -10,7 +10,7 @@ import torch
 from servers import free_port
 
 import ofq
-from ofq.quantization import low_bit_weights, set_gradient_batch
+from ofq.quantization import low_bit_weights, near_threshold, set_gradient_batch
 
 FORMS = [("statsq", False), ("statsq", True), ("lsq", False), ("lsq", True)]
 
@@ -61,7 +61,7 @@ def test_annealing_under_a_gradient_scaler_moves_only_the_band(micro_model):
     scaler = torch.amp.GradScaler("cpu")
     weight = model.blocks[0].mlp.fc1
     before = weight.weight.detach().clone()
-    near = ~annealing._frozen(before, weight.weight_quantizer)
+    near = near_threshold(weight.weight_quantizer.position(before), 0.05, -2, 1)
     with torch.autocast("cpu", torch.float16):
         loss = model(images).float().square().mean()
     scaler.scale(loss).backward()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ofq.errors import UserError
 from ofq.study import Quantization, Training, Workspace
-from ofq.study.run import RunConfig
+from ofq.study.run import QatRun
 
 
 def test_all_methods_of_a_seed_share_its_full_precision_run(checkout):
@@ -111,13 +111,12 @@ def test_run_ids_are_those_of_earlier_versions(checkout):
 def test_two_configs_have_one_digest_only_if_they_are_equal(settings):
     training = Training(epochs=1, batch_size=1, lr=1.0)
     configs = [
-        RunConfig(
-            "digits",
-            "m",
-            "qat",
-            seed,
-            training,
-            Quantization(bits="W2A2", weight_quantizer=quantizer, qkr=qkr),
+        QatRun(
+            dataset="digits",
+            model="m",
+            seed=seed,
+            training=training,
+            quantization=Quantization(bits="W2A2", weight_quantizer=quantizer, qkr=qkr),
         )
         for seed, quantizer, qkr in settings
     ]

@@ -29,10 +29,10 @@ def test_each_seed_has_a_split_of_its_own_and_the_same_one_each_time():
 def test_order_is_a_function_of_seed_and_epoch_and_can_start_midway():
     data = load("digits", MODEL, seed=0)
     first, again, later = (
-        [y.tolist() for _, y in data.train_batches(epoch, 64)] for epoch in (0, 0, 1)
+        [b.labels.tolist() for b in data.train_batches(epoch, 64)] for epoch in (0, 0, 1)
     )
     assert first == again != later
-    rest = [y.tolist() for _, y in data.train_batches(0, 64, first=5)]
+    rest = [b.labels.tolist() for b in data.train_batches(0, 64, first=5)]
     assert rest == first[5:]
     assert len(first) == data.steps_per_epoch(64) == 14
 

@@ -80,7 +80,7 @@ def test_batches_differ_by_rounding_alone(tmp_path):
     """The paper's augmentation, on top of the crop: the same random draws."""
     folder = make_folder(tmp_path / "images")
     wanted = Images(augmentation=Augmentation(policy="rand-m9-mstd0.5-inc1", erasing=0.25))
-    (plain, labels), (fast, others) = (
+    (plain, labels, _), (fast, others, _) = (
         next(
             open_images(Files(locate(str(folder), folder), 1, decoder=each), wanted, NANO, 0)
             .train_batches(0, 12)

@@ -69,8 +69,8 @@ def test_parts_of_the_test_set_are_equally_many_and_make_it_up(count, batch_size
     data = Data(numbers, numbers, numbers, numbers, classes=0, seed=0)
     parts = [list(data.test_batches(batch_size, member(rank, count))) for rank in range(count)]
     assert len({len(batches) for batches in parts}) == 1
-    assert all(len(inputs) <= batch_size for batches in parts for inputs, _ in batches)
-    seen = torch.cat([inputs for batches in parts for inputs, _ in batches])
+    assert all(len(batch.inputs) <= batch_size for batches in parts for batch in batches)
+    seen = torch.cat([batch.inputs for batches in parts for batch in batches])
     assert sorted(seen.tolist()) == numbers.tolist()
 
 
@@ -78,9 +78,9 @@ def test_parts_of_the_test_set_are_equally_many_and_make_it_up(count, batch_size
 def test_parts_of_a_training_batch_make_it_up_in_order(count):
     numbers = torch.arange(23)
     data = Data(numbers, numbers, numbers, numbers, classes=0, seed=3)
-    whole = [inputs for inputs, _ in data.train_batches(1, 8)]
+    whole = [batch.inputs for batch in data.train_batches(1, 8)]
     parts = [
-        [inputs for inputs, _ in data.train_batches(1, 8, process=member(rank, count))]
+        [batch.inputs for batch in data.train_batches(1, 8, process=member(rank, count))]
         for rank in range(count)
     ]
     for batch, pieces in zip(whole, zip(*parts, strict=True), strict=True):

@@ -18,7 +18,7 @@ from ofq.errors import UserError
 from ofq.interruption import Interrupted, StopRequest
 from ofq.study.dataset import locate
 from ofq.training import evaluation, models
-from ofq.training.data import load
+from ofq.training.data import Batch, load
 from ofq.training.devices import Solo
 from ofq.training.images import Files
 from ofq.training.objective import Classification
@@ -82,8 +82,8 @@ def test_top1_and_top5_are_those_of_sorting(batch_size):
     logits, targets = torch.randn(50, 8), torch.randint(0, 8, (50,))
     order = np.argsort(-logits.numpy(), axis=1)
     ranks = [list(row).index(t) for row, t in zip(order, targets.tolist(), strict=True)]
-    batches = zip(torch.zeros(50, 1).split(batch_size), targets.split(batch_size), strict=True)
-    measures = Classification().evaluate(Fixed(logits), batches)
+    batches = map(Batch, torch.zeros(50, 1).split(batch_size), targets.split(batch_size))
+    measures = Classification().evaluate(Fixed(logits), batches).measures
     assert measures["top1"] == pytest.approx(100 * np.mean([rank == 0 for rank in ranks]))
     assert measures["top5"] == pytest.approx(100 * np.mean([rank < 5 for rank in ranks]))
     assert measures["images"] == 50
@@ -92,12 +92,11 @@ def test_top1_and_top5_are_those_of_sorting(batch_size):
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_each_image_is_marked_right_or_wrong_in_the_data_sets_order(batch_size):
     logits, targets = torch.randn(50, 8), torch.randint(0, 8, (50,))
-    batches = zip(torch.zeros(50, 1).split(batch_size), targets.split(batch_size), strict=True)
-    objective = Classification()
-    measures = objective.evaluate(Fixed(logits), batches)
+    batches = map(Batch, torch.zeros(50, 1).split(batch_size), targets.split(batch_size))
+    found = Classification().evaluate(Fixed(logits), batches)
     expected = np.argmax(logits.numpy(), axis=1) == targets.numpy()
-    assert objective.correct.tolist() == expected.tolist()
-    assert measures["correct"] == expected.sum()
+    assert found.correct.tolist() == expected.tolist()
+    assert found.measures["correct"] == expected.sum()
 
 
 class Third(Solo):
@@ -116,15 +115,14 @@ def test_marks_of_several_processes_are_put_in_order_though_some_have_no_last_pa
     whole = np.array([True, False, True, True, False, False, True])
     others = [[whole[2:4]], [whole[4:6], whole[6:]]]
     logits = torch.where(torch.tensor(whole[:2])[:, None], torch.eye(2)[1], torch.eye(2)[0])
-    objective = Classification()
-    batches = [(torch.zeros(2, 1), torch.ones(2, dtype=torch.long))]
-    objective.evaluate(Fixed(logits), batches, Third(others))
-    assert objective.correct.tolist() == whole.tolist()
+    batches = [Batch(torch.zeros(2, 1), torch.ones(2, dtype=torch.long))]
+    found = Classification().evaluate(Fixed(logits), batches, Third(others))
+    assert found.correct.tolist() == whole.tolist()
 
 
 def test_fewer_than_five_classes_have_no_top5():
-    batches = [(torch.zeros(3, 1), torch.tensor([0, 1, 2]))]
-    assert "top5" not in Classification().evaluate(Fixed(torch.randn(3, 4)), batches)
+    batches = [Batch(torch.zeros(3, 1), torch.tensor([0, 1, 2]))]
+    assert "top5" not in Classification().evaluate(Fixed(torch.randn(3, 4)), batches).measures
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 100])
@@ -132,8 +130,10 @@ def test_folder_gives_each_validation_image_once(folder, batch_size):
     images = image_folder(folder, TINY, batch_size)
     assert (images.images, images.classes) == (CLASSES * EACH, CLASSES)
     batches = list(images.batches)
-    assert torch.cat([t for _, t in batches]).tolist() == sorted([*range(CLASSES)] * EACH)
-    inputs = torch.cat([i for i, _ in batches])
+    assert torch.cat([batch.labels for batch in batches]).tolist() == sorted(
+        [*range(CLASSES)] * EACH
+    )
+    inputs = torch.cat([batch.inputs for batch in batches])
     assert inputs.shape == (CLASSES * EACH, 3, 224, 224)
     assert len({tuple(image[0, 0, :9].tolist()) for image in inputs}) == CLASSES * EACH
 
@@ -237,7 +237,7 @@ def test_folder_is_evaluated_with_the_whole_model(folder, tmp_path):
     done = ofq_eval(path, "--model", TINY, "--data", str(folder), "--batch-size", "5")
     assert done.returncode == 0, done.stderr
     images = image_folder(folder, TINY, 12)
-    expected, _ = evaluation.evaluate(model, images, QUIET, StopRequest())
+    expected = evaluation.evaluate(model, images, QUIET, StopRequest()).measures
     assert f"{expected['correct']} of {CLASSES * EACH} images right" in done.stdout
 
 

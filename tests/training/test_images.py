@@ -20,6 +20,7 @@ from ofq.study.dataset import locate
 from ofq.study.images import Augmentation, Images, Mixing
 from ofq.training import loading, models
 from ofq.training.augmentation import mix, randomness_of
+from ofq.training.data import Batch
 from ofq.training.devices import ALONE, Solo
 from ofq.training.images import Files, open_images
 from ofq.training.loading import workers_watched
@@ -56,7 +57,9 @@ def same(one, other):
     if len(one) != len(other):
         return False
     pairs = zip(one, other, strict=True)
-    return all(torch.equal(x, y) and torch.equal(s, t) for (x, s), (y, t) in pairs)
+    return all(
+        torch.equal(a.inputs, b.inputs) and torch.equal(a.labels, b.labels) for a, b in pairs
+    )
 
 
 MIXED = Images(augmentation=PAPERS, mixing=Mixing(mixup=0.8, cutmix=1.0, smoothing=0.1), repeats=3)
@@ -80,7 +83,7 @@ def test_devices_share_the_batches_of_one(folder, images):
     # three devices, each with two of a batch's six images
     parts = [batches(data(folder, images), process=Of(rank, 3)) for rank in range(3)]
     joined = [
-        tuple(torch.cat(tensors) for tensors in zip(*shares, strict=True))
+        Batch(torch.cat([b.inputs for b in shares]), torch.cat([b.labels for b in shares]))
         for shares in zip(*parts, strict=True)
     ]
     assert same(whole, joined)
@@ -173,19 +176,20 @@ def test_evaluation_counts_each_image_once_on_any_devices(folder, batch, count):
     torch.manual_seed(0)
     model = models.build(NANO, 3)
     found = [
-        Classification().evaluate(model, filled(folder, batch, Of(rank, count)), ALONE)
+        Classification().evaluate(model, filled(folder, batch, Of(rank, count)), ALONE).measures
         for rank in range(count)
-        if any(len(y) for _, y in data(folder).test_batches(batch, Of(rank, count)))
+        if any(len(b.labels) for b in data(folder).test_batches(batch, Of(rank, count)))
     ]
     with torch.no_grad():
-        images, labels = (torch.cat(t) for t in zip(*data(folder).test_batches(3), strict=True))
+        whole = list(data(folder).test_batches(3))
+        images, labels = (torch.cat([b[i] for b in whole]) for i in range(2))
         right = int((model.eval()(images).argmax(-1) == labels).sum())
     assert sum(f["images"] for f in found) == 3 * VAL
     assert sum(f["correct"] for f in found) == right
 
 
 def filled(folder, batch, process):
-    return [b for b in data(folder).test_batches(batch, process) if len(b[1])]
+    return [b for b in data(folder).test_batches(batch, process) if len(b.labels)]
 
 
 _LEFT_IN_THE_MIDDLE = """
@@ -319,8 +323,8 @@ def test_skipped_image_is_replaced_in_training_left_out_in_evaluation_and_named_
     heard = []
     source = data(corrupt, unreadable="skip", heard=heard.append)
     for epoch in (0, 1):
-        assert [len(y) for _, y in source.train_batches(epoch, 7)] == [7, 7, 7]
-        labels = torch.cat([y for _, y in source.test_batches(2)])
+        assert [len(b.labels) for b in source.train_batches(epoch, 7)] == [7, 7, 7]
+        labels = torch.cat([b.labels for b in source.test_batches(2)])
         assert labels.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
     assert sorted(name.rpartition("/")[2] for name in heard) == ["train_1_3.JPEG", "val_1_1.JPEG"]
 
@@ -335,7 +339,7 @@ def test_file_that_cannot_be_read_is_no_image_to_skip(tmp_path):
 
 def test_images_are_resized_and_cropped_as_the_recipe_says(folder):
     """Without augmentation training sees what evaluation sees, and crop_pct changes both."""
-    plain = {n: x for x, y in data(folder, Images()).in_order(1) for n in [x.sum().item()]}
-    other = {n for x, y in data(folder, Images(crop_pct=0.5)).in_order(1) for n in [x.sum().item()]}
+    plain = {b.inputs.sum().item() for b in data(folder, Images()).in_order(1)}
+    other = {b.inputs.sum().item() for b in data(folder, Images(crop_pct=0.5)).in_order(1)}
     assert len(plain) == len(CLASSES) * TRAIN
     assert not set(plain) & other

@@ -4,13 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from trainings import Recorder, Trainings, same_weights, without_times
+from trainings import Trainings, same_weights, without_times
 
-from ofq.interruption import StopRequest
 from ofq.study import Recording, Workspace
-from ofq.training.checkpoint import CheckpointStore
+from ofq.training.loop import Session
 from ofq.training.optimization import make_optimizer, make_schedule
-from ofq.training.stage import prepare
+from ofq.training.stage import Inputs, build
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -137,14 +136,13 @@ def test_step_never_waits_for_the_device(checkout, tmp_path):
     """Reading a number off a tensor is what would make a GPU's step wait."""
     runs = Workspace(checkout).grid("tiny").runs().items()
     config = next(run for name, run in runs if "w2a2-statsq-qkr-cga0.005-s0" in name).config
-    config = replace(config, stage="qat")  # annealed all the same, from fresh weights
-    stop = StopRequest()
-    trainer = prepare(config, None, None, Recorder(stop), CheckpointStore(tmp_path / "c"), stop)
+    config = config.from_fresh_weights()  # annealed all the same
+    trainer = build(config, Inputs(), Session())
     batches = trainer.data.train_batches(0, config.training.batch_size)
-    trainer._train_step(*next(batches))
+    trainer.train_step(next(batches))
     batch = next(batches)
     with torch.profiler.profile() as profile:
-        trainer._train_step(*batch)
+        trainer.train_step(batch)
     counts = {event.key: event.count for event in profile.key_averages()}
     # AdamW on the CPU reads its counts of steps, one per parameter; on a GPU its kernel does
     assert counts["aten::item"] == len(trainer.optimizer.state)
@@ -156,9 +154,7 @@ def test_step_never_waits_for_the_device(checkout, tmp_path):
 def test_gradient_factor_counts_the_images_that_the_recipe_says(checkout, tmp_path, key, counted):
     run = next(r for n, r in Workspace(checkout).grid("tiny").runs().items() if "w2a2-lsq" in n)
     training = run.config.training.model_copy(update={"batch_size": 64, **key})
-    trainer = prepare(
-        replace(run.config, training=training), None, None, Recorder(StopRequest()),
-        CheckpointStore(tmp_path), StopRequest(), device_batch=32,
-    )  # fmt: skip
+    config = replace(run.config, training=training)
+    trainer = build(config, Inputs(), Session(), device_batch=32)
     inputs = trainer.model.blocks[0].mlp.fc1.input_quantizer.quantizer
     assert inputs.batch_ratio == counted / 32

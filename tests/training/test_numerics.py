@@ -4,12 +4,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ofq.interruption import StopRequest
 from ofq.study import Workspace
 from ofq.training.checkpoint import CheckpointStore
+from ofq.training.loop import Session
 from ofq.training.numerics import BadNumbers
 from ofq.training.pace import Pace
-from ofq.training.stage import prepare
+from ofq.training.stage import Inputs, build
 from ofq.training.weights import save_weights
 
 
@@ -41,9 +41,8 @@ def trainer(checkout, tmp_path):
             parent = tmp_path / "parent.safetensors"
             save_weights(make(run.parent.id).model, parent)
         store = CheckpointStore(tmp_path / f"checkpoint-{part.replace('/', '-')}")
-        return prepare(
-            run.config, parent, parent, Silent(), store, StopRequest(), pace=Pace(save_every)
-        )
+        session = Session(Silent(), store, pace=Pace(save_every))
+        return build(run.config, Inputs(parent, parent), session)
 
     return make
 
@@ -65,8 +64,8 @@ def test_divergence_names_step_and_layer_as_found_by_looking_at_every_step(recip
                     seen.append((watched.step + 1, name)) if not torch.isfinite(out).all() else None
                 )
             )
-    for inputs, targets in watched._batches(1):
-        watched._train_step(inputs, targets)
+    for batch in watched._batches(1):
+        watched.train_step(batch)
     with pytest.raises(BadNumbers) as failure:
         trainer("fp-s0").run()
     assert (failure.value.step, failure.value.layer) == seen[0]

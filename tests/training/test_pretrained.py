@@ -16,8 +16,10 @@ from ofq.study import Quantization, Workspace
 from ofq.study.config import HUB
 from ofq.training import models
 from ofq.training.checkpoint import CheckpointStore
+from ofq.training.loop import Session
 from ofq.training.objective import Distillation
-from ofq.training.stage import prepare
+from ofq.training.stage import Inputs
+from ofq.training.stage import build as make
 from ofq.training.weights import load_weights, read_weights, save_weights
 
 MICRO = "micro_deit_patch2_8"
@@ -40,11 +42,11 @@ def pretrained(checkout):
     return checkout, weights
 
 
-def trainer(checkout, part, tmp_path, **options):
+def trainer(checkout, part, tmp_path, **files):
     runs = Workspace(checkout).grid("tiny").runs()
     config = next(run.config for name, run in runs.items() if part in name)
     stop, store = StopRequest(), CheckpointStore(tmp_path / "checkpoint")
-    return prepare(config, None, None, None, store, stop, **options)
+    return make(config, Inputs(**files), Session(checkpoints=store, stop=stop))
 
 
 def build(name):

@@ -13,14 +13,14 @@ from ofq.study import Quantization, Training
 from ofq.study.dataset import locate
 from ofq.study.files import parse
 from ofq.study.images import Images
-from ofq.study.run import RunConfig
+from ofq.study.run import QatRun
 from ofq.training import models
 from ofq.training.checkpoint import CheckpointStore
 from ofq.training.devices import ALONE
 from ofq.training.images import Files, open_images
-from ofq.training.loop import Silence
-from ofq.training.objective import Distillation, KeptDistillation, distillation_loss
-from ofq.training.stage import prepare
+from ofq.training.loop import Session, Silence
+from ofq.training.objective import distillation_loss
+from ofq.training.stage import Inputs, build
 from ofq.training.teacher import Clock, Teacher, kept_answers
 from ofq.training.weights import save_weights
 
@@ -57,18 +57,21 @@ def train(place, folder, images, stops=(), **changes):
     values = {"epochs": 2, "batch_size": 6, "lr": 1e-3, "distillation": True, "images": images}
     training = parse(Training, values | changes, "test")
     quantization = Quantization(bits="W2A2", weight_quantizer="statsq", qkr=True)
-    config = RunConfig("imagenet", NANO, "qat", 0, training, quantization, pretrained="a.pth")
+    config = QatRun(
+        dataset="imagenet", model=NANO, seed=0, training=training, quantization=quantization,
+        pretrained="a.pth",
+    )  # fmt: skip
     rows, store = [], CheckpointStore(folder / "checkpoint")
     folder.mkdir()
     for after in (*stops, None):
         stop = StopRequest()
         observer = Stopping(stop, after)
-        trainer = prepare(
-            config, None, None, observer, store, stop,
+        inputs = Inputs(
             pretrained=place.parent / "teacher.safetensors",
-            files=Files(locate(str(place), place), workers=1),
-            answers=folder.parent / "answers.npy",
-        )  # fmt: skip
+            teacher_logits=folder.parent / "logits.npy",
+        )
+        files = Files(locate(str(place), place), workers=1)
+        trainer = build(config, inputs, Session(observer, store, stop), files=files)
         try:
             trainer.run()
         except Interrupted:
@@ -109,11 +112,11 @@ def test_loss_scale_that_overflows_falls_and_the_step_is_skipped(place, tmp_path
     scale = trainer.scaler.get_scale()
     trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 2.0**120})
     batch = next(trainer.data.train_batches(0, trainer.training.batch_size))
-    trainer._train_step(*batch)
+    trainer.train_step(batch)
     assert all(torch.equal(p, q) for p, q in zip(trainer.model.parameters(), before, strict=True))
     assert trainer.scaler.get_scale() == 2.0**119
     trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": scale})
-    trainer._train_step(*batch)
+    trainer.train_step(batch)
     assert not torch.equal(next(trainer.model.parameters()), before[0])
 
 
@@ -145,8 +148,8 @@ def test_kept_answers_train_to_the_weights_of_live_ones(place, tmp_path):
     """Each image's answer is the same alone and in any batch, but for rounding."""
     live, _, trainer = train(place, tmp_path / "live", {})
     kept, _, other = train(place, tmp_path / "kept", {}, teacher={"cached": True})
-    assert isinstance(trainer.objective, Distillation)
-    assert isinstance(other.objective, KeptDistillation)
+    assert trainer.objective.teacher is not None
+    assert other.objective.teacher is None
     for name, tensor in live.items():
         assert torch.allclose(tensor, kept[name], atol=1e-4), name
 
@@ -174,9 +177,9 @@ def test_kept_answers_are_computed_once_and_belong_to_their_images(place, tmp_pa
     again = kept_answers(file, teacher, data, ALONE, StopRequest())
     assert teacher.clock.calls == calls > 0
     assert np.array_equal(answers, again)
-    for images, targets in data.taught(answers).train_batches(0, 6):
-        assert torch.allclose(targets[:, 1:], teacher.answer(images), atol=1e-5)
-        live = distillation_loss(images.flatten(1)[:, :3], targets[:, 0].long(), targets[:, 1:])
+    for images, labels, logits in data.with_teacher_logits(answers).train_batches(0, 6):
+        assert torch.allclose(logits, teacher.answer(images), atol=1e-5)
+        live = distillation_loss(images.flatten(1)[:, :3], labels, logits)
         assert torch.isfinite(live)
 
 

@@ -15,7 +15,8 @@ from ofq.quantization import low_bit_weights
 from ofq.study import Recording, Workspace
 from ofq.training.checkpoint import CheckpointStore
 from ofq.training.devices import ALONE, Solo
-from ofq.training.stage import prepare
+from ofq.training.loop import Session
+from ofq.training.stage import Inputs, build
 from ofq.training.weights import save_weights
 
 RECORDING = Recording(weights=6, sample=16, histograms=2)
@@ -106,10 +107,9 @@ class Trainings:
             training = found.config.training.model_copy(
                 update={"recording": wanted, **self.settings}
             )
-            trainer = prepare(
-                replace(found.config, training=training), *paths, recorder, checkpoints,
-                recorder.stop, process=self.process, compiled=compiled,
-            )  # fmt: skip
+            session = Session(recorder, checkpoints, recorder.stop, process=self.process)
+            config = replace(found.config, training=training)
+            trainer = build(config, Inputs(*paths), session, compiled=compiled)
             try:
                 trainer.run()
             except Interrupted:

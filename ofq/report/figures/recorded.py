@@ -56,7 +56,7 @@ def boundary_ranges(records: Records) -> dict[str, float]:
     """The boundary range of each method whose cells end with CGA."""
     found = {}
     for cell in records.cells:
-        annealing = cell.runs[0].config.annealing
+        annealing = getattr(cell.runs[0].config, "annealing", None)
         if isinstance(annealing, Band):
             found[cell.method] = annealing.boundary_range
     return found

@@ -1,14 +1,14 @@
 """Iterative weight freezing (Nagel et al. 2022, arXiv 2203.11086, section 4.3), a baseline."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from ofq.quantization.annealing import step_optimizer
-from ofq.quantization.attention import MergedQueryKey
-from ofq.quantization.layers import low_bit_weights, quantized_model
+from ofq.quantization.layers import QuantizedWeight, parameter_weights, quantized_model
 from ofq.quantization.oscillation import CodeHistory
+from ofq.quantization.techniques.base import Technique, register_technique
 
 
 class FreezingHistory(CodeHistory):
@@ -61,7 +61,8 @@ class FreezingHistory(CodeHistory):
         return oscillated
 
 
-class IterativeFreezing(nn.Module):
+@register_technique("freezing")
+class IterativeFreezing(Technique):
     """Freezes weights of a model that oscillate too often, during QAT.
 
     :meth:`step` takes the place of ``optimizer.step()``. Frozen weights are put back on their
@@ -76,43 +77,32 @@ class IterativeFreezing(nn.Module):
         momentum: m of frequency and average.
     """
 
+    capturable = False
+
     def __init__(
         self, model: nn.Module, start: float = 0.04, end: float = 0.01, momentum: float = 0.01
     ) -> None:
         super().__init__()
         self.start, self.end = start, end
-        model = quantized_model(model, "nothing to freeze: ")
-        self._weights = [
-            w for w in low_bit_weights(model) if not isinstance(w.owner, MergedQueryKey)
-        ]
+        self._weights = parameter_weights(quantized_model(model, "nothing to freeze: "))
         self.histories = nn.ModuleList(
             FreezingHistory(w.quantizer.codes(w.latent()), start, momentum) for w in self._weights
         )
 
     @torch.no_grad()
-    def step(
-        self,
-        optimizer: torch.optim.Optimizer,
-        progress: float,
-        scaler: torch.amp.GradScaler | None = None,
-    ) -> None:
-        """Step the optimizer, then freeze.
-
-        Args:
-            optimizer: The optimizer.
-            progress: Share of the training done, 0 to 1.
-            scaler: The gradient scaler to step it with, in mixed precision.
-        """
-        for weight, history in zip(self._weights, self.histories, strict=True):
-            assert isinstance(history, FreezingHistory)
+    def before_step(self, progress: float) -> None:
+        """Let learned scales learn from the weights that are frozen."""
+        for weight, history in self._pairs():
             gradient = weight.latent().grad
             if gradient is not None:
                 held = torch.where(history.frozen, gradient, 0)
                 weight.quantizer.learn_from_held(held, history.frozen_codes)
-        step_optimizer(optimizer, scaler)
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """Freeze the weights that oscillate too often, and put all frozen ones on their level."""
         threshold = self.end + (self.start - self.end) * (1 + math.cos(math.pi * progress)) / 2
-        for weight, history in zip(self._weights, self.histories, strict=True):
-            assert isinstance(history, FreezingHistory)
+        for weight, history in self._pairs():
             latent, quantizer = weight.latent(), weight.quantizer
             history.threshold = threshold
             history.observe(quantizer.codes(latent))
@@ -121,6 +111,15 @@ class IterativeFreezing(nn.Module):
 
     @torch.no_grad()
     def frozen_share(self) -> float:
-        """Percentage of weights that are frozen; waits for the device."""
-        frozen = [h.frozen for h in self.histories if isinstance(h, FreezingHistory)]
+        """Return the percentage of weights that are frozen; waits for the device."""
+        frozen = [history.frozen for _, history in self._pairs()]
         return 100 * float(sum(f.sum() for f in frozen)) / sum(f.numel() for f in frozen)
+
+    def metrics(self) -> dict[str, float]:
+        """Return ``frozen``: the percentage of weights that are frozen."""
+        return {"frozen": self.frozen_share()}
+
+    def _pairs(self) -> Iterator[tuple[QuantizedWeight, FreezingHistory]]:
+        for weight, history in zip(self._weights, self.histories, strict=True):
+            assert isinstance(history, FreezingHistory)
+            yield weight, history

@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from ofq.quantization.layers import low_bit_weights, quantized_model
 from ofq.quantization.quantizer import WeightQuantizer
+from ofq.quantization.techniques.base import Technique, register_technique
 
 
-class Dampening:
+@register_technique("dampening")
+class Dampening(Technique):
     """A penalty that pulls latent weights to the middle of their quantization bin.
 
     λ·Σ (w_q − clip(w))² over all low-bit weights, w clipped to the range of levels and w_q
@@ -20,12 +22,15 @@ class Dampening:
         strength: λ at the end.
     """
 
+    capturable = False
+
     def __init__(self, model: nn.Module, strength: float) -> None:
+        super().__init__()
         self.strength = strength
         self._weights = list(low_bit_weights(quantized_model(model, "nothing to dampen: ")))
 
     def penalty(self, progress: float) -> Tensor:
-        """The penalty, a scalar.
+        """Return the penalty, a scalar.
 
         Args:
             progress: Share of the training done, 0 to 1.

@@ -1,0 +1,29 @@
+"""Techniques: what is done about oscillation around each optimizer step."""
+
+from ofq.quantization.techniques.base import (
+    Technique,
+    make_technique,
+    register_technique,
+    technique_names,
+)
+from ofq.quantization.techniques.cga import (
+    ConfidenceGuidedAnnealing,
+    FreezeAll,
+    NoFreeze,
+    RatioAnnealing,
+)
+from ofq.quantization.techniques.dampening import Dampening
+from ofq.quantization.techniques.freezing import IterativeFreezing
+
+__all__ = [
+    "ConfidenceGuidedAnnealing",
+    "Dampening",
+    "FreezeAll",
+    "IterativeFreezing",
+    "NoFreeze",
+    "RatioAnnealing",
+    "Technique",
+    "make_technique",
+    "register_technique",
+    "technique_names",
+]
