@@ -238,7 +238,7 @@ def _refuse_hopeless(folder: RunFolder, run: Run) -> None:
     """Don't repeat what failed by its numbers, unless something that decides them changed."""
     events = folder.events()
     last = events[-1] if events else {}
-    if last.get("event") == "failed" and last.get("code") == code_sha256(run.config.module):
+    if last.get("event") == "failed" and last.get("code") == code_sha256(run.config.modules):
         raise RunFailed(
             f"{run.id} failed before, with this same code: {last.get('cause')}. "
             + _ADVICE.format(run.id)
@@ -268,7 +268,7 @@ def _recorded(this: Attempt, run: Run) -> Iterator[None]:
         ended("interrupted", error.strerror or str(error))
         raise _no_fault_of_the_run(error, this.folder, run) from None
     except RunFailed as error:
-        ended("failed", str(error), code=code_sha256(run.config.module))
+        ended("failed", str(error), code=code_sha256(run.config.modules))
         raise RunFailed(f"{run.id} failed: {error}. {_ADVICE.format(run.id)}") from None
     except Exception as error:
         cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

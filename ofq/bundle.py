@@ -59,7 +59,7 @@ _RUN = f"{_PART}/{_PART}/{_PART}"
 _RUN_FILES = "|".join(map(re.escape, sorted({*REPORTED, *_UNFINISHED, "mirror.json"})))
 _TABLES = "table|runs|differences|verdicts|effects|noise|measures|index"
 _NAMES = re.compile(
-    rf"{_SITE}|config/(studies|recipes|reference|methods)/{_PART}\.yaml"
+    rf"{_SITE}|config/(studies|recipes|reference|methods|datasets)/{_PART}\.yaml"
     rf"|results/runs/{_RUN}/({_RUN_FILES})"
     rf"|logs/train/{_RUN}\.log"
     rf"|reports/{_PART}/(({_TABLES})\.(html|md|tex|csv|parquet)|figures/{_PART}\.(svg|png))"
@@ -186,6 +186,8 @@ def _copy_config(workspace: Workspace, study: str, copy: Workspace) -> None:
     recipe, config = workspace.study(study).recipe, workspace.root / "config"
     references = [config / "reference" / f"{r}.yaml" for r in workspace.study(study).references]
     files = [*workspace.study_files(study), workspace.recipe_path(recipe), *references]
+    dataset = config / "datasets" / f"{workspace.recipe(recipe).dataset}.yaml"
+    files += [dataset] if dataset.exists() else []
     for file in (*files, *sorted((config / "methods").glob("*.yaml"))):
         name = file.relative_to(workspace.root)
         if _NAMES.fullmatch(name.as_posix()):  # not an editor's or a file manager's own

@@ -63,9 +63,15 @@ class _Evaluation:
         config, parent = self.run.config, self.run.parent
         files = files_of(self.workspace, self.run, self._hear)
         if files is None:
-            return evaluation.digits(config.model, config.seed)
+            return evaluation.in_memory(inputs.arrays(self.workspace, config))
         training = training_of(parent.config) if parent else None
-        return evaluation.image_files(files, config.model, training.images if training else None)
+        return evaluation.image_files(
+            files,
+            config.model,
+            training.images if training else None,
+            args=config.constructor_args,
+            about=config.data,
+        )
 
     def measure(self, model: "nn.Module") -> "Evaluation":
         """Measures of a model, and which images it is right about.
@@ -111,7 +117,9 @@ def _released(task: _Evaluation) -> Outcome:
     config = task.run.config
     assert isinstance(config, ReleasedRun)
     path, classes = task.workspace.own_file(config.checkpoint), task.images.classes
-    imported = import_released(path, config.model, config.quantization, classes)
+    imported = import_released(
+        path, config.model, config.quantization, classes, args=config.constructor_args
+    )
     dropped = {reason: len(names) for reason, names in imported.reasons().items()}
     return task.of(imported.model, dropped=dropped)
 

@@ -8,6 +8,7 @@ hold :class:`Contents` as JSON under ``ofq``, and a SHA-256 of all that under ``
 
 import copy
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,7 @@ from ofq.quantization.quantizer import weight_quantizer_names
 from ofq.study import Quantization, Run, Workspace
 from ofq.study.fields import Name
 from ofq.study.files import Strict, parse, read_json
+from ofq.study.modules import import_modules
 from ofq.study.run import FullPrecisionRun, PretrainedRun
 from ofq.tracking.folder import PACKED, WEIGHTS
 from ofq.training import models
@@ -63,6 +65,7 @@ class Contents(Strict):
         format: Version of the layout.
         model: Name of the full-precision model.
         classes: Number of its classes; 0 for a model without head.
+        model_args: What its constructor gets beside.
         quantization: How it was quantized, but for the module that registers the quantizer:
             reading a file imports nothing that the file names, and passes a module over.
         weights: The packed weights.
@@ -71,6 +74,7 @@ class Contents(Strict):
     format: Literal[1] = 1
     model: Name
     classes: int = Field(ge=0)
+    model_args: dict[Name, bool | int | float | str] = Field(default_factory=dict)
     quantization: Quantization
     weights: tuple[Form, ...]
 
@@ -98,12 +102,14 @@ class Finished:
         model: With the run's weights.
         unquantized: The full-precision model, with fresh weights.
         classes: Number of their classes.
+        model_args: What their constructor gets beside.
         quantization: How the model is quantized.
     """
 
     model: nn.Module
     unquantized: nn.Module
     classes: int
+    model_args: dict[str, bool | int | float | str]
     quantization: Quantization
 
 
@@ -120,6 +126,7 @@ def finished(workspace: Workspace, run: Run) -> Finished:
     """
     config, folder = run.config, run_folder(workspace, run)
     workspace.refuse_bundle("export")
+    import_modules(config)
     if isinstance(config, FullPrecisionRun | PretrainedRun):
         raise UserError(f"{run.id} is a full-precision run, which has no codes to pack")
     if folder.is_record():
@@ -130,9 +137,9 @@ def finished(workspace: Workspace, run: Run) -> Finished:
     weights = folder.path / WEIGHTS
     tensors = read_weights(weights)
     classes = _classes(tensors)
-    unquantized = models.build(config.model, classes)
+    unquantized = models.build(config.model, classes, args=config.constructor_args)
     model = fit_weights(models.quantized(unquantized, config.quantization), tensors, weights)
-    return Finished(model, unquantized, classes, config.quantization)
+    return Finished(model, unquantized, classes, config.constructor_args, config.quantization)
 
 
 def export_run(workspace: Workspace, run: Run, path: Path) -> Exported:
@@ -147,7 +154,14 @@ def export_run(workspace: Workspace, run: Run, path: Path) -> Exported:
         UserError: As of :func:`finished`, or its weight quantizer can't be exported.
     """
     done = finished(workspace, run)
-    save_packed(done.model, run.config.model, done.classes, done.quantization, path)
+    save_packed(
+        done.model,
+        run.config.model,
+        done.classes,
+        done.quantization,
+        path,
+        model_args=done.model_args,
+    )
     state = done.unquantized.state_dict()
     full_precision = sum(t.numel() * t.element_size() for t in state.values())
     size = path.stat().st_size
@@ -161,7 +175,13 @@ def _classes(weights: dict[str, Tensor]) -> int:
 
 
 def save_packed(
-    model: nn.Module, name: str, classes: int, quantization: Quantization, path: Path
+    model: nn.Module,
+    name: str,
+    classes: int,
+    quantization: Quantization,
+    path: Path,
+    *,
+    model_args: Mapping[str, bool | int | float | str] | None = None,
 ) -> None:
     """Write a quantized model with packed weights.
 
@@ -171,6 +191,7 @@ def save_packed(
         classes: Number of its classes.
         quantization: How it was quantized.
         path: The file to write.
+        model_args: What the model's constructor got beside.
 
     Raises:
         UserError: A weight quantizer doesn't say exactly what its codes stand for.
@@ -185,6 +206,7 @@ def save_packed(
     contents = Contents(
         model=name,
         classes=classes,
+        model_args=dict(model_args or {}),
         quantization=quantization.model_copy(update={"module": None}),
         weights=tuple(
             Form(layer=layer, quantizer=w.quantizer, bits=w.bits, shape=w.shape)
@@ -217,7 +239,7 @@ def load_packed(path: Path) -> nn.Module:
     try:
         packed = _take_packed(contents, tensors)
         _check_size(contents, tensors, packed)
-        unquantized = models.build(contents.model, contents.classes)
+        unquantized = models.build(contents.model, contents.classes, args=contents.model_args)
         quantization = contents.quantization.model_copy(update={"module": None})
         model = hold_weights(models.quantized(unquantized, quantization), packed)
         own = model.state_dict()
@@ -266,7 +288,7 @@ def _check_size(
     Under QKR a file has more codes than its model has weights, but never far fewer.
     """
     with torch.device("meta"):
-        model = models.build(contents.model, contents.classes)
+        model = models.build(contents.model, contents.classes, args=contents.model_args)
     needed = sum(parameter.numel() for parameter in model.parameters())
     codes = sum(8 * weight.codes.numel() // max(1, weight.bits) for weight in packed.values())
     held = codes + sum(tensor.numel() for tensor in tensors.values())

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -14,6 +15,9 @@ from ofq.study.dataset import DataFacts, facts_in
 from ofq.study.run import QuantizedTraining
 from ofq.tracking import RunFolder
 from ofq.tracking.folder import WEIGHTS, sha256
+
+if TYPE_CHECKING:
+    from ofq.training.data import Data
 
 
 def hashes(workspace: Workspace, run: Run) -> dict[str, str]:
@@ -87,9 +91,10 @@ def checked_data(workspace: Workspace, run: Run, studies: list[str]) -> DataFact
     config = run.config
     files = files_of(workspace, run)
     if files is None:
-        facts = data.describe(config.dataset, config.model, config.seed)
+        facts = data.describe(config.dataset, arrays(workspace, config))
     else:
-        classes = workspace.recipe(workspace.study(studies[0]).recipe).classes
+        recipe = workspace.recipe(workspace.study(studies[0]).recipe)
+        classes = recipe.classes or config.data.classes
         splits = readers.SPLITS if isinstance(config, TrainedRun) else ("val",)
         try:
             readers.examine(files.place, classes, *splits)
@@ -132,6 +137,26 @@ def recorded(folder: RunFolder) -> DataFacts | None:
     attempts = record.get("attempts") or [{}]
     data = attempts[-1].get("origin", record).get("data")
     return facts_in(data, str(folder.path / "provenance.json"))
+
+
+def arrays(workspace: Workspace, config: RunConfig) -> "Data":
+    """Load the data of a run that fit in memory.
+
+    Raises:
+        UserError: They can't be had.
+    """
+    from ofq.training.data import load
+
+    return load(
+        config.dataset, config.model, config.seed, config.data, array_place(workspace, config)
+    )
+
+
+def array_place(workspace: Workspace, config: RunConfig) -> Path | None:
+    """Return where data in memory are read from, if that is said, or must be."""
+    if not config.data.needs_place and not config.data.place:
+        return None
+    return Path(workspace.data_place(config.dataset).at)
 
 
 def answers(workspace: Workspace, run: Run) -> Path | None:

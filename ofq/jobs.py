@@ -17,6 +17,7 @@ from ofq.progress import display, summary
 from ofq.ranks import ranks
 from ofq.recorder import Recorder, warn
 from ofq.study import Run, TrainedRun, Workspace
+from ofq.study.modules import import_modules
 from ofq.study.run import describe, quantization_of, training_of
 from ofq.study.stage import split
 from ofq.tracking.provenance import NO_CHECKOUT, gather
@@ -45,6 +46,7 @@ def check(workspace: Workspace, run: Run, studies: list[str], gpus: int) -> None
                 "unpacked bundle; it is kept: to train the run again, move its folder away"
             )
     _check_devices(run, processes(gpus))
+    import_modules(run.config)
     _check_models(workspace, run, studies)
     for needed in run.needs():
         if not run_folder(workspace, needed).complete():
@@ -96,7 +98,12 @@ def _check_models_of(workspace: Workspace, run: Run, study: str) -> None:
     recipe = workspace.recipe_path(workspace.study(study).recipe)
     drop_path = training.drop_path if training else 0.0
     models.check(
-        config.model, cells, f"{recipe}: key 'models'", dataset=config.dataset, drop_path=drop_path
+        config.model,
+        cells,
+        f"{recipe}: key 'models'",
+        dataset=config.dataset,
+        drop_path=drop_path,
+        args=config.constructor_args,
     )
 
 
@@ -290,7 +297,7 @@ def _record_attempt(
     """Record that an attempt begins, and its provenance, with its own origin if that is another."""
     folder = this.folder
     resources = run.resources.model_dump(include={"threads", "compile", "loader"})
-    attempt = {**gather(workspace.root, run.config.module), **devices.describe(), **resources}
+    attempt = {**gather(workspace.root, run.config.modules), **devices.describe(), **resources}
     attempt |= {"origin": origin} if origin != began else {}
     comparison = workspace.compare(run, devices.count)
     folder.write_json(
@@ -360,6 +367,7 @@ def _trainer(
             inputs.weights(workspace, run.teacher),
             inputs.pretrained(workspace, run.config),
             inputs.answers(workspace, run),
+            inputs.array_place(workspace, run.config),
         ),
         session,
         files=files,

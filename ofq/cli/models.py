@@ -82,10 +82,11 @@ def evaluate(
     console = Console()
     wanted = _quantization(bits, qkr, quantizer)
     dataset = "digits" if data == "digits" else None
-    models.check(model, [("options", wanted)], "--model", dataset)
+    models.check(model, [("options", wanted)], "--model", dataset=dataset)
     if data == "digits":
-        images = evaluation.digits(model, seed, batch_size)
-        facts = packaged.describe(data, model, seed)
+        digits = packaged.load("digits", model, seed)
+        images = evaluation.in_memory(digits, batch_size)
+        facts = packaged.describe(data, digits)
     else:
         files = Files(locate(expand_path(data, "--data"), Path()))
         images = evaluation.image_files(files, model, batch_size=batch_size)

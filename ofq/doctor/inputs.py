@@ -1,6 +1,7 @@
 """What the run was made from: the runs that it builds on, and files of the user's own."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from ofq.doctor.finding import Finding, ok, problem, warning
 from ofq.doctor.patient import Patient
@@ -39,15 +40,30 @@ def check_inputs(patient: Patient) -> Iterator[Finding]:
 
 
 def check_module(patient: Patient) -> Iterator[Finding]:
-    """The user's own module is still as it was, in all attempts and now."""
+    """Check that the user's own modules are still as they were in all attempts."""
     attempts = (patient.read("provenance.json") or {}).get("attempts")
-    attempts = attempts if isinstance(attempts, list) else []
-    known_of = [attempt.get("module") for attempt in attempts if isinstance(attempt, dict)]
-    own = [module for module in known_of if isinstance(module, dict)]
-    own = [module for module in own if {"name", "sha256"} <= module.keys()]
-    if not own or not all(isinstance(part, str) for module in own for part in module.values()):
-        return
-    name, known = own[-1]["name"], {module["sha256"] for module in own}
+    known: dict[str, set[str]] = {}
+    for attempt in attempts if isinstance(attempts, list) else []:
+        for module in _modules(attempt):
+            known.setdefault(module["name"], set()).add(module["sha256"])
+    for name, hashes in known.items():
+        yield from _check_module(patient, name, hashes)
+
+
+def _modules(attempt: Any) -> list[dict[str, str]]:
+    """Return name and SHA-256 of an attempt's modules; older attempts have one at most."""
+    if not isinstance(attempt, dict):
+        return []
+    named = attempt.get("modules") or [attempt.get("module")]
+    if not isinstance(named, list):
+        return []
+    keys = ("name", "sha256")
+    return [
+        m for m in named if isinstance(m, dict) and all(isinstance(m.get(k), str) for k in keys)
+    ]
+
+
+def _check_module(patient: Patient, name: str, known: set[str]) -> Iterator[Finding]:
     now = module_sha256(name)
     if now is None:
         text = f"{name}, by which the run was made, isn't found"

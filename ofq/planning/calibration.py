@@ -121,6 +121,7 @@ def _import_torch() -> float:
 
 def _calibrate(workspace: Workspace, run: Run) -> dict[str, Any]:
     """Train a run's kind for some seconds, from fresh weights; its times."""
+    from ofq.inputs import array_place
     from ofq.training.checkpoint import CheckpointStore
     from ofq.training.devices import choose, take_part
     from ofq.training.images import files_of
@@ -142,7 +143,7 @@ def _calibrate(workspace: Workspace, run: Run) -> dict[str, Any]:
         answers = Path(folder) / "answers.npy"
         compiled = run.resources.compile
         session = Session(observer=watch, checkpoints=store, stop=stop)
-        inputs = Inputs(teacher_logits=answers)
+        inputs = Inputs(teacher_logits=answers, data=array_place(workspace, config))
         trainer = build(config, inputs, session, files=files, compiled=compiled)
         startup = time.perf_counter() - began
         trainer.run()

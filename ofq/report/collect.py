@@ -256,11 +256,11 @@ class _Origin:
 
 
 def _commit(attempt: dict[str, Any]) -> str:
-    """As ``git describe --dirty`` would have it; and the user's own module, by its hash."""
+    """As ``git describe --dirty`` would have it; and the user's own modules, by their hashes."""
     changed = attempt["diff"] or attempt["untracked"]
-    own = attempt.get("module")
-    module = f"+{own['name']}@{str(own['sha256'])[:8]}" if own else ""
-    return f"{attempt['commit'] or 'none'}{'-dirty' if changed else ''}{module}"
+    own = attempt.get("modules") or [attempt.get("module")]
+    modules = [f"+{module['name']}@{str(module['sha256'])[:8]}" for module in own if module]
+    return f"{attempt['commit'] or 'none'}{'-dirty' if changed else ''}{''.join(modules)}"
 
 
 def _origin_of(

@@ -3,7 +3,7 @@
 Nothing here imports torch or timm, so that a workflow parses in a moment.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -20,15 +20,6 @@ from ofq.study.dataset import Unreadable
 from ofq.study.fields import Bits, Line, Name, Names, Seed, Stage, Text, TrainedStage, distinct
 from ofq.study.files import Strict, suggest
 from ofq.study.stage import Resources, Training, check_hyperparameters
-
-DATASETS = ("digits", "imagenet", "toy_regression")
-"""The data sets that a recipe may name."""
-
-FROM_FOLDERS = ("imagenet",)
-"""Those of them whose images are files of the site's."""
-
-CLASSIFICATION = ("digits", "imagenet")
-"""Those of them whose images have classes."""
 
 FIGURES = (
     "accuracy",
@@ -116,9 +107,13 @@ class Recipe(Strict):
     """Hyperparameters for a data set and its models, by stage.
 
     Attributes:
-        dataset: The data set.
+        dataset: Name of the data set: a file of ``config/datasets``, or one that comes with the
+            package.
         models: Names of timm models, or of this package's own.
-        classes: How many classes a data set of files must have; None for any number.
+        model_args: What the models' constructors get beside the number of classes, such as
+            ``img_size`` and ``patch_size``.
+        module: A Python module that registers models of the user's own with timm.
+        classes: How many classes the data set must have; None for as many as its file says.
         stages: Hyperparameters of each stage; none if the recipe's studies only evaluate released
             checkpoints.
         pretrained: Without an ``fp`` stage, the weights that QAT starts from and is taught by, and
@@ -129,8 +124,10 @@ class Recipe(Strict):
         resources: What a job of each stage asks the scheduler for (:meth:`asked`).
     """
 
-    dataset: str
+    dataset: Name
     models: Names
+    model_args: dict[Name, bool | int | float | str] = Field(default_factory=dict)
+    module: str | None = None
     classes: PositiveInt | None = None
     stages: dict[TrainedStage, Training] = Field(default_factory=dict)
     pretrained: str | None = None
@@ -190,10 +187,6 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        if self.dataset not in DATASETS:
-            raise ValueError(
-                f"unknown dataset '{self.dataset}' ({suggest(self.dataset, list(DATASETS))})"
-            )
         if self.stages and "qat" not in self.stages:
             raise ValueError("stages lacks 'qat', the stage that every method needs")
         taught = [s for s, t in self.stages.items() if t.distillation]
@@ -270,8 +263,8 @@ class Site(Strict):
         reports: Folder of the reports.
         tracking_uri: MLflow's store, without a password; left out, ``MLFLOW_TRACKING_URI``,
             or else an SQLite file in ``results``.
-        data: Where data sets lie that don't come with the package: a folder, ``wds/FOLDER`` or
-            ``hfds/NAME`` (docs/data.md).
+        data: Where data sets lie, by name: a folder, ``wds/FOLDER`` or ``hfds/NAME``
+            (docs/data.md).
         unreadable: What an image that can't be read does: ``fail`` ends the run; ``skip`` trains
             on the next one in its place, and evaluates without it.
         checkpoint_minutes: Time between two checkpoints: the most that an abrupt end can cost.
@@ -281,6 +274,6 @@ class Site(Strict):
     results: Folder = "results"
     reports: Folder = "reports"
     tracking_uri: str | None = None
-    data: dict[Literal["imagenet"], str] = Field(default_factory=dict)
+    data: dict[Name, str] = Field(default_factory=dict)
     unreadable: Unreadable = "fail"
     checkpoint_minutes: PositiveFloat = 2

@@ -4,12 +4,21 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from ofq.console import printable
 from ofq.errors import UserError
+from ofq.study.fields import Name
+from ofq.study.files import Strict, suggest
 
 Layout = Literal["folder", "tar", "wds", "hfds"]
 Unreadable = Literal["fail", "skip"]
@@ -23,6 +32,79 @@ Covers = Literal["contents", "names and sizes"]
 RULE: Literal[2] = 2
 """The rule by which fingerprints are made; those of another rule aren't compared."""
 _SHOWN = 15  # characters of a fingerprint, in messages
+
+
+class Dataset(Strict):
+    """What a data set is: a file of ``config/datasets``, or one that comes with the package.
+
+    Attributes:
+        title: Its name for people.
+        source: What reads it: ``images`` (image files in any layout), ``idx`` (gzipped IDX files,
+            as of MNIST), ``digits``, ``toy_regression``, or the name of a function that ``module``
+            registers (:func:`ofq.register_dataset`).
+        task: ``classification``; or ``regression``, measured by its loss.
+        classes: How many classes it must have; None for any number.
+        size: Height and width that a model gets, where the recipe's ``model_args`` give no
+            ``img_size``; None for the model's own.
+        mean, std: What images are normalized by, for each channel, of values 0 to 1; None for the
+            model's own.
+        place: Where it lies, if the site doesn't say. Where it lies is no part of a run's identity.
+        module: A Python module of the user's own that registers the source.
+    """
+
+    cosmetic: ClassVar[frozenset[str]] = frozenset({"title", "task", "classes", "place", "module"})
+
+    title: str
+    source: Name = "images"
+    task: Literal["classification", "regression"] = "classification"
+    classes: PositiveInt | None = None
+    size: PositiveInt | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[PositiveFloat, ...] | None = None
+    place: str | None = None
+    module: str | None = None
+
+    @property
+    def of_files(self) -> bool:
+        """Whether its images are files, loaded as they are needed."""
+        return self.source == "images"
+
+    @property
+    def needs_place(self) -> bool:
+        """Whether it must be said where it lies."""
+        return self.source in ("images", "idx")
+
+    @property
+    def splits_anew(self) -> bool:
+        """Whether each seed may have another evaluation set."""
+        return not self.needs_place
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.module is None and self.source not in SOURCES:
+            raise ValueError(
+                f"unknown source '{self.source}' ({suggest(self.source, list(SOURCES))}); for a "
+                "function of your own, name the Python module that registers it as 'module'"
+            )
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("give both 'mean' and 'std', or neither")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean is of {len(self.mean)} channels, std of {len(self.std)}; give each one "
+                "number for each channel"
+            )
+        return self
+
+
+SOURCES = ("images", "idx", "digits", "toy_regression")
+"""What reads a data set, without a module of the user's own."""
+
+PACKAGED = {
+    "digits": Dataset(title="scikit-learn's digits", source="digits", classes=10),
+    "imagenet": Dataset(title="ImageNet-1k"),
+    "toy_regression": Dataset(title="Toy regression", source="toy_regression", task="regression"),
+}
+"""The data sets that need no file, by name."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ofq.errors import UserError
-from ofq.study.config import CLASSIFICATION, FROM_FOLDERS, Recipe, Study
+from ofq.study.config import Recipe, Study
+from ofq.study.dataset import Dataset
 from ofq.study.fields import OFF, QuantizedStage, TrainedStage, parse_bits
 from ofq.study.files import merged, parse, suggest
 from ofq.study.method import Method, Quantization
@@ -25,11 +26,31 @@ from ofq.study.runtimes import Minutes
 from ofq.study.stage import Resources, Training, split
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a study is expanded from.
+
+    Attributes:
+        study: Its config.
+        recipe: The recipe that it names.
+        dataset: The data set that the recipe names.
+        methods: All known methods by name.
+        runtimes: Minutes of its jobs that stand in for the recipe's.
+    """
+
+    study: Study
+    recipe: Recipe
+    dataset: Dataset
+    methods: dict[str, Method]
+    runtimes: Minutes
+
+
 @dataclass
 class _Builder:
     """Makes runs of one recipe, each distinct one once."""
 
     recipe: Recipe
+    dataset: Dataset
     source: str
     checkpoints: dict[str, dict[str, str]]
     runtimes: Minutes
@@ -60,10 +81,10 @@ class _Builder:
             "overrides and the method's own 'training'"
         )
         training = parse(Training, values, where)
-        if training.images is not None and self.recipe.dataset not in FROM_FOLDERS:
+        if training.images is not None and not self.dataset.of_files:
             raise UserError(
                 f"{where}: key 'images': data set '{self.recipe.dataset}' comes ready; allowed "
-                f"with images: {', '.join(FROM_FOLDERS)}"
+                "for data sets whose source is 'images'"
             )
         return training
 
@@ -100,9 +121,7 @@ class _Builder:
         if "fp" not in self.recipe.stages:
             return None
         training = self.training("fp", model, None, None)
-        config = FullPrecisionRun(
-            dataset=self.recipe.dataset, model=model, seed=seed, training=training
-        )
+        config = FullPrecisionRun(**self._shared(model, seed), training=training)
         return self.run(config, None, None)
 
     def baseline(self, model: str, seeds: list[int]) -> list[Run]:
@@ -117,13 +136,23 @@ class _Builder:
             return [run for seed in seeds if (run := self.fp(model, seed))]
         if self.recipe.pretrained is None:
             return []
-        fixed = self.recipe.dataset in FROM_FOLDERS
         weights = self.recipe.pretrained
         configs = [
-            PretrainedRun(dataset=self.recipe.dataset, model=model, seed=seed, pretrained=weights)
-            for seed in (seeds[:1] if fixed else seeds)
+            PretrainedRun(**self._shared(model, seed), pretrained=weights)
+            for seed in (seeds if self.dataset.splits_anew else seeds[:1])
         ]
         return [self.run(config, None, None) for config in configs]
+
+    def _shared(self, model: str, seed: int) -> dict[str, Any]:
+        """Return what the configs of all kinds of runs have."""
+        return {
+            "dataset": self.recipe.dataset,
+            "model": model,
+            "seed": seed,
+            "data": self.dataset,
+            "model_args": self.recipe.model_args,
+            "model_module": self.recipe.module,
+        }
 
     def last(self, model: str, bits: str, method: Method, seed: int) -> Run:
         """The last run of a cell's chain; or a released checkpoint's."""
@@ -140,9 +169,7 @@ class _Builder:
         assert isinstance(config, QatRun | CgaRun)
         assert noise is not None
         noisy = NoiseRun(
-            dataset=config.dataset,
-            model=config.model,
-            seed=config.seed,
+            **self._shared(config.model, config.seed),
             quantization=config.quantization,
             annealing=method.cga,
             parent=config.digest(),
@@ -169,9 +196,7 @@ class _Builder:
                 "is neither a stage 'fp' nor 'pretrained' to teach it"
             )
         shared: dict[str, Any] = {
-            "dataset": self.recipe.dataset,
-            "model": model,
-            "seed": seed,
+            **self._shared(model, seed),
             "training": training,
             "quantization": self.quantization(method, bits),
             "scale_lr": method.scale_lr,
@@ -186,39 +211,28 @@ class _Builder:
 
     def _released(self, model: str, bits: str, method: Method, seed: int) -> Run:
         config = ReleasedRun(
-            dataset=self.recipe.dataset,
-            model=model,
-            seed=seed,
+            **self._shared(model, seed),
             quantization=self.quantization(method, bits),
             checkpoint=self.checkpoints[model][bits],
         )
         return self.run(config, None, None)
 
 
-def expand(
-    name: str,
-    study: Study,
-    recipe: Recipe,
-    methods: dict[str, Method],
-    source: str,
-    runtimes: Minutes,
-) -> Grid:
+def expand(name: str, parts: Parts, source: str) -> Grid:
     """Expand a study into its cells.
 
     Args:
         name: The study's name.
-        study: Its config.
-        recipe: The recipe that it names.
-        methods: All known methods by name.
+        parts: What it is expanded from.
         source: The study's file, for errors.
-        runtimes: Minutes of its jobs that stand in for the recipe's.
 
     Raises:
         UserError: The study names something that its recipe or the methods lack, or asks for a
             cell that can't exist.
     """
-    _check(study, recipe, methods, source)
-    builder = _Builder(recipe, source, study.checkpoints, runtimes)
+    study, recipe, methods = parts.study, parts.recipe, parts.methods
+    _check(parts, source)
+    builder = _Builder(recipe, parts.dataset, source, study.checkpoints, parts.runtimes)
     cells = [
         Cell(recipe.dataset, model, "FP", "fp", "Full precision", tuple(found))
         for model in study.models
@@ -233,7 +247,8 @@ def expand(
     return Grid(name, tuple(cells))
 
 
-def _check(study: Study, recipe: Recipe, methods: dict[str, Method], source: str) -> None:
+def _check(parts: Parts, source: str) -> None:
+    study, recipe, methods = parts.study, parts.recipe, parts.methods
     problems = [
         f"key 'methods': unknown method '{m}' ({suggest(m, sorted(methods))})"
         for m in study.methods
@@ -250,15 +265,14 @@ def _check(study: Study, recipe: Recipe, methods: dict[str, Method], source: str
         for m in (contrast.method, contrast.against)
         if m not in study.methods
     ]
-    problems += (_checkpoint_problems if study.checkpoints else _stage_problems)(
-        study, recipe, methods
-    )
+    problems += (_checkpoint_problems if study.checkpoints else _stage_problems)(parts)
     if problems:
         raise UserError("\n".join(f"{source}: {problem}" for problem in problems))
 
 
-def _checkpoint_problems(study: Study, recipe: Recipe, methods: dict[str, Method]) -> list[str]:
-    """What is wrong with a study of released checkpoints."""
+def _checkpoint_problems(parts: Parts) -> list[str]:
+    """Return what is wrong with a study of released checkpoints."""
+    study, recipe = parts.study, parts.recipe
     given = {(model, bits) for model, paths in study.checkpoints.items() for bits in paths}
     wanted = {(model, bits) for model in study.models for bits in study.bits}
     problems = [
@@ -279,16 +293,17 @@ def _checkpoint_problems(study: Study, recipe: Recipe, methods: dict[str, Method
         problems.append(
             "key 'figures': with 'checkpoints', which no training led to, allowed: accuracy"
         )
-    if recipe.dataset not in CLASSIFICATION:
+    if parts.dataset.task != "classification":
         problems.append(
-            f"key 'checkpoints': recipe '{study.recipe}' is for dataset '{recipe.dataset}'; "
-            f"allowed: {', '.join(CLASSIFICATION)}"
+            f"key 'checkpoints': recipe '{study.recipe}' is for dataset '{recipe.dataset}', a "
+            f"{parts.dataset.task}; allowed: a classification"
         )
     return problems
 
 
-def _stage_problems(study: Study, recipe: Recipe, methods: dict[str, Method]) -> list[str]:
-    """What is wrong between a study's methods and the stages that they need."""
+def _stage_problems(parts: Parts) -> list[str]:
+    """Return what is wrong between a study's methods and the stages that they need."""
+    study, recipe, methods = parts.study, parts.recipe, parts.methods
     if not recipe.stages:
         return [
             f"key 'recipe': recipe '{study.recipe}' has no stages to train; give 'checkpoints', "
@@ -296,10 +311,10 @@ def _stage_problems(study: Study, recipe: Recipe, methods: dict[str, Method]) ->
         ]
     problems = []
     noisy = [m for m in study.methods if m in methods and methods[m].noise]
-    if noisy and recipe.dataset not in CLASSIFICATION:
+    if noisy and parts.dataset.task != "classification":
         problems.append(
             f"key 'methods': '{noisy[0]}' injects noise, but recipe '{study.recipe}' is for "
-            f"dataset '{recipe.dataset}'; allowed: {', '.join(CLASSIFICATION)}"
+            f"dataset '{recipe.dataset}', a {parts.dataset.task}; allowed: a classification"
         )
     annealed = [m for m in study.methods if m in methods and methods[m].cga]
     if annealed and "cga" not in recipe.stages:

@@ -7,13 +7,16 @@ different cells and studies are one run, and a changed hyperparameter makes a ne
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from ofq.study.dataset import Dataset
 from ofq.study.fields import Stage
 from ofq.study.files import Strict
 from ofq.study.method import Annealing, Band, Noise, QatTechnique, Quantization
 from ofq.study.stage import Resources, Training
+
+IMAGE_FILES = Dataset(title="Image files")
 
 FORMAT = 1
 """Raised whenever the same config would train to other numbers, which makes every run new."""
@@ -26,6 +29,9 @@ class _Run:
     Attributes:
         dataset, model: Their names.
         seed: Decides initial weights, order and random changes of the data.
+        data: What the data set is.
+        model_args: What the model's constructor gets beside the number of classes.
+        model_module: The module of the user's own that registers the model, if one is named.
     """
 
     stage: ClassVar[Stage]
@@ -33,6 +39,15 @@ class _Run:
     dataset: str
     model: str
     seed: int
+    data: Dataset = IMAGE_FILES
+    model_args: dict[str, bool | int | float | str] = field(default_factory=dict)
+    model_module: str | None = None
+
+    @property
+    def constructor_args(self) -> dict[str, bool | int | float | str]:
+        """What the model's constructor gets: the recipe's, and the data set's image size."""
+        size = {} if self.data.size is None else {"img_size": self.data.size}
+        return {**size, **self.model_args}
 
     @property
     def bits(self) -> str | None:
@@ -40,9 +55,9 @@ class _Run:
         return None
 
     @property
-    def module(self) -> str | None:
-        """The module of the user's own that the run needs, if one is named."""
-        return None
+    def modules(self) -> tuple[str, ...]:
+        """The modules of the user's own that register what the run needs."""
+        return tuple(filter(None, (self.data.module, self.model_module)))
 
     def payload(self, *, brief: bool = False) -> dict[str, Any]:
         """Return the config as plain JSON data; if brief, without what is at its default.
@@ -51,6 +66,13 @@ class _Run:
         """
         shared = {"dataset": self.dataset, "model": self.model, "stage": self.stage}
         values = shared | {"seed": self.seed} | _KEYS | vars(self)
+        del values["model_module"]
+        data = values.pop("data").payload(brief=True)
+        if data.get("source") == self.dataset:  # a data set that is its own source
+            del data["source"]
+        values |= {"data": data} if data else {}
+        if not values["model_args"]:
+            del values["model_args"]
         techniques = values.pop("techniques", ())
         if len(techniques) == 1:  # a name of its own, since there could once be one alone
             values["stabilizer"] = techniques[0]
@@ -97,9 +119,10 @@ class _Quantized(_Run):
         return self.quantization.bits
 
     @property
-    def module(self) -> str | None:
-        """The module of the user's own that registers what the method names, if there is one."""
-        return self.quantization.module
+    def modules(self) -> tuple[str, ...]:
+        """The modules of the user's own that register what the run needs."""
+        named = (self.quantization.module, *super().modules)
+        return tuple(dict.fromkeys(filter(None, named)))
 
     def parts(self) -> list[str]:
         """Return the names of quantizer, QKR and techniques."""

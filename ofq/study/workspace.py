@@ -1,6 +1,8 @@
 """The config folder as a whole: sites, studies, recipes and methods, found by name."""
 
 import os
+import re
+from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,10 @@ from typing import Any
 from ofq.credentials import refuse_credentials
 from ofq.errors import UserError
 from ofq.study.config import Recipe, Site, Study
-from ofq.study.dataset import Place, locate
+from ofq.study.dataset import PACKAGED, Dataset, Place, locate
 from ofq.study.fields import NAME
 from ofq.study.files import Model, parse, read_yaml, suggest
-from ofq.study.grid import expand
+from ofq.study.grid import Parts, expand
 from ofq.study.method import Method
 from ofq.study.places import expand_path, expand_uri
 from ofq.study.published import Comparison, Published, compare
@@ -105,27 +107,49 @@ class Workspace:
             return expand_uri(given, variable)
         return f"sqlite:///{(self.results / 'mlflow.db').resolve()}"
 
-    def data_place(self, dataset: str) -> Place:
-        """Where a data set lies: the site's ``data``, or else the variable ``DATASET_DIR``.
+    def dataset(self, name: str, source: str = "") -> Dataset:
+        """Return what a data set is: by its file, or as it comes with the package.
+
+        Args:
+            name: Its name.
+            source: What names it, for the error.
 
         Raises:
-            UserError: Neither says.
+            UserError: There is no such data set, or its file is wrong.
         """
-        variable = f"{dataset.upper()}_DIR"
-        folders = {str(name): folder for name, folder in self.site.data.items()}
-        given = folders.get(dataset) or os.environ.get(variable)
+        if name in PACKAGED and name not in (path.stem for path in self.files("datasets")):
+            return PACKAGED[name]
+        others = list(PACKAGED)
+        path = self._require("datasets", name, "dataset", f"{source}: " if source else "", others)
+        return parse(Dataset, self._read(path), str(path))
+
+    def data_place(self, dataset: str) -> Place:
+        """Return where a data set lies.
+
+        By the site's ``data``, the variable ``NAME_DIR``, or the data set's file, in this order.
+
+        Raises:
+            UserError: None of them says.
+        """
+        given = (
+            self.site.data.get(dataset)
+            or os.environ.get(_variable(dataset))
+            or self.dataset(dataset).place
+        )
         if not given:
             raise UserError(
-                f"{self.site_path}: key 'data.{dataset}' is missing: give "
-                f"the folder that has {dataset}'s train/ and val/, or set {variable}"
+                f"{self.site_path}: key 'data.{dataset}' is missing: give the folder that has "
+                f"{dataset}'s train/ and val/, or set {_variable(dataset)}"
             )
         return locate(expand_path(given, self.data_source(dataset)), self.root)
 
     def data_source(self, dataset: str) -> str:
-        """What says where a data set lies, for errors."""
-        if self.site.data.get(dataset):  # type: ignore[call-overload]
+        """Return what says where a data set lies, for errors."""
+        if self.site.data.get(dataset):
             return f"{self.site_path}: key 'data.{dataset}'"
-        return f"{dataset.upper()}_DIR"
+        if os.environ.get(_variable(dataset)) or not self.dataset(dataset).place:
+            return _variable(dataset)
+        return f"{self.root / 'config' / 'datasets' / dataset}.yaml: key 'place'"
 
     def own_file(self, name: str, source: str = "") -> Path:
         """A file of the user's own that a recipe or a study names, such as pretrained weights.
@@ -332,7 +356,11 @@ class Workspace:
                 )
             minutes = self.runtimes.get(study.recipe, {})
             check_models(self.runtimes_path, minutes, study.recipe, recipe.models)
-            self._grids[name] = expand(name, study, recipe, self.methods, str(path), minutes)
+            dataset = self.dataset(
+                recipe.dataset, f"{self.recipe_path(study.recipe)}: key 'dataset'"
+            )
+            parts = Parts(study, recipe, dataset, self.methods, minutes)
+            self._grids[name] = expand(name, parts, str(path))
         return self._grids[name]
 
     def _check_methods(self, study: Study) -> None:
@@ -378,12 +406,22 @@ class Workspace:
         if not (self.root / "config" / "studies").is_dir():
             raise UserError(f"no config/studies in {self.root.resolve()}: run this in a checkout")
 
-    def _require(self, kind: str, name: str, word: str, where: str = "") -> Path:
-        """The file that defines something; ``where`` opens the error if there is none."""
+    def _require(
+        self, kind: str, name: str, word: str, where: str = "", others: Sequence[str] = ()
+    ) -> Path:
+        """Return the file that defines something.
+
+        Args:
+            kind: The folder below ``config``.
+            name: The file's name.
+            word: What it defines, for the error.
+            where: What the error begins with.
+            others: Names that are allowed without a file.
+        """
         path = self.root / "config" / kind / f"{name}.yaml"
         if not NAME.fullmatch(name) or path not in self.files(kind):  # a path would lead out
             self._refuse_elsewhere()
-            hint = suggest(name, [p.stem for p in self.files(kind)])
+            hint = suggest(name, sorted({*others, *(p.stem for p in self.files(kind))}))
             raise UserError(f"{where}unknown {word} '{name}' ({hint})")
         return path
 
@@ -402,3 +440,8 @@ def _problem_of(name: str) -> str | None:
 def _check_name(name: str, path: Path, word: str) -> None:
     if problem := _problem_of(name):
         raise UserError(f"{path}: '{name}' can't be the name of a {word}; {problem}")
+
+
+def _variable(dataset: str) -> str:
+    """Return the environment variable that says where a data set lies."""
+    return re.sub(r"\W", "_", dataset.upper()) + "_DIR"

@@ -46,14 +46,14 @@ class GitError(Exception):
     """What git says, or what can be said of it, where it doesn't answer."""
 
 
-def gather(root: Path, module: str | None = None) -> dict[str, Any]:
+def gather(root: Path, modules: Sequence[str] = ()) -> dict[str, Any]:
     """Collect the provenance of an attempt at a run, which starts now.
 
     Whatever git does, or doesn't, ends no run: what it can't say is None, with the reason.
 
     Args:
         root: The checkout.
-        module: The user's own that the run's method names, if it names one.
+        modules: The user's own that the run needs.
 
     Returns:
         Plain JSON data. ``commit`` and ``diff`` are None where git can't tell them, and
@@ -61,16 +61,19 @@ def gather(root: Path, module: str | None = None) -> dict[str, Any]:
         files under ``ofq`` and ``config`` (empty if there is none), cut at a megabyte;
         ``withheld`` names the changed files that the diff leaves out, since such files hold
         credentials; ``untracked`` names the other files there. ``code_sha256`` is of the package's
-        source as it runs, and ``module`` has the name and SHA-256 of the user's own, which git
-        needn't know; ``packages`` has the versions of what it depends on; ``visible_gpus`` the
-        GPUs that it was given, None for any. Credentials are redacted everywhere.
+        source as it runs, and ``modules`` has name and SHA-256 of each of the user's own, which
+        git needn't know (``module``, the first of them); ``packages`` has the versions of what it
+        depends on; ``visible_gpus`` the GPUs that it was given, None for any. Credentials are
+        redacted everywhere.
     """
     lock = root / _LOCK
+    own = [{"name": module, "sha256": module_sha256(module)} for module in modules]
     return {
         "started": time.time(),
         **_code(root),
         "code_sha256": code_sha256(),
-        "module": module and {"name": module, "sha256": module_sha256(module)},
+        "module": own[0] if own else None,
+        "modules": own,
         "lock_sha256": _sha256(lock),
         "packages": _packages(),
         "python": platform.python_version(),
@@ -87,17 +90,17 @@ def gather(root: Path, module: str | None = None) -> dict[str, Any]:
     }
 
 
-def code_sha256(module: str | None = None) -> str:
+def code_sha256(modules: Sequence[str] = ()) -> str:
     """SHA-256 of all code that decides a run's numbers, and of the versions that it runs with.
 
     Args:
-        module: The user's own that the run's method names, if it names one.
+        modules: The user's own that the run needs.
     """
     digest = hashlib.sha256(repr(sorted(_packages().items())).encode())
     for path in sorted(_PACKAGE.rglob("*.py")):
         if not path.name.startswith(".") and path.is_file():  # an editor's lock is neither
             digest.update(path.read_bytes())
-    if module is not None:
+    for module in modules:
         digest.update(str(module_sha256(module)).encode())
     return digest.hexdigest()
 

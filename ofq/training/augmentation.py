@@ -1,7 +1,7 @@
 """What is done to images before a model sees them, by timm's transforms."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,10 +13,12 @@ from timm.data.mixup import cutmix_bbox_and_lam, one_hot
 from torch import Tensor
 
 from ofq.errors import UserError
+from ofq.study.dataset import Dataset
 from ofq.study.images import Images, Mixing
 from ofq.training import models
 
 Transform = Callable[[Image.Image], Tensor]
+ModelArgs = Mapping[str, bool | int | float | str]
 
 _PREFERENCES = ("crop_pct", "interpolation")
 
@@ -41,39 +43,56 @@ def randomness_of(*key: int) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-def evaluation_transform(name: str, classes: int, images: Images | None) -> Transform:
+def evaluation_transform(
+    name: str,
+    classes: int,
+    images: Images | None,
+    args: ModelArgs | None = None,
+    about: Dataset | None = None,
+) -> Transform:
     """Resize, crop the centre and normalize: the same whenever it is done.
 
     Args:
         name: The timm model's name, by which timm knows size, mean and deviation.
         classes: Number of classes.
         images: Crop and interpolation; None for those that timm has for the model.
+        args: What the model's constructor gets; its ``img_size`` is the size of the images.
+        about: The data set, whose mean and deviation stand before the model's.
 
     Raises:
         UserError: timm doesn't know the model's image size and normalization.
     """
-    wanted = _of_model(name, classes)
+    wanted = _of_model(name, classes, args, about)
     if images is not None:
         wanted |= {key: getattr(images, key) for key in _PREFERENCES}
     return create_transform(**wanted, is_training=False)
 
 
-def training_transform(name: str, classes: int, images: Images) -> Transform:
+def training_transform(
+    name: str,
+    classes: int,
+    images: Images,
+    args: ModelArgs | None = None,
+    about: Dataset | None = None,
+) -> Transform:
     """The random transform of training images; without augmentation, that of evaluation.
 
     Args:
         name: As of :func:`evaluation_transform`.
         classes: Number of classes.
         images: What is to be done.
+        args: As of :func:`evaluation_transform`.
+        about: As of :func:`evaluation_transform`.
 
     Raises:
         UserError: As of :func:`evaluation_transform`.
     """
     wanted = images.augmentation
     if wanted is None:
-        return evaluation_transform(name, classes, images)
+        return evaluation_transform(name, classes, images, args, about)
+    of_model = _of_model(name, classes, args, about)
     return create_transform(
-        **{k: v for k, v in _of_model(name, classes).items() if k in ("input_size", "mean", "std")},
+        **{key: of_model[key] for key in ("input_size", "mean", "std")},
         is_training=True,
         scale=wanted.scale,
         ratio=wanted.ratio,
@@ -86,11 +105,20 @@ def training_transform(name: str, classes: int, images: Images) -> Transform:
     )
 
 
-def _of_model(name: str, classes: int) -> dict[str, Any]:
-    model = models.build(name, classes)
+def _of_model(
+    name: str, classes: int, args: ModelArgs | None, about: Dataset | None
+) -> dict[str, Any]:
+    """Return timm's settings for the images that a model takes."""
+    model = models.build(name, classes, args=args)
     if not getattr(model, "pretrained_cfg", None):
         raise UserError(f"timm says neither image size nor normalization of {name}")
-    return resolve_model_data_config(model)
+    wanted = resolve_model_data_config(model)
+    size = (args or {}).get("img_size")
+    if size is not None:
+        wanted["input_size"] = (wanted["input_size"][0], size, size)
+    if about is not None and about.mean is not None:
+        wanted |= {"mean": about.mean, "std": about.std}
+    return wanted
 
 
 def mix(images: Tensor, labels: Tensor, classes: int, mixing: Mixing) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,12 @@
 """Data sets as batches whose order is a function of seed and epoch."""
 
+import gzip
 import hashlib
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy
 import torch
@@ -11,7 +14,8 @@ from torch import Tensor
 
 from ofq.errors import UserError
 from ofq.interruption import Interrupted, StopRequest
-from ofq.study.dataset import DataFacts, digest_of
+from ofq.study.dataset import PACKAGED, DataFacts, Dataset, digest_of
+from ofq.study.modules import import_module
 from ofq.training.devices import ALONE, Solo
 
 _DIGITS_MEAN, _DIGITS_DEVIATION = 4.884, 6.017
@@ -191,15 +195,13 @@ def until(stop: StopRequest, batches: Iterable[Batch], process: Solo = ALONE) ->
             yield batch
 
 
-def describe(dataset: str, model: str, seed: int) -> DataFacts:
-    """Describe a data set that comes with the package; its fingerprint covers all numbers.
+def describe(name: str, data: Data) -> DataFacts:
+    """Describe data in memory; the fingerprint covers all numbers.
 
     Args:
-        dataset: The data set.
-        model: As of :func:`load`.
-        seed: As of :func:`load`.
+        name: The data set's.
+        data: Its data.
     """
-    data = load(dataset, model, seed)
     names = [str(number) for number in range(data.classes)]
     splits = {
         "train": (data.train_inputs, data.train_targets),
@@ -217,7 +219,7 @@ def describe(dataset: str, model: str, seed: int) -> DataFacts:
         by_class = targets.bincount(minlength=data.classes).tolist() if data.classes else []
         counts[split] = by_class
     return DataFacts(
-        name=dataset,
+        name=name,
         classes=data.classes,
         class_names=names,
         class_digest=digest_of(names),
@@ -230,23 +232,93 @@ def describe(dataset: str, model: str, seed: int) -> DataFacts:
     )
 
 
-def load(dataset: str, model: str, seed: int) -> Data:
-    """Load a data set that comes with the package.
+@dataclass(frozen=True)
+class DataRequest:
+    """What a function that gives a data set is asked for.
 
-    Args:
-        dataset: Its name.
-        model: The model's name; the toy regression has as many inputs as the model has weights.
-        seed: Decides split and order.
+    Attributes:
+        about: What the data set's file says.
+        model: Name of the model that gets the data.
+        seed: The run's seed, which may decide the split.
+        place: Where the data set lies, if that is said.
+    """
+
+    about: Dataset
+    model: str
+    seed: int
+    place: Path | None = None
+
+
+_SOURCES: dict[str, Callable[[DataRequest], Data]] = {}
+_Function = TypeVar("_Function", bound=Callable[[DataRequest], Data])
+
+
+def register_dataset(name: str) -> Callable[[_Function], _Function]:
+    """Function decorator that makes data in memory available as the ``source`` of a data set.
+
+    The function takes a :class:`DataRequest` and returns :class:`Data`, the same each time.
 
     Raises:
-        UserError: Unknown, or damaged.
+        UserError: The name is taken by another function.
     """
-    if dataset not in _LOADERS:
-        raise UserError(f"unknown dataset '{dataset}'; allowed: {', '.join(_LOADERS)}")
-    return _LOADERS[dataset](model, seed)
+
+    def register(function: _Function) -> _Function:
+        known = _SOURCES.get(name)
+        if name == "images" or (known and _named(known) != _named(function)):
+            raise UserError(f"a data set's source named '{name}' is already registered")
+        _SOURCES[name] = function
+        return function
+
+    return register
 
 
-def _digits(model: str, seed: int) -> Data:
+def _named(function: Callable[[DataRequest], Data]) -> tuple[str, str]:
+    return function.__module__, function.__qualname__
+
+
+def load(
+    name: str, model: str, seed: int, about: Dataset | None = None, place: Path | None = None
+) -> Data:
+    """Load a data set that fits in memory.
+
+    Args:
+        name: The data set's.
+        model: Name of the model that gets the data; the toy regression has as many inputs as the
+            model has weights.
+        seed: The run's seed, which may decide the split.
+        about: What the data set is; None for one that comes with the package.
+        place: Where it lies, if that is said.
+
+    Raises:
+        UserError: There is no such data set, nothing registers its source, or it is damaged.
+    """
+    if about is None and name not in PACKAGED:
+        raise UserError(f"unknown dataset '{name}'; allowed: {', '.join(PACKAGED)}")
+    about = about or PACKAGED[name]
+    if about.module is not None:
+        import_module(about.module, f"data set '{name}'")
+    if about.source not in _SOURCES:
+        allowed = ", ".join(sorted(_SOURCES))
+        raise UserError(
+            f"data set '{name}': no source '{about.source}' is registered; allowed: "
+            f"images, {allowed}"
+        )
+    request = DataRequest(about, model, seed, place)
+    data = _SOURCES[about.source](request)
+    if not isinstance(data, Data):
+        kind = type(data).__name__
+        raise UserError(
+            f"data set '{name}': its source '{about.source}' returned a {kind}; expected ofq.Data"
+        )
+    if about.classes is not None and data.classes != about.classes:
+        raise UserError(
+            f"data set '{name}' has {data.classes} classes; its file says {about.classes}"
+        )
+    return data
+
+
+@register_dataset("digits")
+def _digits(request: DataRequest) -> Data:
     """scikit-learn's digits: 1,797 8 × 8 images, split 897 / 900 by class anew for each seed.
 
     Grey values 0 to 16 are standardized by mean and deviation over all images and pixels.
@@ -264,25 +336,82 @@ def _digits(model: str, seed: int) -> Data:
     images = (images - _DIGITS_MEAN) / _DIGITS_DEVIATION
     labels = torch.from_numpy(digits.target).long()
     train, test = train_test_split(
-        torch.arange(len(labels)).numpy(), test_size=900, stratify=labels.numpy(), random_state=seed
+        torch.arange(len(labels)).numpy(),
+        test_size=900,
+        stratify=labels.numpy(),
+        random_state=request.seed,
     )
-    return Data(images[train], labels[train], images[test], labels[test], classes=10, seed=seed)
+    return Data(
+        images[train], labels[train], images[test], labels[test], classes=10, seed=request.seed
+    )
 
 
-def _toy_regression(model: str, seed: int) -> Data:
+@register_dataset("toy_regression")
+def _toy_regression(request: DataRequest) -> Data:
     """Y = w*·x + noise (σ = 0.5) for a random w*, 960 training and 960 noise-free test examples."""
     from ofq.training.models import toy_weights
 
-    generator = torch.Generator().manual_seed(seed)
-    count = toy_weights(model)
+    generator = torch.Generator().manual_seed(request.seed)
+    count = toy_weights(request.model)
     target = torch.randn(count, 1, generator=generator)
     inputs = torch.randn(1920, count, generator=generator)
     clean = inputs @ target
     noisy = clean + 0.5 * torch.randn(1920, 1, generator=generator)
-    return Data(inputs[:960], noisy[:960], inputs[960:], clean[960:], classes=0, seed=seed)
+    return Data(inputs[:960], noisy[:960], inputs[960:], clean[960:], classes=0, seed=request.seed)
 
 
-_LOADERS: dict[str, Callable[[str, int], Data]] = {
-    "digits": _digits,
-    "toy_regression": _toy_regression,
+_IDX = {  # name of a split's files, as MNIST and its successors have them
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+
+
+@register_dataset("idx")
+def _idx(request: DataRequest) -> Data:
+    """Grey images and labels of (gzipped) IDX files; normalized by the data set's mean and std."""
+    if request.place is None:
+        raise UserError("data of source 'idx' need a place")
+    arrays = [read_idx(request.place / name) for names in _IDX.values() for name in names]
+    mean, std = request.about.mean or (0.0,), request.about.std or (1.0,)
+    if len(mean) != 1:
+        raise UserError(f"mean is of {len(mean)} channels, but images of IDX files have one")
+    images = [
+        torch.from_numpy(pixels).unsqueeze(1).float().div_(255).sub_(mean[0]).div_(std[0])
+        for pixels in arrays[::2]
+    ]
+    labels = [torch.from_numpy(numbers).long() for numbers in arrays[1::2]]
+    for pixels, numbers in zip(images, labels, strict=True):
+        if len(pixels) != len(numbers):
+            raise UserError(
+                f"{request.place}: {len(pixels)} images, but {len(numbers)} labels of a split"
+            )
+    classes = int(torch.cat(labels).max()) + 1
+    return Data(images[0], labels[0], images[1], labels[1], classes=classes, seed=request.seed)
+
+
+def read_idx(path: Path) -> numpy.ndarray:
+    """Read an IDX file of bytes, gzipped (``.gz``) or not.
+
+    Args:
+        path: The file, without ``.gz``.
+
+    Returns:
+        uint8, of the shape that the file says.
+
+    Raises:
+        UserError: It isn't there, or is damaged.
+    """
+    packed = path.with_name(f"{path.name}.gz")
+    try:
+        content = gzip.decompress(packed.read_bytes()) if packed.exists() else path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file, nor {packed.name}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{packed if packed.exists() else path}: not readable: {error}") from None
+    if len(content) < 4 or content[:3] != b"\0\0\x08":
+        raise UserError(f"{path}: no IDX file of bytes")
+    shape = numpy.frombuffer(content, ">u4", count=min(content[3], len(content) // 4 - 1), offset=4)
+    start = 4 + 4 * content[3]
+    if len(shape) != content[3] or len(content) - start != shape.prod(dtype=object):
+        raise UserError(f"{path}: damaged: it doesn't hold as many bytes as it says")
+    return numpy.frombuffer(content, numpy.uint8, offset=start).reshape(shape.tolist()).copy()

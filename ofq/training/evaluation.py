@@ -9,11 +9,11 @@ from torch import nn
 
 from ofq.interruption import StopRequest
 from ofq.progress import counted
+from ofq.study.dataset import Dataset
 from ofq.study.images import Images
 from ofq.study.stage import Precision
-from ofq.training import data
-from ofq.training.augmentation import evaluation_transform
-from ofq.training.data import Batch
+from ofq.training.augmentation import ModelArgs, evaluation_transform
+from ofq.training.data import Batch, Data, until
 from ofq.training.devices import ALONE, Solo
 from ofq.training.images import Files
 from ofq.training.loading import Key, Samples, load, workers_watched
@@ -80,20 +80,24 @@ def evaluate(
         Batch(batch.inputs.to(process.device), batch.labels.to(process.device))
         for batch in images.batches
     )
-    batches = counted(console, data.until(stop, moved), images.images)
+    batches = counted(console, until(stop, moved), images.images)
     with workers_watched(), casting(precision, process.device):
         return Classification().evaluate(model.to(process.device), batches, process)
 
 
-def digits(model: str, seed: int, batch_size: int = BATCH_SIZE) -> LabelledImages:
-    """The 900 test images of scikit-learn's digits, of a seed's split."""
-    split = data.load("digits", model, seed)
-    batches = partial(split.test_batches, batch_size)
-    return LabelledImages(_Anew(batches), len(split.test_targets), split.classes)
+def in_memory(data: Data, batch_size: int = BATCH_SIZE) -> LabelledImages:
+    """Return the test images of data in memory."""
+    batches = partial(data.test_batches, batch_size)
+    return LabelledImages(_Anew(batches), len(data.test_targets), data.classes)
 
 
 def image_files(
-    files: Files, model: str, images: Images | None = None, batch_size: int = BATCH_SIZE
+    files: Files,
+    model: str,
+    images: Images | None = None,
+    batch_size: int = BATCH_SIZE,
+    args: ModelArgs | None = None,
+    about: Dataset | None = None,
 ) -> LabelledImages:
     """The validation split of a data set of image files.
 
@@ -106,13 +110,15 @@ def image_files(
         model: The timm model's name.
         images: Crop and interpolation; None for those that timm has for the model.
         batch_size: Images per batch; the last batch may be smaller.
+        args: What the model's constructor gets.
+        about: What the data set is; None for size, mean and deviation of the model.
 
     Raises:
         UserError: There are no validation images, or timm doesn't know the model's image size and
             normalization.
     """
     split = open_split(files.place, "val")
-    transform = evaluation_transform(model, len(split.classes), images)
+    transform = evaluation_transform(model, len(split.classes), images, args, about)
     samples = Samples(split, transform, files.unreadable, replace=False)
     batches = partial(_batches, samples, files, batch_size)
     return LabelledImages(_Anew(batches), len(split), len(split.classes))

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ofq.study import Run, Workspace
-from ofq.study.config import FROM_FOLDERS
-from ofq.study.dataset import Place, Unreadable
+from ofq.study.dataset import Dataset, Place, Unreadable
 from ofq.study.images import Images
 from ofq.training.augmentation import (
+    ModelArgs,
     evaluation_transform,
     mix,
     randomness_of,
@@ -175,14 +175,21 @@ def files_of(
     Raises:
         UserError: The site doesn't say where they lie, or what loads them isn't installed.
     """
-    if run.config.dataset not in FROM_FOLDERS:
+    if not run.config.data.of_files:
         return None
     place = workspace.data_place(run.config.dataset)
     how = decoder(run.resources.loader)
     return Files(place, run.resources.workers, workspace.site.unreadable, how, heard)
 
 
-def open_images(files: Files, images: Images, model: str, seed: int) -> ImageData:
+def open_images(
+    files: Files,
+    images: Images,
+    model: str,
+    seed: int,
+    args: ModelArgs | None = None,
+    about: Dataset | None = None,
+) -> ImageData:
     """Open a data set of image files for training.
 
     Args:
@@ -190,14 +197,16 @@ def open_images(files: Files, images: Images, model: str, seed: int) -> ImageDat
         images: How images are made ready.
         model: The timm model's name, by which timm knows size, mean and deviation.
         seed: Decides order and random changes.
+        args: What the model's constructor gets.
+        about: What the data set is; None for size, mean and deviation of the model.
 
     Raises:
         UserError: A split is missing, or timm knows nothing of the model.
     """
     train, test = open_split(files.place, "train"), open_split(files.place, "val")
     classes = len(train.classes)
-    training = training_transform(model, classes, images)
-    evaluation = evaluation_transform(model, classes, images)
+    training = training_transform(model, classes, images, args, about)
+    evaluation = evaluation_transform(model, classes, images, args, about)
     return ImageData(
         Samples(train, training, files.unreadable, replace=True, decoder=files.decoder),
         Samples(test, evaluation, files.unreadable, replace=False),

@@ -10,6 +10,7 @@ from ofq.errors import UserError
 from ofq.quantization.released import convert_released_state
 from ofq.study import Quantization
 from ofq.training import models
+from ofq.training.augmentation import ModelArgs
 from ofq.training.weights import layout_of, read_weights
 
 
@@ -40,6 +41,7 @@ def import_released(
     quantization: Quantization,
     classes: int,
     say: Callable[[str], None] = lambda text: None,
+    args: ModelArgs | None = None,
 ) -> Imported:
     """Build a quantized model from a checkpoint in the released layout.
 
@@ -49,6 +51,7 @@ def import_released(
         quantization: How the checkpoint was quantized.
         classes: Number of classes of its heads.
         say: As of :func:`ofq.training.weights.read_weights`.
+        args: What the model's constructor gets beside.
 
     Raises:
         UserError: The file can't be read, or doesn't fit the model: tensors are missing, left
@@ -61,7 +64,7 @@ def import_released(
             f"{path}: {layout_of(state)}, so there is nothing to import; "
             f"`ofq eval {path} --model {name} --bits {quantization.bits}{qkr} --data DATA` takes it"
         )
-    model = models.quantized(models.build(name, classes), quantization)
+    model = models.quantized(models.build(name, classes, args=args), quantization)
     try:
         released = convert_released_state(state, model)
     except UserError as error:

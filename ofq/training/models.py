@@ -1,11 +1,7 @@
 """Building models by name: timm's, and this package's small ones."""
 
 import difflib
-import importlib
-import os
-import sys
-import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
@@ -19,7 +15,8 @@ from ofq.quantization import quantize
 from ofq.quantization.convert import scheme_for
 from ofq.quantization.layers import Passthrough, QuantizedLinear
 from ofq.quantization.quantizer import OFF, make_weight_quantizer
-from ofq.study import Quantization, Workspace, parse_bits
+from ofq.study import Quantization, parse_bits
+from ofq.study.modules import import_module
 
 _TOY = "toy_regression_"
 _DIGITS = (1, 8, 8)
@@ -83,7 +80,9 @@ def toy_weights(model: str) -> int:
     return int(count)
 
 
-def build(name: str, classes: int, drop_path: float = 0.0) -> nn.Module:
+def build(
+    name: str, classes: int, drop_path: float = 0.0, args: Mapping[str, Any] | None = None
+) -> nn.Module:
     """A full-precision model with fresh weights.
 
     Args:
@@ -91,18 +90,22 @@ def build(name: str, classes: int, drop_path: float = 0.0) -> nn.Module:
         classes: Number of classes.
         drop_path: Highest rate of stochastic depth; timm's own defaults, such as Swin's 0.1, don't
             count.
+        args: What its constructor gets beside, such as ``img_size``.
 
     Raises:
-        UserError: Neither timm nor this package has a model of this name, or it has no paths to
-            drop.
+        UserError: Neither timm nor this package has a model of this name, it has no paths to drop,
+            or doesn't take these arguments.
     """
     if name.startswith(_TOY):
-        if drop_path:
-            raise UserError(f"{name} has one layer and no path to drop; allowed: drop_path 0")
+        if drop_path or args:
+            given = f"drop_path {drop_path}" if drop_path else f"model_args {', '.join(args or {})}"
+            raise UserError(f"{name} has one layer and takes no {given}")
         return ToyRegression(toy_weights(name))
     _check_name(name)
     try:
-        return timm.create_model(name, num_classes=classes, drop_path_rate=drop_path)
+        return timm.create_model(
+            name, num_classes=classes, drop_path_rate=drop_path, **(args or {})
+        )
     except UserError:
         raise
     except Exception as error:  # each architecture raises its own, for what it doesn't take
@@ -114,8 +117,10 @@ def check(
     name: str,
     ways: Sequence[tuple[str, Quantization]],
     source: str,
+    *,
     dataset: str | None = None,
     drop_path: float = 0.0,
+    args: Mapping[str, Any] | None = None,
 ) -> None:
     """Refuse a model that can't be built, quantized as wanted, or fed with a data set.
 
@@ -129,12 +134,13 @@ def check(
         dataset: A data set that comes with the package; None, or another one, for any size of
             images.
         drop_path: As of :func:`build`.
+        args: As of :func:`build`.
 
     Raises:
         UserError: It names the part that can't be quantized, or what isn't allowed.
     """
     try:
-        model = _draft(name, drop_path)
+        model = _draft(name, drop_path, args)
         if dataset is not None:
             _check_inputs(model, dataset)
         if ways and not isinstance(model, ToyRegression):
@@ -163,13 +169,13 @@ def _check_inputs(model: nn.Module, dataset: str) -> None:
             )
 
 
-def _draft(name: str, drop_path: float) -> nn.Module:
+def _draft(name: str, drop_path: float, args: Mapping[str, Any] | None) -> nn.Module:
     """Build a model on the meta device; really, if it needs numbers to be built."""
     try:
         with torch.device("meta"):
-            return build(name, classes=2, drop_path=drop_path)
+            return build(name, 2, drop_path, args)
     except UserError:
-        return build(name, classes=2, drop_path=drop_path)
+        return build(name, 2, drop_path, args)
 
 
 def _check_way(model: nn.Module, way: Quantization) -> None:
@@ -187,7 +193,9 @@ def _check_way(model: nn.Module, way: Quantization) -> None:
         return
 
 
-def from_hub(name: str, classes: int, drop_path: float = 0.0) -> nn.Module:
+def from_hub(
+    name: str, classes: int, drop_path: float = 0.0, args: Mapping[str, Any] | None = None
+) -> nn.Module:
     """A full-precision model with the weights that timm's hub has for it; as :func:`build`.
 
     Raises:
@@ -206,7 +214,7 @@ def from_hub(name: str, classes: int, drop_path: float = 0.0) -> nn.Module:
         )
     try:
         return timm.create_model(
-            name, pretrained=True, num_classes=classes, drop_path_rate=drop_path
+            name, pretrained=True, num_classes=classes, drop_path_rate=drop_path, **(args or {})
         )
     except (OSError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
@@ -265,7 +273,7 @@ def _arguments(wanted: Quantization) -> tuple[tuple[int, int], dict[str, Any]]:
 
 def _register(wanted: Quantization) -> None:
     if wanted.module is not None:
-        _import(wanted.module)
+        import_module(wanted.module, "the method")
 
 
 def _quantized_toy(model: ToyRegression, wanted: Quantization) -> nn.Module:
@@ -281,23 +289,3 @@ def _quantized_toy(model: ToyRegression, wanted: Quantization) -> nn.Module:
     toy = ToyRegression(linear.in_features)
     toy.linear = QuantizedLinear(linear, quantizer, Passthrough(), {"row": slice(0, 1)})
     return toy
-
-
-def _import(module: str) -> None:
-    here = os.getcwd()
-    Workspace().refuse_bundle(f"import '{module}'")
-    if here not in sys.path:
-        sys.path.insert(0, here)  # modules of a user's own methods lie in the checkout
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"can't import '{module}', the method's module: {error}; "
-            "install it in this environment, or put its folder on PYTHONPATH"
-        ) from None
-    except Exception as error:  # its own mistakes, as of syntax
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(
-            f"can't import '{module}', the method's module: {type(error).__name__}: {error} "
-            f"({place.filename}:{place.lineno})"
-        ) from None

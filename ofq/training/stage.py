@@ -12,6 +12,7 @@ from ofq.quantization import Technique, calibrate, make_technique, set_gradient_
 from ofq.study.config import HUB
 from ofq.study.images import Images
 from ofq.study.method import Annealing, QatTechnique
+from ofq.study.modules import import_modules
 from ofq.study.run import (
     CgaRun,
     FullPrecisionRun,
@@ -43,12 +44,14 @@ class Inputs:
         pretrained: The file that the config's ``pretrained`` names, if it names one.
         teacher_logits: The file that keeps the teacher's logits, where the config wants them kept;
             it is made if it isn't there.
+        data: Where data in memory are read from, if that is said.
     """
 
     parent: Path | None = None
     teacher: Path | None = None
     pretrained: Path | None = None
     teacher_logits: Path | None = None
+    data: Path | None = None
 
 
 def build(
@@ -66,7 +69,7 @@ def build(
         config: The run's config.
         inputs: The files that it starts from.
         session: What surrounds the training.
-        files: Where a data set of image files lies; None for one that comes with the package.
+        files: Where a data set of image files lies; None for data in memory.
         device_batch: The most images in one pass on one device; None for any number.
         compiled: Whether the steps are compiled, and captured as CUDA graphs on a GPU.
 
@@ -75,10 +78,11 @@ def build(
             can't be split over the devices, or nothing can be compiled here.
         Interrupted: A stop is requested while the teacher's logits are made.
     """
+    import_modules(config)
     seed_everything(config.seed)
     training, process = config.training, session.process
     parts = split(training.batch_size, process.count, device_batch)
-    data = _data(config, files, parts).to(process.device)
+    data = _data(config, inputs, files, parts).to(process.device)
 
     model = _initial_model(config, data, inputs, process.device)
     counted = training.gradient_batch or training.batch_size
@@ -128,15 +132,19 @@ def make_techniques(config: TrainedRun, model: nn.Module) -> list[Technique]:
     return [make_technique(each.technique, model, each.options()) for each in wanted]
 
 
-def _data(config: TrainedRun, files: Files | None, parts: Split) -> Data | ImageData:
+def _data(
+    config: TrainedRun, inputs: Inputs, files: Files | None, parts: Split
+) -> Data | ImageData:
     if files is None:
-        return load(config.dataset, config.model, config.seed)
+        return load(config.dataset, config.model, config.seed, config.data, inputs.data)
     images = config.training.images or Images()
     if images.mixing is not None and parts.images % 2:
         raise UserError(
             f"images.mixing mixes pairs, but {parts}; allowed: an even number of images in a pass"
         )
-    return open_images(files, images, config.model, config.seed)
+    return open_images(
+        files, images, config.model, config.seed, config.constructor_args, config.data
+    )
 
 
 def _objective(classes: int, teacher: Teacher | None) -> Objective:
@@ -174,8 +182,8 @@ def full_precision(
     training = training_of(config)
     drop_path = training.drop_path if training else 0.0
     if weights is None and getattr(config, "pretrained", None) == HUB:
-        return models.from_hub(config.model, classes, drop_path)
-    model = models.build(config.model, classes, drop_path)
+        return models.from_hub(config.model, classes, drop_path, config.constructor_args)
+    model = models.build(config.model, classes, drop_path, config.constructor_args)
     return model if weights is None else load_weights(model, weights)
 
 
@@ -191,7 +199,12 @@ def trained(config: QuantizedTraining | NoiseRun, classes: int, weights: Path) -
         UserError: They can't be read, or don't fit the model.
     """
     training = training_of(config)
-    model = models.build(config.model, classes, training.drop_path if training else 0.0)
+    model = models.build(
+        config.model,
+        classes,
+        training.drop_path if training else 0.0,
+        config.constructor_args,
+    )
     return load_weights(models.quantized(model, config.quantization), weights)
 
 

@@ -53,14 +53,14 @@ def test_missing_data_set_is_explained(monkeypatch):
         load("cifar", MODEL, 0)
 
 
-def test_known_data_sets_are_those_that_recipes_allow():
-    from ofq.study.config import DATASETS, FROM_FOLDERS
-    from ofq.training.data import _LOADERS
+def test_packaged_data_sets_have_a_registered_source():
+    from ofq.study.dataset import PACKAGED, SOURCES
+    from ofq.training.data import _SOURCES
 
-    assert set(DATASETS) == {*_LOADERS, *FROM_FOLDERS}
+    assert {"images", *_SOURCES} == set(SOURCES)
+    assert {about.source for about in PACKAGED.values()} <= set(SOURCES)
 
 
-@pytest.mark.parametrize("name", ["deit_tinny", "toy_regression_x", "toy_regression_0"])
 def test_unknown_model_is_explained(name):
     with pytest.raises(UserError, match=f"unknown model '{name}'"):
         build(name, 10)

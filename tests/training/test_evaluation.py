@@ -184,7 +184,7 @@ def test_evaluation_stops_when_asked_to():
     stop = StopRequest()
     stop.cause = "SIGTERM"
     with pytest.raises(Interrupted, match="SIGTERM"):
-        evaluation.evaluate(micro()[0], evaluation.digits(MICRO, 0), QUIET, stop)
+        evaluation.evaluate(micro()[0], evaluation.in_memory(load("digits", MICRO, 0)), QUIET, stop)
 
 
 def ofq_eval(weights, *arguments):

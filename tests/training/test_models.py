@@ -50,7 +50,7 @@ def test_model_that_cannot_be_quantized_is_refused_by_name(name):
     ],
 )
 def test_model_that_does_not_take_the_data_is_refused(name, dataset, words):
-    assert words in refusal(name, [], "r.yaml", dataset)
+    assert words in refusal(name, [], "r.yaml", dataset=dataset)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_model_that_can_be_quantized_passes_in_little_time(name):
 
 def test_toy_regression_passes():
     way = Quantization(bits="W2A32", weight_quantizer="statsq")
-    models.check("toy_regression_4", [("w", way)], "r.yaml", "toy_regression")
+    models.check("toy_regression_4", [("w", way)], "r.yaml", dataset="toy_regression")
 
 
 @pytest.mark.parametrize("stage", ["fp", "qat"])
