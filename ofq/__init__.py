@@ -24,22 +24,25 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "LSQ",
-    "ConfidenceGuidedAnnealing",
-    "NoiseInjection",
-    "OscillationTracker",
-    "StatsQ",
-    "WeightQuantizer",
-    "calibrate",
-    "quantize",
-    "register_weight_quantizer",
-]
+_PLACES = {
+    "ofq.quantization": (
+        "LSQ", "ConfidenceGuidedAnnealing", "NoiseInjection", "OscillationTracker", "StatsQ",
+        "Technique", "WeightQuantizer", "calibrate", "low_bit_weights", "quantize",
+        "register_technique", "register_weight_quantizer",
+    ),
+    "ofq.training.data": ("Data", "DataRequest", "register_dataset"),
+    "ofq.report.figures.registry": ("Drawn", "register_figure"),
+}  # fmt: skip
+_HOME = {name: module for module, names in _PLACES.items() for name in names}
+
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module("ofq.quantization"), name)
+    if name in _HOME:
+        if not _HOME[name].startswith("ofq.report"):
+            import_module("ofq.quantization")  # before anything imports timm
+        return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'ofq' has no attribute {name!r}")
 
 

@@ -38,7 +38,7 @@ _NOTES = {".snakemake_timestamp", ".DS_Store"}
 
 def write_report(workspace: Workspace, study: str, out: Path) -> Records:
     """Write a report (:func:`ofq.report.build`), and give what it was made from."""
-    _refuse_foreign(out)
+    _refuse_foreign(out, {*FIGURES, *workspace.study(study).figures})
     damaged: dict[str, Damaged] = {}
     while True:
         records = collect(workspace, study, damaged)
@@ -66,7 +66,7 @@ def _fill(folder: Path, records: Records, runs_path: str) -> None:
     write_page(page, records, table, differences, found, figures, absent, runs_path)
 
 
-def _refuse_foreign(out: Path) -> None:
+def _refuse_foreign(out: Path, figures: set[str]) -> None:
     """Keep what isn't an earlier report from being replaced by a report.
 
     Raises:
@@ -79,7 +79,7 @@ def _refuse_foreign(out: Path) -> None:
     foreign = [path.name for path in out.iterdir() if not _is_own(path)]
     if (out / "figures").is_dir():
         drawings = (out / "figures").iterdir()
-        foreign += [f"figures/{path.name}" for path in drawings if not _is_figure(path)]
+        foreign += [f"figures/{path.name}" for path in drawings if not _is_figure(path, figures)]
     if foreign:
         raise UserError(
             f"{out}: holds '{printable(min(foreign))}', which is no part of a report; a report "
@@ -96,9 +96,9 @@ def _is_own(path: Path) -> bool:
     return path.name in ENTRIES | _NOTES
 
 
-def _is_figure(path: Path) -> bool:
+def _is_figure(path: Path, figures: set[str]) -> bool:
     plain = path.is_file() and not path.is_symlink()
-    return plain and path.suffix in (".svg", ".png") and path.stem in FIGURES
+    return plain and path.suffix in (".svg", ".png") and path.stem in figures
 
 
 @contextmanager

@@ -48,12 +48,6 @@ Folder = Annotated[str, Field(min_length=1)]
 _WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 
 
-def _drawn(name: str) -> str:
-    if name not in FIGURES:
-        raise ValueError(f"unknown figure ({suggest(name, list(FIGURES))})")
-    return name
-
-
 def _listed(given: Any) -> Any:
     return given if given is None or isinstance(given, list) else [given]
 
@@ -209,7 +203,9 @@ class Study(Strict):
         models, bits, methods, seeds: The grid.
         checkpoints: Where given, nothing is trained: a cell's number is that of a file in the
             authors' released layout, by model and bits.
-        figures: Names of the report's figures, in order; among :data:`FIGURES`.
+        figures: Names of the report's figures, in order; among :data:`FIGURES`, or those that
+            ``module`` registers.
+        module: A Python module of the user's own that registers figures.
         references: Names of files in ``config/reference``, whose numbers the study's are held
             against; the first that has a cell counts.
         contrasts: The comparisons that the study is made for; left out, each method is compared
@@ -228,7 +224,8 @@ class Study(Strict):
     bits: Annotated[list[Bits], AfterValidator(distinct)]
     methods: Names
     seeds: Annotated[list[Seed], AfterValidator(distinct)]
-    figures: Annotated[list[Annotated[str, AfterValidator(_drawn)]], AfterValidator(distinct)]
+    figures: Names
+    module: str | None = None
     checkpoints: dict[Name, dict[Bits, str]] = Field(default_factory=dict)
     references: list[Name] = Field(default_factory=list)
     contrasts: tuple[Contrast, ...] = ()
@@ -238,6 +235,16 @@ class Study(Strict):
     def factors_of(self, method: str) -> frozenset[str]:
         """The factors that a method has."""
         return frozenset(f for f, methods in self.factors.items() if method in methods)
+
+    @model_validator(mode="after")
+    def _figures_are_known(self) -> Self:
+        unknown = [name for name in self.figures if name not in FIGURES]
+        if unknown and self.module is None:
+            raise ValueError(
+                f"figures: unknown figure '{unknown[0]}' ({suggest(unknown[0], list(FIGURES))}); "
+                "for one of your own, name the Python module that registers it as 'module'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _factors_make_all_combinations(self) -> Self:

@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 
+from ofq import torchvision_shim
 from ofq.errors import UserError
 from ofq.study.run import RunConfig
 from ofq.study.workspace import Workspace
@@ -32,6 +33,7 @@ def import_module(name: str, whose: str) -> None:
             is run.
     """
     Workspace().refuse_bundle(f"import '{name}'")
+    torchvision_shim.install()  # the module may import timm
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)

@@ -6,6 +6,7 @@ from textwrap import fill
 
 from matplotlib.figure import Figure
 
+from ofq.errors import UserError
 from ofq.report.collect import Records
 from ofq.report.figures import (
     accuracy,
@@ -19,6 +20,8 @@ from ofq.report.figures import (
 )
 from ofq.report.figures.registry import FIGURES, NothingToDraw
 from ofq.report.figures.style import COLUMN, GREY, new_figure, save, styled
+from ofq.study import Workspace
+from ofq.study.modules import import_module
 
 __all__ = [
     "FIGURES",
@@ -61,8 +64,11 @@ def write_figures(folder: Path, records: Records) -> tuple[list[Saved], dict[str
     """
     folder.mkdir()
     saved, absent = [], {}
+    missing = _import_own(records)
     for name in records.study.figures:
         try:
+            if name not in FIGURES:
+                raise NothingToDraw(missing or f"no figure '{name}' is registered")
             with styled():
                 drawn = FIGURES[name](records)
                 save(drawn.figure, folder / name)
@@ -73,6 +79,27 @@ def write_figures(folder: Path, records: Records) -> tuple[list[Saved], dict[str
             width = float(drawn.figure.get_figwidth())
             saved.append(Saved(name, drawn.caption, folder / f"{name}.svg", width))
     return saved, absent
+
+
+def _import_own(records: Records) -> str:
+    """Import the study's own module; say why it can't be, in an unpacked bundle.
+
+    Raises:
+        UserError: It can't be imported in a checkout.
+    """
+    module = records.study.module
+    if module is None:
+        return ""
+    if Workspace().is_bundle:
+        return f"module '{module}' draws it, and nothing in an unpacked bundle is run"
+    import_module(module, f"study '{records.name}'")
+    unknown = [name for name in records.study.figures if name not in FIGURES]
+    if unknown:
+        raise UserError(
+            f"study '{records.name}': key 'figures': its module '{module}' registers no "
+            f"figure '{unknown[0]}'"
+        )
+    return ""
 
 
 def _notice(text: str) -> Figure:

@@ -5,12 +5,12 @@ from matplotlib.axes import Axes
 
 from ofq.report.collect import Records
 from ofq.report.figures.by_model import caption_of, draw_baseline, draw_models
-from ofq.report.figures.registry import Drawn, figure
+from ofq.report.figures.registry import Drawn, register_figure
 from ofq.report.figures.style import COLUMN, PAGE, Look, legend_height, looks, new_figure
 from ofq.report.measures import Measure, measures
 
 
-@figure("accuracy")
+@register_figure("accuracy")
 def draw(records: Records) -> Drawn:
     """Each seed as a dot, mean and interval beside them, one panel per model."""
     study, measure = records.study, measures(records.primary)[0]

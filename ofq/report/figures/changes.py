@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from ofq.report.collect import Records
 from ofq.report.figures.oscillation import shares_qat
 from ofq.report.figures.recorded import of_first_model
-from ofq.report.figures.registry import Drawn, figure
+from ofq.report.figures.registry import Drawn, register_figure
 from ofq.report.figures.style import (
     COLUMN,
     GREY,
@@ -34,7 +34,7 @@ PAIRS = 400
 """Pairs of gradients below which their share isn't shown: its 95 % interval exceeds ±5 points."""
 
 
-@figure("gradient_sign_changes")
+@register_figure("gradient_sign_changes")
 def gradient_sign_changes(records: Records) -> Drawn:
     """The share of gradients that change sign, by boundary range: a column per method."""
     study = records.study
@@ -80,7 +80,7 @@ def _sign_lines(ax: Axes, rows: pd.DataFrame) -> None:
             ax.plot(line.index, line, color=colours[number], linewidth=1, label=f"BR {width:g}")
 
 
-@figure("joint_flips")
+@register_figure("joint_flips")
 def joint_flips(records: Records) -> Drawn:
     """Whether query and key flip together, and how often either flips: a column per bits."""
     study, style = records.study, looks(records.study.methods)

@@ -13,7 +13,7 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from ofq.report.collect import Records, mid_epoch
-from ofq.report.figures.registry import NO_RATES, Drawn, figure, require
+from ofq.report.figures.registry import NO_RATES, Drawn, register_figure, require
 from ofq.report.figures.style import COLUMN, PAGE, broken, broken_name, new_figure, panels
 
 TALL = 7.5
@@ -33,7 +33,7 @@ class Place(NamedTuple):
     method: str
 
 
-@figure("oscillation_by_role")
+@register_figure("oscillation_by_role")
 def by_role(records: Records) -> Drawn:
     """Heat maps of the oscillation rate by block and role: a column per method, of one model.
 

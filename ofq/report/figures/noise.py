@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from ofq.report.collect import Records
-from ofq.report.figures.registry import Drawn, NothingToDraw, figure
+from ofq.report.figures.registry import Drawn, NothingToDraw, register_figure
 from ofq.report.figures.style import COLUMN, GREY, PAGE, broken, looks, new_figure, panels
 from ofq.report.noise import draws
 
@@ -13,7 +13,7 @@ _WIDTH = 0.3
 """Half the width over which the draws of a method are spread."""
 
 
-@figure("noise_injection")
+@register_figure("noise_injection")
 def noise_injection(records: Records) -> Drawn:
     """A dot per draw: its top-1 less that without noise; one panel per model and bits."""
     found = draws(records)

@@ -4,7 +4,7 @@ from matplotlib.axes import Axes
 
 from ofq.report.collect import Records
 from ofq.report.figures.by_model import title_of
-from ofq.report.figures.registry import NO_RATES, Drawn, figure, require
+from ofq.report.figures.registry import NO_RATES, Drawn, register_figure, require
 from ofq.report.figures.style import (
     COLUMN,
     GREY,
@@ -23,7 +23,7 @@ QUANTITIES = {
 }
 
 
-@figure("oscillation_over_training")
+@register_figure("oscillation_over_training")
 def over_training(records: Records) -> Drawn:
     """Oscillation rate and flips over epochs, a column per bits."""
     study = records.study

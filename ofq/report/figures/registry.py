@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ofq.errors import UserError
 from ofq.report.collect import Records
 
 
@@ -40,15 +41,24 @@ FIGURES: dict[str, Draw] = {}
 """Every figure by its name (:data:`ofq.study.config.FIGURES`); may raise :class:`NothingToDraw`."""
 
 
-def figure(name: str) -> Callable[[Draw], Draw]:
-    """Register a function that draws a figure.
+def register_figure(name: str) -> Callable[[Draw], Draw]:
+    """Function decorator that makes a figure available to studies under a name.
+
+    The function takes the study's :class:`~ofq.report.collect.Records` and returns the figure with
+    its caption (:class:`Drawn`), or raises :class:`NothingToDraw`.
+
+    Raises:
+        UserError: The name is taken by another function.
 
     Example:
-        >>> @figure("mine")
+        >>> @register_figure("mine")
         ... def mine(records: Records) -> Drawn: ...
     """
 
     def register(draw: Draw) -> Draw:
+        known = FIGURES.get(name)
+        if known and (known.__module__, known.__name__) != (draw.__module__, draw.__name__):
+            raise UserError(f"a figure named '{name}' is already registered")
         FIGURES[name] = draw
         return draw
 

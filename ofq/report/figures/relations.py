@@ -13,7 +13,7 @@ from scipy import stats
 from ofq.report.collect import Records
 from ofq.report.figures.by_model import caption_of, draw_baseline, draw_models, title_of
 from ofq.report.figures.recorded import boundary_ranges
-from ofq.report.figures.registry import NO_RATES, Drawn, NothingToDraw, figure, require
+from ofq.report.figures.registry import NO_RATES, Drawn, NothingToDraw, register_figure, require
 from ofq.report.figures.style import (
     COLUMN,
     PAGE,
@@ -28,7 +28,7 @@ from ofq.report.measures import OSCILLATION_MID, Measure, measures
 from ofq.study.fields import parse_bits
 
 
-@figure("accuracy_against_bits")
+@register_figure("accuracy_against_bits")
 def against_bits(records: Records) -> Drawn:
     """A line per method over the weights' bits, one panel per model."""
     study, measure = records.study, measures(records.primary)[0]
@@ -63,7 +63,7 @@ def _bit_lines(ax: Axes, records: Records, measure: Measure, model: str) -> None
     ax.set_xlim(-0.4, len(places) - 0.6)
 
 
-@figure("accuracy_against_oscillation")
+@register_figure("accuracy_against_oscillation")
 def against_oscillation(records: Records) -> Drawn:
     """A dot per run: the number against the oscillation rate mid-run; a column per bits."""
     study, measure = records.study, measures(records.primary)[0]
@@ -140,7 +140,7 @@ def _qat_runs(records: Records) -> dict[str, str]:
     }
 
 
-@figure("frozen_share")
+@register_figure("frozen_share")
 def frozen(records: Records) -> Drawn:
     """The share of weights that the annealing stage holds, over its epochs."""
     study, metrics = records.study, records.metrics
@@ -169,7 +169,7 @@ def frozen(records: Records) -> Drawn:
     )
 
 
-@figure("boundary_range")
+@register_figure("boundary_range")
 def boundary_range(records: Records) -> Drawn:
     """The number against CGA's boundary range, one panel per model and a line per bits."""
     study, measure = records.study, measures(records.primary)[0]

@@ -11,7 +11,7 @@ from matplotlib.ticker import NullFormatter
 
 from ofq.report.collect import Records
 from ofq.report.figures.recorded import of_first_bits
-from ofq.report.figures.registry import Drawn, figure
+from ofq.report.figures.registry import Drawn, register_figure
 from ofq.report.figures.style import (
     COLUMN,
     PAGE,
@@ -31,7 +31,7 @@ ZOOM = 60
 """Number of steps that the lowest panels show."""
 
 
-@figure("loss")
+@register_figure("loss")
 def loss(records: Records) -> Drawn:
     """Loss over steps by method, a column per model and bits."""
     study, style = records.study, looks(records.study.methods)
@@ -68,7 +68,7 @@ def _power_of_ten(value: float, _: float) -> str:
     return "10" + f"{math.log10(value):.0f}".translate(_RAISED)
 
 
-@figure("trajectories")
+@register_figure("trajectories")
 def trajectories(records: Records) -> Drawn:
     """One weight, its quantized value and its scale over steps: a column per method."""
     study = records.study

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ofq.report.collect import Records
 from ofq.report.figures.recorded import boundary_ranges, of_first_bits, of_first_model
-from ofq.report.figures.registry import Drawn, NothingToDraw, figure
+from ofq.report.figures.registry import Drawn, NothingToDraw, register_figure
 from ofq.report.figures.style import (
     COLUMN,
     GREY,
@@ -43,7 +43,7 @@ MOMENTS = {
 """What the histograms' moments are called, and how they are drawn."""
 
 
-@figure("latent_weights")
+@register_figure("latent_weights")
 def latent_weights(records: Records) -> Drawn:
     """Histograms of scaled latent weights at a few epochs: a column per method."""
     study = records.study
@@ -123,7 +123,7 @@ def _outline(
               baseline=None)  # fmt: skip
 
 
-@figure("weight_paths")
+@register_figure("weight_paths")
 def weight_paths(records: Records) -> Drawn:
     """The followed weights that flip most, through the thresholds: a column per method."""
     study = records.study
@@ -189,7 +189,7 @@ def _closer(ax: Axes, path: pd.DataFrame) -> None:
     ax.axhline(0, color=GREY, linestyle=":", linewidth=0.7, zorder=0)
 
 
-@figure("scale_paths")
+@register_figure("scale_paths")
 def scale_paths(records: Records) -> Drawn:
     """Scales of single rows during CGA: a column per boundary range."""
     model, bits, recorded = of_first_bits(records, "trajectories", "weights", first_seed=True)
