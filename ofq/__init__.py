@@ -26,9 +26,10 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "ofq.quantization": (
-        "LSQ", "ConfidenceGuidedAnnealing", "NoiseInjection", "OscillationTracker", "StatsQ",
-        "Technique", "WeightQuantizer", "calibrate", "low_bit_weights", "quantize",
-        "register_technique", "register_weight_quantizer",
+        "LSQ", "ActivationQuantizer", "ConfidenceGuidedAnnealing", "NoiseInjection",
+        "OscillationTracker", "StatsQ", "Technique", "WeightQuantizer", "calibrate",
+        "low_bit_weights", "quantize",
+        "register_activation_quantizer", "register_technique", "register_weight_quantizer",
     ),
     "ofq.training.data": ("Data", "DataRequest", "register_dataset"),
     "ofq.report.figures.registry": ("Drawn", "register_figure"),

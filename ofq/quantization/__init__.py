@@ -4,6 +4,10 @@ from ofq import torchvision_shim
 
 torchvision_shim.install()  # before anything imports timm
 
+from ofq.quantization.activations import (  # noqa: E402
+    ActivationQuantizer,
+    register_activation_quantizer,
+)
 from ofq.quantization.convert import calibrate, quantize, set_gradient_batch  # noqa: E402
 from ofq.quantization.layers import low_bit_weights  # noqa: E402
 from ofq.quantization.lsq import LSQ, LSQWeight  # noqa: E402
@@ -42,6 +46,7 @@ from ofq.quantization.variants import (  # noqa: E402
 
 __all__ = [
     "LSQ",
+    "ActivationQuantizer",
     "CodeHistory",
     "ConfidenceGuidedAnnealing",
     "Dampening",
@@ -65,6 +70,7 @@ __all__ = [
     "make_technique",
     "near_threshold",
     "quantize",
+    "register_activation_quantizer",
     "register_technique",
     "register_weight_quantizer",
     "set_gradient_batch",

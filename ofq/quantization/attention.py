@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofq.quantization import fused
+from ofq.quantization.activations import ActivationQuantizer
 from ofq.quantization.fused import fitting
 from ofq.quantization.layers import (
-    ActivationQuantizer,
-    LogitQuantizer,
     LowBit,
     Passthrough,
+    PreShifted,
     QuantizedLinear,
+    Shifted,
     own_parameter,
 )
-from ofq.quantization.lsq import LSQ
 from ofq.quantization.products import (
     MergedLogits,
     Values,
@@ -39,7 +39,11 @@ class Scores(nn.Module):
     """
 
     def attended(
-        self, x: Tensor, scale: float, probability_quantizer: Passthrough | LSQ, mask: Tensor | None
+        self,
+        x: Tensor,
+        scale: float,
+        probability_quantizer: Passthrough | ActivationQuantizer,
+        mask: Tensor | None,
     ) -> Tensor:
         """What is attended to by tokens (B, N, C), of that shape.
 
@@ -56,7 +60,7 @@ class Scores(nn.Module):
 def attend(
     logits: Tensor,
     v: Tensor,
-    probability_quantizer: Passthrough | LSQ,
+    probability_quantizer: Passthrough | ActivationQuantizer,
     scale: float = 1.0,
     mask: Tensor | None = None,
 ) -> Tensor:
@@ -114,7 +118,11 @@ class SeparateScores(Scores):
         return separate_logits(q_BHNd, k_BHNd), v_BHNd
 
     def attended(
-        self, x: Tensor, scale: float, probability_quantizer: Passthrough | LSQ, mask: Tensor | None
+        self,
+        x: Tensor,
+        scale: float,
+        probability_quantizer: Passthrough | ActivationQuantizer,
+        mask: Tensor | None,
     ) -> Tensor:
         """See :meth:`Scores.attended`."""
         qkv = self.qkv(x, self._quantizers)
@@ -122,9 +130,9 @@ class SeparateScores(Scores):
         if (
             mask is None
             and fitting.fits_attention(qkv, channels=qkv.shape[-1] // 3 // self.heads)
-            and isinstance(q, ActivationQuantizer)
-            and isinstance(k, LogitQuantizer)
-            and isinstance(v, ActivationQuantizer)
+            and isinstance(q, Shifted)
+            and isinstance(k, PreShifted)
+            and isinstance(v, Shifted)
             and fitting.ready(q.quantizer, axis=-2)
             and fitting.ready(k.quantizer, axis=-2)
             and fitting.ready(v.quantizer, axis=-1)
@@ -260,7 +268,7 @@ class QuantizedAttention(nn.Module):
     def __init__(
         self,
         scores: Scores,
-        probability_quantizer: Passthrough | LSQ,
+        probability_quantizer: Passthrough | ActivationQuantizer,
         proj: nn.Module,
         proj_drop: nn.Module,
         scale: float,

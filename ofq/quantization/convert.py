@@ -17,19 +17,20 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ofq.errors import UserError
+from ofq.quantization.activations import ActivationQuantizer, make_activation_quantizer
 from ofq.quantization.attention import (
     QuantizedAttention,
     QuantizedWindowAttention,
     RelativePositionBias,
 )
 from ofq.quantization.layers import (
-    ActivationQuantizer,
     ImageMlp,
-    LogitQuantizer,
     Passthrough,
+    PreShifted,
     QuantizedConv2d,
     QuantizedLinear,
     QuantizedMlp,
+    Shifted,
     quantized_model,
     wrapper_of,
     wrong_size,
@@ -53,6 +54,8 @@ def quantize(
     qkr: bool | str = False,
     *,
     options: Mapping[str, float] | None = None,
+    activation_quantizer: str = "lsq",
+    activation_options: Mapping[str, float] | None = None,
     end_bits: tuple[int, int] = (8, 8),
     layer_bits: Mapping[str, tuple[int, int]] | None = None,
 ) -> nn.Module:
@@ -72,6 +75,8 @@ def quantize(
         qkr: Whether query and key are merged and quantized as one; ``"lowrank"`` gives the
             low-rank form.
         options: What the weight quantizer takes beside its bits.
+        activation_quantizer: ``lsq`` or another registered name, for block activations.
+        activation_options: What the activation quantizer takes beside bits, axis and sign.
         end_bits: Weight and activation bits of patch embedding and heads.
         layer_bits: Weight and activation bits by pattern of layer names in the given model, such
             as ``{"blocks.0.*": (4, 4)}``; the last match wins. An attention's activations go with
@@ -111,6 +116,8 @@ def quantize(
         weight_quantizer,
         qkr,
         options=options,
+        activation_quantizer=activation_quantizer,
+        activation_options=activation_options,
         end_bits=end_bits,
         layer_bits=layer_bits,
     )
@@ -131,6 +138,8 @@ def scheme_for(
     qkr: bool | str,
     *,
     options: Mapping[str, float] | None,
+    activation_quantizer: str,
+    activation_options: Mapping[str, float] | None,
     end_bits: tuple[int, int],
     layer_bits: Mapping[str, tuple[int, int]] | None,
 ) -> Scheme:
@@ -147,14 +156,17 @@ def scheme_for(
         if bits != OFF:
             check_bits(bits)
     check_options(weight_quantizer, options or {})
+    make_activation_quantizer(activation_quantizer, 8, None, True, activation_options)
     return Scheme(
-        weight_bits,
-        activation_bits,
-        weight_quantizer,
-        options or {},
-        SCORES[qkr],
-        end_bits,
-        layer_bits,
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        weight_quantizer=weight_quantizer,
+        options=options or {},
+        activation_quantizer=activation_quantizer,
+        activation_options=activation_options or {},
+        scores=SCORES[qkr],
+        end_bits=end_bits,
+        layer_bits=layer_bits,
     )
 
 
@@ -202,7 +214,7 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
     finally:
         model.train(was_training)
     for name, quantizer in quantizers:
-        if not torch.isfinite(quantizer.scale).all():
+        if not all(torch.isfinite(parameter).all() for parameter in quantizer.parameters()):
             for _, other in quantizers:
                 other.reset()
             raise UserError(
@@ -211,13 +223,13 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
             )
 
 
-def _activation_quantizers(model: nn.Module) -> Iterator[tuple[str, LSQ]]:
+def _activation_quantizers(model: nn.Module) -> Iterator[tuple[str, ActivationQuantizer]]:
     """Yield the name and the quantizer of each quantized activation."""
     for name, module in model.named_modules():
-        if isinstance(module, LogitQuantizer):
+        if isinstance(module, PreShifted):
             yield name, module.quantizer
         probability = getattr(module, "probability_quantizer", None)
-        if isinstance(probability, LSQ):
+        if isinstance(probability, ActivationQuantizer):
             yield f"{name}.probability_quantizer", probability
 
 
@@ -289,7 +301,7 @@ def set_gradient_batch(model: nn.Module, counted: int, per_pass: int) -> None:
     """
     weights = {m for w in model.modules() if isinstance(w, WeightQuantizer) for m in w.modules()}
     for module in model.modules():
-        if isinstance(module, LSQ) and module not in weights:
+        if isinstance(module, ActivationQuantizer) and module not in weights:
             module.batch_ratio = counted / per_pass
 
 
@@ -369,7 +381,7 @@ def _convert_patch_embedding(embedding: nn.Module, scheme: Scheme, path: str) ->
                 f"can't quantize {path}: its input has a shift for each pixel, so the size of "
                 "images must be known; make the model with img_size=..."
             )
-        inputs = ActivationQuantizer(ImageLSQ(activation_bits), *embedding.img_size)  # type: ignore[misc]
+        inputs = Shifted(ImageLSQ(activation_bits), *embedding.img_size)  # type: ignore[misc]
     weights = make_weight_quantizer("lsq", weight_bits, conv.weight)
     embedding.proj = QuantizedConv2d(conv, weights, inputs)
     return embedding
@@ -405,7 +417,7 @@ def _convert_heads(model: nn.Module, scheme: Scheme) -> None:
         weight_bits, activation_bits = scheme.end(name)
         inputs = Passthrough()
         if activation_bits != OFF:
-            inputs = ActivationQuantizer(LSQ(activation_bits), linear.in_features)
+            inputs = Shifted(LSQ(activation_bits), linear.in_features)
         weights = make_weight_quantizer("lsq", weight_bits, linear.weight)
         head = QuantizedLinear(linear, weights, inputs, roles={})
         setattr(model.get_submodule(owner), attribute, head)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ofq.errors import UserError
 from ofq.quantization import fused
+from ofq.quantization.activations import ActivationQuantizer
 from ofq.quantization.fused import fitting
 from ofq.quantization.lsq import LSQ
 from ofq.quantization.products import Linear, Product, shift_channels
@@ -139,8 +140,8 @@ class Passthrough(nn.Module):
         return product.forward(self.shifted(x), *others)
 
 
-class LogitQuantizer(Passthrough):
-    """LSQ behind one learnable shift: LSQ(x + before).
+class PreShifted(Passthrough):
+    """An activation quantizer behind one learnable shift: Q(x + before).
 
     For keys, or QKR's merged activation: a shift after the quantizer would add the same number to
     every logit of a query, which softmax cancels, so its gradient is rounding noise.
@@ -150,7 +151,7 @@ class LogitQuantizer(Passthrough):
         shape: Shape of the shift; broadcasts against the activation.
     """
 
-    def __init__(self, quantizer: LSQ, *shape: int) -> None:
+    def __init__(self, quantizer: ActivationQuantizer, *shape: int) -> None:
         super().__init__()
         self.shape = shape
         # flat, because optimizers exempt one-dimensional parameters from weight decay
@@ -171,8 +172,8 @@ class LogitQuantizer(Passthrough):
         return self.quantizer.product(product, x, *others)
 
 
-class ActivationQuantizer(LogitQuantizer):
-    """LSQ between two learnable shifts: LSQ(x + before) + after.
+class Shifted(PreShifted):
+    """An activation quantizer between two learnable shifts: Q(x + before) + after.
 
     The shifts start at zero and are trained (released code: ``move_b4``, ``move_aft``).
 
@@ -181,7 +182,7 @@ class ActivationQuantizer(LogitQuantizer):
         shape: Shape of each shift; broadcasts against the activation.
     """
 
-    def __init__(self, quantizer: LSQ, *shape: int) -> None:
+    def __init__(self, quantizer: ActivationQuantizer, *shape: int) -> None:
         super().__init__(quantizer, *shape)
         self.after = nn.Parameter(torch.zeros(math.prod(shape)))
 
@@ -263,17 +264,19 @@ class QuantizedLinear(nn.Linear, LowBit):
             self._backward_hooks,
             self._backward_pre_hooks,
         )
-        if any(hooks) or not fitting.fits(x) or not isinstance(quantizer, ActivationQuantizer):
+        if any(hooks) or not fitting.fits(x) or not isinstance(quantizer, Shifted):
             return False
         return fitting.ready(quantizer.quantizer, axis=-2)
 
     def of_gelu(self, x: Tensor) -> Tensor:
         """The layer of GELU(x), where GELU and the input's quantizer are one kernel."""
         quantizer = self.input_quantizer
-        assert isinstance(quantizer, ActivationQuantizer)
+        assert isinstance(quantizer, Shifted)
         assert quantizer.before is not None
         weight = self.weight_quantizer(self.weight)
-        quantized = fused.gelu_lsq(x, quantizer.before, quantizer.quantizer)
+        lsq = quantizer.quantizer
+        assert isinstance(lsq, LSQ)  # of which alone there is a kernel
+        quantized = fused.gelu_lsq(x, quantizer.before, lsq)
         return F.linear(quantized, weight, quantizer.bias_with_after(weight, self.bias))
 
 
@@ -339,7 +342,7 @@ class QuantizedConv2d(nn.Conv2d, LowBit):
     Args:
         conv: The layer to quantize, whose parameters it takes over.
         weight_quantizer: A :class:`WeightQuantizer`, or an identity.
-        input_quantizer: An :class:`ActivationQuantizer`, or an identity.
+        input_quantizer: An :class:`Shifted`, or an identity.
     """
 
     def __init__(

@@ -1,6 +1,5 @@
 """LSQ: quantization with a learned step size (Esser et al. 2020), as OFQ uses it."""
 
-import copy
 import math
 from typing import Any
 
@@ -8,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ofq.errors import UserError
+from ofq.quantization.activations import ActivationQuantizer, register_activation_quantizer
 from ofq.quantization.products import Product
-from ofq.quantization.quantizer import WeightQuantizer, check_bits, register_weight_quantizer
+from ofq.quantization.quantizer import WeightQuantizer, register_weight_quantizer
 from ofq.quantization.rounding import Rounding, lsq_product, lsq_quantize
 
 _SMALLEST = 1e-5  # floor of the scale
@@ -28,7 +28,8 @@ def add_to_gradient(scale: nn.Parameter, slope: Tensor, factor: float) -> None:
         scale.grad += factor * slope.flatten(1).sum(1).reshape(scale.shape)
 
 
-class LSQ(nn.Module):
+@register_activation_quantizer("lsq")
+class LSQ(ActivationQuantizer):
     """Quantizes a tensor with learned scales along one axis.
 
     y = round(clamp(x/s, Qn, Qp))·s, rounding half to even; signed Qn = −2^(b−1), Qp = 2^(b−1) − 1;
@@ -56,24 +57,12 @@ class LSQ(nn.Module):
     """
 
     scale: nn.Parameter
-    batch_ratio: float = 1.0  # set by set_gradient_batch
-    awaits_calibration: bool = False  # set by quantize: no training and no copy without scales
 
     def __init__(
         self, bits: int, axis: int | tuple[int, ...] | None = None, signed: bool = True
     ) -> None:
-        super().__init__()
-        self.bits = check_bits(bits)
-        self.axis = (axis,) if isinstance(axis, int) else tuple(axis or ())
-        self.signed = signed
+        super().__init__(bits, axis, signed)
         self.scale = nn.Parameter(torch.empty(0))
-
-    @property
-    def range(self) -> tuple[int, int]:
-        """The lowest and the highest code."""
-        if self.signed:
-            return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
-        return 0, 2**self.bits - 1
 
     def initialize(self, x: Tensor) -> None:
         """Set the scales from a tensor."""
@@ -84,25 +73,13 @@ class LSQ(nn.Module):
         # assigned to .data, so that an optimizer made before still holds the parameter
         self.scale.data = mean * (factor / math.sqrt(self.range[1]))
 
-    def reset(self) -> None:
-        """Forget the scales, so that the next tensor sets them."""
-        self.scale.data = self.scale.data.new_empty(0)
-
     def effective_scale(self, x: Tensor) -> Tensor:
         """The scales, floored straight-through, in a shape that broadcasts over ``x``.
 
         Raises:
             UserError: The tensor's axis has another length than the scales.
         """
-        shape = [1] * x.ndim
-        for dimension in self.axis:
-            shape[dimension] = x.shape[dimension]
-        if math.prod(shape) != self.scale.numel():
-            raise UserError(
-                f"LSQ has {self.scale.numel()} scales along axis {self.axis}, but the tensor has "
-                f"shape {tuple(x.shape)}; calibrate with inputs of the size used later"
-            )
-        return floored(self.scale).reshape(shape)
+        return self.along_axis(floored(self.scale), x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize a tensor; the first one sets the scales."""
@@ -116,49 +93,11 @@ class LSQ(nn.Module):
         rounding = self.rounding(operand.numel())
         return lsq_product(product, x.float(), self.effective_scale(x), rounding, *others)
 
-    def prepare(self, x: Tensor) -> None:
-        """Set the scales from a tensor if they aren't set yet."""
-        if self.scale.numel() == 0:
-            if self.training and self.awaits_calibration:
-                raise UserError(
-                    "the model isn't calibrated: its activation scales aren't set; call "
-                    "ofq.calibrate(model, images) before training"
-                )
-            self.initialize(x)
-        if self.scale.dtype != torch.float32:
-            raise UserError(
-                f"the scales of a quantized model are {self.scale.dtype}; allowed: torch.float32 "
-                "(model.float()); for lower precision run the model under torch.autocast"
-            )
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "LSQ":
-        if self.scale.numel() == 0 and self.awaits_calibration:
-            raise UserError(
-                "the model isn't calibrated, and a copy, such as for an exponential moving "
-                "average, wouldn't have its activation scales; call ofq.calibrate(model, images) "
-                "first, then copy"
-            )
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        twin.__setstate__(copy.deepcopy(self.__dict__, memo))
-        return twin
-
     def rounding(self, elements: int) -> Rounding:
         """How a tensor of so many elements is rounded."""
         low, high = self.range
         per_scale = self.batch_ratio * elements / self.scale.numel()
         return Rounding(low, high, 1 / math.sqrt(high * per_scale))
-
-    def extra_repr(self) -> str:
-        """Bits, axis and sign."""
-        return f"bits={self.bits}, axis={self.axis}, signed={self.signed}"
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # the number of scales follows from the data, so take it from the checkpoint
-        loaded = state_dict.get(f"{prefix}scale")
-        if loaded is not None and loaded.shape != self.scale.shape:
-            self.scale.data = self.scale.data.new_empty(loaded.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class ImageLSQ(LSQ):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
 from ofq.errors import UserError
+from ofq.quantization.activations import ActivationQuantizer, activation_quantizer_name
 from ofq.quantization.attention import MergedQueryKey
 from ofq.quantization.layers import LowBit
 from ofq.quantization.lsq import LSQ, floored
@@ -43,7 +44,10 @@ def with_nodes(model: nn.Module) -> nn.Module:
                 module.weight_quantizer = weight
                 module.weight = nn.Parameter(torch.empty(0), requires_grad=False)
     for name, module in list(model.named_modules()):
-        if isinstance(module, LSQ):
+        if isinstance(module, ActivationQuantizer):
+            if not isinstance(module, LSQ):
+                kind = activation_quantizer_name(module)
+                raise UserError(f"{name}: no ONNX node quantizes activations as '{kind}' does")
             model.set_submodule(name, _Activation(module))
     return model
 

@@ -6,16 +6,16 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
+from ofq.quantization.activations import ActivationQuantizer, make_activation_quantizer
 from ofq.quantization.attention import MergedQueryKey, QKRScores, Scores, SeparateScores, merge
 from ofq.quantization.layers import (
-    ActivationQuantizer,
-    LogitQuantizer,
     Passthrough,
+    PreShifted,
     QuantizedLinear,
+    Shifted,
     own_parameter,
 )
 from ofq.quantization.lowrank import LowRankScores, factorize
-from ofq.quantization.lsq import LSQ
 from ofq.quantization.quantizer import OFF, make_weight_quantizer
 
 _TOKEN, _CHANNEL, _TOKEN_AND_HEAD = -2, -1, (1, 2)
@@ -30,6 +30,8 @@ class Scheme:
         activation_bits: Of block activations; 32 = off.
         weight_quantizer: Registered name.
         options: What the weight quantizer takes beside its bits.
+        activation_quantizer: Registered name.
+        activation_options: What the activation quantizer takes beside bits, axis and sign.
         scores: Makes the part of an attention that gives logits and values.
         end_bits: Weight and activation bits of patch embedding and heads.
         layer_bits: Weight and activation bits by pattern of layer names.
@@ -39,6 +41,8 @@ class Scheme:
     activation_bits: int
     weight_quantizer: str
     options: Mapping[str, float]
+    activation_quantizer: str
+    activation_options: Mapping[str, float]
     scores: "ScoresMaker"
     end_bits: tuple[int, int]
     layer_bits: Mapping[str, tuple[int, int]]
@@ -60,27 +64,29 @@ class Scheme:
         """The quantizer of a weight."""
         return make_weight_quantizer(self.weight_quantizer, self.weight_bits, weight, self.options)
 
-    def lsq(self, axis: int | tuple[int, ...], signed: bool = True) -> LSQ:
-        """LSQ at the activation bits."""
-        return LSQ(self.activation_bits, axis, signed)
+    def quantizer(self, axis: int | tuple[int, ...], signed: bool = True) -> ActivationQuantizer:
+        """Make an activation quantizer at the activation bits."""
+        return make_activation_quantizer(
+            self.activation_quantizer, self.activation_bits, axis, signed, self.activation_options
+        )
 
     def activation(self, channels: int, axis: int = _TOKEN, signed: bool = True) -> Passthrough:
         """The quantizer of an activation (B, N, channels), with shifts before and after."""
         if self.activation_bits == OFF:
             return Passthrough()
-        return ActivationQuantizer(self.lsq(axis, signed), channels)
+        return Shifted(self.quantizer(axis, signed), channels)
 
     def logit(self, *shape: int, axis: int | tuple[int, ...] = _TOKEN) -> Passthrough:
         """The quantizer of keys, or of QKR's merged activation."""
         if self.activation_bits == OFF:
             return Passthrough()
-        return LogitQuantizer(self.lsq(axis), *shape)
+        return PreShifted(self.quantizer(axis), *shape)
 
-    def probability(self) -> Passthrough | LSQ:
+    def probability(self) -> Passthrough | ActivationQuantizer:
         """The quantizer of attention probabilities."""
         if self.activation_bits == OFF:
             return Passthrough()
-        return self.lsq(_TOKEN, signed=False)
+        return self.quantizer(_TOKEN, signed=False)
 
     def linear(self, linear: nn.Linear, role: str, signed: bool = True) -> QuantizedLinear:
         """A quantized layer in the place of a linear one."""

@@ -158,6 +158,8 @@ class _Techniques(Strict):
 
     weight_quantizer: Name
     options: dict[str, float] = Field(default_factory=dict)
+    activation_quantizer: Name = "lsq"
+    activation_options: dict[str, float] = Field(default_factory=dict)
     qkr: Literal[False, True, "lowrank"] = False
     ends: Bits = "W8A8"
     layers: dict[str, Bits] = Field(default_factory=dict)
@@ -170,12 +172,14 @@ class Quantization(_Techniques):
     Attributes:
         bits: Of block weights and activations.
         weight_quantizer: How block weights are quantized.
-        options: What the quantizer takes beside its bits.
+        options: What the weight quantizer takes beside its bits.
+        activation_quantizer: How block activations are quantized.
+        activation_options: What the activation quantizer takes beside its bits.
         qkr: Query-key reparameterization: off, merged (True), or in low-rank form.
         ends: Bit-width of patch embedding and heads, weights and activations.
         layers: Other bits for layers whose name in the full-precision model matches a pattern
             (``blocks.0.*``); the last match wins.
-        module: A Python module that registers the weight quantizer, for one of the user's own.
+        module: A Python module that registers quantizers or techniques of the user's own.
     """
 
     bits: Bits
@@ -225,6 +229,11 @@ class Method(_Techniques):
             hint = suggest(self.weight_quantizer, list(WEIGHT_QUANTIZERS))
             raise ValueError(
                 f"unknown weight_quantizer '{self.weight_quantizer}' ({hint}); "
+                "for one of your own, name the Python module that registers it as 'module'"
+            )
+        if self.module is None and self.activation_quantizer != "lsq":
+            raise ValueError(
+                f"unknown activation_quantizer '{self.activation_quantizer}' (allowed: lsq); "
                 "for one of your own, name the Python module that registers it as 'module'"
             )
         for key, given, built_in in (

@@ -5,7 +5,6 @@ import os
 import sys
 import traceback
 
-from ofq import torchvision_shim
 from ofq.errors import UserError
 from ofq.study.run import RunConfig
 from ofq.study.workspace import Workspace
@@ -33,6 +32,8 @@ def import_module(name: str, whose: str) -> None:
             is run.
     """
     Workspace().refuse_bundle(f"import '{name}'")
+    from ofq import torchvision_shim  # which imports torch
+
     torchvision_shim.install()  # the module may import timm
     here = os.getcwd()
     if here not in sys.path:

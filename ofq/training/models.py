@@ -266,6 +266,8 @@ def _arguments(wanted: Quantization) -> tuple[tuple[int, int], dict[str, Any]]:
     """Return the bits and the options of :func:`ofq.quantize` that a config says."""
     return parse_bits(wanted.bits), {
         "options": wanted.options,
+        "activation_quantizer": wanted.activation_quantizer,
+        "activation_options": wanted.activation_options,
         "end_bits": parse_bits(wanted.ends),
         "layer_bits": {pattern: parse_bits(bits) for pattern, bits in wanted.layers.items()},
     }

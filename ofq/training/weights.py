@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ofq.console import printable
 from ofq.errors import UserError, some
 from ofq.quantization import LSQ, low_bit_weights
+from ofq.quantization.activations import ActivationQuantizer, activation_quantizer_name
 from ofq.quantization.quantizer import registered_name
 from ofq.study.dataset import DataFacts, facts_in
 from ofq.study.files import read_json
@@ -271,7 +272,12 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
 
 def _forms(model: nn.Module) -> dict[str, str]:
     """How each quantized weight and activation of a model is quantized, in words."""
-    activations = {n: f"{m.bits} bits" for n, m in model.named_modules() if isinstance(m, LSQ)}
+    activations = {
+        name: f"{'' if isinstance(module, LSQ) else activation_quantizer_name(module) + ', '}"
+        f"{module.bits} bits"
+        for name, module in model.named_modules()
+        if isinstance(module, ActivationQuantizer)
+    }
     weights = {
         weight.layer: f"{registered_name(weight.quantizer)} at {weight.quantizer.bits} bits"
         for weight in low_bit_weights(model)

@@ -14,7 +14,7 @@ from golden import models
 from golden.case import EXACT, FORWARD, GRADIENT, Case, grouped
 from golden.parity import CANCELLED, by_released_name, check_initial_scales, load
 from ofq.quantization import LSQ, StatsQ, low_bit_weights
-from ofq.quantization.layers import ActivationQuantizer, QuantizedLinear
+from ofq.quantization.layers import QuantizedLinear, Shifted
 from ofq.quantization.released import AsReleased, released_names
 from ofq.quantization.techniques.cga import AsPaper
 from ofq.study import Training
@@ -187,7 +187,7 @@ def _toy(case: Case, state: Mapping[str, Tensor]) -> nn.Module:
         layers[released_names([name])[name][0]] = QuantizedLinear(
             nn.Linear(into, out),
             StatsQ(weights),
-            ActivationQuantizer(LSQ(activations, -2, signed), into),
+            Shifted(LSQ(activations, -2, signed), into),
             {name: slice(0, out)},
         )
     return _Toy(layers)

@@ -10,7 +10,7 @@ from golden.parity import (
     check_initial_scales,
 )
 from ofq.quantization import LSQ
-from ofq.quantization.layers import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
+from ofq.quantization.layers import QuantizedConv2d, QuantizedLinear, Shifted
 from ofq.quantization.lsq import ImageLSQ
 from ofq.quantization.quantizer import make_weight_quantizer
 
@@ -54,7 +54,7 @@ def _quantized(case: Case, linear: nn.Linear, signed: bool) -> QuantizedLinear:
     return QuantizedLinear(
         linear,
         make_weight_quantizer(method, case.settings["weight_bits"], linear.weight),
-        ActivationQuantizer(inputs, linear.in_features),
+        Shifted(inputs, linear.in_features),
         roles={},
     )
 
@@ -66,5 +66,5 @@ def _convolution(case: Case) -> QuantizedConv2d:
     return QuantizedConv2d(
         conv,
         make_weight_quantizer("lsq", _END_BITS, conv.weight),
-        ActivationQuantizer(ImageLSQ(_END_BITS), *image),
+        Shifted(ImageLSQ(_END_BITS), *image),
     )

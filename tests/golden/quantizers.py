@@ -7,7 +7,7 @@ from torch import Tensor
 from golden.case import EXACT, FORWARD, GRADIENT, Case, assert_close
 from ofq.errors import UserError
 from ofq.quantization import LSQ, StatsQ
-from ofq.quantization.layers import ActivationQuantizer
+from ofq.quantization.layers import Shifted
 from ofq.quantization.lsq import ImageLSQ
 from ofq.quantization.released import convert_released_state
 
@@ -73,7 +73,7 @@ def shifted_lsq(case: Case) -> None:
     signed = not case.settings["all_positive"]
     for group in case.groups(r"b\d+"):
         x = case[f"{group}.x"]
-        quantizer = ActivationQuantizer(LSQ(int(group[1:]), -2, signed), x.shape[-1])
+        quantizer = Shifted(LSQ(int(group[1:]), -2, signed), x.shape[-1])
         state = case.under(f"{group}.state")
         converted = convert_released_state(state, _Inputs(quantizer)).state
         quantizer.before.data = converted["input_quantizer.before"]
@@ -95,7 +95,7 @@ def shifted_lsq(case: Case) -> None:
 class _Inputs(torch.nn.Module):
     """Owner of an input quantizer, as far as names go."""
 
-    def __init__(self, quantizer: ActivationQuantizer) -> None:
+    def __init__(self, quantizer: Shifted) -> None:
         super().__init__()
         self.input_quantizer = quantizer
 

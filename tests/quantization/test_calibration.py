@@ -10,9 +10,9 @@ from torch import nn
 
 import ofq
 from ofq.errors import UserError
-from ofq.quantization.dampening import Dampening
-from ofq.quantization.freezing import IterativeFreezing
 from ofq.quantization.lsq import LSQ
+from ofq.quantization.techniques.dampening import Dampening
+from ofq.quantization.techniques.freezing import IterativeFreezing
 
 VIT = {
     "img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3, "num_classes": 5,

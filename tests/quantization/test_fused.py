@@ -18,7 +18,7 @@ import ofq.quantization
 from ofq.quantization import fused
 from ofq.quantization.attention import split_heads
 from ofq.quantization.fused import fitting
-from ofq.quantization.layers import ActivationQuantizer, LogitQuantizer
+from ofq.quantization.layers import PreShifted, Shifted
 from ofq.quantization.lsq import LSQ
 
 if os.environ.get("TRITON_INTERPRET") != "1":  # read when Triton is imported, so by the shell
@@ -51,7 +51,7 @@ def assert_near(found, expected):
 def test_gelu_and_lsq_in_one_kernel_give_what_they_give_apart(bits, columns, images):
     torch.manual_seed(0)
     x = torch.randn(images, 19, columns, requires_grad=True)
-    quantizer = initialized(ActivationQuantizer(LSQ(bits, -2, signed=False), columns), F.gelu(x))
+    quantizer = initialized(Shifted(LSQ(bits, -2, signed=False), columns), F.gelu(x))
     lsq, shift = quantizer.quantizer, quantizer.before
     upstream = torch.randn(x.shape)
     inputs = [x, shift, lsq.scale]
@@ -66,7 +66,7 @@ def attention(bits, tokens):
     torch.manual_seed(1)
     qkv = torch.randn(IMAGES, tokens, 3 * WIDTH, requires_grad=True)
     parts = qkv.detach().chunk(3, -1)
-    kinds = (ActivationQuantizer, -2), (LogitQuantizer, -2), (ActivationQuantizer, -1)
+    kinds = (Shifted, -2), (PreShifted, -2), (Shifted, -1)
     q, k, v = (
         initialized(kind(LSQ(bits, axis), WIDTH), part)
         for (kind, axis), part in zip(kinds, parts, strict=True)
@@ -136,7 +136,7 @@ def test_a_number_that_is_none_stays_none():
     assert out[0, :, 0].isnan().any()
     assert out[1].isfinite().all()
     x = torch.full((1, 19, 16), torch.nan)
-    quantizer = initialized(ActivationQuantizer(LSQ(2, -2, signed=False), 16), torch.rand_like(x))
+    quantizer = initialized(Shifted(LSQ(2, -2, signed=False), 16), torch.rand_like(x))
     assert fused.gelu_lsq(x, quantizer.before, quantizer.quantizer).isnan().all()
 
 

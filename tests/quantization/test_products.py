@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ofq import LSQ
-from ofq.quantization.layers import ActivationQuantizer, LogitQuantizer, Passthrough
+from ofq.quantization.layers import Passthrough, PreShifted, Shifted
 from ofq.quantization.products import Linear, MergedLogits, Values
 
 PRODUCTS = [
@@ -65,7 +65,7 @@ def test_gradients_under_autocast_are_those_of_autograd(signed):
 
 @pytest.mark.parametrize(
     "quantizer",
-    [Passthrough(), LogitQuantizer(LSQ(2, -2), 8), ActivationQuantizer(LSQ(2, -2), 8)],
+    [Passthrough(), PreShifted(LSQ(2, -2), 8), Shifted(LSQ(2, -2), 8)],
     ids=lambda quantizer: type(quantizer).__name__,
 )
 def test_every_quantizer_multiplies_what_it_gives(quantizer):

@@ -1,0 +1,212 @@
+"""What every activation quantizer offers, and the registry by which methods name them."""
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ofq.errors import UserError
+from ofq.quantization.products import Product
+from ofq.quantization.quantizer import check_bits
+
+
+class ActivationQuantizer(nn.Module, ABC):
+    """Fake-quantizes an activation, by learnable state along one axis.
+
+    The first tensor sets the state (:meth:`initialize`), as calibration has it. A parameter is
+    empty before that; its size then follows from the data, or from a checkpoint that is loaded.
+
+    Args:
+        bits: Bit-width, 2 to 8.
+        axis: The dimension, or dimensions, that the state runs over; None for one number.
+        signed: Whether codes may be negative.
+
+    Attributes:
+        batch_ratio: How many times the images of one pass a gradient factor counts
+            (:func:`ofq.quantization.set_gradient_batch`).
+
+    Raises:
+        UserError: Another bit-width.
+    """
+
+    batch_ratio: float = 1.0
+    awaits_calibration: bool = False  # set by quantize: no training and no copy without scales
+
+    def __init__(
+        self, bits: int, axis: int | tuple[int, ...] | None = None, signed: bool = True
+    ) -> None:
+        super().__init__()
+        self.bits = check_bits(bits)
+        self.axis = (axis,) if isinstance(axis, int) else tuple(axis or ())
+        self.signed = signed
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """The lowest and the highest code."""
+        if self.signed:
+            return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+        return 0, 2**self.bits - 1
+
+    @abstractmethod
+    def initialize(self, x: Tensor) -> None:
+        """Set the state from a tensor; assign to ``.data``, which keeps parameters' identity."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize a tensor, differentiably; calls :meth:`prepare` first."""
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the state is set."""
+        return all(
+            parameter.numel() > 0
+            for parameter in self._parameters.values()
+            if parameter is not None
+        )
+
+    def prepare(self, x: Tensor) -> None:
+        """Set the state from a tensor if it isn't set yet.
+
+        Raises:
+            UserError: The model is trained without being calibrated, or isn't in float32.
+        """
+        if not self.is_set:
+            if self.training and self.awaits_calibration:
+                raise UserError(
+                    "the model isn't calibrated: its activation scales aren't set; call "
+                    "ofq.calibrate(model, images) before training"
+                )
+            self.initialize(x)
+        for parameter in self._parameters.values():
+            if parameter is not None and parameter.dtype != torch.float32:
+                raise UserError(
+                    f"the scales of a quantized model are {parameter.dtype}; allowed: "
+                    "torch.float32 (model.float()); for lower precision run the model under "
+                    "torch.autocast"
+                )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        if not self.is_set and self.awaits_calibration:
+            raise UserError(
+                "the model isn't calibrated, and a copy, such as for an exponential moving "
+                "average, wouldn't have its activation scales; call ofq.calibrate(model, images) "
+                "first, then copy"
+            )
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def reset(self) -> None:
+        """Forget the state, so that the next tensor sets it."""
+        for parameter in self.parameters(recurse=False):
+            parameter.data = parameter.data.new_empty(0)
+
+    def along_axis(self, values: Tensor, x: Tensor) -> Tensor:
+        """Return state, a number per index of the axis, in a shape that broadcasts over ``x``.
+
+        Raises:
+            UserError: The tensor's axis has another length.
+        """
+        shape = [1] * x.ndim
+        for dimension in self.axis:
+            shape[dimension] = x.shape[dimension]
+        if math.prod(shape) != values.numel():
+            raise UserError(
+                f"{type(self).__name__} has {values.numel()} scales along axis {self.axis}, but "
+                f"the tensor has shape {tuple(x.shape)}; calibrate with inputs of the size used "
+                "later"
+            )
+        return values.reshape(shape)
+
+    def product(self, product: type[Product], x: Tensor, *others: Tensor | None) -> Tensor:
+        """Return a product of the quantized tensor with others."""
+        self.prepare(product.operand(x, *others))
+        return product.forward(self(x), *others)
+
+    def extra_repr(self) -> str:
+        """Bits, axis and sign."""
+        return f"bits={self.bits}, axis={self.axis}, signed={self.signed}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # the size of the state follows from the data, so take it from the checkpoint
+        for name, parameter in self.named_parameters(recurse=False):
+            loaded = state_dict.get(f"{prefix}{name}")
+            if loaded is not None and loaded.shape != parameter.shape:
+                parameter.data = parameter.data.new_empty(loaded.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+_REGISTRY: dict[str, Callable[..., ActivationQuantizer]] = {}
+_Quantizer = TypeVar("_Quantizer", bound=Callable[..., ActivationQuantizer])
+
+
+def register_activation_quantizer(name: str) -> Callable[[_Quantizer], _Quantizer]:
+    """Class decorator that makes an activation quantizer available under a name.
+
+    The class is called with bits, axis and sign, and with the method's options as keywords.
+
+    Raises:
+        UserError: It is no activation quantizer, or the name is taken by another one.
+    """
+
+    def register(quantizer: _Quantizer) -> _Quantizer:
+        if isinstance(quantizer, type) and not issubclass(quantizer, ActivationQuantizer):
+            raise UserError(
+                f"activation quantizer '{name}': {quantizer} is no ofq.ActivationQuantizer"
+            )
+        known = _REGISTRY.get(name)
+        if known is not None and _place(known) != _place(quantizer):
+            raise UserError(f"an activation quantizer named '{name}' is already registered")
+        _REGISTRY[name] = quantizer
+        return quantizer
+
+    return register
+
+
+def _place(quantizer: object) -> tuple[str, str]:
+    """Where it is defined; the same if it is defined anew, as by a cell of a notebook."""
+    return getattr(quantizer, "__module__", ""), getattr(quantizer, "__qualname__", "")
+
+
+def activation_quantizer_names() -> list[str]:
+    """Return the names under which activation quantizers are registered."""
+    return sorted(_REGISTRY)
+
+
+def activation_quantizer_name(quantizer: ActivationQuantizer) -> str:
+    """Return the name under which an activation quantizer is registered; else its class's."""
+    names = (name for name, made in _REGISTRY.items() if made is type(quantizer))
+    return next(names, type(quantizer).__name__)
+
+
+def make_activation_quantizer(
+    name: str,
+    bits: int,
+    axis: int | tuple[int, ...] | None,
+    signed: bool,
+    options: Mapping[str, float] | None = None,
+) -> ActivationQuantizer:
+    """Make a registered activation quantizer.
+
+    Args:
+        name: The registered name.
+        bits: Bit-width.
+        axis: As of :class:`ActivationQuantizer`.
+        signed: Whether codes may be negative.
+        options: What the quantizer takes beside.
+
+    Raises:
+        UserError: No quantizer has this name, or it doesn't take these bits or options.
+    """
+    if name not in _REGISTRY:
+        allowed = ", ".join(activation_quantizer_names())
+        raise UserError(f"unknown activation quantizer '{name}'; allowed: {allowed}")
+    try:
+        return _REGISTRY[name](bits, axis, signed, **(options or {}))
+    except TypeError as error:
+        raise UserError(f"activation quantizer '{name}': {error}") from None
