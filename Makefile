@@ -26,7 +26,7 @@ setup: .venv/ready
 demo: .venv/ready
 	@snakemake --cores $(CORES) --quiet host rules -- digits
 	@echo
-	@echo "report:     $(CURDIR)/reports/digits/index.html"
+	@printf 'report:     %s\n' "$$PWD/reports/digits/index.html"
 	@echo "MLflow UI:  make ui, then http://127.0.0.1:$(PORT)"
 
 # one process more than there are cores, since many tests wait for servers and clusters
@@ -65,14 +65,15 @@ bench: .venv/ready
 
 # in folders like the bundle's own checkout, so that nothing of this one gets into it
 samples: .venv/ready
-	@for file in $(CURDIR)/reports/*.tar.xz; do \
-	   study=$$(basename $$file .tar.xz); folder=$$(mktemp -d); \
-	   ofq unbundle $$file --out $$folder/$$study && \
-	   (cd $$folder/$$study && for path in $$(find config -mindepth 2 -type f); do \
-	      if [ -f $(CURDIR)/$$path ]; then cp $(CURDIR)/$$path $$path || exit; fi; done) && \
-	   (cd $$folder/$$study && ofq report $$study && ofq bundle $$study --out $$file) && \
-	   rm -rf reports/$$study && cp -r $$folder/$$study/reports/$$study reports && \
-	   rm -rf $$folder || exit; \
+	@here=$$PWD; for file in reports/*.tar.xz; do \
+	   study=$$(basename "$$file" .tar.xz); folder=$$(mktemp -d); \
+	   ofq unbundle "$$file" --out "$$folder/$$study" && \
+	   (cd "$$folder/$$study" && for path in $$(find config -mindepth 2 -type f); do \
+	      if [ -f "$$here/$$path" ]; then cp "$$here/$$path" "$$path" || exit; fi; done) && \
+	   (cd "$$folder/$$study" && ofq report "$$study" && \
+	      ofq bundle "$$study" --out "$$here/$$file") && \
+	   rm -rf "reports/$$study" && cp -r "$$folder/$$study/reports/$$study" reports && \
+	   rm -rf "$$folder" || exit; \
 	 done
 
 slurm-up slurm-down: slurm-%: .venv/ready

@@ -5,9 +5,9 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from stat import S_IMODE
 from typing import Any
 
-_READABLE = 0o644
 _PLAIN_LIST = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s*\]")  # strings in JSON hold no line breaks
 _BREAK = re.compile(r",\n\s+")
 
@@ -15,12 +15,16 @@ _BREAK = re.compile(r",\n\s+")
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in ``path``'s place.
 
-    The data and the rename are flushed to the disk before this returns.
+    The data and the rename are flushed to the disk before this returns. The file's mode is the one
+    that the process's umask gives a new file, whatever ``write`` makes.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
-        temporary.chmod(_READABLE)  # safetensors makes files that only their owner can read
+        if temporary.stat().st_mode != mode:  # safetensors makes files for their owner alone
+            temporary.chmod(S_IMODE(mode))
         _sync(temporary)
         os.replace(temporary, path)
     finally:

@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
-from pydantic import AfterValidator, StringConstraints, ValidationError
+from pydantic import AfterValidator, ValidationError
 
 from ofq.atomic import write_file, write_json, write_text
 from ofq.console import printable
@@ -43,6 +43,7 @@ from ofq.study.files import LARGEST_YAML, Strict, read_json
 from ofq.study.workspace import BUNDLE
 from ofq.tracking import RunFolder
 from ofq.tracking.folder import REPORTED, UNPACKED, sha256
+from ofq.tracking.record import PROVENANCE, facts_of, read_manifest, write_manifest
 from ofq.tracking.sent import copy_run_ids
 
 if TYPE_CHECKING:
@@ -76,15 +77,23 @@ _BLOCK = tarfile.BLOCKSIZE
 _LONG_NAME = re.compile(rb"(\d+) path=([^\n\0]+)\n")
 _XZ = b"\xfd7zXZ\0"
 
+_SHOWN = 1000  # letters of a message
+
 _PERSONAL = ("host", "pid", "slurm", "visible_gpus")  # facts of an attempt that stay at home
 _TEXTS = ("command", "diff", "untracked", "origin")  # others that may hold secrets, and paths
 _HOME = re.compile(r"/(?:home|Users)/[^/\s'\":;,]+")
 
 
-def _is_named(path: str) -> str:
-    if not _NAMES.fullmatch(path):
-        raise ValueError(f"no file of a bundle lies in {path}")
-    return path
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def _are_named(files: dict[str, str]) -> dict[str, str]:
+    for path, digest in files.items():  # as a whole, so that a million mistakes are one error
+        if not _NAMES.fullmatch(path):
+            raise ValueError(f"no file of a bundle lies in {path[:_SHOWN]}")
+        if not _SHA256.fullmatch(digest):
+            raise ValueError(f"no SHA-256 of {path}")
+    return files
 
 
 class Contents(Strict):
@@ -98,10 +107,7 @@ class Contents(Strict):
 
     format: Literal[1] = 1
     study: Name
-    files: dict[
-        Annotated[str, AfterValidator(_is_named)],
-        Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")],
-    ]
+    files: Annotated[dict[str, str], AfterValidator(_are_named)]
 
 
 def bundle(workspace: Workspace, study: str, path: Path) -> "Records":
@@ -229,7 +235,11 @@ def _depersonalize(twin: RunFolder) -> None:
             }
             for attempt in provenance["attempts"]
         ]
+        facts = read_manifest(twin.path)
         write_json(twin.path / "provenance.json", provenance | {"attempts": attempts})
+        if facts is not None:  # of the copy, as it now is
+            own = {PROVENANCE: facts_of(twin.path / PROVENANCE)}
+            write_manifest(twin.path, facts | own)
 
 
 def _copy_events(folder: RunFolder, twin: RunFolder) -> None:
@@ -423,7 +433,7 @@ def _opened(path: Path) -> Iterator[_Archive]:
         raise UserError(f"{path}: no such file") from None
     except (tarfile.TarError, lzma.LZMAError, UnicodeError, _Unsound) as error:
         raise UserError(
-            f"{path}: damaged, or not a bundle ({printable(error)}); "
+            f"{path}: damaged, or not a bundle ({printable(error)[:_SHOWN]}); "
             "`ofq bundle STUDY` makes bundles"
         ) from None
 

@@ -37,6 +37,7 @@ from ofq.training.weights import fit_weights, read_weights
 _CONTENTS, _HASH = "ofq", "sha256"
 _HEADS = ("head.weight", "head.fc.weight")
 _LONGEST = 2**18  # letters of a file's metadata
+_SHOWN = 1000  # letters of a message
 _SLACK = 2  # weights of a model for each number in its file
 _IMPOSSIBLE = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """What torch and timm raise where a file asks for what can't be, such as 2^70 classes."""
@@ -235,8 +236,8 @@ def load_packed(path: Path) -> nn.Module:
             its quantizer isn't registered, or its parts fit no model.
     """
     contents, tensors = _read(path)
-    _check_quantizer(contents.quantization)
     try:
+        _check_quantizer(contents.quantization)
         packed = _take_packed(contents, tensors)
         _check_size(contents, tensors, packed)
         unquantized = models.build(contents.model, contents.classes, args=contents.model_args)
@@ -248,9 +249,11 @@ def load_packed(path: Path) -> nn.Module:
         return fit_weights(model, tensors, path).eval()
     except UserError as error:
         text = str(error).removeprefix(f"{path}: ")
-        raise UserError(f"{path}: {printable(text)}") from None
+        raise UserError(f"{path}: {printable(text)[:_SHOWN]}") from None
     except _IMPOSSIBLE as error:
-        raise UserError(f"{path}: no model can be rebuilt from it: {printable(error)}") from None
+        raise UserError(
+            f"{path}: no model can be rebuilt from it: {printable(error)[:_SHOWN]}"
+        ) from None
 
 
 def _check_quantizer(quantization: Quantization) -> None:
@@ -331,7 +334,7 @@ def _read(path: Path) -> tuple[Contents, dict[str, Tensor]]:
     try:
         return parse(Contents, read_json(text, source), source), tensors
     except UserError as error:  # a file has one writer, so its first mistake is enough
-        raise UserError(str(error).partition("\n")[0]) from None
+        raise UserError(printable(str(error).partition("\n")[0])[:_SHOWN]) from None
 
 
 def _sha256(contents: str, tensors: dict[str, Tensor]) -> str:

@@ -6,7 +6,9 @@
 #SBATCH --signal=TERM@120
 set -euo pipefail
 
-# the processes meet at the first node; jobs of one node get ports of their own
+# the processes meet at the first node, or on its loopback if it is the only one; jobs of one node get
+# ports of their own
+[ "${SLURM_JOB_NUM_NODES:-0}" = 1 ] && MASTER_ADDR="${MASTER_ADDR:-127.0.0.1}"
 export MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
 export MASTER_PORT="${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}"
 

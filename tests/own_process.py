@@ -85,6 +85,8 @@ def _run(
     os.chdir(folder)
     sys.argv = ["ofq", *arguments]
     sys.path[:0] = [str(folder), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
+    method = multiprocessing.get_all_start_methods()[0]  # Python's default, not that of its parent
+    multiprocessing.set_start_method(method, force=True)
     trainings._STARTED = time.monotonic()  # when the command was loaded, otherwise
     entry()
 

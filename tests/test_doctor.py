@@ -42,7 +42,6 @@ class Patient:
         self.replace(name, json.dumps(json.loads((self / name).read_text()) | changes).encode())
 
     def replace(self, name, content):
-        """New content in a file of its own, as damage to one of two hard links never is."""
         (self / name).unlink()
         (self / name).write_bytes(content)
 
@@ -79,7 +78,7 @@ def trained(make_checkout, tmp_path_factory):
 
 @pytest.fixture
 def checkout(trained, tmp_path):
-    """A copy with the same hard links: a final file is the sealed one."""
+    """A copy of it."""
     root = tmp_path / "checkout"
     subprocess.run(["cp", "-a", trained, root], check=True)
     return root
@@ -131,7 +130,7 @@ def test_trained_run_is_sound_in_every_respect(checkout, mark):
         "nobody writes the folder",
         "provenance.json has each attempt (1)",
         "no attempt without its end",
-        f"{len(tables) + 3} final files are whole, and sealed",
+        f"{len(tables) + 6} final files are whole, and sealed",
         *(f"{table}.parquet: nothing missing, nothing twice" for table in tables),
     ):
         assert part in texts
@@ -187,11 +186,11 @@ def other_config(patient):
     patient.edit_json("run.json", config=config, seed=1)
 
 
-def another_gap(patient, change):
-    """A run whose tables were already wrong when they were sealed."""
+def another_gap(patient, change, **numbers):
+    """A run whose tables, or numbers, were already wrong when they were sealed."""
     lines = patient.lines("layers.jsonl")
     (patient / "layers.jsonl").write_text("".join(change(lines)))
-    result = json.loads((patient / "result.json").read_text())
+    result = json.loads((patient / "result.json").read_text()) | numbers
     weights = (patient / "model.safetensors").read_bytes()
     RunFolder(patient.path).finish(result, lambda path: path.write_bytes(weights))
 
@@ -205,8 +204,9 @@ def without_sealed(patient, *damaged):
 def from_before_hashes(patient, *missing):
     without_sealed(patient)
     result = json.loads((patient / "result.json").read_text())
-    del result["sha256"]
+    del result["sha256"], result["manifest"]
     patient.replace("result.json", json.dumps(result).encode())
+    (patient / "manifest.json").unlink()
     for name in missing:
         (patient / name).unlink()
 
@@ -220,20 +220,20 @@ def leave_out_the_method(study):
     study.write_text(study.read_text().replace("[lsq, statsq+qkr+cga]", "[lsq]"))
 
 
-BACKUP = "put it back from a backup, or mv "
-PUT_BACK = "result.json && ofq train "
+PUT_BACK = "cp "
 ANEW = ".damaged && ofq train "
 
+BOTH = ("model.safetensors", "sealed/model.safetensors")
 DAMAGES = {
     "run.json is torn": (
         lambda p: p.replace("run.json", b'{"id"'),
-        "problem", "run.json is missing or can't be read", BACKUP),
+        "problem", "run.json is missing or can't be read", PUT_BACK),
     "run.json is deleted": (
         lambda p: (p / "run.json").unlink(),
-        "problem", "run.json is missing or can't be read", BACKUP),
+        "problem", "run.json is missing or can't be read", PUT_BACK),
     "run.json isn't text": (
         lambda p: p.replace("run.json", b"\xff\xfe"),
-        "problem", "run.json is missing or can't be read", BACKUP),
+        "problem", "run.json is missing or can't be read", PUT_BACK),
     "run.json has another config": (
         other_config,
         "problem", "run.json differs from study tiny in training", ANEW),
@@ -242,16 +242,16 @@ DAMAGES = {
         "problem", "the folder is digits/micro/other's", "move it to"),
     "provenance is deleted": (
         lambda p: (p / "provenance.json").unlink(),
-        "problem", "provenance.json is missing or can't be read", BACKUP),
+        "problem", "provenance.json is missing or can't be read", PUT_BACK),
     "provenance has no attempts": (
         lambda p: p.edit_json("provenance.json", attempts=[]),
-        "problem", "provenance.json is missing or can't be read", BACKUP),
+        "problem", "provenance.json is missing or can't be read", PUT_BACK),
     "provenance has attempts that no event tells of": (
         lambda p: p.edit_json("provenance.json", attempts=[{}, {}, {}]),
-        "warning", "provenance of 3 attempts, but events of 1", ""),
+        "problem", "missing or damaged, but sealed: provenance.json", PUT_BACK),
     "inputs aren't on record": (
         lambda p: p.edit_json("provenance.json", inputs=None),
-        "warning", "the weights that it builds on aren't on record", ""),
+        "problem", "missing or damaged, but sealed: provenance.json", PUT_BACK),
     "events are deleted": (
         lambda p: (p / "events.jsonl").unlink(),
         "warning", "events.jsonl doesn't say that it finished", ""),
@@ -263,7 +263,31 @@ DAMAGES = {
         "warning", "attempts whose end isn't on record: 1", ""),
     "a bit of the weights is flipped": (
         lambda p: flip_a_bit(p / "model.safetensors"),
+        "problem", "missing or damaged, but sealed: model.safetensors", PUT_BACK),
+    "a bit of the weights is flipped, and of the sealed ones": (
+        lambda p: [flip_a_bit(p / name) for name in BOTH],
         "problem", "damaged, in its place and sealed: model.safetensors", ANEW),
+    "a bit of the manifest is flipped": (
+        lambda p: flip_a_bit(p / "manifest.json"),
+        "problem", "missing or damaged, but sealed: manifest.json", PUT_BACK),
+    "the manifest is deleted": (
+        lambda p: (p / "manifest.json").unlink(),
+        "problem", "missing or damaged, but sealed: manifest.json", PUT_BACK),
+    "a folder is in the result's place": (
+        lambda p: [(p / "result.json").unlink(), (p / "result.json").mkdir()],
+        "problem", "missing or damaged, but sealed: result.json", "rm -r "),
+    "a folder is in the events' place": (
+        lambda p: [(p / "events.jsonl").unlink(), (p / "events.jsonl").mkdir()],
+        "problem", "events.jsonl is a folder or something else", "rm -r "),
+    "a file is in the sealed folder's place": (
+        lambda p: [shutil.rmtree(p / "sealed"), (p / "sealed").touch()],
+        "problem", "sealed is a file, not a folder", "rm -r "),
+    "the mirror's notes are garbage": (
+        lambda p: (p / "mirror.json").write_bytes(b"\xff\0{"),
+        "warning", "mirror.json: not valid JSON", "ofq track sync "),
+    "the mirror's notes are others": (
+        lambda p: (p / "mirror.json").write_text('{"sqlite:///x": 5}'),
+        "warning", "mirror.json: isn't what a mirror notes", "ofq track sync "),
     "the weights are cut off": (
         lambda p: shorten(p, "model.safetensors"),
         "problem", "missing or damaged, but sealed: model.safetensors", PUT_BACK),
@@ -281,7 +305,7 @@ DAMAGES = {
         "problem", "missing or damaged, but sealed: result.json", "ofq train "),
     "sealed weights are deleted": (
         lambda p: (p / "sealed/model.safetensors").unlink(),
-        "warning", "sealed/model.safetensors is missing or damaged", "ln -f "),
+        "warning", "sealed/model.safetensors is missing or damaged", "cp "),
     "nothing is sealed": (
         without_sealed,
         "warning", "the final files are whole, but not sealed", "mkdir -p "),
@@ -290,7 +314,7 @@ DAMAGES = {
         "problem", "missing or damaged, and not sealed: model.safetensors", ANEW),
     "a torn result isn't sealed": (
         lambda p: without_sealed(p) or p.replace("result.json", b"{"),
-        "problem", "result.json can't be read", ANEW),
+        "problem", "result.json: isn't what was written", ANEW),
     "there are no hashes": (
         from_before_hashes,
         "warning", "from before hashes were kept", ""),
@@ -304,7 +328,7 @@ DAMAGES = {
         lambda p: another_gap(p, lambda lines: [*lines, lines[-1]]),
         "problem", "standing twice", ANEW),
     "the final table ends too early": (
-        lambda p: another_gap(p, lambda lines: lines) or p.edit_json("result.json", epochs=3),
+        lambda p: another_gap(p, lambda lines: lines, epochs=3),
         "problem", "metrics.parquet: ends at epoch 2, but result.json tells of 3", ANEW),
     "a row of the grown table is lost": (
         lambda p: (p / "metrics.jsonl").write_text("".join(p.lines("metrics.jsonl")[:-1])),
@@ -341,17 +365,30 @@ def test_damage_to_a_complete_run_is_found(done, name):
 
 
 MENDED = [
-    "the weights are cut off", "the result is torn", "the result is edited", "a table is deleted",
-    "the result is deleted", "sealed weights are deleted", "nothing is sealed",
-    "a half-written file is left", "progress is left",
-]  # fmt: skip
+    "run.json is torn",
+    "run.json is deleted",
+    "inputs aren't on record",
+    "a bit of the weights is flipped",
+    "a bit of the manifest is flipped",
+    "the manifest is deleted",
+    "a folder is in the result's place",
+    "the weights are cut off",
+    "the result is torn",
+    "the result is edited",
+    "a table is deleted",
+    "the result is deleted",
+    "sealed weights are deleted",
+    "nothing is sealed",
+    "a half-written file is left",
+    "progress is left",
+]
 
 
 @pytest.mark.parametrize("name", MENDED)
 def test_advice_makes_the_run_sound(done, name):
     damage, level, text, _ = DAMAGES[name]
     damage(done)
-    (todo,) = [f.todo for f in done.found(level) if says(f, text)]
+    todo = next(f.todo for f in done.found(level) if says(f, text))
     told = done.shell(todo)
     assert told.returncode == 0, told.stderr
     assert {finding.level for finding in done.findings()} == {"ok"}
@@ -361,7 +398,8 @@ def test_advice_makes_the_run_sound(done, name):
 def test_damaged_run_is_trained_anew_beside_what_is_left_of_it(checkout):
     patient = Patient(checkout, "w2a2-statsq-qkr-cga0.005-s0")
     weights = (patient / "model.safetensors").read_bytes()
-    flip_a_bit(patient / "model.safetensors")
+    for name in BOTH:
+        flip_a_bit(patient / name)
     (problem,) = patient.found("problem")
     assert patient.shell(problem.todo.replace("ofq train", "ofq train --no-track")).returncode == 0
     assert {finding.level for finding in patient.findings()} == {"ok"}
@@ -407,7 +445,40 @@ def lose_a_row(patient):
     folder.append("metrics", [row | {"epoch": row["epoch"] + 2}])
 
 
+def lose(patient, name, kept):
+    """Keep some of the lines of a table that two checkpoints count on."""
+    (patient / name).write_text("".join(patient.lines(name)[:kept]))
+
+
 UNFINISHED = {
+    "the rows that a checkpoint counts on are emptied": (
+        lambda p: lose(p, "metrics.jsonl", 0),
+        "problem", "metrics.jsonl: has 0 rows, but not the first 1 as checkpoint", ANEW),
+    "the table that a checkpoint counts on is removed": (
+        lambda p: (p / "metrics.jsonl").unlink(),
+        "problem", "metrics.jsonl: has 0 rows, but not the first 1 as checkpoint", ANEW),
+    "a number of a row is changed": (
+        lambda p: (p / "metrics.jsonl").write_text(
+            (p / "metrics.jsonl").read_text().replace('"lr": 0.', '"lr": 1.')),
+        "problem", "has 1 rows, but not the first 1 as checkpoint", ANEW),
+    "its progress is garbage": (
+        lambda p: (p / "progress.json").write_text('{"step": "x"}'),
+        "warning", "progress.json: isn't the progress of a run", "rm -r "),
+    "its lock names no process": (
+        lambda p: (p / "lock-9.json").write_bytes(b"[[[["),
+        "warning", "lock-9.json names no process", "rm -r "),
+    "a folder is in a lock's place": (
+        lambda p: (p / "lock-9.json").mkdir(),
+        "problem", "lock-9.json is a folder or something else", "rm -r "),
+    "its run.json is nested": (
+        lambda p: p.replace("run.json", b"[" * 100_000),
+        "problem", "run.json is missing or can't be read", "put it back from a backup"),
+    "an event has a type of no event": (
+        lambda p: (p / "events.jsonl").open("a").write('{"event": 5, "time": "now"}\n'),
+        "warning", "events.jsonl: line 4 torn", "nothing"),
+    "an epoch is as large as no training has": (
+        lambda p: RunFolder(p.path).append("metrics", [{"epoch": 10**15, "step": 3}]),
+        "problem", "without its place", ANEW),
     "its newest checkpoint is torn": (
         lambda p: torn_checkpoints(p, 1),
         "warning", "is damaged: its SHA-256 is another; it is passed over", ""),

@@ -1,6 +1,7 @@
 """Packed files: bits in bytes beside plain Python, logits beside the model that was exported."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import ofq
+from ofq import export
 from ofq.attempt import run_folder
 from ofq.cli import app
 from ofq.errors import UserError
@@ -296,6 +298,99 @@ def test_run_that_cannot_be_exported_is_told(checkout, tmp_path, monkeypatch):
     finish(workspace, runs["qat"])
     weights = run_folder(workspace, runs["qat"]).path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(UserError, match="not a readable safetensors file"):
+    with pytest.raises(UserError, match=r"isn.t what was written"):
         export_run(workspace, runs["qat"], out)
     assert not out.exists()
+
+
+def rewritten(path, change):
+    """A packed file with other metadata, whose hash is that of what it then holds."""
+    with safe_open(path, "pt") as file:
+        text = file.metadata()["ofq"]
+    data = json.loads(text)
+    change(data)
+    text, tensors = json.dumps(data), load_file(path)
+    metadata = {"ofq": text, "sha256": export._sha256(text, tensors)}
+    save_file(tensors, path, metadata)
+    return path
+
+
+def test_module_that_a_packed_file_names_is_not_imported(packed, tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text("open('was-run', 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    rewritten(packed, lambda data: data["quantization"].update(module="evil"))
+    load_packed(packed)  # its quantizer is registered, so nothing is missing
+    rewritten(packed, lambda data: data["quantization"].update(weight_quantizer="evil"))
+    with pytest.raises(UserError, match=r"'evil' isn't registered: import the module .*\('evil'"):
+        load_packed(packed)
+    assert "evil" not in sys.modules
+    assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.update(model="hf-hub:timm/vit"), "allowed in a name"),
+        (lambda data: data.update(model="local-dir:/etc"), "allowed in a name"),
+        (lambda data: data.update(model="vit_giant_patch14_dinov2"), "holds .* numbers, but"),
+        (lambda data: data.update(model="toy_regression_999999999999"), "holds .* numbers, but"),
+        (lambda data: data.update(classes=10**12), "holds .* numbers, but"),
+        (lambda data: data.update(classes=2**70), "an integer of more than 64 bits"),
+        (lambda data: data.update(classes=-1), "classes"),
+        (lambda data: data["weights"][0].update(bits=-2), "has bits -2"),
+        (lambda data: data["weights"][0].update(bits=0), "has bits 0"),
+        (lambda data: data["weights"][0].update(shape=[2**62, 2**62]), "has shape"),
+        (lambda data: data["weights"][0].update(layer="__class__"), "lacks __class__.weight.codes"),
+        (lambda data: data["weights"].append(data["weights"][0]), "or has two weights of"),
+        (lambda data: data["weights"].pop(), "not the quantized layers|weights of another model"),
+        (lambda data: data["quantization"].update(options={"self": 1}), "statsq"),
+    ],
+)
+def test_packed_file_that_describes_no_model_is_refused_in_one_line(packed, change, message):
+    rewritten(packed, change)
+    with pytest.raises(UserError, match=message) as caught:
+        load_packed(packed)
+    assert str(caught.value).isprintable()
+    assert str(caught.value).startswith(str(packed))
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("codes", lambda tensor: tensor.to(torch.int64), "has types"),
+        ("scale", lambda tensor: tensor.half(), "has types"),
+        ("scale", lambda tensor: tensor * float("nan"), "aren't finite"),
+        ("codes", lambda tensor: tensor.repeat(2, 1), "has bytes"),
+        ("codes", lambda tensor: None, "lacks .*codes"),
+    ],
+)
+def test_packed_weight_of_other_tensors_is_refused(packed, part, change, message):
+    name = f"blocks.0.mlp.fc1.weight.{part}"
+    with safe_open(packed, "pt") as file:
+        text = file.metadata()["ofq"]
+    tensors = load_file(packed)
+    changed = change(tensors.pop(name))
+    if changed is not None:
+        tensors[name] = changed
+    save_file(tensors, packed, {"ofq": text, "sha256": export._sha256(text, tensors)})
+    with pytest.raises(UserError, match=message):
+        load_packed(packed)
+
+
+def test_file_that_no_export_wrote_is_not_replaced(checkout, monkeypatch):
+    workspace, runs = runs_of(checkout)
+    finish(workspace, runs["cga"])
+    weights = run_folder(workspace, runs["cga"]).path / "model.safetensors"
+    before = weights.read_bytes()
+    save_file({"mine": torch.zeros(3)}, checkout / "mine.safetensors")
+    (checkout / "mine.onnx").write_text("mine")
+    monkeypatch.chdir(checkout)
+    for out in (weights, "mine.safetensors", "mine.onnx"):
+        done = CliRunner().invoke(app, ["export", runs["cga"].id, "--out", str(out)])
+        assert "is there already, and isn't what this command writes" in str(done.exception)
+    assert weights.read_bytes() == before
+    assert (checkout / "mine.onnx").read_text() == "mine"
+    for _ in range(2):  # its own file is replaced
+        done = CliRunner().invoke(app, ["export", runs["cga"].id, "--out", "own.safetensors"])
+        assert done.exit_code == 0

@@ -72,13 +72,11 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        here = os.getcwd()
+        here = Path.cwd()
     except FileNotFoundError:
         _fail("the current folder doesn't exist any more; change to a checkout")
     if Workspace().is_bundle:  # nor may `python -m ofq` find modules in it
-        sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path.cwd()]
-    else:
-        sys.path.insert(0, here)  # modules of a user's own methods lie in the checkout
+        sys.path[:] = [path for path in sys.path if Path(path).resolve() != here]
     try:
         app()
     except (UserError, RunFailed) as error:

@@ -67,8 +67,8 @@ def make_bundle(
     """Pack what a study's report is made from, and the report, into one file.
 
     It holds config, records and results, no weights. Commits, commands and uncommitted changes are
-    in it, without credentials; names of hosts, ids of processes and whole logs aren't (docs/
-    reports.md). `ofq unbundle FILE` unpacks it anywhere.
+    in it, without credentials; names of hosts, ids of processes and whole logs aren't. `ofq
+    unbundle FILE` unpacks it anywhere.
     """
     from ofq.bundle import ENDING, bundle
 

@@ -85,8 +85,7 @@ def check_final_files(patient: Patient) -> Iterator[Finding]:
     known = sealed or own
     if known is None:
         if os.path.lexists(patient.path / RESULT):
-            fault = _fault(patient.path) or "can't be read"
-            yield problem(f"damaged, and not sealed: {fault}", patient.anew)
+            yield problem(f"{_fault(patient.path) or RESULT}, and isn't sealed", patient.anew)
         return  # else the run hasn't ended
     if known.files is None and "sha256" not in known.content:
         yield from _without_hashes(patient)
@@ -115,7 +114,7 @@ def _fault(folder: Path) -> str | None:
     try:
         Record.open(folder)
     except Damaged as damage:
-        return f"{damage.file} {damage.fault}"
+        return f"{damage.file}: {damage.fault}"
     return None
 
 
@@ -238,16 +237,9 @@ def _sealed(patient: Patient, bad: list[str], broken: list[str]) -> Iterator[Fin
     for name in broken:
         if name not in lost:
             text = f"{SEALED}/{name} is missing or damaged; {name} itself is whole"
-            yield warning(text, _copy(patient.path, patient.path / SEALED, [name]))
+            yield warning(text, patient.copy(patient.path, patient.path / SEALED, [name]))
     back = [name for name in bad if name not in lost]
     if back and not lost:
         missing = not os.path.lexists(patient.path / RESULT)
-        todo = patient.train if missing else _copy(patient.path / SEALED, patient.path, back)
+        todo = patient.train if missing else patient.copy(patient.path / SEALED, patient.path, back)
         yield problem(f"missing or damaged, but sealed: {some(back)}", todo)
-
-
-def _copy(source: Path, to: Path, names: list[str]) -> str:
-    """The command that copies files over damaged ones, or over what is in their place."""
-    inplace = [to / name for name in names if (to / name).is_dir()]
-    clear = f"{Patient.remove(inplace)} && " if inplace else ""
-    return clear + shlex.join(["cp", *(str(source / name) for name in names), str(to)])

@@ -15,7 +15,7 @@ def check_identity(patient: Patient) -> Iterator[Finding]:
     if found is None or not isinstance(found.get("config"), dict):
         # while the run isn't complete, the next attempt writes what is missing
         missing = not (patient.path / "run.json").exists() and not patient.done
-        todo = patient.train if missing else f"put it back from a backup, or {patient.anew}"
+        todo = patient.train if missing else patient.put_back("run.json")
         yield problem("run.json is missing or can't be read", todo)
         return
     if found.get("id") != patient.id:

@@ -10,9 +10,9 @@ from typing import Any
 from ofq.errors import UserError
 from ofq.study import Run, Workspace
 from ofq.tracking import RunFolder
-from ofq.tracking.folder import RESULT, WEIGHTS
+from ofq.tracking.folder import RESULT, SEALED, WEIGHTS
 from ofq.tracking.lock import Held, holder
-from ofq.tracking.record import read_object
+from ofq.tracking.record import Record, read_object
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,30 @@ class Patient:
         """The command that goes on with the run, or puts its final files back."""
         return f"ofq train {self.id}"
 
+    def put_back(self, name: str) -> str:
+        """The command that puts a file back from its sealed copy, or what to do without one."""
+        sealed = self.path / SEALED
+        try:
+            record = Record.open(sealed)
+            if record is not None and record.files is not None:
+                record.verify(name)
+                return self.copy(sealed, self.path, [name])
+        except UserError:
+            pass
+        return f"put it back from a backup, or {self.anew}"
+
     @property
     def anew(self) -> str:
         """The command that trains it anew, and keeps what there is."""
         path = shlex.quote(str(self.path))
         return f"mv {path} {path}.damaged && {self.train}"
+
+    @classmethod
+    def copy(cls, source: Path, to: Path, names: list[str]) -> str:
+        """The command that copies files over damaged ones, or over what is in their place."""
+        in_place = [to / name for name in names if (to / name).is_dir()]
+        clear = f"{cls.remove(in_place)} && " if in_place else ""
+        return clear + shlex.join(["cp", *(str(source / name) for name in names), str(to)])
 
     @staticmethod
     def remove(paths: Iterable[Path]) -> str:

@@ -22,7 +22,7 @@ def check_provenance(patient: Patient) -> Iterator[Finding]:
     fault = _fault(patient)
     if fault or not attempts:
         if patient.done:
-            todo = f"put it back from a backup, or {patient.anew}"
+            todo = patient.put_back(PROVENANCE)
         else:
             todo = (
                 f"{patient.remove([path])} && {patient.train}" if path.exists() else patient.train

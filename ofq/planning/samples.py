@@ -117,13 +117,13 @@ def _finished(folder: Path, warn: Callable[[str], None]) -> Iterator[Sample]:
 
 def _measured(record: Record) -> Sample | None:
     """What a finished run took; None if it took no time, or its devices aren't on record."""
-    result, attempt = record.result, record.provenance()["attempts"][-1]
-    if not result["seconds"] or not attempt.get("devices"):
+    attempts = record.written_provenance()["attempts"] if record.seconds else []
+    if not record.seconds or not attempts or not attempts[-1].get("devices"):
         return None
-    config = record.description()["config"]
+    config, attempt = record.description()["config"], attempts[-1]
     try:
         kind = kind_of_config(config, _gpus(attempt))
-        seconds = result["seconds"] / passes_of(config)
+        seconds = record.seconds / passes_of(config)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Damaged(record.folder / DESCRIPTION, f"no config of a run ({error})") from None
     return Sample(kind, attempt["devices"][0], "run", Range(seconds, seconds))

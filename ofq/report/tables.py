@@ -12,8 +12,8 @@ from ofq.report.collect import Records
 from ofq.report.measures import SIZE, TOP1, Measure, measures
 
 _LINE_END = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
-_MARKDOWN = re.compile(r"[\\`*\[\]<>&|~$#]|(?<![^\W_])_|_(?![^\W_])")
-"""What Markdown would read: a low line only at an end of a word."""
+_MARKDOWN = re.compile(r"[\\`*<>&|~$#]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
+"""What Markdown would read: a low line at an end of a word, a bracket before a link's target."""
 
 
 @dataclass(frozen=True)

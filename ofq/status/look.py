@@ -148,10 +148,11 @@ def _folder(workspace: Workspace, run: Run) -> RunFolder:
 def _look(name: str, folder: RunFolder) -> Look:
     """One run whose folder exists."""
     try:
-        record = folder.record()
-        if record is not None:
-            return Look("done", seconds=record.listed_result()["seconds"])
         state = folder.state()
+        record = folder.record() if state == "done" else None
+        if record is not None:
+            record.check_places()
+            return Look("done", seconds=record.seconds)
         if state == "running":
             return _running(folder)
         return Look(state, failure=_failure(name, folder) if state == "failed" else None)

@@ -28,7 +28,7 @@ _SHOWN = 200  # letters of a wrong value
 class Strict(BaseModel):
     """Base of every config model: immutable, and unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     cosmetic: ClassVar[frozenset[str]] = frozenset()
     """Keys that decide no number of a run, and so are no part of its identity."""
 

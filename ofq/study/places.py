@@ -67,3 +67,23 @@ def expand_uri(given: str, source: str) -> str:
             raise UserError(f"{source} is '{given}': allowed of SQLite: sqlite:///PATH")
         return given if _URI.match(given) else expand_path(given, source)
     return scheme[0] + expand_path(given[scheme.end() :], source)
+
+
+def local_store(path: Path) -> str:
+    """Return the URI of an SQLite file.
+
+    SQLAlchemy takes what follows a ``?`` for options and knows no escape, so a path that has one
+    is given relative to the current folder.
+
+    Raises:
+        UserError: There is one even so.
+    """
+    place = str(path.resolve())
+    if "?" in place:
+        place = os.path.relpath(place)
+    if "?" in place:
+        raise UserError(
+            f"{path}: MLflow can't have its store in a folder with a '?' in its name; set "
+            "'results' or 'tracking_uri' in config/config.yaml to another place"
+        )
+    return f"sqlite:///{place}"

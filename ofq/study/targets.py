@@ -40,6 +40,13 @@ class Targets:
             if name not in self.workspace.study_names:
                 hint = suggest(name, self.workspace.study_names)
                 raise UserError(f"studies={unnamed}: unknown study '{name}' ({hint})")
+        for key in ("results", "reports"):
+            place = getattr(self.workspace.site, key)
+            if set("{}") & set(place):
+                raise UserError(
+                    f"{self.workspace.site_path}: key '{key}' is '{place}': Snakemake takes braces "
+                    "for wildcards; name a folder without them"
+                )
         self.runs_folder = str(self.workspace.results / "runs")
         self.logs_folder = str(self.workspace.logs)
         self.reports_folder = str(self.workspace.reports)

@@ -15,7 +15,7 @@ from ofq.study.fields import NAME
 from ofq.study.files import Model, parse, read_yaml, suggest
 from ofq.study.grid import Parts, expand
 from ofq.study.method import Method
-from ofq.study.places import expand_path, expand_uri
+from ofq.study.places import expand_path, expand_uri, local_store
 from ofq.study.published import Comparison, Published, compare
 from ofq.study.reference import Reference
 from ofq.study.run import Grid, Run
@@ -105,7 +105,7 @@ class Workspace:
             return expand_uri(given, f"{self.site_path}: key 'tracking_uri'")
         if given := os.environ.get(variable):
             return expand_uri(given, variable)
-        return f"sqlite:///{(self.results / 'mlflow.db').resolve()}"
+        return local_store(self.results / "mlflow.db")
 
     def dataset(self, name: str, source: str = "") -> Dataset:
         """Return what a data set is: by its file, or as it comes with the package.

@@ -184,7 +184,7 @@ class RunFolder:
         """
         record = self.record()
         if record is not None:
-            return record.provenance()
+            return record.written_provenance()
         content = self._json(PROVENANCE)
         check_begun(self.path / PROVENANCE, content)
         return content
@@ -293,8 +293,9 @@ class RunFolder:
         Raises:
             Damaged: The final table is damaged.
         """
-        record = self.record()
-        final = [] if record is None else record.table(table).to_pylist()
+        record, name = self.record(), f"{table}.parquet"
+        ended_with = record is not None and record.has(name)
+        final = record.written_table(table).to_pylist() if record and ended_with else []
         grown = self.rows(table)
         return grown if same_rows(final, grown) else final
 

@@ -213,7 +213,7 @@ class RunLock:
         """Make the next lock; False if another trainer was first."""
         self.number = number
         try:
-            descriptor = os.open(self._path(), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            descriptor = os.open(self._path(), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             return False
         try:

@@ -179,9 +179,8 @@ class _Tries:
 
 def reason(error: Exception) -> str:
     """An error in one line."""
-    if isinstance(error, UserError):
-        return printable(error)
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    kind = "UserError" if isinstance(error, UserError) else type(error).__name__
+    return printable(" ".join(f"{kind}: {error}".split()))[:500]
 
 
 def _attempt(folder: RunFolder) -> int:

@@ -138,7 +138,10 @@ def _source(module: str) -> Path | None:
 
 def _spec(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
     found = (finder.find_spec(name, path) for finder in sys.meta_path)
-    return next((spec for spec in found if spec is not None), None)
+    try:
+        return next((spec for spec in found if spec is not None), None)
+    except KeyError:  # no __init__.py within a package that isn't imported
+        return ModuleSpec(name, None, is_package=True)
 
 
 def _packages() -> dict[str, str | None]:

@@ -76,7 +76,8 @@ class Damaged(UserError):
         fault: What is wrong with it, in one line.
     """
 
-    def __init__(self, path: Path, fault: str) -> None:
+    def __init__(self, path: Path | str, fault: str) -> None:
+        path = Path(path)
         self.file = path.name
         self.fault = printable(fault)
         run = "/".join(path.parent.parts[-3:])
@@ -181,8 +182,16 @@ class _Provenance(_Lenient):
     methods: list[str] | None = None
 
 
+class _Time(_Lenient):
+    seconds: Annotated[_Finite, Field(ge=0)] | None = None
+
+
+class _Device(_Lenient):
+    devices: list[str] | None = None
+
+
 class _Begun(_Lenient):
-    attempts: list[dict[str, Any]]
+    attempts: list[_Device]
     inputs: dict[str, str] = Field(default_factory=dict)
     data: _Data | None = None
 
@@ -235,7 +244,7 @@ class Record:
         Raises:
             Damaged: ``result.json`` or the manifest is damaged.
         """
-        path = folder / RESULT
+        path = f"{folder}/{RESULT}"  # thousands of paths cost more than what they lead to
         try:
             text = read_bytes(path, _LARGEST_JSON)
         except FileNotFoundError:
@@ -270,7 +279,7 @@ class Record:
 
     def read(self, name: str) -> bytes:
         """Read a file that the run ended with, and verify those very bytes."""
-        path = self.folder / name
+        path = f"{self.folder}/{name}"
         known = self.files.get(name) if self.files is not None else None
         largest = _LARGEST_TABLE if name.endswith((".parquet", ".npy")) else _LARGEST_JSON
         try:
@@ -305,18 +314,24 @@ class Record:
     @cached_property
     def result(self) -> dict[str, Any]:
         """The final numbers: of their types, within their ranges, and agreeing with each other."""
-        _check(_Result, self.folder / RESULT, self.content)
+        _check(_Result, f"{self.folder}/{RESULT}", self.content)
         if self.files is None and (self.folder / "metrics.parquet").exists():
             self._compare_with_last_row()
         return self.content
 
-    def listed_result(self) -> dict[str, Any]:
-        """Return the final numbers, if all other files are there, as far as their names tell."""
-        for name in () if (self.folder / UNPACKED).exists() else self.names:
+    @property
+    def seconds(self) -> float | None:
+        """Time that the run took over all its attempts; None if that isn't on record."""
+        return _check(_Time, self.folder / RESULT, self.content).seconds
+
+    def check_places(self) -> None:
+        """Make sure that the other files are there, weights excepted, without reading them."""
+        early = (DESCRIPTION, PROVENANCE) if self.files is None else ()
+        unpacked = (self.folder / UNPACKED).exists()
+        for name in () if unpacked else self.names:
             path = self.folder / name
-            if not path.exists() and name != WEIGHTS:
+            if name not in (WEIGHTS, *early) and not path.exists():
                 raise Damaged(path, "missing")
-        return self.result
 
     def description(self) -> dict[str, Any]:
         """Return what ``run.json`` holds."""
@@ -325,6 +340,10 @@ class Record:
     def provenance(self) -> dict[str, Any]:
         """Return what ``provenance.json`` holds."""
         return self._json(PROVENANCE, _Provenance)
+
+    def written_provenance(self) -> dict[str, Any]:
+        """Return what ``provenance.json`` holds, even if it lacks what reports print of it."""
+        return self._json(PROVENANCE, _Begun)
 
     def sizes(self) -> dict[str, int]:
         """Return bytes of the packed file and of full precision; nothing if never exported."""
@@ -337,7 +356,7 @@ class Record:
         """
         import numpy as np
 
-        path = self.folder / CORRECT
+        path = f"{self.folder}/{CORRECT}"
         if not self.has(CORRECT):
             return None
         images, right = self.content.get("images"), self.content.get("correct")
@@ -368,7 +387,7 @@ class Record:
     def written_table(self, table: Table) -> "pa.Table":
         """Return a final table as it was written, even if rows are missing."""
         name = f"{table}.parquet"
-        return _parsed_table(self.folder / name, self.read(name), trusted=self._vouched(name))
+        return _parsed_table(f"{self.folder}/{name}", self.read(name), trusted=self._vouched(name))
 
     def faults(self) -> Iterator[Damaged]:
         """Find all that is wrong with the files, weights included, one fault for each."""
@@ -391,7 +410,7 @@ class Record:
                     yield fault
 
     def _json(self, name: str, kind: type[BaseModel]) -> dict[str, Any]:
-        path = self.folder / name
+        path = f"{self.folder}/{name}"
         content = parse_json(path, self.read(name))
         _check(kind, path, content)
         return content
@@ -406,23 +425,25 @@ class Record:
         first = FIRST_EPOCH.get(table)
         if first is None:
             return
-        path, last = self.folder / f"{table}.parquet", self.content.get("epochs")
+        path, last = f"{self.folder}/{table}.parquet", self.content.get("epochs")
         try:
             epochs = rows.column("epoch").to_numpy().astype(np.int64, casting="safe")
         except (KeyError, TypeError, ValueError):
             raise Damaged(path, "has no column 'epoch' of whole numbers") from None
         if not isinstance(last, int) or not len(epochs) or epochs.min() < first:
             raise Damaged(path, f"has no rows from epoch {first} on")
-        if epochs.max() != last:
-            fault = f"ends at epoch {epochs.max()}, but {RESULT} tells of {last}"
+        if (end := epochs.max()) != last:
+            fault = f"ends at epoch {end}, but {RESULT} tells of {last}"
             raise Damaged(path, fault)
-        counts = np.bincount(epochs - first)
-        if counts.min() != counts.max() or (table == "metrics" and counts.max() != 1):
+        whole = end - first < len(epochs)  # else there isn't a row for each, nor room to count
+        counts = np.bincount(epochs)[first:].tolist() if whole else [0, 1]
+        if len(set(counts)) > 1 or (table == "metrics" and counts[0] != 1):
             raise Damaged(path, "rows of some epochs are missing, or stand twice")
 
     def _compare_with_last_row(self) -> None:
         """Compare ``result.json`` of an early version with the measures of the last epoch."""
-        last = self.table("metrics").slice(-1).to_pylist()[-1]
+        rows = self.table("metrics")
+        last = rows.slice(rows.num_rows - 1).to_pylist()[0]
         known = {**last, "steps": last.get("step"), "epochs": last.get("epoch")}
         for key, value in self.content.items():
             if key in known and known[key] != value and value == value:
@@ -430,7 +451,7 @@ class Record:
                 raise Damaged(self.folder / RESULT, fault)
 
 
-def opened(path: Path) -> io.BufferedReader:
+def opened(path: Path | str) -> io.BufferedReader:
     """Open a regular file for reading; anything else in its place can neither block nor be read.
 
     Raises:
@@ -438,6 +459,34 @@ def opened(path: Path) -> io.BufferedReader:
         UserError: This user may not read it.
         FileNotFoundError: There is none.
     """
+    return os.fdopen(_descriptor(path)[0], "rb")
+
+
+def read_bytes(path: Path | str, largest: int) -> bytes:
+    """Read a regular file of a bounded size.
+
+    Raises:
+        Damaged: It is larger, no regular file, or can't be read.
+        UserError: This user may not read it.
+        FileNotFoundError: There is none.
+    """
+    descriptor, size = _descriptor(path)  # not a file object, which costs as much as reading
+    try:
+        if size > largest:
+            raise Damaged(path, f"holds {size:,} bytes; expected {largest:,} at most")
+        text = part = os.read(descriptor, size + 1)
+        while part and len(text) <= size:
+            part = os.read(descriptor, size + 1)
+            text += part
+    except OSError as error:
+        raise Damaged(path, _unreadable(error)) from None
+    finally:
+        os.close(descriptor)
+    return text
+
+
+def _descriptor(path: Path | str) -> tuple[int, int]:
+    """Open a regular file, and tell its size."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -446,32 +495,15 @@ def opened(path: Path) -> io.BufferedReader:
         raise UserError(f"{path}: {error.strerror}; mend its permissions") from None
     except OSError as error:
         raise Damaged(path, _unreadable(error)) from None
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
+    facts = os.fstat(descriptor)
+    if not stat.S_ISREG(facts.st_mode):
         os.close(descriptor)
-        kind = "a folder" if stat.S_ISDIR(mode) else "something else"
+        kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "something else"
         raise Damaged(path, f"is {kind}, not a file")
-    return os.fdopen(descriptor, "rb")
+    return descriptor, facts.st_size
 
 
-def read_bytes(path: Path, largest: int) -> bytes:
-    """Read a regular file of a bounded size.
-
-    Raises:
-        Damaged: It is larger, no regular file, or can't be read.
-        FileNotFoundError: There is none.
-    """
-    with opened(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > largest:
-            raise Damaged(path, f"holds {size:,} bytes; expected {largest:,} at most")
-        try:
-            return file.read()
-        except OSError as error:
-            raise Damaged(path, _unreadable(error)) from None
-
-
-def parse_json(path: Path, text: bytes) -> dict[str, Any]:
+def parse_json(path: Path | str, text: bytes) -> dict[str, Any]:
     """Parse the content of a file that holds a JSON object.
 
     Raises:
@@ -486,7 +518,7 @@ def parse_json(path: Path, text: bytes) -> dict[str, Any]:
     return content
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path | str) -> dict[str, Any]:
     """Read a file that holds a JSON object, which no manifest names.
 
     Raises:
@@ -496,7 +528,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return parse_json(path, read_bytes(path, _LARGEST_JSON))
 
 
-def check_description(path: Path, content: dict[str, Any]) -> None:
+def check_description(path: Path | str, content: dict[str, Any]) -> None:
     """Make sure that an object is what a ``run.json`` holds.
 
     Raises:
@@ -505,7 +537,7 @@ def check_description(path: Path, content: dict[str, Any]) -> None:
     _check(_Description, path, content)
 
 
-def check_begun(path: Path, content: dict[str, Any]) -> None:
+def check_begun(path: Path | str, content: dict[str, Any]) -> None:
     """Make sure that an object is what the ``provenance.json`` of an unfinished run holds.
 
     Raises:
@@ -527,7 +559,7 @@ def read_manifest(folder: Path) -> dict[str, FileFacts] | None:
     Raises:
         Damaged: It isn't what was written.
     """
-    path = folder / MANIFEST
+    path = f"{folder}/{MANIFEST}"
     try:
         content = read_object(path)
     except FileNotFoundError:
@@ -549,7 +581,7 @@ def _digest(files: dict[str, FileFacts]) -> str:
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _verify(path: Path, text: bytes, known: FileFacts | None) -> None:
+def _verify(path: Path | str, text: bytes, known: FileFacts | None) -> None:
     if known is None:
         raise Damaged(path, "the manifest doesn't name it")
     if len(text) != known.bytes:
@@ -557,7 +589,7 @@ def _verify(path: Path, text: bytes, known: FileFacts | None) -> None:
     _compare(path, hashlib.sha256(text).hexdigest(), known.sha256)
 
 
-def _compare(path: Path, found: str, expected: object) -> None:
+def _compare(path: Path | str, found: str, expected: object) -> None:
     if found != expected:
         raise Damaged(path, "isn't what was written (its SHA-256 is another)")
 
@@ -572,7 +604,7 @@ def _unreadable(error: OSError) -> str:
     return f"can't be read: {error.strerror or error}"
 
 
-def _check(kind: type[_Model], path: Path, content: dict[str, Any]) -> _Model:
+def _check(kind: type[_Model], path: Path | str, content: dict[str, Any]) -> _Model:
     """Make sure that an object is of some kind."""
     try:
         return kind.model_validate(content)
@@ -602,7 +634,7 @@ def _npy_header(count: int) -> bytes:
     return file.getvalue()
 
 
-def _parsed_table(path: Path, text: bytes, *, trusted: bool) -> "pa.Table":
+def _parsed_table(path: Path | str, text: bytes, *, trusted: bool) -> "pa.Table":
     """Parse a Parquet file; one that no hash vouches for, only if it claims to be small."""
     import pyarrow as pa
     from pyarrow import parquet

@@ -69,17 +69,20 @@ def copy_run_ids(folder: RunFolder, copy: RunFolder) -> None:
         write_json(copy.path / _NOTE, notes)
 
 
-def check_notes(folder: RunFolder) -> None:
-    """Make sure that a folder's notes can be read, if there are any.
+def check_notes(folder: RunFolder) -> dict[str, dict[str, Any]]:
+    """Read a folder's notes, by store; none if there is no file of them.
 
     Raises:
-        Damaged: They can't.
+        Damaged: They can't be read.
     """
     path = folder.path / _NOTE
-    with suppress(FileNotFoundError):
-        for note in read_object(path).values():
-            if not isinstance(note, dict) or not _fits(note):
-                raise Damaged(path, "isn't what a mirror notes")
+    try:
+        notes = read_object(path)
+    except FileNotFoundError:
+        return {}
+    if not all(isinstance(note, dict) and _fits(note) for note in notes.values()):
+        raise Damaged(path, "isn't what a mirror notes")
+    return notes
 
 
 def _fits(note: dict[str, Any]) -> bool:
@@ -93,10 +96,7 @@ def _fits(note: dict[str, Any]) -> bool:
 def _notes(folder: RunFolder) -> dict[str, dict[str, Any]]:
     """The notes; none, with a warning, if they can't be read: what is in MLflow isn't lost."""
     try:
-        check_notes(folder)
-        return read_object(folder.path / _NOTE)
-    except FileNotFoundError:
-        return {}
+        return check_notes(folder)
     except UserError as damage:
         folder.warn(str(damage))
         return {}

@@ -6,8 +6,11 @@ import sqlite3
 import tempfile
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from ofq.errors import UserError
+from ofq.study.places import local_store
 
 # Before MLflow is imported. Its own retries would hold a call for minutes; mirrors have their own.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -20,8 +23,11 @@ import mlflow
 import sqlalchemy
 from alembic.script import ScriptDirectory
 from mlflow import MlflowClient
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 _SQLITE = "sqlite:///"
+_ARTIFACTS = "mlflow-artifacts"
+_PLACES = (("experiments", "artifact_location"), ("runs", "artifact_uri"))
 _SERVER = ("http://", "https://")
 
 
@@ -46,7 +52,7 @@ def artifact_root(uri: str, results: Path) -> str | None:
     if uri.startswith(_SERVER):
         return None
     beside = _file(uri).parent if uri.startswith(_SQLITE) else results
-    return (beside / "mlflow-artifacts").resolve().as_uri()
+    return (beside / _ARTIFACTS).resolve().as_uri()
 
 
 def prepare_store(uri: str) -> None:
@@ -61,19 +67,54 @@ def prepare_store(uri: str) -> None:
     store = _file(uri)
     if store.exists():
         _check_schema(store)
+        _adopt(store)
         return
     store.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=store.parent) as folder:
         fresh = Path(folder) / "mlflow.db"
-        MlflowClient(f"{_SQLITE}{fresh}").search_experiments(max_results=1)
+        fresh.touch()  # by the umask, which SQLite doesn't ask
+        # a URI, since MLflow writes the place of its first experiment into SQL unquoted
+        SqlAlchemyStore(local_store(fresh), (store.parent / _ARTIFACTS).resolve().as_uri())
         try:
             os.link(fresh, store)
         except FileExistsError:
             return
 
 
+def _adopt(store: Path) -> None:
+    """Give a store that was copied or moved with its checkout its own artifacts' places.
+
+    MLflow keeps absolute places, so a copy would write into the original's artifacts.
+    """
+    own = (store.parent / _ARTIFACTS).resolve()
+    with closing(sqlite3.connect(f"{store.resolve().as_uri()}?mode=rw", uri=True)) as connection:
+        rows = connection.execute(
+            "SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE ?",
+            (f"file:///%/{_ARTIFACTS}/%",),
+        ).fetchall()
+        for (place,) in rows:
+            before = place.rpartition("/")[0]
+            if before == own.as_uri() or _is_folder(before, own):
+                continue
+            with connection:
+                for table, column in _PLACES:
+                    connection.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                        f"WHERE substr({column}, 1, ?) = ?",
+                        (own.as_uri(), len(before) + 1, len(before) + 1, f"{before}/"),
+                    )
+
+
+def _is_folder(uri: str, folder: Path) -> bool:
+    """Whether a place is a folder under another name, as where a file system is mounted twice."""
+    try:
+        return Path(url2pathname(urlsplit(uri).path)).samefile(folder)
+    except OSError:
+        return False
+
+
 def _file(uri: str) -> Path:
-    return Path(uri.removeprefix(_SQLITE))
+    return Path(uri.removeprefix(_SQLITE).partition("?")[0])
 
 
 def _check_schema(store: Path) -> None:

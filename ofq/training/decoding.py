@@ -43,7 +43,7 @@ class Plain:
     def decode(self, file: IO[bytes]) -> Image.Image:
         """See :class:`Decoder`; grey of 16 bits is scaled to 8, which Pillow would cut off."""
         image: Image.Image = Image.open(file)
-        if image.mode.startswith("I;16"):
+        if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG"):
             grey = numpy.asarray(image).astype(numpy.uint32)
             image = Image.fromarray(((grey + _STEP_16 // 2) // _STEP_16).astype(numpy.uint8))
         elif image.mode in ("I", "F"):

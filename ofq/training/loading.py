@@ -1,6 +1,5 @@
 """Processes that load images, and what can go wrong with them."""
 
-import atexit
 import re
 import signal
 import sys
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from multiprocessing import active_children, set_forkserver_preload
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from types import TracebackType
 from typing import NamedTuple
 
@@ -148,6 +148,7 @@ def load(
     others = {child.pid for child in active_children()}
     batches = iter(loader)
     _started.extend(child for child in active_children() if child.pid not in others)
+    Finalize(None, _end_workers, exitpriority=0)  # atexit is for the main process alone
     try:
         yield from batches
     except (UserError, TryAgain) as error:  # of a worker, with its traceback in the message
@@ -155,7 +156,6 @@ def load(
         raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from None
 
 
-@atexit.register
 def _end_workers() -> None:
     """End what still loads images as this process ends, such as after an interruption.
 

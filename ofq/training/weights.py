@@ -266,7 +266,7 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
             if recorded.get(layer) != wanted.get(layer)
         ]
         if wrong:
-            raise UserError(f"{path}: quantized otherwise: {some(wrong)}")
+            raise UserError(f"{path}: quantized otherwise: {printable(some(wrong))}")
     return model
 
 
@@ -375,12 +375,9 @@ def _renamed(model: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Te
 
 
 def _converts(given: Tensor, wanted: Tensor) -> bool:
-    """Whether a tensor is plain numbers that become those of another without loss of kind."""
-    plain = given.layout == torch.strided and not given.is_meta and not given.is_quantized
-    same_kind = given.dtype == wanted.dtype or (
-        given.is_floating_point() and wanted.is_floating_point()
-    )
-    return plain and same_kind
+    """Whether numbers become those of another type without loss of kind."""
+    both_floats = given.is_floating_point() and wanted.is_floating_point()
+    return both_floats or given.dtype == wanted.dtype
 
 
 def save_weights(model: nn.Module, path: Path, facts: DataFacts | None = None) -> None:

@@ -299,3 +299,36 @@ def test_kept_checkpoints_stay_and_others_are_removed(lab, undisturbed):
 def stopped(pid):
     with open(f"/proc/{pid}/stat") as file:
         return file.read().rpartition(")")[2].split()[0] == "T"
+
+
+@pytest.mark.parametrize("kept", [None, 0, 1])
+def test_run_that_lost_rows_which_its_checkpoint_counts_on_is_not_trained_on(
+    lab, undisturbed, kept
+):
+    lab.forget("fp")
+    assert lab.train("fp", fault=("terminate_at_step", 20)).returncode == 75
+    path = lab.folder("fp").path / "metrics.jsonl"
+    rows = path.read_text()
+    assert rows.count("\n") == 2
+    if kept is None:
+        path.unlink()
+    else:
+        path.write_text("".join(rows.splitlines(keepends=True)[:kept]))
+    refused = lab.train("fp")
+    assert refused.returncode == 2
+    assert (
+        f"metrics.jsonl: has {kept or 0} rows, but not the first 2 as checkpoint" in refused.stderr
+    )
+    assert "Traceback" not in refused.stderr
+    path.write_text(rows)
+    assert lab.train("fp").returncode == 0
+    assert_same(lab.folder("fp"), undisturbed.folder("fp"))
+
+
+def test_run_does_not_begin_from_weights_that_its_parent_did_not_end_with(lab):
+    lab.forget("qat")
+    damage_by_a_flipped_bit(lab.folder("fp").path / "model.safetensors")
+    refused = lab.train("qat")
+    assert refused.returncode == 2
+    assert "model.safetensors: isn't what was written" in refused.stderr
+    assert not lab.folder("qat").path.joinpath("run.json").exists()

@@ -235,7 +235,7 @@ def test_classes_are_numbered_by_names_alone_or_refused():
     seen = {}
     with tempfile.TemporaryDirectory() as folder:
 
-        @fuzzed(ci=40, long=2000)
+        @fuzzed(ci=40, long=400)
         @given(data_sets)
         def each(spec):
             root = Path(folder) / str(len(seen))
@@ -300,7 +300,7 @@ CHANGES = {
 }
 
 
-@fuzzed(ci=60, long=2000)
+@fuzzed(ci=40, long=400)
 @given(names, st.integers(2, 4), st.lists(st.sampled_from(sorted(CHANGES)), min_size=1, max_size=2))
 def test_fingerprint_changes_if_and_only_if_what_is_read_does(name, count, chosen):
     with tempfile.TemporaryDirectory() as folder:

@@ -233,7 +233,7 @@ def test_a_packed_file_as_it_was_written_is_read(qkr: bool) -> None:
     assert check(base(qkr)) == "read"
 
 
-@fuzzed(ci=60, long=1500)
+@fuzzed(ci=60, long=1000)
 @given(FILES)
 def test_mutated_packed_files_are_refused_in_one_line_or_read(file: Packed | Damaged) -> None:
     check(file)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import lzma
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from ofq.errors import UserError
 from ofq.report import build, explain
 from ofq.study import Workspace
 from ofq.tracking import RunFolder
+from ofq.tracking.folder import UNPACKED
+from ofq.tracking.record import facts_of, read_manifest, write_manifest
 
 Members = list[tuple[tarfile.TarInfo, bytes]]
 
@@ -224,7 +227,7 @@ def refuse(path: Path, message: str) -> None:
     folder = path.parent / "unpacked"
     with pytest.raises(UserError, match=message) as caught:
         unbundle(path, folder / "small")
-    assert len(str(caught.value).splitlines()) == 1
+    assert str(caught.value).isprintable()
     assert list(folder.iterdir()) == []
     assert not list(path.parent.rglob("escaped*"))
 
@@ -344,3 +347,211 @@ def test_records_are_never_trained_over(unpacked: Workspace) -> None:
         assert examine(unpacked, run.id).sound
         with pytest.raises(UserError, match="can't train in an unpacked bundle"):
             jobs.check(unpacked, run, ["small"], gpus=0)
+
+
+def opened(path: Path, members: Members, change: Callable[[dict[str, bytes]], object]) -> None:
+    """Write a bundle after changing its files, with the hashes that they then have."""
+    files = {member.name.removeprefix("small/"): data for member, data in members[1:]}
+    change(files)
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    about = json.dumps({"study": "small", "files": hashes}).encode()
+    everything = {"bundle.json": about, **files}
+    write(path, [(tarfile.TarInfo(f"small/{name}"), data) for name, data in everything.items()])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config/__init__.py", "config/evil.yaml", "Snakefile", "config/studies/.x.yaml",
+        "config/methods/a/b.yaml", "config/methods/\x1b[2J.yaml", "config/methods/é.yaml",
+        f"config/methods/{'a' * 201}.yaml", "reports/small/evil.py", "reports/small/.git/config",
+        "results/runs/digits/micro/x/model.safetensors", "results/runs/digits/x/run.json",
+        "results/" + "a/" * 2000 + "run.json", "logs/train/x.log", "reports/other/index.html",
+    ],
+)  # fmt: skip
+def test_name_that_bundling_writes_to_nothing_is_refused(
+    packed: Path, place: Path, name: str
+) -> None:
+    opened(place, read(packed), lambda files: files.update({name: b"import os"}))
+    refuse(place, "no file of a bundle lies in|unexpected")
+
+
+def test_names_that_differ_in_case_alone_are_refused(packed: Path, place: Path) -> None:
+    both = {"config/methods/a.yaml": b"{}", "config/methods/A.yaml": b"{}"}
+    opened(place, read(packed), lambda files: files.update(both))
+    refuse(place, "upper and lower case alone")
+
+
+def test_every_file_that_a_report_may_have_may_be_in_a_bundle() -> None:
+    from ofq.bundle import _are_named
+    from ofq.report.write import ENTRIES
+    from ofq.study.config import FIGURES
+
+    for name in ENTRIES - {"figures"}:
+        _are_named({f"reports/small/{name}": "0" * 64})
+    for name in FIGURES:
+        _are_named({f"reports/small/figures/{name}.{end}": "0" * 64 for end in ("svg", "png")})
+
+
+def test_sparse_member_is_refused_before_its_holes_are_filled(place: Path) -> None:
+    sparse = tarfile.TarInfo("small/config/methods/x.yaml")
+    sparse.type, sparse.size = tarfile.GNUTYPE_SPARSE, 2**40
+    listed = forged("config/methods/x.yaml")
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        about = tarfile.TarInfo("small/bundle.json")
+        about.size = len(listed)
+        archive.addfile(about, io.BytesIO(listed))
+        end = archive.offset
+    header = sparse.tobuf(tarfile.GNU_FORMAT)
+    place.write_bytes(lzma.compress(stream.getvalue()[:end] + header + bytes(1024)))
+    refuse(place, "unexpected: small/config/methods/x.yaml")
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"size": str(2**40)},
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "x"},
+        {"path": "small/config/methods/x.yaml", "comment": "more"},
+        {"comment": "x" * 10_000},
+    ],
+)
+def test_header_with_other_attributes_than_a_path_is_refused(
+    place: Path, attributes: dict[str, str]
+) -> None:
+    member = tarfile.TarInfo("small/config/methods/x.yaml")
+    member.pax_headers = attributes
+    first = (tarfile.TarInfo("small/bundle.json"), forged("config/methods/x.yaml"))
+    write(place, [first, (member, b"forged")])
+    refuse(place, "a header of a kind that no bundle has")
+
+
+def test_file_that_is_larger_than_its_kind_may_be_is_refused(packed: Path, place: Path) -> None:
+    large = {"config/methods/x.yaml": b"#" * (2**18 + 1)}
+    opened(place, read(packed), lambda files: files.update(large))
+    refuse(place, r"small/config/methods/x\.yaml: more than there may be")
+
+
+def test_bundle_that_would_take_more_than_half_of_the_free_disk_is_refused(
+    packed: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.write_bytes(packed.read_bytes())
+    few = shutil.disk_usage("/")._replace(free=20_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: few)
+    refuse(place, "more than half the disk has free")
+
+
+def test_archive_that_takes_much_memory_to_decompress_is_refused(place: Path) -> None:
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 2**28}]
+    place.write_bytes(lzma.compress(bytes(10_240), filters=filters))
+    refuse(place, "Memory usage limit")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config/studies/small.yaml", "title: [", "not valid YAML"),
+        ("config/studies/small.yaml", "{}", "config/studies/small.yaml: key 'title' is missing"),
+        ("config/recipes/small.yaml", "dataset: digits", "key 'models' is missing"),
+        ("results/runs/x/x/x/run.json", "[" * 100_000, "not valid JSON"),
+        ("results/runs/x/x/x/run.json", "[]", "not a JSON object"),
+        ("results/runs/x/x/x/run.json", f'{{"a": {10**30}}}', "an integer of more than 64 bits"),
+        ("results/runs/x/x/x/run.json", f'{{"a": {"9" * 5000}}}', "not valid JSON"),
+    ],
+)
+def test_bundle_whose_config_or_records_cannot_be_read_leaves_nothing(
+    packed: Path, place: Path, name: str, text: str, message: str
+) -> None:
+    opened(place, read(packed), lambda files: files.update({name: text.encode()}))
+    refuse(place, message)
+
+
+def test_site_of_a_bundle_counts_for_nothing(packed: Path, place: Path, tmp_path: Path) -> None:
+    site = f"studies: [small]\nreports: {tmp_path}\nresults: {tmp_path}\ntracking_uri: http://x.y\n"
+    opened(place, read(packed), lambda files: files.update({"config/config.yaml": site.encode()}))
+    there = unbundle(place, tmp_path / "there")
+    assert there.reports == tmp_path / "there/reports"
+    assert there.results == tmp_path / "there/results"
+    assert there.site.tracking_uri is None
+
+
+def test_study_cannot_extend_a_file_outside_its_folder(packed: Path, place: Path) -> None:
+    (place.parent / "secret.yaml").write_text("title: Secret\n")
+
+    def extend(files: dict[str, bytes]) -> None:
+        files["config/studies/small.yaml"] = b"extends: ../../../../secret\n"
+
+    opened(place, read(packed), extend)
+    refuse(place, "unknown study '../../../../secret'")
+
+
+def test_name_that_a_terminal_would_obey_is_printed_escaped(place: Path) -> None:
+    write(place, [(tarfile.TarInfo("small/\x1b[2J/bundle.json"), forged("config/x"))])
+    refuse(place, "damaged, or not a bundle")
+
+
+def test_neither_hosts_nor_processes_nor_logs_nor_secrets_are_packed(tmp_path: Path) -> None:
+    workspace = make_home(tmp_path / "home")
+    cells = {(c.bits, c.method): c for c in workspace.grid("small").cells}
+    done = workspace.results / "runs" / cells["W2A2", "statsq"].runs[0].id
+    attempt = {
+        "commit": "0123456789abcdef", "untracked": ["config/own.yaml"], "host": "node-of-mine",
+        "pid": 4711471, "slurm": {"SLURM_JOB_NAME": "job-of-mine"}, "visible_gpus": "gpu-of-mine",
+        "diff": "+uri: http://me:hunter2@x.y/z\n+data: /home/somebody/data",
+        "command": "ofq train --data /home/somebody/data",
+    }  # fmt: skip
+    provenance = {"attempts": [attempt]}
+    RunFolder(done).write_json("provenance.json", provenance)
+    facts = {"provenance.json": facts_of(done / "provenance.json")}
+    write_manifest(done, read_manifest(done) | facts)
+    begun, never = (cells["W2A2", name].runs[0].id for name in ("lsq", "statsq+qkr"))
+    for run in (begun, never, cells["W2A2", "statsq+qkr+cga"].runs[0].id):
+        shutil.rmtree(workspace.results / "runs" / run)
+    folder = RunFolder(workspace.results / "runs" / begun)
+    folder.make()
+    folder.event("opened", host="node-of-mine", slurm_job="4711471", devices=1)
+    folder.event("interrupted", cause="lost http://me:hunter2@x.y/z on /home/somebody/scratch")
+    log = workspace.logs / f"{never}.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("export KEY=hunter2 on node-of-mine\nerror: no /home/somebody/data\n")
+    bundle(workspace, "small", tmp_path / "small.tar.xz")
+    packed = b"".join(data for _, data in read(tmp_path / "small.tar.xz"))
+    for secret in (b"-of-mine", b"4711471", b"hunter2", b"somebody"):
+        assert secret not in packed
+    there = unbundle(tmp_path / "small.tar.xz", tmp_path / "there")
+    assert (there.logs / f"{never}.log").read_text() == "error: no ~/data\n"
+    assert RunFolder(there.results / "runs" / begun).state() == "interrupted"
+    assert "0123456789abcdef-dirty" in explain(there, "small", "W2A2/statsq")
+
+
+EVIL = "import pathlib\npathlib.Path(__file__).with_name('was-run').touch()\n"
+
+
+def test_nothing_that_lies_in_an_unpacked_bundle_is_run(packed: Path, tmp_path: Path) -> None:
+    there = unbundle(packed, tmp_path / "there")
+    for name in ("config/__init__.py", "config/evil.py", "pandas.py", "evil.py"):
+        (there.root / name).write_text(EVIL)
+    run = there.grid("small").cells[-1].runs[0].id
+    methods = there.root / "config/methods/ofq.yaml"
+    parts = json.loads(methods.read_text())
+    methods.write_text(json.dumps({k: v | {"module": "config.evil"} for k, v in parts.items()}))
+    changed = Workspace(there.root).grid("small").cells[-1].runs[0].id
+    folder = there.results / "runs" / run
+    (folder / UNPACKED).unlink()
+    provenance = json.loads((folder / "provenance.json").read_text())
+    provenance["attempts"][0]["module"] = {"name": "config.evil", "sha256": "0" * 64}
+    (folder / "provenance.json").write_text(json.dumps(provenance))
+    ofq = str(Path(sys.executable).with_name("ofq"))
+    for command in (["doctor", str(folder)], ["status"], ["explain", "small", "W2A2/lsq"],
+                    ["train", changed], ["bundle", "small", "--out", "x.tar.xz"]):  # fmt: skip
+        done = subprocess.run([ofq, *command], cwd=there.root, capture_output=True, text=True)
+        assert "Traceback" not in done.stderr
+        assert not list(there.root.rglob("was-run")), command
+
+
+def test_file_that_is_no_bundle_is_not_replaced_by_one(home: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "thesis.docx").write_text("all of it")
+    with pytest.raises(UserError, match="is there already, and is no bundle"):
+        bundle(home, "small", tmp_path / "thesis.docx")
+    assert (tmp_path / "thesis.docx").read_text() == "all of it"

@@ -131,6 +131,29 @@ def test_folder_with_other_things_is_not_replaced(workspace: Workspace, tmp_path
     assert (tmp_path / "thesis.txt").read_text() == "all of it"
 
 
+@pytest.mark.parametrize(
+    "name", [".git/config", "figures/holiday.png", "figures/a/b.svg", "table.md/x", "index.html"]
+)
+def test_folder_with_what_no_report_has_is_not_replaced(
+    workspace: Workspace, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "small"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("mine")
+    with pytest.raises(UserError, match="which is no part of a report"):
+        build(workspace, "small", out)
+    assert (out / name).read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+def test_link_to_a_folder_is_not_replaced_by_a_report(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "small").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="isn't a folder"):
+        build(workspace, "small", tmp_path / "small")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 def test_damaged_table_is_a_damaged_cell(tmp_path: Path) -> None:
     workspace = synthetic.make_workspace(tmp_path, methods=["lsq"], figures=["accuracy"])
     synthetic.fill(workspace)

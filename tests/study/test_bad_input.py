@@ -1,6 +1,7 @@
 """Every mistake gives one message that names file, key, value and what is allowed."""
 
 import os
+import time
 
 import pytest
 from own_process import run_ofq
@@ -139,3 +140,95 @@ def test_broken_study_does_not_stop_the_runs_of_another(checkout):
     workspace = Workspace(checkout)
     run = next(iter(workspace.grid("tiny").runs()))
     assert workspace.find(run)[1] == ["tiny"]
+
+
+BOMBS = {
+    "aliases of aliases": (
+        "a0: &a0 [x, x]\n"
+        + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)),
+        "more than 50,000 values",
+    ),
+    "merges of merges": (
+        "a0: &a0 {k: 1, l: 2}\n"
+        + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 12)),
+        "more than 50,000 values",
+    ),
+    "an alias in itself": ("a: &a [*a]", "an alias within what it stands for"),
+    "lists in lists": ("a: " + "[" * 5000, "nested deeper than 40 levels"),
+    "mappings in mappings": ("".join(f"{' ' * n}a:\n" for n in range(300)), "nested deeper"),
+    "an integer of 5,000 digits": ("a: " + "9" * 5000, "not valid YAML"),
+    "an integer of 8,000 hex digits": ("a: 0x" + "f" * 8000, "an integer of more than 64 bits"),
+    "300,000 letters": ("a: " + "x" * 300_000, "larger than 256 KiB"),
+    "a day that is none": ("a: 2024-02-30", "not valid YAML: day is out of range"),
+    "a key that is a list": ("{[a]: {b: c}, {d: e}: 1}", "not valid YAML"),
+    "an object of Python's": ("a: !!python/object/apply:os.system [x]", "not valid YAML"),
+    "a byte of Latin-1": (b"a: \xe9", "not valid YAML"),
+    "a zero byte": ("a: \0", "not valid YAML"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_yaml_that_no_config_needs_is_refused_at_once(tmp_path, name):
+    from ofq.errors import UserError
+    from ofq.study.files import read_yaml
+
+    content, message = BOMBS[name]
+    path = tmp_path / "x.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    began = time.process_time()
+    with pytest.raises(UserError, match=message) as caught:
+        read_yaml(path)
+    assert time.process_time() - began < 5
+    assert str(caught.value).isprintable()
+    assert str(caught.value).startswith(str(path))
+
+
+def test_aliases_within_bounds_are_followed(tmp_path):
+    from ofq.study.files import read_yaml
+
+    path = tmp_path / "x.yaml"
+    path.write_text("fp: &base {lr: 1e-3, epochs: 2}\nqat: {<<: *base, lr: 0.5}\n")
+    assert read_yaml(path)["qat"] == {"lr": 0.5, "epochs": 2}
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, str(2**65), "{", "\0", ""])
+def test_json_that_no_record_has_is_refused(text):
+    from ofq.errors import UserError
+    from ofq.study.files import read_json
+
+    with pytest.raises(UserError, match="a record: not valid JSON"):
+        read_json(text, "a record")
+
+
+def test_study_of_too_many_trainings_is_refused_before_it_is_expanded(checkout):
+    from ofq.errors import UserError
+    from ofq.study import Workspace
+
+    path = checkout / STUDY
+    path.write_text(path.read_text().replace("seeds: [0, 1]", f"seeds: {list(range(30_000))}"))
+    text = (checkout / STUDY).read_text().replace("bits: [W2A2]", "bits: [W2A2, W4A4]")
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"120,000 trainings .*; allowed: 100,000"):
+        Workspace(checkout).grid("tiny")
+
+
+def test_study_cannot_extend_a_file_outside_config(checkout):
+    from ofq.errors import UserError
+    from ofq.study import Workspace
+
+    (checkout / "secret.yaml").write_text("title: Secret\n")
+    (checkout / STUDY).write_text("extends: ../../secret\n")
+    with pytest.raises(UserError, match="unknown study"):
+        Workspace(checkout).study("tiny")
+
+
+def test_text_of_a_config_is_printed_without_what_a_terminal_obeys(checkout):
+    path = checkout / STUDY
+    path.write_text(path.read_text().replace("A tiny study", '"\\e[2Jtitle"'))
+    done = ofq(checkout, "studies")
+    assert "\x1b" not in done.stdout
+    assert r"\x1b[2Jtitle" in done.stdout
+    path.write_text(path.read_text().replace("recipe: small", 'recipe: "\\e]0;x\\a"'))
+    done = ofq(checkout, "runs", "tiny")
+    assert done.returncode == 2
+    assert "\x1b" not in done.stderr

@@ -44,3 +44,10 @@ def test_mistake_in_an_unnamed_study_shows_only_if_no_other_is_named(two_studies
     with pytest.raises(UserError, match="sedes"):
         targets.check(["--cores", "2"])
     targets.check(["--cores", "2", "tiny"])
+
+
+@pytest.mark.parametrize("key", ["results", "reports"])
+def test_folder_with_braces_is_refused_since_snakemake_has_wildcards(checkout, key):
+    (checkout / "config/config.yaml").write_text(f"studies: [tiny]\n{key}: 'a/{{x}}'\n")
+    with pytest.raises(UserError, match=f"config.yaml: key '{key}' is .*wildcards"):
+        Targets(checkout)

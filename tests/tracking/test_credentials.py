@@ -5,8 +5,10 @@ import subprocess
 import pytest
 from commands import ofq
 
-from ofq.credentials import redact, refuse_credentials
+from ofq.credentials import holds_secrets, redact, redact_uri, refuse_credentials
+from ofq.errors import UserError
 from ofq.study import Workspace
+from ofq.tracking import RunFolder
 from ofq.tracking.provenance import gather
 
 SECRET = "s3cr:et/p@ss"
@@ -89,3 +91,147 @@ def test_uri_of_the_environment_is_used_and_its_password_not_printed(checkout):
     site.write_text(site.read_text() + "tracking_uri: http://host:5000\n")
     shown = ofq(checkout, "track", "uri", MLFLOW_TRACKING_URI=f"postgresql://me:{SECRET}@db/x")
     assert shown.stdout == "http://host:5000\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "password: {}",
+        '+  db_password: "{}"',
+        "-password: {} and {}",
+        '{{"password": "{}", "x": 1}}',
+        r"{{\"password\": \"{}\"}}",
+        "{{user: me, api_key: {}}}",
+        "export AWS_SECRET_ACCESS_KEY={}",
+        "aws_secret_access_key = {}",
+        "HF_TOKEN={}",
+        "run with DB_PASS={} now",
+        "https://host/x?a=1&api_key={}&b=2",
+        "https://host/x?sig={}",
+        "X-Api-Key: {}",
+        "Authorization: Bearer {}",
+        '"Authorization": "Basic {}"',
+        "curl -H 'Authorization: Bearer {}' http://host",
+        "curl -u me:{} http://host",
+        "sent Bearer {}",
+        "tool --api-key {} --epochs 3",
+        "tool --password={}",
+        'os.environ["DB_PASSWORD"] = "{}"',
+        'os.environ.setdefault("DB_PASSWORD", "{}")',
+        'def connect(user, password: str = "{}"):',
+        'connect(token="{}", user=me)',
+        "<password>{}</password>",
+        "machine host login me password {}",
+        "Server=x;Uid=y;Pwd={};Database=z",
+        "clientSecret: {}",
+        "redis://:{}@host",
+        "git+https://{}@github.com/x",
+        "password: |\n  {}\n  {}\nx: 1",
+        "+password: >-\n+  {}\n+x: 1",
+        "+secrets:\n+  a: {}\n+x: 1",
+        'password = """{}\n{}"""',
+        "-----BEGIN RSA PRIVATE KEY-----\n+{}\n+-----END RSA PRIVATE KEY-----",
+        "-----BEGIN OPENSSH PRIVATE KEY-----\n{}",
+    ],
+)
+def test_what_is_given_to_a_secret_s_name_is_redacted(text):
+    shown = redact(text.format(*["hunter2XYZ9"] * 2))
+    assert "hunter2XYZ9" not in shown
+    assert "***" in shown
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "AKIAIOSFODNN7EXAMPLE",
+        "ghp_" + "a1" * 18,
+        "github_pat_" + "A1" * 20,
+        "glpat-" + "x" * 20,
+        "hf_" + "aB" * 17,
+        "xoxb-1234567890-abcdef",
+        "sk-proj-" + "a1" * 20,
+        "AIza" + "b" * 35,
+        "pypi-AgEI" + "x" * 30,
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIx.abc",
+    ],
+)
+@pytest.mark.parametrize("text", ["{}", "+x: '{}'", "failed at http://host/{}: gone", "a={}"])
+def test_tokens_of_known_forms_are_redacted_wherever_they_stand(token, text):
+    assert token not in redact(text.format(token))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "+    def login(self, password: str) -> None:",
+        "-    tokens = tokenizer.encode(text)",
+        "+  num_tokens: 196",
+        "+    self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))",
+        " class_token: bool = True",
+        "+  passes: 3",
+        "+    if token is None:",
+        "+        pass",
+        '+    password = os.environ["X"]',
+        "+    token = next(stream)",
+        "+    keys = sorted(data)",
+        "+  key: value",
+        "index 0123abc..4567def 100644",
+        "+  sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        "password: null",
+        "ssh://git@host/x and git@github.com:org/repo.git",
+        "OLDPWD=/home/me",
+    ],
+)
+def test_ordinary_lines_of_a_diff_are_kept(line):
+    assert redact(line) == line
+
+
+def test_redacting_a_megabyte_takes_seconds_at_most():
+    import time
+
+    began = time.process_time()
+    for text in ("token=" * 160_000, "://" * 300_000, "password \n" * 100_000, "a" * 1_000_000):
+        redact(text)
+    assert time.process_time() - began < 20
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql://me:my pass@db/x",
+        "http://me:p'a<b>@host",
+        'mysql+pymysql://me:p"q@host/x',
+        "https://to ken@host",
+        "postgresql://me:a@b:c@d@host/x",
+    ],
+)
+def test_password_of_any_characters_is_refused_and_never_shown(uri):
+    with pytest.raises(UserError, match="holds credentials") as caught:
+        refuse_credentials(uri, "--uri")
+    userinfo = uri.partition("://")[2].rpartition("@")[0]
+    assert userinfo not in str(caught.value) + redact_uri(uri)
+
+
+@pytest.mark.parametrize(
+    ("path", "held"),
+    [
+        ("config/.env", True),
+        (".env.local", True),
+        ("ofq/id_ed25519", True),
+        ("config/credentials.json", True),
+        ("config/.aws/config", True),
+        ("ofq/credentials.py", False),
+        ("config/studies/environment.yaml", False),
+        ("id_rsa.pub", False),
+    ],
+)
+def test_files_that_hold_secrets_are_known_by_their_names(path, held):
+    assert holds_secrets(path) == held
+
+
+def test_secrets_in_errors_are_not_recorded(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.event("failed", cause="https://me:hunter2@host gave 403; HF_TOKEN=hf_abcdef123")
+    (event,) = folder.events()
+    assert "hunter2" not in event["cause"]
+    assert "hf_abcdef123" not in event["cause"]

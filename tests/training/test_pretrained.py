@@ -181,6 +181,104 @@ def test_every_common_form_of_file_is_read(tmp_path, container, prefix):
     assert read_weights(path).keys() == {"weight", "bias"}
 
 
+@pytest.mark.parametrize(
+    "name", ["_orig_mod.{}", "module._orig_mod.{}", "_orig_mod.module.{}", "module.module.{}"]
+)
+def test_prefixes_of_wrapped_models_are_taken_off(tmp_path, name):
+    state = {name.format(key): torch.ones(1) for key in ("a.weight", "a.bias")}
+    state[name.format("blocks.0._orig_mod.fc")] = torch.ones(1)
+    torch.save({"state_dict": state}, tmp_path / "weights.pth")
+    assert read_weights(tmp_path / "weights.pth").keys() == {"a.weight", "a.bias", "blocks.0.fc"}
+
+
+def test_weights_with_a_prefix_and_without_are_refused(tmp_path):
+    torch.save({"module.a": torch.ones(1), "a": torch.ones(1)}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="holds a twice"):
+        read_weights(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        (["state_dict", "state_dict_ema"], "state_dict_ema"),
+        (["model", "model_ema"], "model_ema"),
+        (["model", "state_dict"], "state_dict"),
+        (["model", "state_dict", "model_ema", "state_dict_ema"], "state_dict_ema"),
+    ],
+)
+def test_of_several_weights_timms_choice_is_taken_and_said(tmp_path, names, taken):
+    content = {name: {"weight": torch.full((1,), float(n))} for n, name in enumerate(names)}
+    torch.save(content, tmp_path / "weights.pth")
+    said = []
+    found = read_weights(tmp_path / "weights.pth", said.append)
+    assert torch.equal(found["weight"], content[taken]["weight"])
+    assert len(said) == 1
+    assert f"{taken} is taken" in said[0]
+    assert all(name in said[0] for name in names)
+    theirs = timm.models.load_state_dict(str(tmp_path / "weights.pth"))
+    assert torch.equal(theirs["weight"], found["weight"])
+
+
+def test_averaged_weights_that_are_none_are_passed_over_without_a_word(tmp_path):
+    content = {"state_dict": {"weight": torch.ones(1)}, "state_dict_ema": None}
+    torch.save(content, tmp_path / "weights.pth")
+    said = []
+    assert read_weights(tmp_path / "weights.pth", said.append).keys() == {"weight"}
+    assert not said
+
+
+def microsofts(state):
+    """Swin's weights under the names of its authors' code."""
+    renamed = {}
+    for name, tensor in state.items():
+        for stage in (1, 2, 3):
+            name = name.replace(f"layers.{stage}.downsample", f"layers.{stage - 1}.downsample")
+        renamed[name.replace("head.fc.", "head.")] = tensor
+    renamed["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(16, 16)
+    renamed["layers.0.blocks.1.attn_mask"] = torch.zeros(4, 16, 16)
+    return renamed
+
+
+def test_swin_in_its_authors_layout_loads(tmp_path):
+    name = "swin_tiny_patch4_window7_224"
+    source, fresh = build(name), timm.create_model(name, num_classes=5, **SMALL_SWIN)
+    torch.save({"model": microsofts(source.state_dict())}, tmp_path / "swin.pth")
+    loaded = load_weights(fresh, tmp_path / "swin.pth").state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in source.state_dict().items())
+
+
+def test_weights_that_timms_filter_would_resize_are_refused(tmp_path):
+    name = "swin_tiny_patch4_window7_224"
+    torch.save({"model": microsofts(build(name).state_dict())}, tmp_path / "swin.pth")
+    other = timm.create_model(name, num_classes=5, **(SMALL_SWIN | {"window_size": 2}))
+    with pytest.raises(UserError, match="weights of another model"):
+        load_weights(other, tmp_path / "swin.pth")
+
+
+def test_page_saved_in_place_of_weights_is_told_as_such(tmp_path):
+    (tmp_path / "weights.pth").write_text("\n<!DOCTYPE html><html><body>Not found</body></html>")
+    with pytest.raises(UserError, match=r"weights.pth: an HTML or XML page"):
+        read_weights(tmp_path / "weights.pth")
+
+
+def test_checkpoint_that_was_cut_is_told_as_such(tmp_path):
+    torch.save({"weight": torch.ones(1000)}, tmp_path / "weights.pth")
+    content = (tmp_path / "weights.pth").read_bytes()
+    (tmp_path / "weights.pth").write_bytes(content[:-100])
+    with pytest.raises(UserError, match="cut off or damaged") as caught:
+        read_weights(tmp_path / "weights.pth")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [torch.int64, torch.bool])
+def test_weights_of_another_type_of_numbers_are_refused(tmp_path, wrong):
+    state = models.build(MICRO, 10).state_dict()
+    state["head.bias"] = state["head.bias"].to(wrong)
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=f"of another type: head.bias {wrong}"):
+        load_weights(models.build(MICRO, 10), tmp_path / "weights.pth")
+
+
 class Evil:
     def __reduce__(self):
         return print, ("code of the file's own",)

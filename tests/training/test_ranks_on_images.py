@@ -166,7 +166,7 @@ def test_two_ranks_train_the_weights_of_one(trained, copied, layout):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 images per step = 2 x 1 x 2" in done.stdout
     assert apart(trained(layout), lab) < TOLERANCE
-    assert not at_work(lab)
+    wait_for(lambda: not at_work(lab), SOON)
 
 
 def test_ranks_without_loading_processes_train_the_same(copied, two):
@@ -203,7 +203,7 @@ def test_signal_makes_ranks_save_and_leave_nothing_behind(copied, two):
     assert left.returncode == 75, left.stdout + left.stderr
     assert "stopped by SIGTERM" in left.stderr
     assert "Traceback" not in left.stderr
-    wait_for(lambda: not at_work(lab), 2)
+    wait_for(lambda: not at_work(lab), SOON)
     assert lab.train("qat", "--devices", "2").returncode == 0
     assert_same(lab.folder("qat"), two.folder("qat"))
 
@@ -269,14 +269,18 @@ def test_ranks_that_do_not_meet_in_time_are_told_in_one_line(copied, rank, missi
     assert len(told.splitlines()) == 1
 
 
+def handles(process: int, number: int) -> bool:
+    status = Path(f"/proc/{process}/status").read_text()
+    caught = re.search(r"SigCgt:\t(\w+)", status)
+    return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_signal_ends_the_wait_for_other_ranks(copied, rank):
     lab = copied()
     alone = started_by_others(lab, rank, free_port(), fault=("meet_within", 300))
-    waited = time.monotonic()
-    while alone.poll() is None and time.monotonic() < waited + SOON:
-        time.sleep(3)
-        alone.send_signal(signal.SIGTERM)
+    wait_for(lambda: handles(alone.pid, signal.SIGUSR1))
+    alone.send_signal(signal.SIGTERM)
     assert alone.wait(SOON) == 75
 
 
