@@ -2,16 +2,15 @@
 
 import difflib
 import json
+import re
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.composer import Composer
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent
-from ruamel.yaml.nodes import Node
+from yaml.constructor import ConstructorError
+from yaml.events import AliasEvent
+from yaml.nodes import MappingNode, Node
 
 from ofq.console import printable
 from ofq.errors import UserError
@@ -44,16 +43,28 @@ class _TooMuch(Exception):
     """A file holds more than a config can need."""
 
 
-class _BoundedComposer(Composer):
-    """Refuses documents that are deep, or that grow when their aliases are followed."""
+class _Mapping(dict[Any, Any]):
+    """A mapping of a file, which knows the lines of its keys, from 1."""
 
-    def __init__(self, loader: Any = None) -> None:
-        super().__init__(loader=loader)
+    lines: dict[Any, int]
+
+
+class _Loader(yaml.SafeLoader):
+    """Loads plain data as YAML 1.2 has it (``1e-3`` is a number, ``on`` and ``no`` are words).
+
+    Refuses keys that are given twice, and documents that are deep, or that grow when their aliases
+    are followed.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
         self._depth = self._values = 0
         self._held: dict[int, int] = {}  # values in an anchored node, by the node's id
 
     def compose_node(self, parent: Node | None, index: Any) -> Any:
-        is_alias = self.parser.check_event(AliasEvent)
+        is_alias = self.check_event(AliasEvent)
         before = self._values
         self._depth += 1
         self._values += 1
@@ -69,6 +80,61 @@ class _BoundedComposer(Composer):
         self._held[id(node)] = self._values - before
         self._depth -= 1
         return node
+
+    def construct_mapping(self, node: Node, deep: bool = False) -> _Mapping:
+        """Construct a mapping whose keys are all different."""
+        assert isinstance(node, MappingNode)
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            try:
+                known = key in lines
+            except TypeError:
+                raise ConstructorError(
+                    None, None, "a key is a list or a mapping", key_node.start_mark
+                ) from None
+            if known:
+                raise ConstructorError(
+                    None, None, f'found duplicate key "{key}"', key_node.start_mark
+                )
+            lines[key] = key_node.start_mark.line + 1
+        mapping = _Mapping(super().construct_mapping(node, deep=True))
+        mapping.lines = lines
+        return mapping
+
+
+def _construct_mapping(loader: _Loader, node: Node) -> _Mapping:
+    return loader.construct_mapping(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    ("merge", r"<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first
+    )
+
+
+def _construct_int(loader: _Loader, node: Any) -> int:
+    text = loader.construct_scalar(node)
+    if len(text) > _SHOWN:
+        raise _TooMuch(f"an integer of more than {_INTEGER_BITS} bits")
+    digits = text.lstrip("+-")
+    return int(text, 0) if digits[:2] in ("0o", "0x") else int(text)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -88,14 +154,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error.strerror}") from None
     except _TooMuch as error:
         raise UserError(f"{path}: {error}, which no config needs") from None
-    except DuplicateKeyError as error:
-        problem = printable(error.problem).split(" with value")[0]
-        raise UserError(f"{path}:{_line(error)}: {problem}; give each key once") from None
-    except MarkedYAMLError as error:
+    except yaml.MarkedYAMLError as error:
         problem = printable(error.problem)
+        if "duplicate key" in problem:
+            raise UserError(f"{path}:{_line(error)}: {problem}; give each key once") from None
         raise UserError(f"{path}:{_line(error)}: not valid YAML: {problem}") from None
-    except (YAMLError, ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
-        # ruamel lets pass what Python says of dates, numbers, tags and keys that can't be made
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        LookupError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        # PyYAML lets pass what Python says of dates, numbers, tags and keys that can't be made
         raise UserError(f"{path}: not valid YAML: {printable(error)}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping of keys to values, found {_kind(data)}")
@@ -107,9 +179,7 @@ def _bounded_yaml(path: Path) -> Any:
         content = file.read(LARGEST_YAML + 1)
     if len(content) > LARGEST_YAML:
         raise _TooMuch(f"larger than {LARGEST_YAML // 1024} KiB")
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Composer = _BoundedComposer
-    data = yaml.load(content)
+    data = yaml.load(content, Loader=_Loader)
     _check_values(data)
     return data
 
@@ -164,8 +234,23 @@ def parse(model: type[Model], data: Any, source: str) -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        lines = [f"{source}: {_explain(model, dict(e))}" for e in error.errors()]
+        lines = [
+            f"{source}: {_explain(model, dict(e))}{_place(data, e['loc'])}" for e in error.errors()
+        ]
         raise UserError("\n".join(lines)) from None
+
+
+def _place(data: Any, location: tuple[str | int, ...]) -> str:
+    """Return the line of the innermost key on the way to a mistake, where the file's is known."""
+    line = None
+    for part in location:
+        if isinstance(data, _Mapping):
+            line = data.lines.get(part, line)
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            break
+    return f" (line {line})" if line else ""
 
 
 def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -185,7 +270,7 @@ def suggest(given: str, allowed: list[str]) -> str:
     return f"{hint}allowed: {', '.join(allowed)}" if allowed else "none is defined"
 
 
-def _line(error: MarkedYAMLError) -> int:
+def _line(error: yaml.MarkedYAMLError) -> int:
     return error.problem_mark.line + 1 if error.problem_mark else 1
 
 

@@ -7,7 +7,7 @@ different cells and studies are one run, and a changed hyperparameter makes a ne
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from ofq.study.dataset import Dataset
@@ -203,15 +203,10 @@ class CgaRun(_QuantizedTraining):
 
     def from_fresh_weights(self) -> QatRun:
         """Return a run of the same steps that needs no other run's weights, to be timed."""
-        return QatRun(
-            dataset=self.dataset,
-            model=self.model,
-            seed=self.seed,
-            quantization=self.quantization,
-            training=self.training,
-            scale_lr=self.scale_lr,
-            techniques=(self.annealing,),
-        )
+        shared = {field.name: getattr(self, field.name) for field in fields(self)}
+        for key in ("annealing", "parent", "teacher", "pretrained"):
+            del shared[key]
+        return QatRun(**shared, techniques=(self.annealing,))
 
     def parts(self) -> list[str]:
         """Return the names of quantizer, QKR and annealing."""

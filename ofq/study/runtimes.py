@@ -5,8 +5,8 @@ They belong to the site's hardware, as recipes don't; no run's identity depends 
 
 from pathlib import Path
 
+import yaml
 from pydantic import PositiveInt, RootModel
-from ruamel.yaml import YAML
 
 from ofq.atomic import write_file
 from ofq.errors import UserError
@@ -72,6 +72,6 @@ def update(path: Path, recipes: list[str], recipe: str, minutes: Minutes) -> Non
     def write(to: Path) -> None:
         with to.open("w", encoding="utf-8") as file:
             file.write(_HEAD)
-            YAML().dump(content, file)
+            yaml.safe_dump(content, file, sort_keys=False)
 
     write_file(path, write)

@@ -221,8 +221,9 @@ class Workspace:
             UserError: There is no such study, or it or one that it extends is wrong.
         """
         if name not in self._studies:
-            data: dict[str, Any] = {}
-            for path in self.study_files(name):
+            own, *bases = self.study_files(name)
+            data = self._read(own)
+            for path in bases:
                 data = {**self._read(path), **data}
             self._studies[name] = parse(Study, data, str(self.study_path(name)))
         return self._studies[name]
