@@ -24,7 +24,7 @@ from ofq.study.dataset import locate
 from ofq.study.images import Augmentation, Images
 from ofq.study.stage import Loader
 from ofq.training.decoding import decoder
-from ofq.training.images import Files, open_images
+from ofq.training.images import ImageSource, open_images
 
 SIZE = (500, 375)
 CLASSES = 8
@@ -61,7 +61,7 @@ def make_images(root: Path, count: int) -> float:
 
 def rate(root: Path, loader: Loader) -> float:
     """Images per second of one loading process, its start left out."""
-    files = Files(locate(str(root), root), 1, decoder=decoder(loader))
+    files = ImageSource(locate(str(root), root), 1, decoder=decoder(loader))
     batches = open_images(files, WANTED, MODEL, 0).train_batches(0, BATCH)
     for _ in range(2):  # what was made ready while the process started
         next(batches)

@@ -2,7 +2,7 @@
 
 The step is DeiT-T's at W2A2 with StatsQ and QKR, student only. Per step there are the watch for
 bad losses, the measuring of times and the note of progress; checkpoints come at the site's default
-interval, and an epoch's rows as often here, though an epoch of ImageNet takes longer. Recordings of
+interval, and an epoch's rows as often here, though an epoch of ImageNet takes longer. Probes of
 single weights are those of the recipe `imagenet`, made at few of its steps. All are timed in turn
 within one run.
 
@@ -29,14 +29,14 @@ from ofq.attempt import Attempt, Options
 from ofq.interruption import StopRequest
 from ofq.progress import Lines
 from ofq.recorder import Recorder
-from ofq.study import Recording
+from ofq.study import ProbeConfig
 from ofq.study.config import Site
 from ofq.tracking import RunFolder
 from ofq.training.checkpoint import CheckpointStore
 from ofq.training.models import build
 from ofq.training.numerics import LossWatch, first_bad_parameter, zero_variance
 from ofq.training.pace import Pace
-from ofq.training.recording import Recordings
+from ofq.training.probes import Probes
 
 EPOCHS, STEPS_PER_EPOCH = 310, 2287  # DeiT-T's QAT by the recipe `imagenet`
 STEP = argparse.Namespace(model="deit_tiny_patch16_224", batch=8, device="cpu", precision="fp32")
@@ -76,16 +76,14 @@ def plain_write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def recordings_of(model: nn.Module) -> Recordings:
+def recordings_of(model: nn.Module) -> Probes:
     """What the recipe `imagenet` records, ready for the last step of an epoch."""
-    made = Recordings(
-        model, Recording(weights=12, sample=128, histograms=5), EPOCHS, STEPS_PER_EPOCH
-    )
+    made = Probes(model, ProbeConfig(weights=12, sample=128, histograms=5), EPOCHS, STEPS_PER_EPOCH)
     made.before_step(STEPS_PER_EPOCH - made.window + 1)
     return made
 
 
-def megabytes(made: Recordings) -> float:
+def megabytes(made: Probes) -> float:
     """Size of all rows that the recordings of a run leave, as JSON lines."""
     tables = [made.take(epoch, epoch * STEPS_PER_EPOCH) for epoch in range(EPOCHS + 1)]
     rows = (row for found in tables for table in found.values() for row in table)

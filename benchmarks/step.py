@@ -24,7 +24,7 @@ from torch import nn
 import ofq
 from ofq.study import Training
 from ofq.training.data import Batch, Data
-from ofq.training.devices import Solo, seed_everything
+from ofq.training.devices import SingleProcess, seed_everything
 from ofq.training.loop import GraphedTrainer, Session, Trainer
 from ofq.training.models import build
 from ofq.training.objective import Classification, Distillation
@@ -84,7 +84,7 @@ def training_step(options: argparse.Namespace, case: Case) -> Callable[[], objec
         TRAINING.model_copy(
             update={"batch_size": options.batch, "precision": options.precision, "epochs": 100_000}
         ),
-        Session(process=Solo(device)),
+        Session(group=SingleProcess(device)),
         compiled=case.compiled,
         tracked=case.tracked,
     )
@@ -95,14 +95,14 @@ def make_teacher(options: argparse.Namespace) -> Teacher:
     """A teacher as trainings have it, of the student's architecture and precision."""
     device = torch.device(options.device)
     model = build(options.model, 1000).to(device)
-    return Teacher(model, options.precision, recorded=options.device == "cuda")
+    return Teacher(model, options.precision, captured=options.device == "cuda")
 
 
 def answer(options: argparse.Namespace) -> Callable[[], object]:
     """A function that lets a teacher answer once."""
     teacher = make_teacher(options)
     images = torch.randn(options.batch, 3, 224, 224, device=options.device)
-    return lambda: teacher.answer(images)
+    return lambda: teacher.logits(images)
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -146,24 +146,24 @@ class Server:
         command = [sys.executable, __file__, "--case", case]
         for name in ("model", "batch", "threads", "precision", "device"):
             command += [f"--{name}", str(getattr(options, name))]
-        self.process = subprocess.Popen(
+        self.group = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def number(self) -> float:
         """The next number that it tells."""
-        assert self.process.stdout is not None
-        return float(self.process.stdout.readline())
+        assert self.group.stdout is not None
+        return float(self.group.stdout.readline())
 
     def seconds(self) -> float:
         """Those of one more step."""
-        assert self.process.stdin is not None
-        print("step", file=self.process.stdin, flush=True)
+        assert self.group.stdin is not None
+        print("step", file=self.group.stdin, flush=True)
         return self.number()
 
     def end(self) -> None:
         """Let it end."""
-        self.process.communicate()
+        self.group.communicate()
 
 
 def measured(options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, float]]:

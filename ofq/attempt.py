@@ -163,8 +163,8 @@ def attempt(
         TryAgain: The attempt was interrupted, by a request or by its surroundings.
     """
     folder = run_folder(workspace, run)
-    this = Attempt(folder, stop, options)
-    lock = RunLock(folder.path, this.beat, lambda: setattr(stop, "cause", "loss of its lock"))
+    attempt = Attempt(folder, stop, options)
+    lock = RunLock(folder.path, attempt.beat, lambda: setattr(stop, "cause", "loss of its lock"))
     try:
         folder.make()
         dead = lock.acquire(_patience(options, stop, console))
@@ -177,17 +177,17 @@ def attempt(
         if not options.again:
             _refuse_hopeless(folder, run)
         if not folder.complete():
-            this.lease = _lease(run, stop, options, console)
-        this.start()
-        with _recorded(this, run):
-            yield this
+            attempt.lease = _lease(run, stop, options, console)
+        attempt.start()
+        with _recorded(attempt, run):
+            yield attempt
     except OSError as error:
         raise _no_fault_of_the_run(error, folder, run) from None
     finally:
         with suppress(OSError):  # a disk that is gone must not have the last word
             if _is_complete(folder):
                 lock.remove()
-                this.clear()
+                attempt.clear()
             else:
                 lock.release()
 
@@ -246,12 +246,12 @@ def _refuse_hopeless(folder: RunFolder, run: Run) -> None:
 
 
 @contextmanager
-def _recorded(this: Attempt, run: Run) -> Iterator[None]:
+def _recorded(attempt: Attempt, run: Run) -> Iterator[None]:
     """Turn what ends an attempt into an event of the record, and into a message."""
 
     def ended(ending: str, cause: str, **facts: str) -> None:
         with suppress(OSError):  # the disk is full or gone: the lock's end tells as much
-            this.end(ending, cause=cause, **facts)
+            attempt.end(ending, cause=cause, **facts)
 
     try:
         yield
@@ -266,7 +266,7 @@ def _recorded(this: Attempt, run: Run) -> Iterator[None]:
         raise TryAgain(f"{reason}; `ofq train {run.id}` goes on from the last checkpoint") from None
     except OSError as error:
         ended("interrupted", error.strerror or str(error))
-        raise _no_fault_of_the_run(error, this.folder, run) from None
+        raise _no_fault_of_the_run(error, attempt.folder, run) from None
     except RunFailed as error:
         ended("failed", str(error), code=code_sha256(run.config.modules))
         raise RunFailed(f"{run.id} failed: {error}. {_ADVICE.format(run.id)}") from None

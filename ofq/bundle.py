@@ -36,7 +36,7 @@ from ofq.atomic import write_file, write_json, write_text
 from ofq.console import printable
 from ofq.credentials import redact
 from ofq.errors import UserError
-from ofq.status.look import last_error
+from ofq.status.runs import last_error
 from ofq.study import Workspace
 from ofq.study.fields import Name
 from ofq.study.files import LARGEST_YAML, Strict, read_json

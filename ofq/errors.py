@@ -3,7 +3,7 @@
 import errno
 from collections.abc import Sequence
 
-LASTING = frozenset(
+PERMANENT_ERRNOS = frozenset(
     {
         errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
         errno.EEXIST,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from ofq.training.devices import Solo
+    from ofq.training.devices import SingleProcess
     from ofq.training.evaluation import LabelledImages
     from ofq.training.objective import Evaluation
 
@@ -49,9 +49,9 @@ class _Evaluation:
 
     workspace: Workspace
     run: Run
-    this: Attempt
+    attempt: Attempt
     console: Console
-    process: "Solo"
+    group: "SingleProcess"
     named: set[str] = field(default_factory=set)
 
     @cached_property
@@ -85,15 +85,15 @@ class _Evaluation:
             model,
             self.images,
             self.console,
-            self.this.stop,
-            self.process,
+            self.attempt.stop,
+            self.group,
             training.precision if training else "fp32",
         )
 
     def of(self, model: "nn.Module", **facts: Any) -> Outcome:
         """Evaluate a model, and record it."""
-        self.this.folder.rewind(None)
-        self.this.folder.event("started", **facts)
+        self.attempt.folder.rewind(None)
+        self.attempt.folder.event("started", **facts)
         evaluation = self.measure(model)
         metrics = self.record(evaluation.measures, 0)
         return Outcome(model, metrics, "top1", evaluation.correct)
@@ -101,13 +101,13 @@ class _Evaluation:
     def record(self, measures: dict[str, float], step: int) -> dict[str, Any]:
         """Record measures as those of no epoch."""
         metrics = {"epoch": 0, "step": step, "time": time.time(), **measures}
-        self.this.folder.append("metrics", [metrics])
+        self.attempt.folder.append("metrics", [metrics])
         return metrics
 
     def _hear(self, name: str) -> None:
         if name not in self.named:
             self.named.add(name)
-            note_unreadable(self.this, self.console, name)
+            note_unreadable(self.attempt, self.console, name)
 
 
 def _released(task: _Evaluation) -> Outcome:
@@ -139,7 +139,7 @@ def _noise(task: _Evaluation) -> Outcome:
     from ofq.training.augmentation import randomness_of
     from ofq.training.stage import trained
 
-    config, folder, this = task.run.config, task.this.folder, task.this
+    config, folder, attempt = task.run.config, task.attempt.folder, task.attempt
     assert isinstance(config, NoiseRun)
     weights, wanted = inputs.weights(task.workspace, task.run.parent), config.noise
     assert weights is not None
@@ -151,14 +151,14 @@ def _noise(task: _Evaluation) -> Outcome:
         folder.rewind(None)
         rows = []
     folder.event("resumed" if rows else "started", step=len(rows), total=total)
-    this.begin(len(rows), total)
+    attempt.begin(len(rows), total)
     for step in range(len(rows), total):
         with randomness_of(config.seed, step):
             changed = noise.inject() if step else 0.0
         measures = task.measure(noisy).measures
         rows.append({"step": step, "changed": changed, **measures})
         folder.append("noise", rows[-1:])
-        this.step(step + 1)
+        attempt.step(step + 1)
     folder.rewind(total - 1)
     return Outcome(model, task.record(_over_draws(rows), total), "top1", None)
 
@@ -184,19 +184,19 @@ _KINDS: dict[str, Callable[[_Evaluation], Outcome]] = {
 
 
 def evaluate(
-    workspace: Workspace, run: Run, this: Attempt, console: Console, process: "Solo"
+    workspace: Workspace, run: Run, attempt: Attempt, console: Console, group: "SingleProcess"
 ) -> Outcome:
     """Do a run that has no training, in its opened folder.
 
     Args:
         workspace: Where the run's parents are.
         run: The run.
-        this: The attempt.
+        attempt: The attempt.
         console: Where to show progress.
-        process: The process, whose device is used.
+        group: The process, whose device is used.
 
     Raises:
         UserError: Something that the run needs can't be had.
         TryAgain: It was interrupted.
     """
-    return _KINDS[run.config.stage](_Evaluation(workspace, run, this, console, process))
+    return _KINDS[run.config.stage](_Evaluation(workspace, run, attempt, console, group))

@@ -159,7 +159,7 @@ def array_place(workspace: Workspace, config: RunConfig) -> Path | None:
     return Path(workspace.data_place(config.dataset).at)
 
 
-def answers(workspace: Workspace, run: Run) -> Path | None:
+def teacher_logits(workspace: Workspace, run: Run) -> Path | None:
     """The file of the teacher's answers, named after all that decides them; runs share it.
 
     Args:

@@ -24,8 +24,8 @@ from ofq.tracking.provenance import NO_CHECKOUT, gather
 
 if TYPE_CHECKING:
     from ofq.study.dataset import DataFacts
-    from ofq.training.devices import Devices, Solo
-    from ofq.training.images import Files
+    from ofq.training.devices import Devices, SingleProcess
+    from ofq.training.images import ImageSource
     from ofq.training.loop import Session, Trainer
 
 
@@ -122,7 +122,7 @@ def begin(
     workspace: Workspace,
     run: Run,
     studies: list[str],
-    this: Attempt,
+    attempt: Attempt,
     console: Console,
 ) -> "Devices | None":
     """Make a run's locked folder ready for an attempt, with its provenance.
@@ -131,7 +131,7 @@ def begin(
         workspace: Where the run's parents are.
         run: What to train.
         studies: The studies that it belongs to.
-        this: The attempt.
+        attempt: The attempt.
         console: Where to say so if there is nothing to do, and where warnings go.
 
     Returns:
@@ -144,26 +144,26 @@ def begin(
     """
     from ofq.training.devices import choose
 
-    if this.folder.restore():
+    if attempt.folder.restore():
         console.print(f"{run.id} is already complete", highlight=False, soft_wrap=True)
         return None
-    devices = choose(this.options.gpus)
-    _check_leased(this, devices)
+    devices = choose(attempt.options.gpus)
+    _check_leased(attempt, devices)
     facts = inputs.checked_data(workspace, run, studies)
     inputs.check_files(workspace, run, console)
-    if not _goes_on(this):
+    if not _goes_on(attempt):
         inputs.check_weights(workspace, run)
-    _check_goes_on(this, facts)
-    this.folder.open(describe(run))
+    _check_goes_on(attempt, facts)
+    attempt.folder.open(describe(run))
     origin = {"inputs": inputs.hashes(workspace, run), "data": facts.record()}
-    began = _began_with(this, origin, console)
-    _record_attempt(workspace, run, studies, this, devices, began, origin)
-    _tell_unknown_code(this, console)
+    began = _began_with(attempt, origin, console)
+    _record_attempt(workspace, run, studies, attempt, devices, began, origin)
+    _tell_unknown_code(attempt, console)
     return devices
 
 
 def train(
-    workspace: Workspace, run: Run, this: Attempt, console: Console, devices: "Devices"
+    workspace: Workspace, run: Run, attempt: Attempt, console: Console, devices: "Devices"
 ) -> None:
     """Do a run in its opened folder: train, or evaluate what exists.
 
@@ -172,7 +172,7 @@ def train(
     Args:
         workspace: Where the run's parents are.
         run: What to train.
-        this: The attempt.
+        attempt: The attempt.
         console: Where to show progress.
         devices: What to train on.
 
@@ -185,35 +185,37 @@ def train(
     from ofq.training.devices import faults_told, take_part
     from ofq.training.weights import save_weights
 
-    folder = this.folder
+    folder = attempt.folder
     _show_devices(run, console, devices)
     work = _train if isinstance(run.config, TrainedRun) else evaluate
     all_here = devices.count == 1 or are_started()
-    leased = this.lease.descriptors
-    with nullcontext() if all_here else ranks(run.id, devices.count, leased, this.lost) as started:
+    leased = attempt.lease.descriptors
+    with (
+        nullcontext() if all_here else ranks(run.id, devices.count, leased, attempt.lost) as started
+    ):
 
         def check() -> None:
-            this.stop.check()
+            attempt.stop.check()
             if started is not None:
                 started.check()
 
-        process = take_part(devices, run.resources.threads, check)
+        group = take_part(devices, run.resources.threads, check)
         with faults_told():
-            done = work(workspace, run, this, console, process)
-        process.leave()
-    this.end("finished")
-    result, facts = _result(run, done, this), inputs.recorded(folder)
+            done = work(workspace, run, attempt, console, group)
+        group.destroy()
+    attempt.end("finished")
+    result, facts = _result(run, done, attempt), inputs.recorded(folder)
     folder.finish(result, lambda path: save_weights(done.model, path, facts), done.correct)
-    if not this.options.keep:
+    if not attempt.options.keep:
         CheckpointStore(folder.path / CHECKPOINT, folder.guard).clear()
     console.print(f"finished {run.id}: {summary(done.metrics)}", highlight=False, soft_wrap=True)
 
 
-def _check_leased(this: Attempt, devices: "Devices") -> None:
+def _check_leased(attempt: Attempt, devices: "Devices") -> None:
     """Don't go on at a CPU's pace where GPUs were leased that torch can't use."""
     import torch
 
-    if this.lease.devices and devices.kind == "cpu" and torch.version.cuda:
+    if attempt.lease.devices and devices.kind == "cpu" and torch.version.cuda:
         raise TryAgain(
             f"torch can't use the GPUs of {platform.node()} that were leased; "
             "`python -c 'import torch; torch.cuda.init()'` says why there"
@@ -249,39 +251,39 @@ def assist(workspace: Workspace, run: Run, gpus: int, stop: StopRequest) -> None
     from ofq.training.loading import workers_watched
     from ofq.training.loop import Session
 
-    process = take_part(choose(gpus), run.resources.threads, stop.check)
+    group = take_part(choose(gpus), run.resources.threads, stop.check)
     files = files_of(workspace, run)
     with faults_told(), workers_watched():
-        _trainer(workspace, run, Session(stop=stop, process=process), files).run()
-    process.leave()
+        _trainer(workspace, run, Session(stop=stop, group=group), files).run()
+    group.destroy()
 
 
-def _goes_on(this: Attempt) -> bool:
+def _goes_on(attempt: Attempt) -> bool:
     """Whether an attempt goes on where an earlier one ended."""
-    if not this.folder.attempts():
+    if not attempt.folder.attempts():
         return False
-    return bool(manifests(this.folder.path / CHECKPOINT) or this.folder.rows("noise"))
+    return bool(manifests(attempt.folder.path / CHECKPOINT) or attempt.folder.rows("noise"))
 
 
-def _check_goes_on(this: Attempt, facts: "DataFacts") -> None:
+def _check_goes_on(attempt: Attempt, facts: "DataFacts") -> None:
     """Refuse to go on with other data than those that the run began with."""
-    seen = inputs.recorded(this.folder) if _goes_on(this) else None
+    seen = inputs.recorded(attempt.folder) if _goes_on(attempt) else None
     difference = facts.difference(seen) if seen else None
     if difference:
         raise UserError(
-            f"{this.folder.path}: this run began with other data: {difference}; put those back, or "
-            "move the folder away to begin anew"
+            f"{attempt.folder.path}: this run began with other data: {difference}; put those "
+            "back, or move the folder away to begin anew"
         )
 
 
-def _began_with(this: Attempt, origin: dict[str, Any], console: Console) -> dict[str, Any]:
+def _began_with(attempt: Attempt, origin: dict[str, Any], console: Console) -> dict[str, Any]:
     """What a run is made from: now, or as it began where it goes on from a checkpoint."""
-    if not _goes_on(this):
+    if not _goes_on(attempt):
         return origin
-    began = {key: this.folder.provenance().get(key, origin[key]) for key in origin}
+    began = {key: attempt.folder.provenance().get(key, origin[key]) for key in origin}
     files = began["inputs"].items()
     for name in [name for name, digest in files if origin["inputs"].get(name) != digest]:
-        warn(this, console, f"{name} isn't what this run began with; it goes on nevertheless")
+        warn(attempt, console, f"{name} isn't what this run began with; it goes on nevertheless")
     return began
 
 
@@ -289,16 +291,16 @@ def _record_attempt(
     workspace: Workspace,
     run: Run,
     studies: list[str],
-    this: Attempt,
+    attempt: Attempt,
     devices: "Devices",
     began: dict[str, Any],
     origin: dict[str, Any],
 ) -> None:
     """Record that an attempt begins, and its provenance, with its own origin if that is another."""
-    folder = this.folder
+    folder = attempt.folder
     resources = run.resources.model_dump(include={"threads", "compile", "loader"})
-    attempt = {**gather(workspace.root, run.config.modules), **devices.describe(), **resources}
-    attempt |= {"origin": origin} if origin != began else {}
+    facts = {**gather(workspace.root, run.config.modules), **devices.describe(), **resources}
+    facts |= {"origin": origin} if origin != began else {}
     comparison = workspace.compare(run, devices.count)
     folder.write_json(
         "provenance.json",
@@ -306,27 +308,27 @@ def _record_attempt(
             **workspace.uses(run, studies),
             "recipe": comparison.payload() if comparison else None,
             **began,
-            "attempts": [*folder.attempts(), attempt],
+            "attempts": [*folder.attempts(), facts],
         },
     )
     folder.event(
         "opened",
-        commit=attempt["commit"],
-        host=attempt["host"],
-        slurm_job=attempt["slurm"].get("SLURM_JOB_ID"),
+        commit=facts["commit"],
+        host=facts["host"],
+        slurm_job=facts["slurm"].get("SLURM_JOB_ID"),
         devices=devices.count,
     )
 
 
-def _tell_unknown_code(this: Attempt, console: Console) -> None:
+def _tell_unknown_code(attempt: Attempt, console: Console) -> None:
     """Say so where git refuses a checkout; where there is none, nothing is amiss."""
-    reason = this.folder.attempts()[-1]["git_reason"]
+    reason = attempt.folder.attempts()[-1]["git_reason"]
     if reason is not None and NO_CHECKOUT not in reason:
-        warn(this, console, f"the record lacks this code's commit or its changes: {reason}")
+        warn(attempt, console, f"the record lacks this code's commit or its changes: {reason}")
 
 
 def _train(
-    workspace: Workspace, run: Run, this: Attempt, console: Console, process: "Solo"
+    workspace: Workspace, run: Run, attempt: Attempt, console: Console, group: "SingleProcess"
 ) -> Outcome:
     from ofq.training.checkpoint import CheckpointStore
     from ofq.training.images import files_of
@@ -336,16 +338,16 @@ def _train(
 
     assert isinstance(run.config, TrainedRun)
     shown = display(console, run.config.training.epochs)
-    recorder = Recorder(this, shown, console)
-    folder = this.folder
+    recorder = Recorder(attempt, shown, console)
+    folder = attempt.folder
     checkpoints = CheckpointStore(
         folder.path / CHECKPOINT, folder.guard, recorder.warn, folder, inputs.recorded(folder)
     )
-    pace = Pace(60 * workspace.site.checkpoint_minutes, this.options.deadline)
+    pace = Pace(60 * workspace.site.checkpoint_minutes, attempt.options.deadline)
     files = files_of(workspace, run, recorder.unreadable)
     try:
         with workers_watched():
-            session = Session(recorder, checkpoints, this.stop, pace, process)
+            session = Session(recorder, checkpoints, attempt.stop, pace, group)
             trainer = _trainer(workspace, run, session, files)
             metrics = trainer.run()
         recorder.taught(trainer)
@@ -355,7 +357,7 @@ def _train(
 
 
 def _trainer(
-    workspace: Workspace, run: Run, session: "Session", files: "Files | None"
+    workspace: Workspace, run: Run, session: "Session", files: "ImageSource | None"
 ) -> "Trainer":
     from ofq.training.stage import Inputs, build
 
@@ -366,7 +368,7 @@ def _trainer(
             inputs.weights(workspace, run.parent),
             inputs.weights(workspace, run.teacher),
             inputs.pretrained(workspace, run.config),
-            inputs.answers(workspace, run),
+            inputs.teacher_logits(workspace, run),
             inputs.array_place(workspace, run.config),
         ),
         session,
@@ -376,16 +378,16 @@ def _trainer(
     )
 
 
-def _result(run: Run, done: Outcome, this: Attempt) -> dict[str, Any]:
-    totals = this.totals()
+def _result(run: Run, done: Outcome, attempt: Attempt) -> dict[str, Any]:
+    totals = attempt.totals()
     dropped = {"epoch", "step", "time", "lr"}
     final = {key: value for key, value in done.metrics.items() if key not in dropped}
     steps = {"epochs": done.metrics["epoch"], "steps": done.metrics["step"]}
-    return {"id": run.id, "primary": done.primary, **final, **steps, **totals, **_skipped(this)}
+    return {"id": run.id, "primary": done.primary, **final, **steps, **totals, **_skipped(attempt)}
 
 
-def _skipped(this: Attempt) -> dict[str, int]:
+def _skipped(attempt: Attempt) -> dict[str, int]:
     """How many images the run couldn't read and skipped, if any."""
-    events = this.folder.events()
+    events = attempt.folder.events()
     names = {event["image"] for event in events if event["event"] == "unreadable"}
     return {"unreadable_images": len(names)} if names else {}

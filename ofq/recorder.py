@@ -18,14 +18,14 @@ class Recorder:
     """Writes what training reports into the run folder, and shows it (an ``Observer``).
 
     Args:
-        this: The attempt.
+        attempt: The attempt.
         shown: The progress display.
         console: Where warnings go.
     """
 
-    def __init__(self, this: Attempt, shown: Bar | Lines, console: Console) -> None:
-        self.this = this
-        self.folder = this.folder
+    def __init__(self, attempt: Attempt, shown: Bar | Lines, console: Console) -> None:
+        self.attempt = attempt
+        self.folder = attempt.folder
         self.shown = shown
         self.console = console
         self._steps = 0
@@ -42,13 +42,13 @@ class Recorder:
             self.folder.check_epochs(recorded)
         self.folder.rewind(recorded)
         self.folder.event("started" if done is None else "resumed", step=done or 0, total=total)
-        self.this.begin(done or 0, total)
+        self.attempt.begin(done or 0, total)
         self.shown.begin(done, total)
         self._mark = time.perf_counter()
 
     def step(self, step: int) -> None:
         """Note progress."""
-        self.this.step(step)
+        self.attempt.step(step)
         self.shown.step(step)
         now = time.perf_counter()
         self._steps += 1
@@ -68,7 +68,7 @@ class Recorder:
 
     def unreadable(self, name: str) -> None:
         """Name an image that was skipped, and record it."""
-        note_unreadable(self.this, self.console, name)
+        note_unreadable(self.attempt, self.console, name)
 
     def taught(self, trainer: "Trainer") -> None:
         """Record what the teacher cost in this attempt, if it answered in it."""
@@ -85,24 +85,24 @@ class Recorder:
 
     def saved(self, step: int) -> None:
         """Answer a request to save."""
-        self.this.saved()
+        self.attempt.saved()
         self._mark = time.perf_counter()
 
     def warn(self, text: str) -> None:
         """Say it loudly, and record it."""
-        warn(self.this, self.console, text)
+        warn(self.attempt, self.console, text)
 
 
-def warn(this: Attempt, console: Console, text: str) -> None:
+def warn(attempt: Attempt, console: Console, text: str) -> None:
     """Say something loudly, and record it."""
     _say(console, text)
-    this.note("warning", text)
+    attempt.note("warning", text)
 
 
-def note_unreadable(this: Attempt, console: Console, name: str) -> None:
+def note_unreadable(attempt: Attempt, console: Console, name: str) -> None:
     """Name an image that was skipped, and record it."""
     _say(console, f"{name}: not a readable image; it is skipped")
-    this.folder.event("unreadable", image=name)
+    attempt.folder.event("unreadable", image=name)
 
 
 def _say(console: Console, text: str) -> None:

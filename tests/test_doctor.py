@@ -20,7 +20,7 @@ from ofq.tracking import RunFolder
 pytestmark = pytest.mark.timeout(900)  # the first test waits for four trainings
 
 
-class Patient:
+class ExaminedRun:
     """One of the runs of a checkout, to be damaged."""
 
     def __init__(self, root, mark):
@@ -65,12 +65,12 @@ def trained(make_checkout, tmp_path_factory):
     """A seed's full chain, trained; and a run of another seed that was interrupted."""
     checkout = make_checkout(tmp_path_factory.mktemp("trained"))
     for mark in ("fp-s0", "w2a2-statsq-qkr-s0", "w2a2-statsq-qkr-cga0.005-s0"):
-        done = train(checkout, Patient(checkout, mark).id)
+        done = train(checkout, ExaminedRun(checkout, mark).id)
         assert done.returncode == 0, done.stderr
-    second = Patient(checkout, "fp-s1").id
+    second = ExaminedRun(checkout, "fp-s1").id
     stopped = train(checkout, second, "--time-limit", "0.01", entry=main_out_of_time)
     assert stopped.returncode == 75, stopped.stderr
-    checkpoints = Patient(checkout, "fp-s1") / "checkpoint"
+    checkpoints = ExaminedRun(checkout, "fp-s1") / "checkpoint"
     for path in list(checkpoints.iterdir()):
         shutil.copyfile(path, checkpoints / f"step-000000007{path.suffix}")
     return checkout
@@ -86,12 +86,12 @@ def checkout(trained, tmp_path):
 
 @pytest.fixture
 def done(checkout):
-    return Patient(checkout, "w2a2-statsq-qkr-s0")
+    return ExaminedRun(checkout, "w2a2-statsq-qkr-s0")
 
 
 @pytest.fixture
 def stopped(checkout):
-    return Patient(checkout, "fp-s1")
+    return ExaminedRun(checkout, "fp-s1")
 
 
 def flip_a_bit(path):
@@ -100,8 +100,8 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
-def shorten(patient, name):
-    patient.replace(name, (patient / name).read_bytes()[:-100])
+def shorten(examined, name):
+    examined.replace(name, (examined / name).read_bytes()[:-100])
 
 
 def says(finding, text, todo=""):
@@ -120,8 +120,8 @@ def snapshot(root):
 
 @pytest.mark.parametrize("mark", ["fp-s0", "w2a2-statsq-qkr-s0", "w2a2-statsq-qkr-cga0.005-s0"])
 def test_trained_run_is_sound_in_every_respect(checkout, mark):
-    patient = Patient(checkout, mark)
-    findings = patient.findings()
+    examined = ExaminedRun(checkout, mark)
+    findings = examined.findings()
     assert {finding.level for finding in findings} == {"ok"}
     texts = "\n".join(finding.text for finding in findings)
     tables = ["metrics"] if mark == "fp-s0" else ["metrics", "layers"]
@@ -160,7 +160,7 @@ def test_files_that_mayn_t_be_read_are_no_damage(done, monkeypatch):
 def test_nothing_is_changed(checkout):
     before = snapshot(checkout)
     for mark in ("fp-s0", "fp-s1", "w2a2-statsq-qkr-s0"):
-        Patient(checkout, mark).findings()
+        ExaminedRun(checkout, mark).findings()
     assert snapshot(checkout) == before
 
 
@@ -180,39 +180,39 @@ def test_command_tells_all_and_exits_by_it(done, stopped):
 # Complete runs: (what is done to the folder, level, what is found, what is advised)
 
 
-def other_config(patient):
-    config = json.loads((patient / "run.json").read_text())["config"]
+def other_config(examined):
+    config = json.loads((examined / "run.json").read_text())["config"]
     config["training"]["lr"] = 0.5
-    patient.edit_json("run.json", config=config, seed=1)
+    examined.edit_json("run.json", config=config, seed=1)
 
 
-def another_gap(patient, change, **numbers):
+def another_gap(examined, change, **numbers):
     """A run whose tables, or numbers, were already wrong when they were sealed."""
-    lines = patient.lines("layers.jsonl")
-    (patient / "layers.jsonl").write_text("".join(change(lines)))
-    result = json.loads((patient / "result.json").read_text()) | numbers
-    weights = (patient / "model.safetensors").read_bytes()
-    RunFolder(patient.path).finish(result, lambda path: path.write_bytes(weights))
+    lines = examined.lines("layers.jsonl")
+    (examined / "layers.jsonl").write_text("".join(change(lines)))
+    result = json.loads((examined / "result.json").read_text()) | numbers
+    weights = (examined / "model.safetensors").read_bytes()
+    RunFolder(examined.path).finish(result, lambda path: path.write_bytes(weights))
 
 
-def without_sealed(patient, *damaged):
-    subprocess.run(["rm", "-r", patient / "sealed"], check=True)
+def without_sealed(examined, *damaged):
+    subprocess.run(["rm", "-r", examined / "sealed"], check=True)
     for name in damaged:
-        flip_a_bit(patient / name)
+        flip_a_bit(examined / name)
 
 
-def from_before_hashes(patient, *missing):
-    without_sealed(patient)
-    result = json.loads((patient / "result.json").read_text())
+def from_before_hashes(examined, *missing):
+    without_sealed(examined)
+    result = json.loads((examined / "result.json").read_text())
     del result["sha256"], result["manifest"]
-    patient.replace("result.json", json.dumps(result).encode())
-    (patient / "manifest.json").unlink()
+    examined.replace("result.json", json.dumps(result).encode())
+    (examined / "manifest.json").unlink()
     for name in missing:
-        (patient / name).unlink()
+        (examined / name).unlink()
 
 
-def opened_twice(patient):
-    with (patient / "events.jsonl").open("a") as file:
+def opened_twice(examined):
+    with (examined / "events.jsonl").open("a") as file:
         file.write('{"event": "opened", "time": 1.0, "devices": 0}\n')
 
 
@@ -338,10 +338,10 @@ DAMAGES = {
             (p / "metrics.jsonl").read_text().replace('"epoch": 1', '"epoch": 7')),
         "warning", "metrics.jsonl isn't as metrics.parquet", ""),
     "the parent's weights are others": (
-        lambda p: flip_a_bit(Patient(p.root, "fp-s0") / "model.safetensors"),
+        lambda p: flip_a_bit(ExaminedRun(p.root, "fp-s0") / "model.safetensors"),
         "problem", "model.safetensors isn't what the run was made from", ANEW),
     "the parent isn't complete": (
-        lambda p: (Patient(p.root, "fp-s0") / "result.json").unlink(),
+        lambda p: (ExaminedRun(p.root, "fp-s0") / "result.json").unlink(),
         "warning", "which it builds on, isn't complete", "ofq train digits/"),
     "a half-written file is left": (
         lambda p: (p / ".model.safetensors.17.tmp").touch(),
@@ -396,15 +396,15 @@ def test_advice_makes_the_run_sound(done, name):
 
 @pytest.mark.slow
 def test_damaged_run_is_trained_anew_beside_what_is_left_of_it(checkout):
-    patient = Patient(checkout, "w2a2-statsq-qkr-cga0.005-s0")
-    weights = (patient / "model.safetensors").read_bytes()
+    examined = ExaminedRun(checkout, "w2a2-statsq-qkr-cga0.005-s0")
+    weights = (examined / "model.safetensors").read_bytes()
     for name in BOTH:
-        flip_a_bit(patient / name)
-    (problem,) = patient.found("problem")
-    assert patient.shell(problem.todo.replace("ofq train", "ofq train --no-track")).returncode == 0
-    assert {finding.level for finding in patient.findings()} == {"ok"}
-    assert (patient / "model.safetensors").read_bytes() == weights
-    assert (patient.path.parent / f"{patient.path.name}.damaged" / "model.safetensors").exists()
+        flip_a_bit(examined / name)
+    (problem,) = examined.found("problem")
+    assert examined.shell(problem.todo.replace("ofq train", "ofq train --no-track")).returncode == 0
+    assert {finding.level for finding in examined.findings()} == {"ok"}
+    assert (examined / "model.safetensors").read_bytes() == weights
+    assert (examined.path.parent / f"{examined.path.name}.damaged" / "model.safetensors").exists()
 
 
 def test_lock_left_in_a_complete_run_is_removed(done, hold):
@@ -430,24 +430,24 @@ def test_file_that_the_run_was_made_from_is_checked(done, content, level):
 # Runs that aren't complete
 
 
-def torn_checkpoints(patient, newest):
-    for path in sorted((patient / "checkpoint").glob("*.pt"))[-newest:]:
+def torn_checkpoints(examined, newest):
+    for path in sorted((examined / "checkpoint").glob("*.pt"))[-newest:]:
         path.write_bytes(path.read_bytes()[:-7])
 
 
-def double_the_last_row(patient):
-    (patient / "metrics.jsonl").write_text("".join(2 * patient.lines("metrics.jsonl")))
+def double_the_last_row(examined):
+    (examined / "metrics.jsonl").write_text("".join(2 * examined.lines("metrics.jsonl")))
 
 
-def lose_a_row(patient):
-    row = json.loads(patient.lines("metrics.jsonl")[-1])
-    folder = RunFolder(patient.path)
+def lose_a_row(examined):
+    row = json.loads(examined.lines("metrics.jsonl")[-1])
+    folder = RunFolder(examined.path)
     folder.append("metrics", [row | {"epoch": row["epoch"] + 2}])
 
 
-def lose(patient, name, kept):
+def lose(examined, name, kept):
     """Keep some of the lines of a table that two checkpoints count on."""
-    (patient / name).write_text("".join(patient.lines(name)[:kept]))
+    (examined / name).write_text("".join(examined.lines(name)[:kept]))
 
 
 UNFINISHED = {
@@ -537,8 +537,8 @@ def test_damage_to_an_unfinished_run_is_found(stopped, name):
 
 
 def test_run_without_its_parent_says_which_to_train_first(checkout):
-    child = Patient(checkout, "w2a2-lsq-s1")
-    parent = Patient(checkout, "fp-s1")
+    child = ExaminedRun(checkout, "w2a2-lsq-s1")
+    parent = ExaminedRun(checkout, "fp-s1")
     run = Workspace(checkout).grid("tiny").runs()[child.id]
     description = {
         "id": run.id,
@@ -611,9 +611,9 @@ def test_folder_that_lies_elsewhere_is_known_by_its_record(done):
 
 
 def test_run_that_has_not_begun_is_no_problem(checkout):
-    patient = Patient(checkout, "w2a2-lsq-s0")
-    (finding,) = patient.findings()
-    assert (finding.level, finding.todo) == ("warning", f"ofq train {patient.id}")
+    examined = ExaminedRun(checkout, "w2a2-lsq-s0")
+    (finding,) = examined.findings()
+    assert (finding.level, finding.todo) == ("warning", f"ofq train {examined.id}")
 
 
 @pytest.mark.parametrize("name", ["digits/micro/none", "config", "results/runs"])

@@ -107,7 +107,7 @@ def test_every_quantizer_decodes_to_what_it_computes(name, bits):
     layer.weight.data[3] = 0
     layer.weight.data[5, 0] = 40.0
     quantizer = make_weight_quantizer(name, bits, layer.weight)
-    thresholds = torch.arange(-101, 102) / 2 * quantizer.step(layer.weight)[7]
+    thresholds = torch.arange(-101, 102) / 2 * quantizer.step_size(layer.weight)[7]
     layer.weight.data[7] = thresholds * (1 + 6e-8 * torch.randint(-2, 3, (203,)))
     model = nn.Sequential(QuantizedLinear(layer, quantizer, Passthrough(), {}))
     expected = quantizer(layer.weight)

@@ -16,7 +16,7 @@ from ofq.attempt import run_folder
 from ofq.status.estimate import time_left, waiting_for
 from ofq.status.figures import duration, significant
 from ofq.status.fit import fitting, shares
-from ofq.status.look import Look, Watch, last_error
+from ofq.status.runs import RunStatus, StudyStatus, last_error
 from ofq.status.table import Page
 from ofq.study import Workspace
 from ofq.tracking import RunFolder
@@ -64,8 +64,8 @@ class Study:
         path.write_text(text)
         return path
 
-    def looks(self):
-        return Watch(self.workspace, "tiny").look()
+    def statuses(self):
+        return StudyStatus(self.workspace, "tiny").status()
 
 
 @pytest.fixture
@@ -137,26 +137,26 @@ def test_failure_is_listed_with_error_log_and_what_to_do(mixed):
 def test_failure_that_a_user_can_mend_is_not_tried_again_by_force(study):
     run = study.id("lsq", 0)
     study.ends(run, "failed", cause="no such file")
-    look = study.looks()[run]
-    assert look.failure.error == "no such file"
-    assert f"ofq train {run} " in look.failure.todo
-    assert "--again" not in look.failure.todo
+    status = study.statuses()[run]
+    assert status.failure.error == "no such file"
+    assert f"ofq train {run} " in status.failure.todo
+    assert "--again" not in status.failure.todo
 
 
 def test_job_that_failed_before_its_folder_existed_is_known_by_its_log(study):
     study.log(study.id("lsq", 0), "warm\nerror: ImageNet isn't there\nset data.imagenet\n")
     study.log(study.id("lsq", 1), "training 28 steps\nstopped by SIGTERM; it goes on from here\n")
-    looks = study.looks()
-    assert looks[study.id("lsq", 0)].state == "failed"
-    assert looks[study.id("lsq", 0)].failure.error == "ImageNet isn't there"
-    assert looks[study.id("lsq", 1)].state == "waiting"
+    statuses = study.statuses()
+    assert statuses[study.id("lsq", 0)].state == "failed"
+    assert statuses[study.id("lsq", 0)].failure.error == "ImageNet isn't there"
+    assert statuses[study.id("lsq", 1)].state == "waiting"
 
 
 def test_error_of_a_log_counts_only_until_an_attempt_began(study):
     run = study.id("lsq")
     study.log(run, "error: builds on another run\n")
     study.ends(run, "interrupted", cause="SIGTERM")
-    assert study.looks()[run].state == "interrupted"
+    assert study.statuses()[run].state == "interrupted"
 
 
 @pytest.mark.parametrize(
@@ -186,17 +186,17 @@ def test_damaged_folder_does_not_hide_the_others(study):
     study.done(study.id("fp", 0))
     study.done(study.id("fp", 1))
     (study.folder(study.id("fp", 0)).path / "result.json").write_bytes(b"\xff{")
-    looks = study.looks()
-    assert [looks[study.id("fp", seed)].state for seed in (0, 1)] == ["failed", "done"]
-    assert f"ofq doctor {study.id('fp', 0)}" in looks[study.id("fp", 0)].failure.todo
+    statuses = study.statuses()
+    assert [statuses[study.id("fp", seed)].state for seed in (0, 1)] == ["failed", "done"]
+    assert f"ofq doctor {study.id('fp', 0)}" in statuses[study.id("fp", 0)].failure.todo
 
 
 def test_each_folder_is_looked_at_once_and_done_ones_never_again(mixed, monkeypatch):
     seen = []
     state = RunFolder.state
     monkeypatch.setattr(RunFolder, "state", lambda self: seen.append(self.path) or state(self))
-    watch = Watch(mixed.workspace, "tiny")
-    first, second = watch.look(), watch.look()
+    watch = StudyStatus(mixed.workspace, "tiny")
+    first, second = watch.status(), watch.status()
     done = run_folder(mixed.workspace, mixed.runs[mixed.id("fp", 0)]).path
     assert first == second
     assert seen.count(done) == 1
@@ -205,18 +205,18 @@ def test_each_folder_is_looked_at_once_and_done_ones_never_again(mixed, monkeypa
 
 def test_done_run_whose_folder_was_removed_waits_again(study):
     study.done(study.id("fp"))
-    watch = Watch(study.workspace, "tiny")
-    assert watch.look()[study.id("fp")].state == "done"
+    watch = StudyStatus(study.workspace, "tiny")
+    assert watch.status()[study.id("fp")].state == "done"
     path = study.folder(study.id("fp")).path
     path.rename(path.with_name("away"))
-    assert watch.look()[study.id("fp")].state == "waiting"
+    assert watch.status()[study.id("fp")].state == "waiting"
 
 
 def test_stage_that_cells_share_is_counted_in_the_row_that_ends_with_it(checkout):
     path = checkout / "config/studies/tiny.yaml"
     methods = "methods: [statsq+qkr+cga, lsq, statsq+qkr]"
     path.write_text(path.read_text().replace("methods: [lsq, statsq+qkr+cga]", methods))
-    watch = Watch(Workspace(checkout), "tiny")
+    watch = StudyStatus(Workspace(checkout), "tiny")
     stages = {row.cell.method: {run.config.stage for run in row.runs} for row in watch.rows}
     assert stages == {
         "fp": {"fp"},
@@ -230,19 +230,19 @@ def test_stage_that_cells_share_is_counted_in_the_row_that_ends_with_it(checkout
 # Time left
 
 
-def looks(study, **states):
+def statuses(study, **states):
     """Looks at the tiny study: all waiting but for the stages that are given."""
-    given = {study.id(key[:-2], int(key[-1])): look for key, look in states.items()}
-    return {name: Look("waiting") for name in study.runs} | given
+    given = {study.id(key[:-2], int(key[-1])): status for key, status in states.items()}
+    return {name: RunStatus("waiting") for name in study.runs} | given
 
 
-FP = Look("done", seconds=20.0)  # 2 epochs
-HALF = Look("running", 50, 100, 0.1)  # 5 s left, 10 s in all, 2 epochs
+FP = RunStatus("done", seconds=20.0)  # 2 epochs
+HALF = RunStatus("running", 50, 100, 0.1)  # 5 s left, 10 s in all, 2 epochs
 
 
 def test_time_left_is_work_over_runs_at_once(study):
-    done = Look("done", seconds=10.0)
-    found = looks(
+    done = RunStatus("done", seconds=10.0)
+    found = statuses(
         study, fp_0=FP, fp_1=FP, lsq_0=HALF, lsq_1=HALF, qat_0=done, qat_1=done, cga_0=done
     )
     estimate = time_left(study.runs, found)
@@ -250,23 +250,23 @@ def test_time_left_is_work_over_runs_at_once(study):
 
 
 def test_time_left_is_no_less_than_the_longest_chain(study):
-    done = Look("done", seconds=10.0)
-    found = looks(study, fp_0=FP, fp_1=FP, lsq_0=HALF, lsq_1=HALF, qat_1=done, cga_1=done)
+    done = RunStatus("done", seconds=10.0)
+    found = statuses(study, fp_0=FP, fp_1=FP, lsq_0=HALF, lsq_1=HALF, qat_1=done, cga_1=done)
     # 5 + 5 + 10 (qat_0) + 10 (cga_0) s of work by 2 runs at once; but cga_0 waits for qat_0
     assert time_left(study.runs, found).seconds == 20.0
 
 
 def test_nothing_is_said_of_time_that_is_not_known(study):
-    known = looks(study, fp_0=FP, fp_1=FP, lsq_0=HALF)
+    known = statuses(study, fp_0=FP, fp_1=FP, lsq_0=HALF)
     assert time_left(study.runs, known) is None  # nothing is known of cga's pace
-    done = Look("done", seconds=10.0)
-    still = looks(study, fp_0=FP, fp_1=FP, lsq_0=done, qat_0=done, cga_0=done)
+    done = RunStatus("done", seconds=10.0)
+    still = statuses(study, fp_0=FP, fp_1=FP, lsq_0=done, qat_0=done, cga_0=done)
     assert time_left(study.runs, still) is None  # nothing runs
 
 
 def test_failed_runs_and_those_that_wait_for_them_count_for_nothing(study):
-    done, failed = Look("done", seconds=10.0), Look("failed")
-    found = looks(study, fp_0=FP, fp_1=failed, lsq_0=HALF, qat_0=done, cga_0=done)
+    done, failed = RunStatus("done", seconds=10.0), RunStatus("failed")
+    found = statuses(study, fp_0=FP, fp_1=failed, lsq_0=HALF, qat_0=done, cga_0=done)
     held = {study.id("lsq", 1), study.id("qat", 1), study.id("cga", 1)}
     assert waiting_for(study.runs, found) == {study.id("fp", 1): held}
     assert time_left(study.runs, found).seconds == 5.0
@@ -293,7 +293,7 @@ def drawn(study, width, height, *, fit=True, names=("tiny",)):
     console = Console(
         file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None
     )
-    page = Page([Watch(study.workspace, name) for name in names], console)
+    page = Page([StudyStatus(study.workspace, name) for name in names], console)
     console.print(page.draw(fit=fit))
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
@@ -384,8 +384,8 @@ def test_lines_are_shared_by_need():
 
 
 def test_order_of_rows_stays(tall):
-    watch = Watch(tall.workspace, "tiny")
-    rows = fitting(watch.rows, watch.look(), 12)
+    watch = StudyStatus(tall.workspace, "tiny")
+    rows = fitting(watch.rows, watch.status(), 12)
     places = [watch.rows.index(row) for row in rows]
     assert places == sorted(places)
 

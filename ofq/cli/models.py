@@ -75,7 +75,7 @@ def evaluate(
     """Evaluate weights: top-1 and top-5, each image counted once whatever the batch size."""
     from ofq.training import data as packaged
     from ofq.training import evaluation, models
-    from ofq.training.images import Files
+    from ofq.training.images import ImageSource
     from ofq.training.readers import describe
     from ofq.training.weights import load_weights, recorded_facts
 
@@ -88,7 +88,7 @@ def evaluate(
         images = evaluation.in_memory(digits, batch_size)
         facts = packaged.describe(data, digits)
     else:
-        files = Files(locate(expand_path(data, "--data"), Path()))
+        files = ImageSource(locate(expand_path(data, "--data"), Path()))
         images = evaluation.image_files(files, model, batch_size=batch_size)
         facts = describe(data, files.place, "val")
     seen = recorded_facts(weights) if weights.is_file() else None

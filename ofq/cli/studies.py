@@ -64,15 +64,15 @@ def runs(
     Elsewhere it prints one id per line, so that they can be handed on:
     `ofq doctor $(ofq runs digits --state interrupted)`. `ofq status` sums them up by cells.
     """
-    from ofq.status.look import Watch
+    from ofq.status.runs import StudyStatus
     from ofq.status.table import STYLES
 
     console = Console()
-    watch = Watch(Workspace(), study)
+    watch = StudyStatus(Workspace(), study)
     if state is None and not console.is_terminal:
         print("\n".join(watch.runs))
         return
-    states = {name: look.state for name, look in watch.look().items()}
+    states = {name: status.state for name, status in watch.read().items()}
     wanted = [name for name in states if state in (None, states[name])]
     if not console.is_terminal:
         print("".join(f"{name}\n" for name in wanted), end="")
@@ -101,12 +101,12 @@ def status(
     In a terminal this is live, until all is done or Ctrl-C; elsewhere it is a line per cell, once.
     """
     from ofq.status.lines import lines
-    from ofq.status.look import Watch
+    from ofq.status.runs import StudyStatus
     from ofq.status.table import Page, follow
 
     console = Console()
     workspace = Workspace()
-    watches = [Watch(workspace, name) for name in studies or workspace.site.studies]
+    watches = [StudyStatus(workspace, name) for name in studies or workspace.site.studies]
     if not console.is_terminal:
         for watch in watches:
             print(printable_lines("\n".join(lines(watch))))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ofq.doctor.examined import ExaminedRun
 from ofq.doctor.files import (
     check_access,
     check_checkpoints,
@@ -16,7 +17,6 @@ from ofq.doctor.files import (
 from ofq.doctor.finding import Finding, ok, problem, warning
 from ofq.doctor.identity import check_identity, check_lock
 from ofq.doctor.inputs import check_inputs, check_module
-from ofq.doctor.patient import Patient
 from ofq.doctor.records import check_events, check_provenance
 from ofq.doctor.tables import check_tables
 from ofq.errors import UserError
@@ -24,7 +24,7 @@ from ofq.study import Run, Workspace
 from ofq.tracking.folder import UNPACKED
 from ofq.tracking.record import Damaged, read_object
 
-_CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
+_CHECKS: tuple[Callable[[ExaminedRun], Iterator[Finding]], ...] = (
     check_places,
     check_identity,
     check_lock,
@@ -63,38 +63,40 @@ def examine(workspace: Workspace, name: str) -> Diagnosis:
     Raises:
         UserError: There is neither such a run nor such a folder.
     """
-    patient = _patient(workspace, name)
-    if os.path.lexists(patient.path) and not patient.path.is_dir():
-        todo = f"{patient.remove([patient.path])} && {patient.train}"
-        return Diagnosis(patient.id, [problem(f"{patient.path} is a file, not a folder", todo)])
-    if not patient.path.is_dir():
-        return Diagnosis(patient.id, [warning("the run hasn't begun", patient.train)])
-    if (patient.path / UNPACKED).exists():
+    examined = _examined(workspace, name)
+    if os.path.lexists(examined.path) and not examined.path.is_dir():
+        todo = f"{examined.remove([examined.path])} && {examined.train}"
+        return Diagnosis(examined.id, [problem(f"{examined.path} is a file, not a folder", todo)])
+    if not examined.path.is_dir():
+        return Diagnosis(examined.id, [warning("the run hasn't begun", examined.train)])
+    if (examined.path / UNPACKED).exists():
         text = (
             "a record out of a bundle, without weights: reports read it, and nothing trains over it"
         )
-        return Diagnosis(patient.id, [ok(text), *_unpacked(patient)])
-    denied = list(check_access(patient))
-    findings = denied or [finding for check in _CHECKS for finding in _checked(check, patient)]
-    return Diagnosis(patient.id, findings)
+        return Diagnosis(examined.id, [ok(text), *_unpacked(examined)])
+    denied = list(check_access(examined))
+    findings = denied or [finding for check in _CHECKS for finding in _checked(check, examined)]
+    return Diagnosis(examined.id, findings)
 
 
-def _checked(check: Callable[[Patient], Iterator[Finding]], patient: Patient) -> Iterator[Finding]:
+def _checked(
+    check: Callable[[ExaminedRun], Iterator[Finding]], examined: ExaminedRun
+) -> Iterator[Finding]:
     """What a check finds; if it can't look, why."""
     try:
-        yield from check(patient)
+        yield from check(examined)
     except Damaged as damage:
-        if (patient.path / damage.file).is_file():  # else the check of places says so
-            yield problem(f"{damage.file}: {damage.fault}", patient.anew)
+        if (examined.path / damage.file).is_file():  # else the check of places says so
+            yield problem(f"{damage.file}: {damage.fault}", examined.anew)
     except (UserError, OSError) as error:
-        yield problem(str(error), patient.anew)
+        yield problem(str(error), examined.anew)
 
 
-def _unpacked(patient: Patient) -> Iterator[Finding]:
+def _unpacked(examined: ExaminedRun) -> Iterator[Finding]:
     """What is wrong with the files that came out of a bundle."""
     todo = "unpack the bundle again, into another folder"
     try:
-        record = patient.folder.record()
+        record = examined.folder.record()
     except UserError as damage:
         yield problem(str(damage), todo)
         return
@@ -104,7 +106,7 @@ def _unpacked(patient: Patient) -> Iterator[Finding]:
             yield problem(f"{fault.file}: {fault.fault}", todo)
 
 
-def _patient(workspace: Workspace, name: str) -> Patient:
+def _examined(workspace: Workspace, name: str) -> ExaminedRun:
     path = Path(name) if Path(name).is_dir() else workspace.results / "runs" / name
     run_id = "/".join(path.resolve().parts[-3:])
     run, studies = _find(workspace, run_id)
@@ -116,7 +118,7 @@ def _patient(workspace: Workspace, name: str) -> Patient:
             f"'{name}' is neither a run folder nor a run of a study under config/; "
             "`ofq runs STUDY` lists a study's runs"
         )
-    return Patient(workspace, path, run_id, run, studies)
+    return ExaminedRun(workspace, path, run_id, run, studies)
 
 
 def _recorded_id(path: Path) -> str:

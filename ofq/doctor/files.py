@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ofq.attempt import CHECKPOINT, SAVE_REQUEST
+from ofq.doctor.examined import ExaminedRun
 from ofq.doctor.finding import Finding, ok, problem, warning
-from ofq.doctor.patient import Patient
 from ofq.errors import UserError, some
 from ofq.manifest import OtherFormat, counted_rows, examine, manifests
 from ofq.tracking import sent
@@ -29,13 +29,13 @@ _BESIDE = (*_NOTES, *(f"{table}.jsonl" for table in TABLES))
 _DECLARED = (RESULT, WEIGHTS, "metrics.parquet")  # what the workflow asks of a run
 
 
-def check_access(patient: Patient) -> Iterator[Finding]:
+def check_access(examined: ExaminedRun) -> Iterator[Finding]:
     """All of it may be read; else nothing else can be said."""
-    paths = [patient.path, *patient.path.rglob("*")]
+    paths = [examined.path, *examined.path.rglob("*")]
     denied = [path for path in paths if os.path.lexists(path) and not _may_be_read(path)]
     if denied:
-        names = some([str(path.relative_to(patient.path)) for path in denied])
-        todo = f"chmod -R u+rX {shlex.quote(str(patient.path))}  by its owner, then look again"
+        names = some([str(path.relative_to(examined.path)) for path in denied])
+        todo = f"chmod -R u+rX {shlex.quote(str(examined.path))}  by its owner, then look again"
         yield problem(f"no permission to read {names}", todo)
 
 
@@ -43,63 +43,63 @@ def _may_be_read(path: Path) -> bool:
     return os.access(path, os.R_OK | os.X_OK if os.path.isdir(path) else os.R_OK)
 
 
-def check_places(patient: Patient) -> Iterator[Finding]:
+def check_places(examined: ExaminedRun) -> Iterator[Finding]:
     """No folder is in a file's place, and no file in a folder's."""
-    files = {*_BESIDE, *(path.name for path in patient.path.glob("lock-*"))}
+    files = {*_BESIDE, *(path.name for path in examined.path.glob("lock-*"))}
     for name in sorted(files):
-        path = patient.path / name
+        path = examined.path / name
         if os.path.lexists(path) and not path.is_file():
-            rest = "" if patient.done else f" && {patient.train}"
-            todo = patient.remove([path]) + rest
+            rest = "" if examined.done else f" && {examined.train}"
+            todo = examined.remove([path]) + rest
             yield problem(f"{name} is a folder or something else, not a file", todo)
     for name in (SEALED, CHECKPOINT):
-        path = patient.path / name
+        path = examined.path / name
         if os.path.lexists(path) and not path.is_dir():
-            rest = "" if patient.done else f" && {patient.train}"
-            yield problem(f"{name} is a file, not a folder", patient.remove([path]) + rest)
+            rest = "" if examined.done else f" && {examined.train}"
+            yield problem(f"{name} is a file, not a folder", examined.remove([path]) + rest)
 
 
-def check_notes(patient: Patient) -> Iterator[Finding]:
+def check_notes(examined: ExaminedRun) -> Iterator[Finding]:
     """What the trainer and the mirror note beside the record can be read."""
     checks = {
-        "progress.json": (patient.folder.progress, ""),
+        "progress.json": (examined.folder.progress, ""),
         "mirror.json": (
-            lambda: sent.check_notes(patient.folder),
-            f" && ofq track sync {patient.id}",
+            lambda: sent.check_notes(examined.folder),
+            f" && ofq track sync {examined.id}",
         ),
     }
     for name, (check, rest) in checks.items():
-        path = patient.path / name
+        path = examined.path / name
         try:
             if path.is_file():
                 check()
         except Damaged as damage:
-            yield warning(f"{name}: {damage.fault}", patient.remove([path]) + rest)
+            yield warning(f"{name}: {damage.fault}", examined.remove([path]) + rest)
 
 
-def check_final_files(patient: Patient) -> Iterator[Finding]:
+def check_final_files(examined: ExaminedRun) -> Iterator[Finding]:
     """The final files are those that were written, in their place and sealed."""
-    if patient.running:
+    if examined.running:
         return
-    own, sealed = _opened(patient.path), _opened(patient.path / SEALED)
+    own, sealed = _opened(examined.path), _opened(examined.path / SEALED)
     known = sealed or own
     if known is None:
-        if os.path.lexists(patient.path / RESULT):
-            yield problem(f"{_fault(patient.path) or RESULT}, and isn't sealed", patient.anew)
+        if os.path.lexists(examined.path / RESULT):
+            yield problem(f"{_fault(examined.path) or RESULT}, and isn't sealed", examined.anew)
         return  # else the run hasn't ended
     if known.files is None and "sha256" not in known.content:
-        yield from _without_hashes(patient)
+        yield from _without_hashes(examined)
         return
     names = _names(known)
-    bad = [name for name in names if not _is_as_written(known, patient.path, name)]
+    bad = [name for name in names if not _is_as_written(known, examined.path, name)]
     if sealed is None:
-        yield from _unsealed(patient, bad, names)
+        yield from _unsealed(examined, bad, names)
     else:
         broken = [name for name in names if not _is_as_written(known, sealed.folder, name)]
-        yield from _sealed(patient, bad, broken)
+        yield from _sealed(examined, bad, broken)
         if not bad and not broken:
             yield ok(f"{len(names)} final files are whole, and sealed")
-    yield from _contents(patient, bad)
+    yield from _contents(examined, bad)
 
 
 def _opened(folder: Path) -> Record | None:
@@ -140,22 +140,22 @@ def _is_as_written(known: Record, folder: Path, name: str) -> bool:
     return True
 
 
-def _contents(patient: Patient, bad: list[str]) -> Iterator[Finding]:
+def _contents(examined: ExaminedRun, bad: list[str]) -> Iterator[Finding]:
     """Files that are as they were written, but hold what no run writes."""
-    record = _opened(patient.path)
+    record = _opened(examined.path)
     if record is None:
         return
     tables = {f"{table}.parquet" for table in TABLES}  # the check of tables says more of them
     for fault in record.faults():
         hidden = fault.file in tables and fault.fault != "missing"
         if fault.file not in bad and not hidden and fault.file != PROVENANCE:
-            yield problem(f"{fault.file}: {fault.fault}", patient.anew)
+            yield problem(f"{fault.file}: {fault.fault}", examined.anew)
 
 
-def check_checkpoints(patient: Patient) -> Iterator[Finding]:
+def check_checkpoints(examined: ExaminedRun) -> Iterator[Finding]:
     """What an unfinished run would go on from."""
     whole = False
-    for manifest in reversed(manifests(patient.path / CHECKPOINT)):
+    for manifest in reversed(manifests(examined.path / CHECKPOINT)):
         try:
             wrong = examine(manifest)
         except OtherFormat as other:
@@ -163,83 +163,87 @@ def check_checkpoints(patient: Patient) -> Iterator[Finding]:
             yield problem(f"checkpoint {manifest.stem} is another version's", str(other))
             continue
         if wrong is None:
-            lost = None if patient.done or patient.running else _lost_rows(patient, manifest)
+            lost = None if examined.done or examined.running else _lost_rows(examined, manifest)
             if lost and not whole:
-                yield problem(lost, patient.anew)
+                yield problem(lost, examined.anew)
             whole = True
             yield ok(f"checkpoint {manifest.stem} is whole")
-        elif not patient.running:  # a trainer removes old ones, under our eyes
+        elif not examined.running:  # a trainer removes old ones, under our eyes
             text = f"checkpoint {manifest.stem} {wrong}; it is passed over"
-            yield warning(text, patient.train)
-    sealed = patient.read(f"{SEALED}/{RESULT}") is not None
-    if _has_trained(patient) and not (whole or sealed or patient.done or patient.running):
-        yield problem("no whole checkpoint: the run begins again at its first step", patient.train)
+            yield warning(text, examined.train)
+    sealed = examined.read(f"{SEALED}/{RESULT}") is not None
+    if _has_trained(examined) and not (whole or sealed or examined.done or examined.running):
+        yield problem("no whole checkpoint: the run begins again at its first step", examined.train)
 
 
-def _lost_rows(patient: Patient, manifest: Path) -> str | None:
+def _lost_rows(examined: ExaminedRun, manifest: Path) -> str | None:
     """Which rows are lost that a checkpoint counts on."""
     try:
-        patient.folder.check_grown(counted_rows(manifest), manifest.stem)
+        examined.folder.check_grown(counted_rows(manifest), manifest.stem)
     except UserError as lost:
         return str(lost).partition("; put the file back")[0]
     return None
 
 
-def check_leftovers(patient: Patient) -> Iterator[Finding]:
+def check_leftovers(examined: ExaminedRun) -> Iterator[Finding]:
     """Nothing is left of writers that were killed."""
-    if patient.running:
+    if examined.running:
         return
-    places = (patient.path, patient.path / CHECKPOINT, patient.path / SEALED)
+    places = (examined.path, examined.path / CHECKPOINT, examined.path / SEALED)
     left = [
         path for place in places for end in ("tmp", "probe") for path in place.glob(f".*.{end}")
     ]
-    states = (patient.path / CHECKPOINT).glob("step-*.pt")
+    states = (examined.path / CHECKPOINT).glob("step-*.pt")
     left += [path for path in states if not path.with_suffix(".json").exists()]
-    stale = [SAVE_REQUEST, *(["progress.json"] if patient.done else [])]
-    left += [patient.path / name for name in stale if (patient.path / name).exists()]
+    stale = [SAVE_REQUEST, *(["progress.json"] if examined.done else [])]
+    left += [examined.path / name for name in stale if (examined.path / name).exists()]
     if left:
         names = some([path.name for path in left])
-        yield warning(f"left by a writer that was killed: {names}", patient.remove(left))
+        yield warning(f"left by a writer that was killed: {names}", examined.remove(left))
 
 
-def _has_trained(patient: Patient) -> bool:
+def _has_trained(examined: ExaminedRun) -> bool:
     """Whether there are steps to be lost; an evaluation has none."""
-    config = (patient.read("run.json") or {}).get("config") or {}
-    return (patient.path / "metrics.jsonl").exists() and config.get("training") is not None
+    config = (examined.read("run.json") or {}).get("config") or {}
+    return (examined.path / "metrics.jsonl").exists() and config.get("training") is not None
 
 
-def _without_hashes(patient: Patient) -> Iterator[Finding]:
-    missing = [name for name in _DECLARED if not (patient.path / name).exists()]
+def _without_hashes(examined: ExaminedRun) -> Iterator[Finding]:
+    missing = [name for name in _DECLARED if not (examined.path / name).exists()]
     if missing:
-        yield problem(f"missing: {some(missing)}", patient.anew)
+        yield problem(f"missing: {some(missing)}", examined.anew)
         return
     text = "the final files are from before hashes were kept; they can't be checked"
-    yield warning(text, f"nothing, if no doubt is left of them; else {patient.anew}")
-    yield from _contents(patient, [])
+    yield warning(text, f"nothing, if no doubt is left of them; else {examined.anew}")
+    yield from _contents(examined, [])
 
 
-def _unsealed(patient: Patient, bad: list[str], names: list[str]) -> Iterator[Finding]:
+def _unsealed(examined: ExaminedRun, bad: list[str], names: list[str]) -> Iterator[Finding]:
     if bad:
-        yield problem(f"missing or damaged, and not sealed: {some(bad)}", patient.anew)
+        yield problem(f"missing or damaged, and not sealed: {some(bad)}", examined.anew)
         return
-    sealed = shlex.quote(str(patient.path / SEALED))
-    files = shlex.join(str(patient.path / name) for name in names)
-    clear = f"rm -r {sealed} && " if os.path.lexists(patient.path / SEALED) else ""
+    sealed = shlex.quote(str(examined.path / SEALED))
+    files = shlex.join(str(examined.path / name) for name in names)
+    clear = f"rm -r {sealed} && " if os.path.lexists(examined.path / SEALED) else ""
     todo = f"{clear}mkdir -p {sealed} && cp {files} {sealed}"
     yield warning("the final files are whole, but not sealed: deleted ones can't be put back", todo)
 
 
-def _sealed(patient: Patient, bad: list[str], broken: list[str]) -> Iterator[Finding]:
+def _sealed(examined: ExaminedRun, bad: list[str], broken: list[str]) -> Iterator[Finding]:
     """Final files that are bad in their place, where they lie sealed, or in both."""
     lost = [name for name in bad if name in broken]
     if lost:
-        yield problem(f"damaged, in its place and sealed: {some(lost)}", patient.anew)
+        yield problem(f"damaged, in its place and sealed: {some(lost)}", examined.anew)
     for name in broken:
         if name not in lost:
             text = f"{SEALED}/{name} is missing or damaged; {name} itself is whole"
-            yield warning(text, patient.copy(patient.path, patient.path / SEALED, [name]))
+            yield warning(text, examined.copy(examined.path, examined.path / SEALED, [name]))
     back = [name for name in bad if name not in lost]
     if back and not lost:
-        missing = not os.path.lexists(patient.path / RESULT)
-        todo = patient.train if missing else patient.copy(patient.path / SEALED, patient.path, back)
+        missing = not os.path.lexists(examined.path / RESULT)
+        todo = (
+            examined.train
+            if missing
+            else examined.copy(examined.path / SEALED, examined.path, back)
+        )
         yield problem(f"missing or damaged, but sealed: {some(back)}", todo)

@@ -3,30 +3,30 @@
 from collections.abc import Iterator
 from typing import Any
 
+from ofq.doctor.examined import ExaminedRun
 from ofq.doctor.finding import Finding, ok, problem, warning
-from ofq.doctor.patient import Patient
 from ofq.errors import UserError
 from ofq.tracking.folder import RESULT, WEIGHTS, sha256
 from ofq.tracking.provenance import module_sha256
 
 
-def check_inputs(patient: Patient) -> Iterator[Finding]:
+def check_inputs(examined: ExaminedRun) -> Iterator[Finding]:
     """Its parents are complete, and all that it was made from is still as it was then."""
-    parents = _parents(patient)
+    parents = _parents(examined)
     for name in parents:
-        if not all((patient.runs / name / file).exists() for file in (RESULT, WEIGHTS)):
-            finding = warning if patient.done else problem
+        if not all((examined.runs / name / file).exists() for file in (RESULT, WEIGHTS)):
+            finding = warning if examined.done else problem
             yield finding(f"{name}, which it builds on, isn't complete", f"ofq train {name}")
-    recorded = (patient.read("provenance.json") or {}).get("inputs")
-    if recorded is None and parents and patient.done:
-        todo = f"nothing, if no doubt is left of them; else {patient.anew}"
+    recorded = (examined.read("provenance.json") or {}).get("inputs")
+    if recorded is None and parents and examined.done:
+        todo = f"nothing, if no doubt is left of them; else {examined.anew}"
         yield warning("the weights that it builds on aren't on record", todo)
     if not isinstance(recorded, dict):
         return  # the checks of the record say so
     for name, expected in recorded.items():
-        weights = patient.runs / name / WEIGHTS
+        weights = examined.runs / name / WEIGHTS
         try:
-            path = weights if name in parents else patient.workspace.own_file(name)
+            path = weights if name in parents else examined.workspace.own_file(name)
         except UserError as error:
             todo = "mend the path where it stands, or the variable that it names"
             yield warning(f"{name}, which the run was made from, can't be found: {error}", todo)
@@ -34,20 +34,20 @@ def check_inputs(patient: Patient) -> Iterator[Finding]:
         if path.is_file() and sha256(path) == expected:
             yield ok(f"{name} is as it was")
         elif path.is_file():
-            yield problem(f"{path} isn't what the run was made from (SHA-256)", patient.anew)
+            yield problem(f"{path} isn't what the run was made from (SHA-256)", examined.anew)
         elif name not in parents:
             yield warning(f"{path}, which the run was made from, is missing", "put it back")
 
 
-def check_module(patient: Patient) -> Iterator[Finding]:
+def check_module(examined: ExaminedRun) -> Iterator[Finding]:
     """Check that the user's own modules are still as they were in all attempts."""
-    attempts = (patient.read("provenance.json") or {}).get("attempts")
+    attempts = (examined.read("provenance.json") or {}).get("attempts")
     known: dict[str, set[str]] = {}
     for attempt in attempts if isinstance(attempts, list) else []:
         for module in _modules(attempt):
             known.setdefault(module["name"], set()).add(module["sha256"])
     for name, hashes in known.items():
-        yield from _check_module(patient, name, hashes)
+        yield from _check_module(examined, name, hashes)
 
 
 def _modules(attempt: Any) -> list[dict[str, str]]:
@@ -63,7 +63,7 @@ def _modules(attempt: Any) -> list[dict[str, str]]:
     ]
 
 
-def _check_module(patient: Patient, name: str, known: set[str]) -> Iterator[Finding]:
+def _check_module(examined: ExaminedRun, name: str, known: set[str]) -> Iterator[Finding]:
     now = module_sha256(name)
     if now is None:
         text = f"{name}, by which the run was made, isn't found"
@@ -72,12 +72,12 @@ def _check_module(patient: Patient, name: str, known: set[str]) -> Iterator[Find
         yield ok(f"{name} is as it was")
     else:
         yield warning(
-            f"{name} has changed since the run began; its name doesn't tell", patient.anew
+            f"{name} has changed since the run began; its name doesn't tell", examined.anew
         )
 
 
-def _parents(patient: Patient) -> list[str]:
+def _parents(examined: ExaminedRun) -> list[str]:
     """The runs whose weights it starts from and is taught by."""
-    description = patient.read("run.json") or {}
+    description = examined.read("run.json") or {}
     names = (description.get("parent"), description.get("teacher"))
     return list(dict.fromkeys(name for name in names if name and isinstance(name, str)))

@@ -5,8 +5,8 @@ from itertools import pairwise
 from typing import Any
 
 from ofq.attempt import ENDINGS
+from ofq.doctor.examined import ExaminedRun
 from ofq.doctor.finding import Finding, ok, problem, warning
-from ofq.doctor.patient import Patient
 from ofq.errors import UserError, some
 from ofq.tracking.folder import EVENTS, PROVENANCE
 from ofq.tracking.record import Damaged
@@ -14,33 +14,35 @@ from ofq.tracking.record import Damaged
 _UNREAD = "no number depends on it"
 
 
-def check_provenance(patient: Patient) -> Iterator[Finding]:
+def check_provenance(examined: ExaminedRun) -> Iterator[Finding]:
     """It is on record by which code, on which machine and by which command the run was made."""
-    opened = [event for event in patient.events if event.get("event") == "opened"]
-    path = patient.path / PROVENANCE
-    attempts = (patient.read(PROVENANCE) or {}).get("attempts")
-    fault = _fault(patient)
+    opened = [event for event in examined.events if event.get("event") == "opened"]
+    path = examined.path / PROVENANCE
+    attempts = (examined.read(PROVENANCE) or {}).get("attempts")
+    fault = _fault(examined)
     if fault or not attempts:
-        if patient.done:
-            todo = patient.put_back(PROVENANCE)
+        if examined.done:
+            todo = examined.put_back(PROVENANCE)
         else:
             todo = (
-                f"{patient.remove([path])} && {patient.train}" if path.exists() else patient.train
+                f"{examined.remove([path])} && {examined.train}"
+                if path.exists()
+                else examined.train
             )
-        if opened or path.exists() or patient.done:
+        if opened or path.exists() or examined.done:
             reason = f": {fault}" if fault else ""
             yield problem(f"provenance.json is missing or can't be read{reason}", todo)
-    elif patient.running or len(attempts) in (len(opened), len(opened) + 1):
+    elif examined.running or len(attempts) in (len(opened), len(opened) + 1):
         yield ok(f"provenance.json has each attempt ({len(attempts)})")
     else:
         text = f"provenance of {len(attempts)} attempts, but events of {len(opened)}"
         yield warning(text, f"nothing: {_UNREAD}")
 
 
-def _fault(patient: Patient) -> str | None:
+def _fault(examined: ExaminedRun) -> str | None:
     """What is wrong with ``provenance.json``, if there is one."""
     try:
-        patient.folder.provenance()
+        examined.folder.provenance()
     except Damaged as damage:
         return damage.fault if damage.file == PROVENANCE else None
     except UserError:  # there is none
@@ -48,40 +50,40 @@ def _fault(patient: Patient) -> str | None:
     return None
 
 
-def check_events(patient: Patient) -> Iterator[Finding]:
+def check_events(examined: ExaminedRun) -> Iterator[Finding]:
     """Each attempt began and ended, and the last one as the folder looks."""
-    torn = patient.folder.torn(EVENTS)
+    torn = examined.folder.torn(EVENTS)
     if torn:
         text = f"events.jsonl: {_lines(torn)} torn by a crash; readers leave them out"
         yield warning(text, f"nothing: {_UNREAD}")
-    if patient.running:
+    if examined.running:
         return
-    endless = _endless(patient.events, dead=patient.held is not None)
+    endless = _endless(examined.events, dead=examined.held is not None)
     if endless:
         text = f"events.jsonl: attempts whose end isn't on record: {endless}"
         yield warning(text, f"nothing: {_UNREAD}")
-    elif patient.events:
-        yield ok(f"events.jsonl: {len(patient.events)} events, no attempt without its end")
-    yield from _outcome(patient)
+    elif examined.events:
+        yield ok(f"events.jsonl: {len(examined.events)} events, no attempt without its end")
+    yield from _outcome(examined)
 
 
-def _outcome(patient: Patient) -> Iterator[Finding]:
+def _outcome(examined: ExaminedRun) -> Iterator[Finding]:
     """What became of the last attempt."""
-    last: dict[str, Any] = patient.events[-1] if patient.events else {}
+    last: dict[str, Any] = examined.events[-1] if examined.events else {}
     kind, cause = last.get("event"), str(last.get("cause")).partition("\n")[0]
-    if patient.done:
-        if not any(event.get("event") == "finished" for event in patient.events):
+    if examined.done:
+        if not any(event.get("event") == "finished" for event in examined.events):
             text = "the run is complete, but events.jsonl doesn't say that it finished"
             yield warning(text, f"put it back from a backup, if there is one; {_UNREAD}")
     elif kind == "failed" and "code" in last:
-        todo = f"{patient.train} --again  once more; or change its recipe or method"
+        todo = f"{examined.train} --again  once more; or change its recipe or method"
         yield problem(f"the run failed: {cause}", todo)
     elif kind == "failed":
-        yield problem(f"the run failed: {cause}", f"{patient.train}  once that is mended")
+        yield problem(f"the run failed: {cause}", f"{examined.train}  once that is mended")
     elif kind in ENDINGS and kind != "finished":
-        yield warning(f"the run was interrupted: {cause}", patient.train)
-    elif not patient.events:
-        yield warning("no attempt is on record", patient.train)
+        yield warning(f"the run was interrupted: {cause}", examined.train)
+    elif not examined.events:
+        yield warning("no attempt is on record", examined.train)
 
 
 def _endless(events: list[dict[str, Any]], *, dead: bool) -> int:

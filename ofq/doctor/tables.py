@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ofq.doctor.examined import ExaminedRun
 from ofq.doctor.finding import Finding, ok, problem, warning
-from ofq.doctor.patient import Patient
 from ofq.errors import some
 from ofq.tracking.folder import RESULT, TABLES, Table, same_rows
 from ofq.tracking.record import Damaged
@@ -29,13 +29,13 @@ _FIRST: dict[Table, int] = {
 """Where the tables begin that have each epoch or step; the others have some only."""
 
 
-def check_tables(patient: Patient) -> Iterator[Finding]:
+def check_tables(examined: ExaminedRun) -> Iterator[Finding]:
     """Each epoch, layer and recorded step stands once, up to the last one."""
     for table in TABLES:
-        if patient.done:
-            yield from _final(patient, table)
-        elif (patient.path / f"{table}.jsonl").exists():
-            yield from _growing(patient, table)
+        if examined.done:
+            yield from _final(examined, table)
+        elif (examined.path / f"{table}.jsonl").exists():
+            yield from _growing(examined, table)
 
 
 def faults(table: Table, rows: Rows) -> list[str]:
@@ -60,41 +60,41 @@ def _value(value: Any) -> Any:
     return value if isinstance(value, str | int | float | None) else repr(value)
 
 
-def _growing(patient: Patient, table: Table) -> Iterator[Finding]:
+def _growing(examined: ExaminedRun, table: Table) -> Iterator[Finding]:
     """A table of a run that isn't complete."""
     name = f"{table}.jsonl"
-    torn, wrong = patient.folder.torn(name), faults(table, patient.folder.rows(table))
+    torn, wrong = examined.folder.torn(name), faults(table, examined.folder.rows(table))
     for fault in wrong:
-        yield problem(f"{name}: {fault}", patient.anew)
+        yield problem(f"{name}: {fault}", examined.anew)
     if torn:
-        yield warning(f"{name}: a line torn by a crash, which is left out", patient.train)
+        yield warning(f"{name}: a line torn by a crash, which is left out", examined.train)
     if not torn and not wrong:
         yield ok(f"{name}: nothing missing, nothing twice")
 
 
-def _final(patient: Patient, table: Table) -> Iterator[Finding]:
+def _final(examined: ExaminedRun, table: Table) -> Iterator[Finding]:
     """A table of a complete run."""
-    name, rows = f"{table}.parquet", _parquet(patient, table)
+    name, rows = f"{table}.parquet", _parquet(examined, table)
     if rows is None:
         return  # the checks of the final files say so
     wrong = faults(table, rows)
-    epochs = (patient.read(RESULT) or {}).get("epochs")
+    epochs = (examined.read(RESULT) or {}).get("epochs")
     last = rows[-1].get("epoch") if rows else None
     if table == "metrics" and epochs is not None and last != epochs:
         wrong.append(f"ends at epoch {last}, but {RESULT} tells of {epochs}")
     for fault in wrong:
-        yield problem(f"{name}: {fault}", patient.anew)
-    if not same_rows(rows, patient.folder.rows(table)):
+        yield problem(f"{name}: {fault}", examined.anew)
+    if not same_rows(rows, examined.folder.rows(table)):
         text = f"{table}.jsonl isn't as {name}, which is what reports are made from"
         yield warning(text, f"nothing: only {name} is read")
     elif not wrong:
         yield ok(f"{name}: nothing missing, nothing twice; as {table}.jsonl")
 
 
-def _parquet(patient: Patient, table: Table) -> Rows | None:
+def _parquet(examined: ExaminedRun, table: Table) -> Rows | None:
     """A final table's rows; None if the run has none, or damaged ones."""
     try:
-        record = patient.folder.record()
+        record = examined.folder.record()
         if record is None or not record.has(f"{table}.parquet"):
             return None
         return record.written_table(table).to_pylist()

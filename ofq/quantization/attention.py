@@ -32,7 +32,7 @@ from ofq.quantization.products import (
 from ofq.quantization.quantizer import WeightQuantizer
 
 
-class Scores(nn.Module):
+class AttentionLogits(nn.Module):
     """What gives an attention its logits and values.
 
     Maps tokens (B, N, C) to unscaled logits (B, H, N, M) and values (B, H, N, d).
@@ -77,7 +77,7 @@ def attend(
     return attended.transpose(1, 2).flatten(2)
 
 
-class SeparateScores(Scores):
+class SeparateLogits(AttentionLogits):
     """Logits and values from one quantized qkv layer; query and key are quantized apart.
 
     Args:
@@ -124,7 +124,7 @@ class SeparateScores(Scores):
         probability_quantizer: Passthrough | ActivationQuantizer,
         mask: Tensor | None,
     ) -> Tensor:
-        """See :meth:`Scores.attended`."""
+        """See :meth:`AttentionLogits.attended`."""
         qkv = self.qkv(x, self._quantizers)
         q, k, v = self._quantizers
         if (
@@ -215,7 +215,7 @@ class FixedQueryKey(nn.Module):
         return F.linear(x, self.weight, bias).unflatten(-1, (self.heads, -1))
 
 
-class QKRScores(Scores):
+class QKRLogits(AttentionLogits):
     """Logits and values with query-key reparameterization (paper, section on QKR).
 
     x̂ = LSQ(x) is shared; z[m, h] = LSQ(W_qk[h] x̂_m) with a scale per (token, head); the logit of
@@ -267,7 +267,7 @@ class QuantizedAttention(nn.Module):
 
     def __init__(
         self,
-        scores: Scores,
+        scores: AttentionLogits,
         probability_quantizer: Passthrough | ActivationQuantizer,
         proj: nn.Module,
         proj_drop: nn.Module,

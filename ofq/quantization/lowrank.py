@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from ofq.quantization.attention import Scores, split_heads
+from ofq.quantization.attention import AttentionLogits, split_heads
 from ofq.quantization.layers import Passthrough, QuantizedLinear, own_parameter
 
 
-class LowRankScores(Scores):
+class LowRankLogits(AttentionLogits):
     """Logits and values with W_q = U_q V_qᵀ and W_k = U_k V_kᵀ of inner width C/2.
 
     U and V are quantized separately, between them the activation stays in floating point; query,

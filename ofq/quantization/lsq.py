@@ -159,7 +159,7 @@ class LSQWeight(WeightQuantizer):
         """The learned step size of each row."""
         return self.lsq.effective_scale(weight).detach()
 
-    def step(self, weight: Tensor) -> Tensor:
+    def step_size(self, weight: Tensor) -> Tensor:
         """The learned step size itself."""
         return self.scale(weight)
 

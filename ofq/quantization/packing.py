@@ -124,7 +124,7 @@ def _codes(quantizer: WeightQuantizer, latent: Tensor, quantized: Tensor) -> Ten
     """
     zero = quantizer.decode(torch.zeros_like(quantized), quantizer.scale(latent))
     # a row of zeros may have step 0
-    step = quantizer.step(latent).clamp_min(torch.finfo(torch.float32).tiny)
+    step = quantizer.step_size(latent).clamp_min(torch.finfo(torch.float32).tiny)
     return ((quantized - zero) / step).round_().clamp_(quantizer.lowest, quantizer.highest)
 
 

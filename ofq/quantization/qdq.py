@@ -70,7 +70,7 @@ class _Weight(nn.Module):
         """The codes of a weight, odd and doubled where its grid has no level at zero."""
         quantized = quantizer(latent)
         rows = (len(latent), *[1] * (latent.ndim - 1))
-        step = quantizer.step(latent).expand(rows)
+        step = quantizer.step_size(latent).expand(rows)
         for parts in (1, 2):
             unit = step / parts
             codes = (quantized / unit.clamp_min(torch.finfo(torch.float32).tiny)).round()

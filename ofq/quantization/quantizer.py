@@ -18,9 +18,9 @@ class WeightQuantizer(nn.Module, ABC):
     """Fake-quantizes a weight whose rows run over its first dimension.
 
     A subclass says what the quantization scale is (:meth:`scale`), how far apart levels are
-    (:meth:`step`), where each weight lies on the grid (:meth:`position`), and what its quantized
-    value and gradient are (:meth:`forward`). Codes, annealing, the oscillation tracker and the
-    baselines all follow from these.
+    (:meth:`step_size`), where each weight lies on the grid (:meth:`position`), and what its
+    quantized value and gradient are (:meth:`forward`). Codes, CGA, the oscillation tracker and
+    the baselines all follow from these.
 
     Args:
         bits: Bit-width, 2 to 8; codes run from ``-2**(bits-1)`` to ``2**(bits-1) - 1``.
@@ -40,7 +40,7 @@ class WeightQuantizer(nn.Module, ABC):
         """The quantization scale, float32, in a shape that broadcasts over the weight."""
 
     @abstractmethod
-    def step(self, weight: Tensor) -> Tensor:
+    def step_size(self, weight: Tensor) -> Tensor:
         """The distance between adjacent levels, in a shape that broadcasts over the weight."""
 
     @abstractmethod
@@ -66,7 +66,7 @@ class WeightQuantizer(nn.Module, ABC):
     def level(self, weight: Tensor, codes: Tensor | int) -> Tensor:
         """The value that each weight would have if it were quantized to other codes."""
         own = self.position(weight).round_()
-        return self(weight) + (codes - own) * self.step(weight)
+        return self(weight) + (codes - own) * self.step_size(weight)
 
     def learn_from_held(self, gradient: Tensor, codes: Tensor) -> None:
         """Add to a learned scale's gradient what weights contribute that are held at codes.

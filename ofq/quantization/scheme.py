@@ -7,7 +7,13 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from ofq.quantization.activations import ActivationQuantizer, make_activation_quantizer
-from ofq.quantization.attention import MergedQueryKey, QKRScores, Scores, SeparateScores, merge
+from ofq.quantization.attention import (
+    AttentionLogits,
+    MergedQueryKey,
+    QKRLogits,
+    SeparateLogits,
+    merge,
+)
 from ofq.quantization.layers import (
     Passthrough,
     PreShifted,
@@ -15,7 +21,7 @@ from ofq.quantization.layers import (
     Shifted,
     own_parameter,
 )
-from ofq.quantization.lowrank import LowRankScores, factorize
+from ofq.quantization.lowrank import LowRankLogits, factorize
 from ofq.quantization.quantizer import OFF, make_weight_quantizer
 
 _TOKEN, _CHANNEL, _TOKEN_AND_HEAD = -2, -1, (1, 2)
@@ -43,7 +49,7 @@ class Scheme:
     options: Mapping[str, float]
     activation_quantizer: str
     activation_options: Mapping[str, float]
-    scores: "ScoresMaker"
+    scores: "LogitsMaker"
     end_bits: tuple[int, int]
     layer_bits: Mapping[str, tuple[int, int]]
 
@@ -98,7 +104,7 @@ class Scheme:
         )
 
 
-def _separate_scores(qkv: nn.Linear, heads: int, scheme: Scheme) -> Scores:
+def _separate_logits(qkv: nn.Linear, heads: int, scheme: Scheme) -> AttentionLogits:
     channels = qkv.out_features // 3
     rows = [slice(i * channels, (i + 1) * channels) for i in range(3)]
     layer = QuantizedLinear(
@@ -107,7 +113,7 @@ def _separate_scores(qkv: nn.Linear, heads: int, scheme: Scheme) -> Scores:
         scheme.activation(qkv.in_features),
         dict(zip("qkv", rows, strict=True)),
     )
-    return SeparateScores(
+    return SeparateLogits(
         layer,
         q_quantizer=scheme.activation(channels),
         k_quantizer=scheme.logit(channels),
@@ -116,10 +122,10 @@ def _separate_scores(qkv: nn.Linear, heads: int, scheme: Scheme) -> Scores:
     )
 
 
-def _qkr_scores(qkv: nn.Linear, heads: int, scheme: Scheme) -> Scores:
+def _qkr_logits(qkv: nn.Linear, heads: int, scheme: Scheme) -> AttentionLogits:
     q_weight, k_weight, _ = qkv.weight.chunk(3)
     channels = qkv.in_features
-    return QKRScores(
+    return QKRLogits(
         input_quantizer=scheme.activation(channels),
         merged=MergedQueryKey(
             q_weight, k_weight, scheme.weight(merge(q_weight, k_weight, heads)), heads
@@ -130,7 +136,7 @@ def _qkr_scores(qkv: nn.Linear, heads: int, scheme: Scheme) -> Scores:
     )
 
 
-def _low_rank_scores(qkv: nn.Linear, heads: int, scheme: Scheme) -> Scores:
+def _low_rank_logits(qkv: nn.Linear, heads: int, scheme: Scheme) -> AttentionLogits:
     weights = qkv.weight.chunk(3)
     biases = qkv.bias.chunk(3) if qkv.bias is not None else (None,) * 3
     channels = qkv.out_features // 3
@@ -138,7 +144,7 @@ def _low_rank_scores(qkv: nn.Linear, heads: int, scheme: Scheme) -> Scores:
         nn.Sequential(*(_inner_layer(part, role, scheme) for part in factorize(weight, bias)))
         for role, weight, bias in zip("qk", weights[:2], biases[:2], strict=True)
     )
-    return LowRankScores(
+    return LowRankLogits(
         scheme.activation(qkv.in_features),
         q,
         k,
@@ -165,9 +171,9 @@ def _inner_layer(linear: nn.Linear, role: str, scheme: Scheme) -> QuantizedLinea
     return QuantizedLinear(linear, scheme.weight(linear.weight), Passthrough(), rows)
 
 
-ScoresMaker = Callable[[nn.Linear, int, Scheme], Scores]
-SCORES: dict[bool | str, ScoresMaker] = {
-    False: _separate_scores,
-    True: _qkr_scores,
-    "lowrank": _low_rank_scores,
+LogitsMaker = Callable[[nn.Linear, int, Scheme], AttentionLogits]
+SCORES: dict[bool | str, LogitsMaker] = {
+    False: _separate_logits,
+    True: _qkr_logits,
+    "lowrank": _low_rank_logits,
 }

@@ -33,17 +33,17 @@ class StatsQ(WeightQuantizer):
         total = torch.linalg.vector_norm(weight, ord=1, dim=others, keepdim=True)
         return total * (2 * weight.shape[-2] / weight.numel())
 
-    def step(self, weight: Tensor) -> Tensor:
+    def step_size(self, weight: Tensor) -> Tensor:
         """s/n."""
         return self.scale(weight) / 2 ** (self.bits - 1)
 
     def position(self, weight: Tensor) -> Tensor:
         """See :meth:`WeightQuantizer.position`."""
-        return self._position(weight, self.step(weight))
+        return self._position(weight, self.step_size(weight))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize a weight of shape (rows, in), or a stack (..., rows, in)."""
-        step = self.step(weight)
+        step = self.step_size(weight)
         codes = self._position(weight, step).round_()
         return straight_through(weight, _on_grid(codes, step))
 

@@ -32,7 +32,7 @@ class StatsQMoments(WeightQuantizer):
         factor = 2 ** (self.bits - 1) - 0.5
         return factor * weight.detach().float().std(-1, keepdim=True) + _SMALLEST
 
-    def step(self, weight: Tensor) -> Tensor:
+    def step_size(self, weight: Tensor) -> Tensor:
         """2R/(2^b − 1)."""
         return self._step(self.scale(weight))
 
@@ -40,7 +40,7 @@ class StatsQMoments(WeightQuantizer):
         """(w + R)/(2R)·(2^b − 1), shifted so that codes start at −2^(b−1)."""
         limit = self.scale(weight)
         clipped = weight.detach().float().clamp(-limit, limit)
-        return (clipped + limit) / self.step(weight) + self.lowest
+        return (clipped + limit) / self.step_size(weight) + self.lowest
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize a weight of shape (rows, in)."""
@@ -72,7 +72,7 @@ class StatisticalLSQ(WeightQuantizer):
         mean = weight.detach().float().abs().mean(-1, keepdim=True)
         return (mean * (2 / math.sqrt(self.highest))).clamp_min(_SMALLEST)
 
-    def step(self, weight: Tensor) -> Tensor:
+    def step_size(self, weight: Tensor) -> Tensor:
         """The scale itself."""
         return self.scale(weight)
 
@@ -109,13 +109,13 @@ class LearnedStatsQ(WeightQuantizer):
 
     def initialize(self, weight: Tensor) -> None:
         """Set δ from StatsQ's scale."""
-        self.learned.data = StatsQ(self.bits).step(weight).flatten()
+        self.learned.data = StatsQ(self.bits).step_size(weight).flatten()
 
     def scale(self, weight: Tensor) -> Tensor:
         """δ of each row."""
         return floored(self.learned).unsqueeze(-1).detach()
 
-    def step(self, weight: Tensor) -> Tensor:
+    def step_size(self, weight: Tensor) -> Tensor:
         """δ."""
         return self.scale(weight)
 

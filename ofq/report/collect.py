@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ofq.errors import UserError
 from ofq.report.curves import KEYS, Curves, DamagedTables, names_of
-from ofq.status.look import Watch
+from ofq.status.runs import StudyStatus
 from ofq.study import Cell, Run, Study, Workspace
 from ofq.study.published import Difference
 from ofq.study.reference import Reference
@@ -196,8 +196,8 @@ def _reasons(
     lacking = [cell for cell in cells if any(run.id not in shown for run in cell.runs)]
     if not lacking:
         return {}
-    watch = Watch(workspace, study)
-    states = {name: look.state for name, look in watch.look().items()}
+    watch = StudyStatus(workspace, study)
+    states = {name: status.state for name, status in watch.read().items()}
     found: dict[tuple[str, str, str], str] = {}
     for cell in lacking:
         missing = [run for run in cell.runs if run.id not in shown]

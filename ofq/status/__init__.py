@@ -1,1 +1,1 @@
-"""What has become of a study: looks at run folders and logs, and shows them; changes nothing."""
+"""What has become of a study: statuses at run folders and logs, and shows them; changes nothing."""

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ofq.status.look import Look
+from ofq.status.runs import RunStatus
 from ofq.study import Run
 from ofq.study.run import training_of
 
@@ -19,26 +19,26 @@ class Estimate:
     at_once: int
 
 
-def time_left(runs: Mapping[str, Run], looks: Mapping[str, Look]) -> Estimate | None:
+def time_left(runs: Mapping[str, Run], statuses: Mapping[str, RunStatus]) -> Estimate | None:
     """What the runs that can still be done will take, from what others like them took.
 
     Args:
         runs: A study's runs, parents first.
-        looks: How each of them is.
+        statuses: How each of them is.
 
     Returns:
         None if nothing runs, or if nothing is known of some runs' pace.
     """
-    at_once = sum(look.state == "running" for look in looks.values())
-    blocked = {name for names in waiting_for(runs, looks).values() for name in names}
-    seconds_per_epoch = _paces(runs, looks)
+    at_once = sum(status.state == "running" for status in statuses.values())
+    blocked = {name for names in waiting_for(runs, statuses).values() for name in names}
+    seconds_per_epoch = _paces(runs, statuses)
     ends: dict[str, float] = {}
     work = 0.0
     for name, run in runs.items():
-        look = looks[name]
-        if look.state in ("done", "failed") or name in blocked:
+        status = statuses[name]
+        if status.state in ("done", "failed") or name in blocked:
             continue
-        seconds = look.left
+        seconds = status.left
         if seconds is None:
             if _kind(run) not in seconds_per_epoch:
                 return None
@@ -50,12 +50,12 @@ def time_left(runs: Mapping[str, Run], looks: Mapping[str, Look]) -> Estimate | 
     return Estimate(max(work / at_once, *ends.values()), at_once)
 
 
-def waiting_for(runs: Mapping[str, Run], looks: Mapping[str, Look]) -> dict[str, set[str]]:
+def waiting_for(runs: Mapping[str, Run], statuses: Mapping[str, RunStatus]) -> dict[str, set[str]]:
     """The runs that can't be trained before a failed one is, for each failed one."""
     causes: dict[str, set[str]] = {}
-    held: dict[str, set[str]] = {name: set() for name in runs if looks[name].state == "failed"}
+    held: dict[str, set[str]] = {name: set() for name in runs if statuses[name].state == "failed"}
     for name, run in runs.items():
-        if looks[name].state == "done":
+        if statuses[name].state == "done":
             continue
         mine = {cause for need in run.needs() for cause in causes.get(need.id, ())}
         for cause in mine:
@@ -64,13 +64,13 @@ def waiting_for(runs: Mapping[str, Run], looks: Mapping[str, Look]) -> dict[str,
     return held
 
 
-def _paces(runs: Mapping[str, Run], looks: Mapping[str, Look]) -> dict[_Kind, float]:
+def _paces(runs: Mapping[str, Run], statuses: Mapping[str, RunStatus]) -> dict[_Kind, float]:
     """Seconds per epoch of runs of one kind, over those of which they are known."""
     seconds: defaultdict[_Kind, float] = defaultdict(float)
     epochs: Counter[_Kind] = Counter()
     for name, run in runs.items():
-        look = looks[name]
-        took = look.seconds if look.pace is None else look.pace * look.total
+        status = statuses[name]
+        took = status.seconds if status.pace is None else status.pace * status.total
         if took is not None:
             seconds[_kind(run)] += took
             epochs[_kind(run)] += _epochs(run)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ofq.status.look import Look
+from ofq.status.runs import RunStatus
 
 
 @dataclass(frozen=True)
@@ -22,22 +22,22 @@ class Progress:
     left: float | None
 
 
-def progress(looks: Iterable[Look]) -> Progress | None:
+def progress(statuses: Iterable[RunStatus]) -> Progress | None:
     """How far the running ones are; None before their first heartbeat."""
-    running = [look for look in looks if look.state == "running" and look.total]
+    running = [status for status in statuses if status.state == "running" and status.total]
     if not running:
         return None
-    rates = [1 / look.pace for look in running if look.pace]
+    rates = [1 / status.pace for status in running if status.pace]
     return Progress(
-        sum(look.step for look in running) / sum(look.total for look in running),
+        sum(status.step for status in running) / sum(status.total for status in running),
         sum(rates) / len(rates) if rates else None,
-        max((look.left for look in running if look.left is not None), default=None),
+        max((status.left for status in running if status.left is not None), default=None),
     )
 
 
-def tally(looks: Iterable[Look]) -> Counter[str]:
+def tally(statuses: Iterable[RunStatus]) -> Counter[str]:
     """How many runs are in each state."""
-    return Counter(look.state for look in looks)
+    return Counter(status.state for status in statuses)
 
 
 def words(counts: Mapping[str, int], states: Iterable[str]) -> str:

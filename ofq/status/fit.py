@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from ofq.status.figures import tally
-from ofq.status.look import Look, Row
+from ofq.status.runs import Row, RunStatus
 
 _URGENT = ("failed", "running", "interrupted", "waiting")
 
@@ -23,12 +23,12 @@ def shares(wanted: Sequence[int], lines: int) -> list[int]:
     return given
 
 
-def fitting(rows: list[Row], looks: Mapping[str, Look], lines: int) -> list[Row]:
+def fitting(rows: list[Row], statuses: Mapping[str, RunStatus], lines: int) -> list[Row]:
     """The rows that want attention most, in the order of all.
 
     Args:
         rows: All rows.
-        looks: How each run is.
+        statuses: How each run is.
         lines: How many there is room for.
 
     Returns:
@@ -40,7 +40,7 @@ def fitting(rows: list[Row], looks: Mapping[str, Look], lines: int) -> list[Row]
     shown: set[int] = set()
     models: set[str] = set()
     room = lines - 1
-    for index in sorted(range(len(rows)), key=lambda index: _rank(rows[index], looks)):
+    for index in sorted(range(len(rows)), key=lambda index: _rank(rows[index], statuses)):
         model = rows[index].cell.model
         room -= 1 if model in models else 2
         if room < 0:
@@ -50,6 +50,6 @@ def fitting(rows: list[Row], looks: Mapping[str, Look], lines: int) -> list[Row]
     return [row for index, row in enumerate(rows) if index in shown]
 
 
-def _rank(row: Row, looks: Mapping[str, Look]) -> int:
-    counts = tally(looks[run.id] for run in row.runs)
+def _rank(row: Row, statuses: Mapping[str, RunStatus]) -> int:
+    counts = tally(statuses[run.id] for run in row.runs)
     return next((n for n, state in enumerate(_URGENT) if counts[state]), len(_URGENT))

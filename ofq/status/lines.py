@@ -4,31 +4,31 @@ from collections.abc import Iterator, Mapping
 
 from ofq.status.estimate import time_left
 from ofq.status.figures import duration, progress, significant, tally, words
-from ofq.status.look import STATES, Look, Row, Watch
+from ofq.status.runs import STATES, Row, RunStatus, StudyStatus
 
 _NONE = "-"
 _COLUMNS = ("study", "model", "bits", "method", "runs", *STATES, "percent", "steps/s", "left")
 
 
-def lines(watch: Watch) -> Iterator[str]:
+def lines(watch: StudyStatus) -> Iterator[str]:
     """A line of names and one per cell, a word per column; then failures; then the sums."""
-    looks = watch.look()
-    table = [_COLUMNS, *(_words(watch, row, looks) for row in watch.rows)]
+    statuses = watch.read()
+    table = [_COLUMNS, *(_words(watch, row, statuses) for row in watch.rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         yield "  ".join(f"{word:{n}}" for word, n in zip(row, widths, strict=True)).rstrip()
-    for name, look in looks.items():
-        if look.failure is not None:
-            yield f"failed {name}: {look.failure.error}"
+    for name, status in statuses.items():
+        if status.failure is not None:
+            yield f"failed {name}: {status.failure.error}"
             log = watch.log(name)
-            yield f"  log: {log if log.exists() else 'none'}; {look.failure.todo}"
-    counts, estimate = tally(looks.values()), time_left(watch.runs, looks)
+            yield f"  log: {log if log.exists() else 'none'}; {status.failure.todo}"
+    counts, estimate = tally(statuses.values()), time_left(watch.runs, statuses)
     left = f"; about {duration(estimate.seconds)} left" if estimate else ""
-    yield f"{watch.grid.study}: {len(looks)} runs: {words(counts, STATES)}{left}"
+    yield f"{watch.grid.study}: {len(statuses)} runs: {words(counts, STATES)}{left}"
 
 
-def _words(watch: Watch, row: Row, looks: Mapping[str, Look]) -> tuple[str, ...]:
-    mine = [looks[run.id] for run in row.runs]
+def _words(watch: StudyStatus, row: Row, statuses: Mapping[str, RunStatus]) -> tuple[str, ...]:
+    mine = [statuses[run.id] for run in row.runs]
     now, counts = progress(mine), tally(mine)
     return (
         watch.grid.study,

@@ -14,7 +14,7 @@ from ofq.interruption import StopRequest
 from ofq.status.estimate import time_left, waiting_for
 from ofq.status.figures import duration, progress, significant, tally
 from ofq.status.fit import fitting, height, shares
-from ofq.status.look import STATES, Look, Row, Watch
+from ofq.status.runs import STATES, Row, RunStatus, StudyStatus
 
 STYLES = {
     "done": "green",
@@ -25,7 +25,7 @@ STYLES = {
 }
 """How each state is shown."""
 
-_PAUSE = 2.0  # seconds between two looks
+_PAUSE = 2.0  # seconds between two statuses
 _NAP = 0.1  # seconds after which Ctrl-C is noticed
 _WIDE = 100  # columns from which running runs have a bar
 _BAR = 18
@@ -35,26 +35,26 @@ _LINES_PER_FAILURE = 12  # of the screen: so a third of it is failures, at most
 
 
 class Page:
-    """What the state of some studies looks like.
+    """What the state of some studies statuses like.
 
     Args:
         watches: The studies.
         console: Where it is shown.
 
     Attributes:
-        finished: Whether all runs were done at the last look.
+        finished: Whether all runs were done at the last status.
     """
 
-    def __init__(self, watches: Sequence[Watch], console: Console) -> None:
+    def __init__(self, watches: Sequence[StudyStatus], console: Console) -> None:
         self.watches = watches
         self.console = console
         self.finished = False
 
     def draw(self, *, fit: bool) -> RenderableType:
-        """Look, and draw what there is to see; if it is to fit, no more than the screen holds."""
-        looks = [watch.look() for watch in self.watches]
-        self.finished = all(k.state == "done" for found in looks for k in found.values())
-        pairs = zip(self.watches, looks, strict=True)
+        """Read the runs' states and draw them; if it is to fit, no more than the screen holds."""
+        statuses = [watch.read() for watch in self.watches]
+        self.finished = all(k.state == "done" for found in statuses for k in found.values())
+        pairs = zip(self.watches, statuses, strict=True)
         most = max(1, self.console.height // _LINES_PER_FAILURE) if fit else None
         studies = [_Study(*pair, self.console.width, most) for pair in pairs]
         lines = shares([study.height for study in studies], self.console.height)
@@ -89,38 +89,44 @@ class _Study:
     """One study as it was found; all of it, unless there is a limit to failures."""
 
     def __init__(
-        self, watch: Watch, looks: Mapping[str, Look], width: int, most_failures: int | None
+        self,
+        watch: StudyStatus,
+        statuses: Mapping[str, RunStatus],
+        width: int,
+        most_failures: int | None,
     ) -> None:
         self.watch = watch
-        self.looks = looks
+        self.statuses = statuses
         self.width = width
         self.most_failures = most_failures
-        self.counts = tally(looks.values())
+        self.counts = tally(statuses.values())
         self.below = [*self._failures(), *self._hints()]
         self.height = _FRAME + height(watch.rows) + len(self.below)
 
     def draw(self, lines: int) -> RenderableType:
         rows = self.watch.rows
         if self.most_failures is not None:
-            rows = fitting(rows, self.looks, max(2, lines - _FRAME - len(self.below)))
+            rows = fitting(rows, self.statuses, max(2, lines - _FRAME - len(self.below)))
         return Group(*self._head(), *self._rows(rows), *self.below, Text())
 
     def _head(self) -> list[RenderableType]:
         counts = [Text(f"{self.counts[s]} {s}", STYLES[s]) for s in STATES if self.counts[s]]
-        name = Text.assemble((self.watch.grid.study, "bold"), f"  {len(self.looks)} runs: ")
-        done = self.counts["done"] + sum(k.step / k.total for k in self.looks.values() if k.total)
-        estimate = time_left(self.watch.runs, self.looks)
+        name = Text.assemble((self.watch.grid.study, "bold"), f"  {len(self.statuses)} runs: ")
+        done = self.counts["done"] + sum(
+            k.step / k.total for k in self.statuses.values() if k.total
+        )
+        estimate = time_left(self.watch.runs, self.statuses)
         left = f"about {duration(estimate.seconds)} left" if estimate else ""
         bar = Table.grid(padding=(0, 1), expand=True)
         bar.add_column(ratio=1)
         bar.add_column()
-        share = f"{100 * done / len(self.looks):.0f} %"
-        bar.add_row(ProgressBar(len(self.looks), done), f"{share}  {left}".strip())
+        share = f"{100 * done / len(self.statuses):.0f} %"
+        bar.add_row(ProgressBar(len(self.statuses), done), f"{share}  {left}".strip())
         return [_line(name + Text(", ").join(counts)), bar]
 
     def _rows(self, rows: Sequence[Row]) -> Iterator[RenderableType]:
         """The table, with a line for each model, and one for what has no room."""
-        columns = _Columns(self.watch.rows, self.looks, self.width)
+        columns = _Columns(self.watch.rows, self.statuses, self.width)
         yield columns.heading()
         for model, group in groupby(rows, lambda row: row.cell.model):
             yield _line(Text(model, "bold"))
@@ -128,14 +134,16 @@ class _Study:
         shown = {id(row) for row in rows}
         rest = [row for row in self.watch.rows if id(row) not in shown]
         if rest:
-            done = sum(all(self.looks[run.id].state == "done" for run in row.runs) for row in rest)
+            done = sum(
+                all(self.statuses[run.id].state == "done" for run in row.runs) for row in rest
+            )
             text = f"… and {len(rest)} more cells, {done} of them done; ofq status --once has all"
             yield _line(Text(text, "dim"))
 
     def _failures(self) -> list[RenderableType]:
         """Each failed run with its error, its log and what to do."""
-        failed = {name: look.failure for name, look in self.looks.items() if look.failure}
-        waiting = waiting_for(self.watch.runs, self.looks)
+        failed = {name: status.failure for name, status in self.statuses.items() if status.failure}
+        waiting = waiting_for(self.watch.runs, self.statuses)
         shown = list(failed)[: self.most_failures]
         lines = []
         for name in shown:
@@ -162,14 +170,14 @@ class _Columns:
 
     Args:
         rows: All rows.
-        looks: How each run is.
+        statuses: How each run is.
         width: Columns of the terminal.
     """
 
-    def __init__(self, rows: Sequence[Row], looks: Mapping[str, Look], width: int) -> None:
-        self.looks = looks
+    def __init__(self, rows: Sequence[Row], statuses: Mapping[str, RunStatus], width: int) -> None:
+        self.statuses = statuses
         self.width = width
-        self.running = any(look.state == "running" for look in looks.values())
+        self.running = any(status.state == "running" for status in statuses.values())
         self.bar = self.running and width >= _WIDE
         bits = max(4, *(len(row.cell.bits) for row in rows))
         done = max(4, *(2 * len(str(len(row.runs))) + 1 for row in rows))
@@ -190,10 +198,10 @@ class _Columns:
         """Some rows."""
         table = self._empty()
         for row in rows:
-            looks = [self.looks[run.id] for run in row.runs]
-            done = f"{tally(looks)['done']}/{len(looks)}"
+            statuses = [self.statuses[run.id] for run in row.runs]
+            done = f"{tally(statuses)['done']}/{len(statuses)}"
             label = _middle(row.cell.label, self.widths[1])
-            table.add_row(row.cell.bits, label, done, *self._numbers(looks), _states(looks))
+            table.add_row(row.cell.bits, label, done, *self._numbers(statuses), _states(statuses))
         return table
 
     def _empty(self) -> Table:
@@ -204,10 +212,10 @@ class _Columns:
         table.add_column(width=max(1, rest), no_wrap=True)
         return table
 
-    def _numbers(self, looks: Sequence[Look]) -> list[RenderableType]:
+    def _numbers(self, statuses: Sequence[RunStatus]) -> list[RenderableType]:
         if not self.running:
             return []
-        now = progress(looks)
+        now = progress(statuses)
         if now is None:
             return [""] * (len(self.widths) - 3)
         bar: list[RenderableType] = [ProgressBar(1.0, now.share)] if self.bar else []
@@ -216,9 +224,9 @@ class _Columns:
         return [*bar, f"{100 * now.share:.0f}", rate, left]
 
 
-def _states(looks: Sequence[Look]) -> Text:
+def _states(statuses: Sequence[RunStatus]) -> Text:
     """The states that a row's runs are in; those that wait go without saying beside others."""
-    counts = tally(looks)
+    counts = tally(statuses)
     found = [s for s in ("failed", "interrupted", "running") if counts[s]]
     if not found:
         found = ["waiting" if counts["waiting"] else "done"]

@@ -4,16 +4,16 @@ from ofq.study.config import Recipe, Site, Study
 from ofq.study.fields import Stage, parse_bits
 from ofq.study.method import Method, Quantization
 from ofq.study.run import Cell, Grid, Run, RunConfig, TrainedRun
-from ofq.study.stage import Recording, Resources, Training
+from ofq.study.stage import ProbeConfig, Resources, Training
 from ofq.study.workspace import Workspace
 
 __all__ = [
     "Cell",
     "Grid",
     "Method",
+    "ProbeConfig",
     "Quantization",
     "Recipe",
-    "Recording",
     "Resources",
     "Run",
     "RunConfig",

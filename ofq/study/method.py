@@ -27,7 +27,7 @@ class _Technique(Strict):
         return self.model_dump(exclude={"form"})
 
 
-class Band(_Technique):
+class CgaConfig(_Technique):
     """CGA: only weights near a rounding threshold stay trainable.
 
     Attributes:
@@ -46,7 +46,7 @@ class Band(_Technique):
         return "cga"
 
 
-class Ratio(_Technique):
+class CgaRatioConfig(_Technique):
     """CGA in ratio form: by the distances to the nearest and the farthest level.
 
     Attributes:
@@ -64,7 +64,7 @@ class Ratio(_Technique):
         return "cga_ratio"
 
 
-class Control(_Technique):
+class CgaControlConfig(_Technique):
     """A control beside CGA: all low-bit weights frozen, or none."""
 
     form: Literal["freeze_all", "no_freeze"]
@@ -146,10 +146,15 @@ def _qat_technique(data: Any) -> Any:
 
 
 ANNEALINGS: dict[str, type[_Technique]] = {
-    "band": Band, "ratio": Ratio, "freeze_all": Control, "no_freeze": Control,
-}  # fmt: skip
+    "band": CgaConfig,
+    "ratio": CgaRatioConfig,
+    "freeze_all": CgaControlConfig,
+    "no_freeze": CgaControlConfig,
+}
 QAT_TECHNIQUES: dict[str, type[_Technique]] = {"freezing": Freezing, "dampening": Dampening}
-Annealing = Annotated[Band | Ratio | Control | OwnTechnique, BeforeValidator(_annealing)]
+Annealing = Annotated[
+    CgaConfig | CgaRatioConfig | CgaControlConfig | OwnTechnique, BeforeValidator(_annealing)
+]
 QatTechnique = Annotated[Freezing | Dampening | OwnTechnique, BeforeValidator(_qat_technique)]
 
 

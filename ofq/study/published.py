@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 from ofq.study.config import Match
 from ofq.study.fields import Bits, Line, Names, Text, distinct
 from ofq.study.files import Strict
-from ofq.study.method import Band
+from ofq.study.method import CgaConfig
 from ofq.study.run import CgaRun, QuantizedTraining, RunConfig
 
 ABSENT = "off"
@@ -162,7 +162,7 @@ def _facts(config: QuantizedTraining, devices: int) -> dict[str, Any]:
     facts["devices"] = devices
     facts["start"] = config.pretrained or "trained here"
     facts["ends"] = config.quantization.ends
-    if isinstance(config, CgaRun) and isinstance(config.annealing, Band):
+    if isinstance(config, CgaRun) and isinstance(config.annealing, CgaConfig):
         facts["boundary_range"] = config.annealing.boundary_range
         facts["cga_rule"] = config.annealing.rule
     return facts
@@ -170,7 +170,7 @@ def _facts(config: QuantizedTraining, devices: int) -> dict[str, Any]:
 
 def _has_boundary_range(config: QuantizedTraining) -> bool:
     """Return whether a run is CGA's, and not a variant's or a control's."""
-    return isinstance(config, CgaRun) and isinstance(config.annealing, Band)
+    return isinstance(config, CgaRun) and isinstance(config.annealing, CgaConfig)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

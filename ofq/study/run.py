@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from ofq.study.dataset import Dataset
 from ofq.study.fields import Stage
 from ofq.study.files import Strict
-from ofq.study.method import Annealing, Band, Noise, QatTechnique, Quantization
+from ofq.study.method import Annealing, CgaConfig, Noise, QatTechnique, Quantization
 from ofq.study.stage import Resources, Training
 
 IMAGE_FILES = Dataset(title="Image files")
@@ -275,7 +275,7 @@ def _plain(value: Any, brief: bool) -> Any:
 
 
 def _annealing_part(annealing: Annealing | None) -> list[str]:
-    if isinstance(annealing, Band):
+    if isinstance(annealing, CgaConfig):
         released = "_released" if annealing.rule == "as_released" else ""
         return [f"cga{annealing.boundary_range:g}{released}"]
     return [] if annealing is None else [f"cga_{annealing.form}"]

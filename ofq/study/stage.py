@@ -36,7 +36,7 @@ class Teaching(Strict):
     cached: bool = False
 
 
-class Recording(Strict):
+class ProbeConfig(Strict):
     """What a stage records of single weights, for figures; it decides no number.
 
     Recorded are at most 2,048 steps: all of a short stage, else the last ones of each epoch.
@@ -99,7 +99,7 @@ class Training(Strict):
     teacher: Teaching = Teaching()
     precision: Precision = "fp32"
     images: Images | None = None
-    recording: Recording = Recording()
+    recording: ProbeConfig = ProbeConfig()
 
     @model_validator(mode="after")
     def _schedule_is_possible(self) -> Self:

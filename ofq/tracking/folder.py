@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from ofq.atomic import write_file, write_json, write_text
 from ofq.credentials import redact
-from ofq.errors import LASTING, UserError
+from ofq.errors import PERMANENT_ERRNOS, UserError
 from ofq.tracking.lock import holder
 from ofq.tracking.record import (
     CORRECT,
@@ -135,7 +135,7 @@ class RunFolder:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            if error.errno not in LASTING:
+            if error.errno not in PERMANENT_ERRNOS:
                 raise
             raise UserError(
                 f"{self.path}: can't write the run folder: {error.strerror}; "

@@ -16,7 +16,7 @@ from ofq.errors import UserError
 from ofq.interruption import Interrupted, StopRequest
 from ofq.study.dataset import PACKAGED, DataFacts, Dataset, digest_of
 from ofq.study.modules import import_module
-from ofq.training.devices import ALONE, Solo
+from ofq.training.devices import SINGLE_PROCESS, SingleProcess
 
 _DIGITS_MEAN, _DIGITS_DEVIATION = 4.884, 6.017
 
@@ -64,7 +64,7 @@ class Source(Protocol):
         """
 
     def train_batches(
-        self, epoch: int, batch_size: int, first: int = 0, process: Solo = ALONE
+        self, epoch: int, batch_size: int, first: int = 0, group: SingleProcess = SINGLE_PROCESS
     ) -> Iterator[Batch]:
         """A process's part of the shuffled training batches of an epoch.
 
@@ -72,7 +72,7 @@ class Source(Protocol):
             epoch: With the seed, decides the batches, for any number of processes.
             batch_size: Images of a whole batch, over all processes.
             first: Number of the batch to begin with.
-            process: Whose part.
+            group: Whose part.
         """
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
@@ -85,7 +85,7 @@ class Source(Protocol):
             logits: (examples, classes), in the order of :meth:`in_order`.
         """
 
-    def test_batches(self, *, process: Solo = ALONE) -> Iterator[Batch]:
+    def test_batches(self, *, group: SingleProcess = SINGLE_PROCESS) -> Iterator[Batch]:
         """A process's part of the test set, in order.
 
         All processes get equally many batches, of which some may be empty.
@@ -141,11 +141,11 @@ class Data:
         return replace(self, **{part: getattr(self, part).to(device) for part in parts})
 
     def train_batches(
-        self, epoch: int, batch_size: int, first: int = 0, process: Solo = ALONE
+        self, epoch: int, batch_size: int, first: int = 0, group: SingleProcess = SINGLE_PROCESS
     ) -> Iterator[Batch]:
         """See :meth:`Source.train_batches`."""
         shuffled = order(self.seed, epoch, len(self.train_inputs)).to(self.train_inputs.device)
-        part = process.part(batch_size)
+        part = group.part(batch_size)
         for step in range(first, self.steps_per_epoch(batch_size)):
             chosen = shuffled[step * batch_size : (step + 1) * batch_size][part]
             kept = None if self.teacher_logits is None else self.teacher_logits[chosen]
@@ -161,34 +161,38 @@ class Data:
         given = torch.from_numpy(logits).to(self.train_targets.device)
         return replace(self, teacher_logits=given)
 
-    def test_batches(self, batch_size: int = 300, process: Solo = ALONE) -> Iterator[Batch]:
+    def test_batches(
+        self, batch_size: int = 300, group: SingleProcess = SINGLE_PROCESS
+    ) -> Iterator[Batch]:
         """A process's part of the test set, in order.
 
         Args:
             batch_size: The most images in one of a process's batches.
-            process: Whose part; all processes get equally many batches, of which some may be empty.
+            group: Whose part; all processes get equally many batches, of which some may be empty.
         """
-        together = batch_size * process.count
+        together = batch_size * group.count
         for inputs, targets in zip(
             self.test_inputs.split(together), self.test_targets.split(together), strict=True
         ):
-            part = process.part(len(inputs))
+            part = group.part(len(inputs))
             yield Batch(inputs[part], targets[part])
 
 
-def until(stop: StopRequest, batches: Iterable[Batch], process: Solo = ALONE) -> Iterator[Batch]:
+def until(
+    stop: StopRequest, batches: Iterable[Batch], group: SingleProcess = SINGLE_PROCESS
+) -> Iterator[Batch]:
     """Batches that aren't empty, until a stop is requested of any process.
 
     Args:
         stop: The request.
         batches: As many in every process.
-        process: This process.
+        group: This process.
 
     Raises:
         Interrupted: A stop is requested.
     """
     for batch in batches:
-        cause, _ = process.agree(stop.cause, save=False)
+        cause, _ = group.agree(stop.cause, save=False)
         if cause is not None:
             raise Interrupted(cause)
         if len(batch.inputs):

@@ -71,8 +71,10 @@ def choose(gpus: int) -> Devices:
     return Devices(processes(gpus), kind, gpus)
 
 
-class Solo:
-    """The only process of a run. What several would have to agree on, it decides by itself.
+class SingleProcess:
+    """The only process of a run: rank 0 of 1.
+
+    Several ranks agree on what this one decides by itself (:class:`ProcessGroup`).
 
     Args:
         device: What it computes on.
@@ -88,22 +90,22 @@ class Solo:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def average(self, tensors: list[Tensor]) -> None:
+    def all_reduce_mean(self, tensors: list[Tensor]) -> None:
         """Replace each tensor by its mean over the processes; doesn't wait for the device."""
 
-    def total(self, sums: Tensor) -> Tensor:
+    def all_reduce_sum(self, sums: Tensor) -> Tensor:
         """The sum of a tensor over the processes."""
         return sums
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """Each process's value, by rank."""
         return [value]
 
-    def spread(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """The first process's value."""
         return value
 
-    def align(self, model: nn.Module) -> None:
+    def broadcast_parameters(self, model: nn.Module) -> None:
         """Give a model the first process's parameters and buffers."""
 
     def agree(self, cause: str | None, save: bool) -> tuple[str | None, bool]:
@@ -114,21 +116,21 @@ class Solo:
         """This process's part of some examples; the parts differ by one in length at most."""
         return slice(examples * self.rank // self.count, examples * (self.rank + 1) // self.count)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait for the other processes to come here."""
 
-    def diverge(self, seed: int) -> None:
+    def seed_per_rank(self, seed: int) -> None:
         """Let random numbers, as of drop path, differ between the processes from here on."""
 
-    def leave(self) -> None:
+    def destroy(self) -> None:
         """Take leave of the other processes."""
 
 
-ALONE = Solo(torch.device("cpu"))
-"""What a process is unless it is told otherwise."""
+SINGLE_PROCESS = SingleProcess(torch.device("cpu"))
+"""The default: one process on the CPU."""
 
 
-class Group(Solo):
+class ProcessGroup(SingleProcess):
     """One of several processes that train one run.
 
     Joins the others by torchrun's environment variables: ``RANK``, ``LOCAL_RANK``, ``WORLD_SIZE``,
@@ -150,7 +152,7 @@ class Group(Solo):
         self.rank = distributed.get_rank()
         self.count = distributed.get_world_size()
 
-    def average(self, tensors: list[Tensor]) -> None:
+    def all_reduce_mean(self, tensors: list[Tensor]) -> None:
         """One reduction of all tensors in a fixed layout.
 
         So the order of sums, and with it the last bits, are the same after a resumption, for any
@@ -164,28 +166,28 @@ class Group(Solo):
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def total(self, sums: Tensor) -> Tensor:
-        """See :meth:`Solo.total`."""
+    def all_reduce_sum(self, sums: Tensor) -> Tensor:
+        """See :meth:`SingleProcess.all_reduce_sum`."""
         with _reaching():
             distributed.all_reduce(sums)
         return sums
 
-    def gather(self, value: Any) -> list[Any]:
-        """See :meth:`Solo.gather`."""
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """See :meth:`SingleProcess.all_gather_object`."""
         values = [None] * self.count
         with _reaching():
             distributed.all_gather_object(values, value)
         return values
 
-    def spread(self, value: Any) -> Any:
-        """See :meth:`Solo.spread`."""
+    def broadcast_object(self, value: Any) -> Any:
+        """See :meth:`SingleProcess.broadcast_object`."""
         values = [value]
         with _reaching():
             distributed.broadcast_object_list(values)
         return values[0]
 
-    def align(self, model: nn.Module) -> None:
-        """See :meth:`Solo.align`."""
+    def broadcast_parameters(self, model: nn.Module) -> None:
+        """See :meth:`SingleProcess.broadcast_parameters`."""
         for tensor in model.state_dict().values():
             with _reaching():
                 distributed.broadcast(tensor, src=0)
@@ -197,33 +199,39 @@ class Group(Solo):
             distributed.all_reduce(wishes, distributed.ReduceOp.MAX)
         stop, save = wishes.tolist()
         if stop:
-            cause = next(found for found in self.gather(cause) if found is not None)
+            cause = next(found for found in self.all_gather_object(cause) if found is not None)
         return cause, bool(save)
 
-    def wait(self) -> None:
-        """See :meth:`Solo.wait`; doesn't wait for the device."""
-        self.gather(None)
+    def barrier(self) -> None:
+        """See :meth:`SingleProcess.barrier`; doesn't wait for the device."""
+        self.all_gather_object(None)
 
-    def diverge(self, seed: int) -> None:
-        """See :meth:`Solo.diverge`."""
+    def seed_per_rank(self, seed: int) -> None:
+        """See :meth:`SingleProcess.seed_per_rank`."""
         seed_everything(seed + _APART * self.rank)
 
-    def leave(self) -> None:
-        """See :meth:`Solo.leave`."""
+    def destroy(self) -> None:
+        """See :meth:`SingleProcess.destroy`."""
         with suppress(RuntimeError):  # the others may be gone
             distributed.destroy_process_group()
 
 
-def take_part(devices: Devices, threads: int, check: Callable[[], None] = lambda: None) -> Solo:
-    """This process's part in a run, with its device set up; ends with :meth:`Solo.leave`.
+def take_part(
+    devices: Devices, threads: int, check: Callable[[], None] = lambda: None
+) -> SingleProcess:
+    """Set up this rank's device and join the others; ends with :meth:`SingleProcess.destroy`.
 
     Args:
         devices: What the run trains on.
         threads: CPU threads of all processes; the number decides the last bits of sums.
-        check: As of :class:`Group`.
+        check: As of :class:`ProcessGroup`.
     """
     torch.set_num_threads(max(1, threads // devices.count))
-    return Group(devices.kind, check) if devices.count > 1 else Solo(_own_device(devices.kind))
+    return (
+        ProcessGroup(devices.kind, check)
+        if devices.count > 1
+        else SingleProcess(_own_device(devices.kind))
+    )
 
 
 def seed_everything(seed: int) -> None:

@@ -14,8 +14,8 @@ from ofq.study.images import Images
 from ofq.study.stage import Precision
 from ofq.training.augmentation import ModelArgs, evaluation_transform
 from ofq.training.data import Batch, Data, until
-from ofq.training.devices import ALONE, Solo
-from ofq.training.images import Files
+from ofq.training.devices import SINGLE_PROCESS, SingleProcess
+from ofq.training.images import ImageSource
 from ofq.training.loading import Key, Samples, load, workers_watched
 from ofq.training.objective import Classification, Evaluation
 from ofq.training.precision import casting
@@ -55,7 +55,7 @@ def evaluate(
     images: LabelledImages,
     console: Console,
     stop: StopRequest,
-    process: Solo = ALONE,
+    group: SingleProcess = SINGLE_PROCESS,
     precision: Precision = "fp32",
 ) -> Evaluation:
     """Measure a model, and show how far it is.
@@ -65,7 +65,7 @@ def evaluate(
         images: What it is measured on.
         console: Where to show progress.
         stop: Looked at after every batch.
-        process: The process, whose device is used.
+        group: The process, whose device is used.
         precision: What products are computed in; codes on a threshold are others in another.
 
     Returns:
@@ -77,12 +77,12 @@ def evaluate(
         TryAgain: A process that loads images was killed.
     """
     moved = (
-        Batch(batch.inputs.to(process.device), batch.labels.to(process.device))
+        Batch(batch.inputs.to(group.device), batch.labels.to(group.device))
         for batch in images.batches
     )
     batches = counted(console, until(stop, moved), images.images)
-    with workers_watched(), casting(precision, process.device):
-        return Classification().evaluate(model.to(process.device), batches, process)
+    with workers_watched(), casting(precision, group.device):
+        return Classification().evaluate(model.to(group.device), batches, group)
 
 
 def in_memory(data: Data, batch_size: int = BATCH_SIZE) -> LabelledImages:
@@ -92,7 +92,7 @@ def in_memory(data: Data, batch_size: int = BATCH_SIZE) -> LabelledImages:
 
 
 def image_files(
-    files: Files,
+    files: ImageSource,
     model: str,
     images: Images | None = None,
     batch_size: int = BATCH_SIZE,
@@ -124,10 +124,10 @@ def image_files(
     return LabelledImages(_Anew(batches), len(split), len(split.classes))
 
 
-def _batches(samples: Samples, files: Files, batch_size: int) -> Iterator[Batch]:
+def _batches(samples: Samples, files: ImageSource, batch_size: int) -> Iterator[Batch]:
     keys = [Key(number, seed=0, epoch=0) for number in range(len(samples.split))]
     whole = (keys[first : first + batch_size] for first in range(0, len(keys), batch_size))
     for batch in load(samples, whole, files.workers):
         for name in batch.unreadable:
-            files.heard(name)
+            files.on_unreadable(name)
         yield Batch(batch.images, batch.labels)

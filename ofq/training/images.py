@@ -19,7 +19,7 @@ from ofq.training.augmentation import (
 )
 from ofq.training.data import Batch, order, steps_per_epoch
 from ofq.training.decoding import Decoder, Plain, decoder
-from ofq.training.devices import ALONE, Solo
+from ofq.training.devices import SINGLE_PROCESS, SingleProcess
 from ofq.training.loading import Key, Loaded, Samples, load
 from ofq.training.readers import open_split
 
@@ -28,7 +28,7 @@ _MIXING = 0x6D6978  # between the random numbers of mixing and those of an image
 
 
 @dataclass(frozen=True)
-class Files:
+class ImageSource:
     """What a site says of a data set of image files; nothing of it decides a run's numbers.
 
     Attributes:
@@ -36,14 +36,14 @@ class Files:
         workers: Processes that load images, for each device.
         unreadable: What an image that can't be decoded does.
         decoder: How training images are decoded; evaluation's always by Pillow.
-        heard: Told the name of each such image, once, at the end of an epoch.
+        on_unreadable: Told the name of each such image, once, at the end of an epoch.
     """
 
     place: Place
     workers: int = 2
     unreadable: Unreadable = "fail"
     decoder: Decoder = field(default_factory=Plain)
-    heard: Callable[[str], None] = lambda name: None
+    on_unreadable: Callable[[str], None] = lambda name: None
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class ImageData:
     images: Images
     classes: int
     seed: int
-    files: Files
+    files: ImageSource
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     teacher_logits: numpy.ndarray | None = None
-    told: set[str] = field(default_factory=set)
-    unheard: list[str] = field(default_factory=list)
+    reported: set[str] = field(default_factory=set)
+    unreported: list[str] = field(default_factory=list)
 
     @property
     def examples(self) -> int:
@@ -92,12 +92,12 @@ class ImageData:
         return replace(self, teacher_logits=logits)
 
     def train_batches(
-        self, epoch: int, batch_size: int, first: int = 0, process: Solo = ALONE
+        self, epoch: int, batch_size: int, first: int = 0, group: SingleProcess = SINGLE_PROCESS
     ) -> Iterator[Batch]:
         """A process's part of the shuffled and augmented training batches of an epoch."""
         steps = range(first, self.steps_per_epoch(batch_size))
         shuffled = order(self.seed, epoch, len(self.train.split))
-        part = process.part(batch_size)
+        part = group.part(batch_size)
         keys = (self._keys(shuffled, epoch, batch_size, step)[part] for step in steps)
         for step, batch in zip(steps, self._load(self.train, keys), strict=True):
             yield self._trained_on(batch, epoch, step)
@@ -107,12 +107,14 @@ class ImageData:
         for batch in self._load(self.train, self._every(self.train, batch_size)):
             yield self._moved(batch)
 
-    def test_batches(self, batch_size: int = _TEST_BATCH, process: Solo = ALONE) -> Iterator[Batch]:
+    def test_batches(
+        self, batch_size: int = _TEST_BATCH, group: SingleProcess = SINGLE_PROCESS
+    ) -> Iterator[Batch]:
         """A process's part of the test set, in order; at its end, names of unreadable images."""
-        together = self._every(self.test, batch_size * process.count)
-        for batch in self._load(self.test, (keys[process.part(len(keys))] for keys in together)):
+        together = self._every(self.test, batch_size * group.count)
+        for batch in self._load(self.test, (keys[group.part(len(keys))] for keys in together)):
             yield self._moved(batch)
-        self._tell(process)
+        self._tell(group)
 
     def _keys(self, shuffled: Tensor, epoch: int, batch_size: int, step: int) -> list[Key]:
         """A whole batch; copies of an image, which follow each other in an epoch, are far apart.
@@ -134,7 +136,7 @@ class ImageData:
 
     def _load(self, samples: Samples, keys: Iterator[Sequence[Key]]) -> Iterator[Loaded]:
         for batch in load(samples, keys, self.files.workers, self.device.type == "cuda"):
-            self.unheard.extend(batch.unreadable)
+            self.unreported.extend(batch.unreadable)
             yield batch
 
     def _moved(self, batch: Loaded) -> Batch:
@@ -153,24 +155,26 @@ class ImageData:
         with randomness_of(self.seed, epoch, step, _MIXING):
             return Batch(*mix(moved.inputs, moved.labels, self.classes, self.images.mixing))
 
-    def _tell(self, process: Solo) -> None:
+    def _tell(self, group: SingleProcess) -> None:
         """Name the unreadable images that any process met for the first time."""
-        for name in sorted({name for names in process.gather(self.unheard) for name in names}):
-            if name not in self.told:
-                self.told.add(name)
-                self.files.heard(name)
-        self.unheard.clear()
+        for name in sorted(
+            {name for names in group.all_gather_object(self.unreported) for name in names}
+        ):
+            if name not in self.reported:
+                self.reported.add(name)
+                self.files.on_unreadable(name)
+        self.unreported.clear()
 
 
 def files_of(
-    workspace: Workspace, run: Run, heard: Callable[[str], None] = lambda name: None
-) -> Files | None:
+    workspace: Workspace, run: Run, on_unreadable: Callable[[str], None] = lambda name: None
+) -> ImageSource | None:
     """What the site says of a run's image files; None for data that come with the package.
 
     Args:
         workspace: The checkout.
         run: The run.
-        heard: Told of unreadable images.
+        on_unreadable: Told of unreadable images.
 
     Raises:
         UserError: The site doesn't say where they lie, or what loads them isn't installed.
@@ -179,11 +183,11 @@ def files_of(
         return None
     place = workspace.data_place(run.config.dataset)
     how = decoder(run.resources.loader)
-    return Files(place, run.resources.workers, workspace.site.unreadable, how, heard)
+    return ImageSource(place, run.resources.workers, workspace.site.unreadable, how, on_unreadable)
 
 
 def open_images(
-    files: Files,
+    files: ImageSource,
     images: Images,
     model: str,
     seed: int,

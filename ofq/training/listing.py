@@ -18,7 +18,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader import Reader
 
 from ofq.console import printable
-from ofq.errors import LASTING, TryAgain, UserError
+from ofq.errors import PERMANENT_ERRNOS, TryAgain, UserError
 from ofq.study.dataset import Layout, SplitName
 
 ENDINGS = get_img_extensions(as_set=True)
@@ -167,5 +167,5 @@ def checked_classes(classes: Iterable[str], where: str, expected: str) -> list[s
 
 def unreached(name: str, error: OSError) -> Exception:
     """Make the exception for a file that can't be read, now or ever."""
-    kind = UserError if error.errno in (*LASTING, errno.ELOOP) else TryAgain
+    kind = UserError if error.errno in (*PERMANENT_ERRNOS, errno.ELOOP) else TryAgain
     return kind(f"{name}: {error.strerror}")

@@ -15,11 +15,11 @@ from ofq.console import printable
 from ofq.errors import UserError
 from ofq.interruption import Interrupted, StopRequest
 from ofq.quantization import Oscillation, OscillationTracker, Technique, combine
-from ofq.study import Recording, Training
+from ofq.study import ProbeConfig, Training
 from ofq.training.checkpoint import CheckpointStore, NoCheckpoints
 from ofq.training.compiling import compile_blocks, interruptible, uncompiled
 from ofq.training.data import Batch, Source, until
-from ofq.training.devices import ALONE, Solo, gradients
+from ofq.training.devices import SINGLE_PROCESS, SingleProcess, gradients
 from ofq.training.graphs import Graph, capturing
 from ofq.training.numerics import (
     BadNumbers,
@@ -32,7 +32,7 @@ from ofq.training.objective import Objective
 from ofq.training.optimization import make_optimizer, make_schedule
 from ofq.training.pace import Pace, Part
 from ofq.training.precision import casting, loss_scaler
-from ofq.training.recording import Recordings, Table
+from ofq.training.probes import Probes, Table
 
 
 class Observer(Protocol):
@@ -95,14 +95,14 @@ class Session:
         checkpoints: Where state is kept, and looked for at the start.
         stop: Looked at after every step.
         pace: When to save, and when to leave.
-        process: This process among those of the run.
+        group: This process among those of the run.
     """
 
     observer: Observer = field(default_factory=Silence)
     checkpoints: CheckpointStore = field(default_factory=NoCheckpoints)
     stop: StopRequest = field(default_factory=StopRequest)
     pace: Pace = field(default_factory=Pace)
-    process: Solo = ALONE
+    group: SingleProcess = SINGLE_PROCESS
 
 
 class Trainer:
@@ -147,25 +147,25 @@ class Trainer:
         self.checkpoints = session.checkpoints
         self.stop = session.stop
         self.pace = session.pace
-        self.process = session.process
+        self.group = session.group
         self.passes = passes
         self.tracker = (
             OscillationTracker(model, compiled=compiled, required=False) if tracked else None
         )
         self.optimizer = make_optimizer(model, training, scale_lr)
-        self.scaler = loss_scaler(training.precision, self.process.device)
+        self.scaler = loss_scaler(training.precision, self.group.device)
         self.schedule = make_schedule(self.optimizer, training)
         if compiled:
-            compile_blocks(model, self.process.device)
+            compile_blocks(model, self.group.device)
             for technique in techniques:
                 technique.compile()
         self.steps_per_epoch = data.steps_per_epoch(training.batch_size)
-        self.recordings = self._recordings(training.recording)
+        self.probes = self._make_probes(training.recording)
         self.total_steps = training.epochs * self.steps_per_epoch
         self.step = 0
         self.evaluated = -1  # the last epoch that was evaluated and reported
-        self.loss_sum = torch.zeros((), device=self.process.device)
-        self.watch = LossWatch(self.process.device)
+        self.loss_sum = torch.zeros((), device=self.group.device)
+        self.watch = LossWatch(self.group.device)
         self.metrics: dict[str, Any] = {}
         self.correct: NDArray[np.bool_] | None = None  # of the last evaluation
 
@@ -177,24 +177,24 @@ class Trainer:
         progress = self.step / self.total_steps
         teacher = self.objective.teacher
         if teacher is not None:
-            answers = [teacher.answer(part.inputs) for part in batch.chunk(self.passes)]
+            answers = [teacher.logits(part.inputs) for part in batch.chunk(self.passes)]
             batch = batch._replace(teacher_logits=torch.cat(answers))
         loss = self._forward_backward(batch, progress)
         # each process's part counts alike, and all of them judge the loss alike
-        self.process.average([loss, *gradients(self.model)])
-        self.recordings.before_step(self.step + 1)
+        self.group.all_reduce_mean([loss, *gradients(self.model)])
+        self.probes.before_step(self.step + 1)
         self._update(progress)
         self.step += 1
-        self.recordings.after_step(self.step)
+        self.probes.after_step(self.step)
         self.loss_sum += loss
         self.watch.observe(loss, self.step)
 
     def _forward_backward(self, batch: Batch, progress: float) -> Tensor:
         """Leave the gradients of the mean loss over this process's part; return that loss."""
         self.optimizer.zero_grad(set_to_none=True)
-        mean = torch.zeros((), device=self.process.device)
+        mean = torch.zeros((), device=self.group.device)
         for inputs, labels, teacher_logits in batch.chunk(self.passes):
-            with casting(self.training.precision, self.process.device):
+            with casting(self.training.precision, self.group.device):
                 outputs = self.model(inputs)
             loss = self.objective.loss(outputs, labels, teacher_logits)
             penalty = sum(technique.penalty(progress) for technique in self.techniques)
@@ -227,7 +227,7 @@ class Trainer:
             TryAgain: Its surroundings stopped it (:func:`ofq.training.compiling.interruptible`).
             BadNumbers: Training can't go on; the last checkpoint is from before that.
         """
-        resumed = self.process.spread(self.checkpoints.load())
+        resumed = self.group.broadcast_object(self.checkpoints.load())
         if resumed is not None:
             self._restore(resumed)
         recorded = self.evaluated * self.steps_per_epoch if self.evaluated >= 0 else -1
@@ -250,8 +250,8 @@ class Trainer:
             model = technique.evaluated(model)
         return model
 
-    def _recordings(self, settings: Recording) -> Recordings:
-        return Recordings(self.model, settings, self.training.epochs, self.steps_per_epoch)
+    def _make_probes(self, settings: ProbeConfig) -> Probes:
+        return Probes(self.model, settings, self.training.epochs, self.steps_per_epoch)
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         """What remains of an epoch's batches; epochs count from 1, and epoch 0 has none."""
@@ -261,17 +261,17 @@ class Trainer:
             self._renew()
             first = self.step - (epoch - 1) * self.steps_per_epoch
             batch_size = self.training.batch_size
-            yield from self.data.train_batches(epoch - 1, batch_size, first, self.process)
+            yield from self.data.train_batches(epoch - 1, batch_size, first, self.group)
 
     def _finish_epoch(self, epoch: int) -> None:
         """Evaluate and report after an epoch; after none, the model as it is at the start."""
         self._check_numbers()
         try:
-            precise = casting(self.training.precision, self.process.device)
+            precise = casting(self.training.precision, self.group.device)
             with self.pace.measure("evaluation"), uncompiled(), precise:
-                batches = self.data.test_batches(process=self.process)
+                batches = self.data.test_batches(group=self.group)
                 evaluation = self.objective.evaluate(
-                    self.final_model(), until(self.stop, batches, self.process), self.process
+                    self.final_model(), until(self.stop, batches, self.group), self.group
                 )
         except Interrupted:
             self._save()
@@ -292,7 +292,7 @@ class Trainer:
         for technique in self.techniques:
             self.metrics |= technique.metrics()
         stamp = {"epoch": epoch, "step": self.step}
-        for table, rows in self.recordings.take(epoch, self.step).items():
+        for table, rows in self.probes.take(epoch, self.step).items():
             self.observer.recorded(table, rows)
         self.observer.epoch(self.metrics, [{**stamp, **asdict(part)} for part in parts])
         self.evaluated = epoch
@@ -305,7 +305,7 @@ class Trainer:
         if cause is None and not self.pace.fits(coming):
             cause = "the time limit"
         due = self.stop.checkpoint or self.pace.save_due()
-        cause, due = self.process.agree(cause, due)
+        cause, due = self.group.agree(cause, due)
         if cause is not None:
             self._save()
             raise Interrupted(cause)
@@ -330,7 +330,7 @@ class Trainer:
 
         By now the bad loss has spoilt all weights, so that they tell nothing.
         """
-        good = self.process.spread(self.checkpoints.load())
+        good = self.group.broadcast_object(self.checkpoints.load())
         unknown = BadNumbers(step, "", "the loss isn't finite")
         if good is None:
             return unknown
@@ -342,9 +342,9 @@ class Trainer:
                     found = first_bad_parameter(self.model) or first_bad_output(
                         self.model, batch.inputs
                     )
-                    anyones = next(filter(None, self.process.gather(found)), None)
+                    anyones = next(filter(None, self.group.all_gather_object(found)), None)
                     return BadNumbers(step, *anyones) if anyones else unknown
-                if self.process.agree(self.stop.cause, save=False)[0] is not None:
+                if self.group.agree(self.stop.cause, save=False)[0] is not None:
                     return unknown
                 self.train_step(batch)
             epoch += 1
@@ -362,17 +362,17 @@ class Trainer:
             "loss_sum": self.loss_sum,
             "metrics": self.metrics,
             "recordings": {
-                "settings": self.recordings.settings.model_dump(),
-                "state": self.recordings.state_dict(),
+                "settings": self.probes.settings.model_dump(),
+                "state": self.probes.state_dict(),
             },
-            "rng": self.process.gather(_rng_state(self.process.device)),
+            "rng": self.group.all_gather_object(_rng_state(self.group.device)),
             "seconds": self.pace.seconds,
         }
         try:
             with self.pace.measure("save"):
                 self.checkpoints.save(self.step, state)
         finally:  # a scheduler may end all processes once one has left
-            self.process.wait()
+            self.group.barrier()
         self.stop.checkpoint = False
         self.observer.saved(self.step)
 
@@ -403,13 +403,13 @@ class Trainer:
         self.loss_sum.copy_(state["loss_sum"])
         self.metrics = state["metrics"]
         # as the run began, whatever its recipe says by now
-        self.recordings = self._recordings(Recording(**state["recordings"]["settings"]))
-        self.recordings.load_state_dict(state["recordings"]["state"])
+        self.probes = self._make_probes(ProbeConfig(**state["recordings"]["settings"]))
+        self.probes.load_state_dict(state["recordings"]["state"])
         self.pace.seconds = state["seconds"]
         self.watch.reset()
         self._renew()
-        if self.process.rank < len(state["rng"]):  # else it goes on from its own seed
-            _set_rng_state(state["rng"][self.process.rank], self.process.device)
+        if self.group.rank < len(state["rng"]):  # else it goes on from its own seed
+            _set_rng_state(state["rng"][self.group.rank], self.group.device)
 
 
 class GraphedTrainer(Trainer):

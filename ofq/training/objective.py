@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ofq.training.data import Batch
-from ofq.training.devices import ALONE, Solo
+from ofq.training.devices import SINGLE_PROCESS, SingleProcess
 from ofq.training.precision import widened
 from ofq.training.teacher import Teacher
 
@@ -59,7 +59,7 @@ class Objective(Protocol):
         """
 
     def evaluate(
-        self, model: nn.Module, batches: Iterable[Batch], process: Solo = ALONE
+        self, model: nn.Module, batches: Iterable[Batch], group: SingleProcess = SINGLE_PROCESS
     ) -> Evaluation:
         """Measure a model over the batches of all ranks, each example counted once.
 
@@ -80,12 +80,12 @@ class Classification:
         return F.cross_entropy(widened(_class_logits(outputs)), labels)
 
     def evaluate(
-        self, model: nn.Module, batches: Iterable[Batch], process: Solo = ALONE
+        self, model: nn.Module, batches: Iterable[Batch], group: SingleProcess = SINGLE_PROCESS
     ) -> Evaluation:
         """Measure ``top1``, ``loss``, ``correct``, ``images`` and, of five classes, ``top5``."""
         classes = 0
         marks: list[Tensor] = []
-        sums = _Sums(process, "correct", "among_five", "loss", "images")
+        sums = _Sums(group, "correct", "among_five", "loss", "images")
         with _evaluating(model):
             for inputs, labels, _ in batches:
                 logits = widened(model(inputs))
@@ -108,7 +108,7 @@ class Classification:
             "correct": correct,
             "images": images,
         }
-        return Evaluation(measures, _in_order(marks, process))
+        return Evaluation(measures, _in_order(marks, group))
 
 
 class Distillation(Classification):
@@ -146,10 +146,10 @@ class Regression:
         return F.mse_loss(outputs, labels)
 
     def evaluate(
-        self, model: nn.Module, batches: Iterable[Batch], process: Solo = ALONE
+        self, model: nn.Module, batches: Iterable[Batch], group: SingleProcess = SINGLE_PROCESS
     ) -> Evaluation:
         """Measure ``loss``, the mean squared error, and the number of examples ``images``."""
-        sums = _Sums(process, "loss", "images")
+        sums = _Sums(group, "loss", "images")
         with _evaluating(model):
             for inputs, labels, _ in batches:
                 loss = F.mse_loss(model(inputs), labels, reduction="sum")
@@ -172,13 +172,13 @@ def distillation_loss(outputs: Outputs, labels: Tensor, teacher_logits: Tensor) 
     return soft + F.cross_entropy(widened(class_logits), labels)
 
 
-def _in_order(marks: list[Tensor], process: Solo) -> NDArray[np.bool_]:
+def _in_order(marks: list[Tensor], group: SingleProcess) -> NDArray[np.bool_]:
     """All processes' marks, batch by batch, in each of them the first process's part first.
 
     A process has no part in a last batch with fewer examples than processes; so the lists differ
     in length by one at most.
     """
-    lists = process.gather([batch.cpu().numpy() for batch in marks])
+    lists = group.all_gather_object([batch.cpu().numpy() for batch in marks])
     parts = [part for batch in zip_longest(*lists) for part in batch if part is not None]
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.bool_)
 
@@ -187,13 +187,13 @@ class _Sums:
     """Named sums over the batches of all processes, in float64 on the device.
 
     Args:
-        process: This process.
+        group: This process.
         names: Of the sums.
     """
 
-    def __init__(self, process: Solo, *names: str) -> None:
-        self._process = process
-        zero = torch.zeros((), dtype=torch.float64, device=process.device)
+    def __init__(self, group: SingleProcess, *names: str) -> None:
+        self._group = group
+        zero = torch.zeros((), dtype=torch.float64, device=group.device)
         self._sums = {name: zero.clone() for name in names}
 
     def add(self, **values: Tensor | int) -> None:
@@ -203,7 +203,7 @@ class _Sums:
 
     def total(self) -> dict[str, float]:
         """The sums; waits for the device."""
-        sums = self._process.total(torch.stack(list(self._sums.values())))
+        sums = self._group.all_reduce_sum(torch.stack(list(self._sums.values())))
         return dict(zip(self._sums, sums.tolist(), strict=True))
 
 

@@ -27,10 +27,10 @@ from ofq.study.stage import Split, split
 from ofq.training import models
 from ofq.training.data import Data, Source, load
 from ofq.training.devices import seed_everything
-from ofq.training.images import Files, ImageData, open_images
+from ofq.training.images import ImageData, ImageSource, open_images
 from ofq.training.loop import GraphedTrainer, Session, Trainer
 from ofq.training.objective import Classification, Distillation, Objective, Regression
-from ofq.training.teacher import Teacher, kept_answers
+from ofq.training.teacher import Teacher, cached_teacher_logits
 from ofq.training.weights import load_weights
 
 
@@ -59,7 +59,7 @@ def build(
     inputs: Inputs,
     session: Session,
     *,
-    files: Files | None = None,
+    files: ImageSource | None = None,
     device_batch: int | None = None,
     compiled: bool = False,
 ) -> Trainer:
@@ -80,29 +80,29 @@ def build(
     """
     import_modules(config)
     seed_everything(config.seed)
-    training, process = config.training, session.process
-    parts = split(training.batch_size, process.count, device_batch)
-    data = _data(config, inputs, files, parts).to(process.device)
+    training, group = config.training, session.group
+    parts = split(training.batch_size, group.count, device_batch)
+    data = _data(config, inputs, files, parts).to(group.device)
 
-    model = _initial_model(config, data, inputs, process.device)
+    model = _initial_model(config, data, inputs, group.device)
     counted = training.gradient_batch or training.batch_size
     set_gradient_batch(model, counted=counted, per_pass=parts.images)
-    process.align(model)
+    group.broadcast_parameters(model)
     if training.distillation and isinstance(model, VisionTransformerDistilled):
         model.set_distilled_training(True)  # both heads' logits, each for its own term
 
-    teacher = _teacher(config, data.classes, inputs, process.device, compiled)
+    teacher = _teacher(config, data.classes, inputs, group.device, compiled)
     if teacher is not None and training.teacher.cached:
         assert inputs.teacher_logits is not None
-        logits = kept_answers(inputs.teacher_logits, teacher, data, process, session.stop)
+        logits = cached_teacher_logits(inputs.teacher_logits, teacher, data, group, session.stop)
         seen: Source = data.with_teacher_logits(logits)
         objective: Objective = Distillation(None)
     else:
         seen, objective = data, _objective(data.classes, teacher)
 
     techniques = make_techniques(config, model)
-    process.diverge(config.seed)
-    captured = compiled and process.device.type == "cuda"
+    group.seed_per_rank(config.seed)
+    captured = compiled and group.device.type == "cuda"
     kind = GraphedTrainer if captured and all(t.capturable for t in techniques) else Trainer
     return kind(
         model,
@@ -133,7 +133,7 @@ def make_techniques(config: TrainedRun, model: nn.Module) -> list[Technique]:
 
 
 def _data(
-    config: TrainedRun, inputs: Inputs, files: Files | None, parts: Split
+    config: TrainedRun, inputs: Inputs, files: ImageSource | None, parts: Split
 ) -> Data | ImageData:
     if files is None:
         return load(config.dataset, config.model, config.seed, config.data, inputs.data)

@@ -14,7 +14,7 @@ from ofq.interruption import StopRequest
 from ofq.study.stage import Precision
 from ofq.training.compiling import compile_blocks
 from ofq.training.data import Source, until
-from ofq.training.devices import Solo
+from ofq.training.devices import SingleProcess
 from ofq.training.graphs import Graph
 from ofq.training.precision import casting, widened
 
@@ -28,7 +28,7 @@ class Teacher:
         model: The full-precision model, on its device; a distilled one answers with the mean of its
             heads, as it does in evaluation.
         precision: What its products are computed in.
-        recorded: Whether its blocks are compiled and its kernels recorded (:class:`Graph`); needs a
+        captured: Whether its blocks are compiled and its kernels captured (:class:`Graph`); needs a
             GPU, and inputs of one shape.
 
     Attributes:
@@ -36,20 +36,20 @@ class Teacher:
     """
 
     def __init__(
-        self, model: nn.Module, precision: Precision = "fp32", recorded: bool = False
+        self, model: nn.Module, precision: Precision = "fp32", captured: bool = False
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.precision = precision
         self.clock = Clock()
-        self._answer: Callable[[Tensor], Tensor | None] = self._logits
-        if recorded:
+        self._run: Callable[[Tensor], Tensor | None] = self._logits
+        if captured:
             compile_blocks(model, next(model.parameters()).device)
-            self._answer = Graph(self._logits)
+            self._run = Graph(self._logits)
 
-    def answer(self, inputs: Tensor) -> Tensor:
+    def logits(self, inputs: Tensor) -> Tensor:
         """Logits (B, classes) in float32."""
         self.clock.begin(inputs.device)
-        logits = self._answer(inputs)
+        logits = self._run(inputs)
         self.clock.end()
         assert logits is not None
         return logits
@@ -86,14 +86,14 @@ class Clock:
             self._count(self._events[0].elapsed_time(self._events[1]) / 1000)
             self._events = []
         if not self._events:
-            self._events = [_recorded()]
+            self._events = [_event()]
 
     def end(self) -> None:
         """It ends."""
         if self._began is not None:
             self._count(time.perf_counter() - self._began)
         elif len(self._events) == 1:
-            self._events.append(_recorded())
+            self._events.append(_event())
 
     def mean(self) -> float | None:
         """Seconds per call; None if none was measured."""
@@ -104,14 +104,14 @@ class Clock:
         self.calls += 1
 
 
-def _recorded() -> torch.cuda.Event:
+def _event() -> torch.cuda.Event:
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
 
 
-def kept_answers(
-    file: Path, teacher: Teacher, data: Source, process: Solo, stop: StopRequest
+def cached_teacher_logits(
+    file: Path, teacher: Teacher, data: Source, group: SingleProcess, stop: StopRequest
 ) -> numpy.ndarray:
     """A teacher's logits on all training examples, from a file, which is made if it isn't there.
 
@@ -122,7 +122,7 @@ def kept_answers(
             precision apart.
         teacher: The teacher.
         data: What it answers on; each example must be the same in every epoch.
-        process: This process.
+        group: This process.
         stop: Looked at after every batch.
 
     Returns:
@@ -132,12 +132,12 @@ def kept_answers(
         Interrupted: A stop is requested.
         UserError: The file holds something else.
     """
-    if process.rank == 0 and not file.exists():
+    if group.rank == 0 and not file.exists():
         batches = until(stop, data.in_order(_BATCH))
-        logits = [teacher.answer(b.inputs.to(process.device)).cpu().numpy() for b in batches]
+        logits = [teacher.logits(b.inputs.to(group.device)).cpu().numpy() for b in batches]
         file.parent.mkdir(parents=True, exist_ok=True)
         write_file(file, lambda temporary: _save(numpy.concatenate(logits), temporary))
-    process.wait()
+    group.barrier()
     try:
         answers = numpy.load(file, mmap_mode="c")  # a copy of what is written to: nothing is
         fits = answers.dtype == numpy.float32 and answers.shape == (data.examples, data.classes)

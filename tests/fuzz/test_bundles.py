@@ -32,7 +32,7 @@ from ofq.bundle import unbundle
 from ofq.doctor import examine
 from ofq.errors import UserError
 from ofq.status.lines import lines
-from ofq.status.look import Watch
+from ofq.status.runs import StudyStatus
 from ofq.study import Workspace
 
 BASE = Path(__file__).parents[2] / "reports" / "released_digits.tar.xz"
@@ -248,7 +248,7 @@ def look_around(there: Workspace) -> None:
         assert not path.is_symlink()
         assert path.suffix != ".py"
     assert (there.root / "config/config.yaml").read_text() == f'studies: ["{STUDY}"]\n'
-    assert list(lines(Watch(there, STUDY)))
+    assert list(lines(StudyStatus(there, STUDY)))
     for run in there.grid(STUDY).runs():
         examine(there, run)
 

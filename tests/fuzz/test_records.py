@@ -29,7 +29,7 @@ from ofq.report.collect import Records, collect
 from ofq.report.compare import summarize_cells
 from ofq.report.tables import Table, to_markdown
 from ofq.status.lines import lines
-from ofq.status.look import Watch
+from ofq.status.runs import StudyStatus
 from ofq.study import Workspace
 from ofq.tracking import RunFolder
 from ofq.tracking.snapshot import Snapshot
@@ -89,7 +89,7 @@ def check_readers(workspace: Workspace, expected: str) -> None:
     assert records.damaged or text == expected
     folder = RunFolder(damaged_folder(workspace))
     folder.warn = lambda text: None
-    assert "\n".join(lines(Watch(workspace, "small")))
+    assert "\n".join(lines(StudyStatus(workspace, "small")))
     samples(workspace, [("digits", "micro")])
     with suppress(UserError):
         Snapshot.take(folder)

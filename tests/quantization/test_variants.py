@@ -113,8 +113,8 @@ def test_every_quantizer_agrees_with_itself(name, bits):
     assert codes.max() <= quantizer.highest
     torch.testing.assert_close(quantizer.level(w, codes), quantizer(w))
     apart = quantizer.level(w, codes + 1) - quantizer.level(w, codes)
-    torch.testing.assert_close(apart, quantizer.step(w).expand_as(w), rtol=1e-4, atol=1e-5)
-    nearest = (w - quantizer(w)).abs() <= quantizer.step(w) / 2 + 1e-5
+    torch.testing.assert_close(apart, quantizer.step_size(w).expand_as(w), rtol=1e-4, atol=1e-5)
+    nearest = (w - quantizer(w)).abs() <= quantizer.step_size(w) / 2 + 1e-5
     ends = (codes == quantizer.lowest) | (codes == quantizer.highest)
     assert (nearest | ends).all()
 
@@ -185,7 +185,7 @@ def test_iterative_freezing_holds_oscillating_weights_on_their_level():
     layer = one_layer("lsq")
     freezing = IterativeFreezing(layer, start=0.02, end=0.02, momentum=0.1)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
-    step = layer.weight_quantizer.step(layer.weight)[0, 0]
+    step = layer.weight_quantizer.step_size(layer.weight)[0, 0]
     with torch.no_grad():
         layer.weight[0, 0] = 0.45 * step
     freezing.histories[0].previous = layer.weight_quantizer.codes(layer.weight)

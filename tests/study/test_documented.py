@@ -7,14 +7,14 @@ import pytest
 
 from ofq.study.config import Contrast, Override, Recipe, Site, Study
 from ofq.study.images import Images
-from ofq.study.method import Band, Dampening, Freezing, Method, Noise, Ratio
-from ofq.study.stage import Recording, Resources, Teaching, Training
+from ofq.study.method import CgaConfig, CgaRatioConfig, Dampening, Freezing, Method, Noise
+from ofq.study.stage import ProbeConfig, Resources, Teaching, Training
 
 TEXT = (Path(__file__).parents[2] / "docs/config.md").read_text()
 WORDS = set(re.findall(r"[a-z_]+", " ".join(re.findall(r"`([^`]+)`", TEXT))))
 MODELS = [
-    Study, Contrast, Method, Band, Ratio, Freezing, Dampening, Noise, Recipe, Override, Training,
-    Teaching, Recording, Images, Resources, Site,
+    Study, Contrast, Method, CgaConfig, CgaRatioConfig, Freezing, Dampening, Noise, Recipe,
+    Override, Training, Teaching, ProbeConfig, Images, Resources, Site,
 ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import ofq
 from ofq.quantization.fused import fitting
 from ofq.quantization.quantizer import OFF, make_weight_quantizer
 from ofq.training.compiling import compile_blocks
-from ofq.training.devices import Solo
+from ofq.training.devices import SingleProcess
 from ofq.training.models import build
 
 pytestmark = [
@@ -28,7 +28,7 @@ CUDA = torch.device("cuda")
 @pytest.fixture
 def train(checkout, tmp_path):
     """Trains a stage of the tiny study, and all that it builds on, on the GPU."""
-    return Trainings(checkout, tmp_path, Solo(CUDA))
+    return Trainings(checkout, tmp_path, SingleProcess(CUDA))
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -124,7 +124,7 @@ def _lenient_again():
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.usefixtures("_lenient_again")
 def test_no_step_waits_for_the_device(checkout, tmp_path, precision, compiled):
-    train = Trainings(checkout, tmp_path, Solo(CUDA), Strict, precision=precision)
+    train = Trainings(checkout, tmp_path, SingleProcess(CUDA), Strict, precision=precision)
     recorder, _ = train("cga0.005-s0", compiled=compiled)
     assert recorder.watched > 10
     assert recorder.rows[-1]["top1"] > 20
@@ -150,17 +150,17 @@ def test_compiled_tracker_and_annealing_do_the_same_to_each_weight():
 
 ALONE_IN_A_GROUP = """
 import torch
-from ofq.training.devices import Group
-group = Group("cuda")
+from ofq.training.devices import ProcessGroup
+group = ProcessGroup("cuda")
 tensors = [torch.full((3,), 2.0, device=group.device), torch.ones((), device=group.device)]
 torch.cuda.synchronize()
 torch.cuda.set_sync_debug_mode("error")
-group.average(tensors)
+group.all_reduce_mean(tensors)
 torch.cuda.set_sync_debug_mode("default")
 assert tensors[0].tolist() == [2.0, 2.0, 2.0]
-assert group.total(torch.tensor(3.0, device=group.device)).item() == 3.0
-assert group.gather("a") == ["a"] and group.agree(None, True) == (None, True)
-group.leave()
+assert group.all_reduce_sum(torch.tensor(3.0, device=group.device)).item() == 3.0
+assert group.all_gather_object("a") == ["a"] and group.agree(None, True) == (None, True)
+group.destroy()
 print("met")
 """
 

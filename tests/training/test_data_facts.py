@@ -18,7 +18,7 @@ from ofq.tracking import RunFolder
 from ofq.training import data, models
 from ofq.training.checkpoint import CheckpointStore
 from ofq.training.readers import describe, open_split
-from ofq.training.teacher import Teacher, kept_answers
+from ofq.training.teacher import Teacher, cached_teacher_logits
 from ofq.training.weights import recorded_facts, save_weights
 
 SITE = "studies: [tiny]\ndata: {{imagenet: {}}}\n"
@@ -163,14 +163,14 @@ def test_kept_answers_that_are_no_answers_on_these_images_are_refused(tmp_path, 
     if content == "text":
         file.write_text("no answers")
     with pytest.raises(UserError, match=r"answers.npy: not the teacher's answers .*; remove it"):
-        kept_answers(file, Teacher(torch.nn.Identity()), source, *process())
+        cached_teacher_logits(file, Teacher(torch.nn.Identity()), source, *process())
 
 
 def process():
     from ofq.interruption import StopRequest
-    from ofq.training.devices import ALONE
+    from ofq.training.devices import SINGLE_PROCESS
 
-    return ALONE, StopRequest()
+    return SINGLE_PROCESS, StopRequest()
 
 
 @pytest.mark.slow

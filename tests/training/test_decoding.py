@@ -15,7 +15,7 @@ from ofq.study.dataset import locate
 from ofq.study.images import Augmentation, Images
 from ofq.training.augmentation import randomness_of, training_transform
 from ofq.training.decoding import Fast, Plain, decoder
-from ofq.training.images import Files, open_images
+from ofq.training.images import ImageSource, open_images
 
 PHOTOS = [Image.fromarray(pixels) for pixels in load_sample_images().images]
 LEVEL = 1 / 255 / 0.5  # one of 255 levels, after the model's normalization
@@ -82,7 +82,7 @@ def test_batches_differ_by_rounding_alone(tmp_path):
     wanted = Images(augmentation=Augmentation(policy="rand-m9-mstd0.5-inc1", erasing=0.25))
     (plain, labels, _), (fast, others, _) = (
         next(
-            open_images(Files(locate(str(folder), folder), 1, decoder=each), wanted, NANO, 0)
+            open_images(ImageSource(locate(str(folder), folder), 1, decoder=each), wanted, NANO, 0)
             .train_batches(0, 12)
         )
         for each in (Plain(), Fast())

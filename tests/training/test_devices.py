@@ -7,7 +7,7 @@ from ofq.errors import TryAgain, UserError
 from ofq.study import Workspace
 from ofq.study.stage import split
 from ofq.training.data import Data
-from ofq.training.devices import Solo, faults_told
+from ofq.training.devices import SingleProcess, faults_told
 
 
 def test_recipe_that_asks_for_an_impossible_split_is_refused_with_its_place(checkout):
@@ -55,11 +55,11 @@ def test_batch_that_cannot_be_split_evenly_is_refused(batch_size, devices):
         split(batch_size, devices)
 
 
-def member(rank: int, count: int) -> Solo:
+def member(rank: int, count: int) -> SingleProcess:
     """One of several processes, as far as data are concerned."""
-    process = Solo(torch.device("cpu"))
-    process.rank, process.count = rank, count
-    return process
+    group = SingleProcess(torch.device("cpu"))
+    group.rank, group.count = rank, count
+    return group
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
@@ -80,7 +80,7 @@ def test_parts_of_a_training_batch_make_it_up_in_order(count):
     data = Data(numbers, numbers, numbers, numbers, classes=0, seed=3)
     whole = [batch.inputs for batch in data.train_batches(1, 8)]
     parts = [
-        [batch.inputs for batch in data.train_batches(1, 8, process=member(rank, count))]
+        [batch.inputs for batch in data.train_batches(1, 8, group=member(rank, count))]
         for rank in range(count)
     ]
     for batch, pieces in zip(whole, zip(*parts, strict=True), strict=True):

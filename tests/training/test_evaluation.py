@@ -19,8 +19,8 @@ from ofq.interruption import Interrupted, StopRequest
 from ofq.study.dataset import locate
 from ofq.training import evaluation, models
 from ofq.training.data import Batch, load
-from ofq.training.devices import Solo
-from ofq.training.images import Files
+from ofq.training.devices import SingleProcess
+from ofq.training.images import ImageSource
 from ofq.training.objective import Classification
 from ofq.training.weights import save_weights
 
@@ -61,7 +61,7 @@ def folder(tmp_path_factory):
 
 
 def image_folder(folder, model, batch_size=64):
-    files = Files(locate(str(folder), Path()))
+    files = ImageSource(locate(str(folder), Path()))
     return evaluation.image_files(files, model, batch_size=batch_size)
 
 
@@ -99,14 +99,14 @@ def test_each_image_is_marked_right_or_wrong_in_the_data_sets_order(batch_size):
     assert found.measures["correct"] == expected.sum()
 
 
-class Third(Solo):
+class Third(SingleProcess):
     """One of three processes, which knows what the other two would have marked."""
 
     def __init__(self, others):
         super().__init__(torch.device("cpu"))
         self.others = others
 
-    def gather(self, value):
+    def all_gather_object(self, value):
         return [value, *self.others]
 
 
@@ -214,7 +214,7 @@ def test_terminal_gets_a_bar(weights):
     command = [sys.executable, "-m", "ofq", "eval", str(weights), "--model", MICRO]
     command += ["--bits", "W2A2", "--qkr", "--data", "digits"]
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "120"}
-    process = subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environment)
+    group = subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environment)
     os.close(terminal)
     shown = b""
     while True:
@@ -222,7 +222,7 @@ def test_terminal_gets_a_bar(weights):
             shown += os.read(main, 4096)
         except OSError:  # the terminal's other end is closed
             break
-    assert process.wait() == 0
+    assert group.barrier() == 0
     assert "━" in shown.decode()
     assert "900/900" in shown.decode()
 

@@ -21,8 +21,8 @@ from ofq.study.images import Augmentation, Images, Mixing
 from ofq.training import loading, models
 from ofq.training.augmentation import mix, randomness_of
 from ofq.training.data import Batch
-from ofq.training.devices import ALONE, Solo
-from ofq.training.images import Files, open_images
+from ofq.training.devices import SINGLE_PROCESS, SingleProcess
+from ofq.training.images import ImageSource, open_images
 from ofq.training.loading import workers_watched
 from ofq.training.objective import Classification
 from ofq.training.readers import Split
@@ -37,11 +37,11 @@ def folder(tmp_path_factory):
 
 
 def data(folder, images=None, seed=0, **options):
-    files = Files(locate(str(folder), folder), **{"workers": 1, **options})
+    files = ImageSource(locate(str(folder), folder), **{"workers": 1, **options})
     return open_images(files, images or Images(augmentation=PAPERS), NANO, seed)
 
 
-class Of(Solo):
+class Of(SingleProcess):
     """A process of several, for its part alone."""
 
     def __init__(self, rank, count):
@@ -81,7 +81,7 @@ def test_batches_are_a_function_of_seed_and_epoch(folder, images):
 def test_devices_share_the_batches_of_one(folder, images):
     whole = batches(data(folder, images))
     # three devices, each with two of a batch's six images
-    parts = [batches(data(folder, images), process=Of(rank, 3)) for rank in range(3)]
+    parts = [batches(data(folder, images), group=Of(rank, 3)) for rank in range(3)]
     joined = [
         Batch(torch.cat([b.inputs for b in shares]), torch.cat([b.labels for b in shares]))
         for shares in zip(*parts, strict=True)
@@ -176,7 +176,9 @@ def test_evaluation_counts_each_image_once_on_any_devices(folder, batch, count):
     torch.manual_seed(0)
     model = models.build(NANO, 3)
     found = [
-        Classification().evaluate(model, filled(folder, batch, Of(rank, count)), ALONE).measures
+        Classification()
+        .evaluate(model, filled(folder, batch, Of(rank, count)), SINGLE_PROCESS)
+        .measures
         for rank in range(count)
         if any(len(b.labels) for b in data(folder).test_batches(batch, Of(rank, count)))
     ]
@@ -188,8 +190,8 @@ def test_evaluation_counts_each_image_once_on_any_devices(folder, batch, count):
     assert sum(f["correct"] for f in found) == right
 
 
-def filled(folder, batch, process):
-    return [b for b in data(folder).test_batches(batch, process) if len(b.labels)]
+def filled(folder, batch, group):
+    return [b for b in data(folder).test_batches(batch, group) if len(b.labels)]
 
 
 _LEFT_IN_THE_MIDDLE = """
@@ -321,7 +323,7 @@ def test_unreadable_image_ends_training_with_its_name(corrupt):
 
 def test_skipped_image_is_replaced_in_training_left_out_in_evaluation_and_named_once(corrupt):
     heard = []
-    source = data(corrupt, unreadable="skip", heard=heard.append)
+    source = data(corrupt, unreadable="skip", on_unreadable=heard.append)
     for epoch in (0, 1):
         assert [len(b.labels) for b in source.train_batches(epoch, 7)] == [7, 7, 7]
         labels = torch.cat([b.labels for b in source.test_batches(2)])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from trainings import Trainings, same_weights, without_times
 
-from ofq.study import Recording, Workspace
+from ofq.study import ProbeConfig, Workspace
 from ofq.training.loop import Session
 from ofq.training.optimization import make_optimizer, make_schedule
 from ofq.training.stage import Inputs, build
@@ -36,7 +36,7 @@ def test_interrupted_training_ends_bit_identical(train, part):
 
 def test_recording_changes_no_number(train):
     recorded, weights = train("cga0.005-s0", folder="recorded")
-    plain, same = train("cga0.005-s0", folder="plain", recording=Recording())
+    plain, same = train("cga0.005-s0", folder="plain", recording=ProbeConfig())
     assert same_weights(weights, same)
     assert without_times(recorded.rows) == without_times(plain.rows)
     assert not any(plain.tables.values())
@@ -44,7 +44,7 @@ def test_recording_changes_no_number(train):
 
 def test_resumed_run_records_what_it_began_with(train):
     whole, _ = train("w2a2-lsq-s0")
-    pieces, _ = train("w2a2-lsq-s0", stops=[5], folder="pieces", later=Recording(weights=2))
+    pieces, _ = train("w2a2-lsq-s0", stops=[5], folder="pieces", later=ProbeConfig(weights=2))
     assert whole.tables == pieces.tables
 
 

@@ -35,7 +35,7 @@ def test_teacher_is_in_eval_mode_and_gets_no_gradient():
     student = build("micro_deit_patch2_8", 10).train()
     objective = Distillation(Teacher(teacher))
     images, labels = torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 2])
-    objective.loss(student(images), labels, objective.teacher.answer(images)).backward()
+    objective.loss(student(images), labels, objective.teacher.logits(images)).backward()
     assert not teacher.training
     assert all(p.grad is None for p in teacher.parameters())
     assert all(p.grad is not None for p in student.parameters())

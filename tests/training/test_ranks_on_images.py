@@ -28,7 +28,7 @@ from ofq.study.dataset import locate
 from ofq.study.images import Images
 from ofq.training import loading
 from ofq.training.data import Batch
-from ofq.training.images import Files, ImageData, open_images
+from ofq.training.images import ImageData, ImageSource, open_images
 
 START_METHODS = ["fork", "spawn", "forkserver"]
 TOLERANCE = 1e-3  # of the way that the weights went
@@ -360,7 +360,7 @@ if __name__ == "__main__":
 
 
 def images(folder: Path, workers: int) -> ImageData:
-    return open_images(Files(locate(str(folder), folder), workers), Images(), NANO, seed=0)
+    return open_images(ImageSource(locate(str(folder), folder), workers), Images(), NANO, seed=0)
 
 
 def digest(batches: Iterable[Batch]) -> str:

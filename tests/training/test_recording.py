@@ -1,4 +1,4 @@
-"""Recordings against NumPy in float64, and their bounds."""
+"""Probes against NumPy in float64, and their bounds."""
 
 import json
 
@@ -9,14 +9,14 @@ from timm.models import VisionTransformer
 
 import ofq
 from ofq.quantization import low_bit_weights
-from ofq.study import Recording
-from ofq.training.recording import Recordings, joint, recordings, signs
-from ofq.training.recording.histograms import bins_per_step
-from ofq.training.recording.part import entries, spread
+from ofq.study import ProbeConfig
+from ofq.training.probes import Probes, joint, recordings, signs
+from ofq.training.probes.histograms import bins_per_step
+from ofq.training.probes.part import entries, spread
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ALL = Recording(weights=8, sample=20, histograms=3)
+ALL = ProbeConfig(weights=8, sample=20, histograms=3)
 BITS = 2
 N = 2 ** (BITS - 1)
 
@@ -57,7 +57,7 @@ def codes(weight):
 
 def test_sign_changes_are_those_counted_by_hand():
     model = tiny()
-    recorded = Recordings(model, ALL, epochs=1, steps_per_epoch=9)
+    recorded = Probes(model, ALL, epochs=1, steps_per_epoch=9)
     weights = list(low_bit_weights(model))
     gradients, places = [], []
 
@@ -91,7 +91,7 @@ def test_sign_changes_are_those_counted_by_hand():
 @pytest.mark.parametrize("qkr", [False, True])
 def test_joint_flips_are_those_counted_pair_by_pair(qkr):
     model = tiny(qkr)
-    recorded = Recordings(model, ALL, epochs=1, steps_per_epoch=12)
+    recorded = Probes(model, ALL, epochs=1, steps_per_epoch=12)
     layer = model.blocks[1].attn.scores
     grids = []
 
@@ -145,7 +145,7 @@ def test_co_flip_ratio_of_known_truth(together, ratio):
 @pytest.mark.parametrize("quantizer", ["statsq", "lsq"])
 def test_paths_are_the_weights_at_each_step(quantizer):
     model = tiny(quantizer=quantizer)
-    recorded = Recordings(model, ALL, epochs=1, steps_per_epoch=5)
+    recorded = Probes(model, ALL, epochs=1, steps_per_epoch=5)
     seen = []
     weights = {w.layer: w for w in low_bit_weights(model)}
 
@@ -173,7 +173,7 @@ def test_paths_are_the_weights_at_each_step(quantizer):
 
 def test_followed_weights_begin_nearest_to_a_threshold():
     model = tiny()
-    recorded = Recordings(model, ALL, epochs=1, steps_per_epoch=1)
+    recorded = Probes(model, ALL, epochs=1, steps_per_epoch=1)
     steps(model, recorded, 0)
     fc1 = next(w for w in low_bit_weights(model) if w.layer == "blocks.1.mlp.fc1")
     distance = np.abs(positions(fc1.latent())[..., None] - np.array([-1.5, -0.5, 0.5])).min(-1)
@@ -185,7 +185,7 @@ def test_followed_weights_begin_nearest_to_a_threshold():
 @pytest.mark.parametrize("quantizer", ["statsq", "lsq"])
 def test_histogram_counts_every_weight_once_where_it_lies(quantizer):
     model = tiny(quantizer=quantizer)
-    recorded = Recordings(model, ALL, epochs=5, steps_per_epoch=3)
+    recorded = Probes(model, ALL, epochs=5, steps_per_epoch=3)
     per_step = bins_per_step(BITS)
     edges = -N - 0.5 + np.arange(2**BITS * per_step + 1) / per_step
     rows = recorded.take(0, 0)["histograms"]
@@ -206,7 +206,7 @@ def test_histogram_counts_every_weight_once_where_it_lies(quantizer):
 def test_long_stages_record_their_epochs_last_steps_only(monkeypatch):
     monkeypatch.setattr(recordings, "STEPS", 8)
     model = tiny()
-    recorded = Recordings(model, ALL, epochs=2, steps_per_epoch=6)
+    recorded = Probes(model, ALL, epochs=2, steps_per_epoch=6)
     looked = []
     seen = recorded.parts[1].seen
     recorded.parts[1].seen = lambda slot: (looked.append(slot), seen(slot))
@@ -224,7 +224,7 @@ def test_rows_do_not_grow_with_the_training(monkeypatch):
     monkeypatch.setattr(recordings, "STEPS", 32)
     sizes = {}
     for steps_per_epoch in (8, 2000):
-        recorded = Recordings(tiny(), ALL, epochs=4, steps_per_epoch=steps_per_epoch)
+        recorded = Probes(tiny(), ALL, epochs=4, steps_per_epoch=steps_per_epoch)
         tables = [recorded.take(e, e * steps_per_epoch) for e in range(5)]
         sizes[steps_per_epoch] = {
             name: sum(len(found.get(name, [])) for found in tables) for name in tables[1]
@@ -237,7 +237,7 @@ def test_rows_do_not_grow_with_the_training(monkeypatch):
 
 
 def test_nothing_to_record_in_full_precision():
-    recorded = Recordings(torch.nn.Linear(3, 3), ALL, epochs=2, steps_per_epoch=2)
+    recorded = Probes(torch.nn.Linear(3, 3), ALL, epochs=2, steps_per_epoch=2)
     recorded.before_step(1)
     recorded.after_step(1)
     assert not any(recorded.take(1, 2).values())
@@ -246,7 +246,7 @@ def test_nothing_to_record_in_full_precision():
 
 def test_every_row_can_be_written_as_json():
     model = tiny(qkr=True)
-    recorded = Recordings(model, ALL, epochs=2, steps_per_epoch=3)
+    recorded = Probes(model, ALL, epochs=2, steps_per_epoch=3)
     steps(model, recorded, 3)
     for rows in recorded.take(1, 3).values():
         assert json.loads(json.dumps(rows)) == rows
@@ -266,4 +266,4 @@ def test_samples_are_fixed_distinct_and_inside_their_rows():
 @pytest.mark.parametrize("settings", [{"weights": 33}, {"sample": -1}, {"histogram": 2}])
 def test_recordings_beyond_their_bounds_are_refused(settings):
     with pytest.raises(ValueError, match=r"less than or equal|greater than or equal|extra"):
-        Recording(**settings)
+        ProbeConfig(**settings)

@@ -16,12 +16,12 @@ from ofq.study.images import Images
 from ofq.study.run import QatRun
 from ofq.training import models
 from ofq.training.checkpoint import CheckpointStore
-from ofq.training.devices import ALONE
-from ofq.training.images import Files, open_images
+from ofq.training.devices import SINGLE_PROCESS
+from ofq.training.images import ImageSource, open_images
 from ofq.training.loop import Session, Silence
 from ofq.training.objective import distillation_loss
 from ofq.training.stage import Inputs, build
-from ofq.training.teacher import Clock, Teacher, kept_answers
+from ofq.training.teacher import Clock, Teacher, cached_teacher_logits
 from ofq.training.weights import save_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,7 +70,7 @@ def train(place, folder, images, stops=(), **changes):
             pretrained=place.parent / "teacher.safetensors",
             teacher_logits=folder.parent / "logits.npy",
         )
-        files = Files(locate(str(place), place), workers=1)
+        files = ImageSource(locate(str(place), place), workers=1)
         trainer = build(config, inputs, Session(observer, store, stop), files=files)
         try:
             trainer.run()
@@ -134,7 +134,7 @@ def test_teacher_answers_in_its_own_precision_without_gradient():
     models_of = {p: Teacher(models.build(NANO, 3), p) for p in ("fp32", "bf16")}
     models_of["bf16"].model.load_state_dict(models_of["fp32"].model.state_dict())
     hook = models_of["bf16"].model.head.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
-    full, half = (teacher.answer(images) for teacher in models_of.values())
+    full, half = (teacher.logits(images) for teacher in models_of.values())
     hook.remove()
     assert seen == [torch.bfloat16]
     assert half.dtype == full.dtype == torch.float32
@@ -156,7 +156,7 @@ def test_kept_answers_train_to_the_weights_of_live_ones(place, tmp_path):
 
 def unchanging(place):
     """Images as evaluation sees them."""
-    return open_images(Files(locate(str(place), place)), Images(), NANO, 0)
+    return open_images(ImageSource(locate(str(place), place)), Images(), NANO, 0)
 
 
 def test_making_answers_ends_with_a_request_to_stop(place, tmp_path):
@@ -164,7 +164,9 @@ def test_making_answers_ends_with_a_request_to_stop(place, tmp_path):
     stop.cause = "SIGTERM"
     teacher = Teacher(models.build(NANO, 3))
     with pytest.raises(Interrupted, match="SIGTERM"):
-        kept_answers(tmp_path / "answers.npy", teacher, unchanging(place), ALONE, stop)
+        cached_teacher_logits(
+            tmp_path / "answers.npy", teacher, unchanging(place), SINGLE_PROCESS, stop
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -172,13 +174,13 @@ def test_kept_answers_are_computed_once_and_belong_to_their_images(place, tmp_pa
     data = unchanging(place)
     teacher = Teacher(models.build(NANO, 3))
     file = tmp_path / "made" / "answers.npy"
-    answers = kept_answers(file, teacher, data, ALONE, StopRequest())
+    answers = cached_teacher_logits(file, teacher, data, SINGLE_PROCESS, StopRequest())
     calls = teacher.clock.calls
-    again = kept_answers(file, teacher, data, ALONE, StopRequest())
+    again = cached_teacher_logits(file, teacher, data, SINGLE_PROCESS, StopRequest())
     assert teacher.clock.calls == calls > 0
     assert np.array_equal(answers, again)
     for images, labels, logits in data.with_teacher_logits(answers).train_batches(0, 6):
-        assert torch.allclose(logits, teacher.answer(images), atol=1e-5)
+        assert torch.allclose(logits, teacher.logits(images), atol=1e-5)
         live = distillation_loss(images.flatten(1)[:, :3], labels, logits)
         assert torch.isfinite(live)
 

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 import ofq
 from ofq.interruption import Interrupted, StopRequest
 from ofq.quantization import low_bit_weights
-from ofq.study import Recording, Workspace
+from ofq.study import ProbeConfig, Workspace
 from ofq.training.checkpoint import CheckpointStore
-from ofq.training.devices import ALONE, Solo
+from ofq.training.devices import SINGLE_PROCESS, SingleProcess
 from ofq.training.loop import Session
 from ofq.training.stage import Inputs, build
 from ofq.training.weights import save_weights
 
-RECORDING = Recording(weights=6, sample=16, histograms=2)
+RECORDING = ProbeConfig(weights=6, sample=16, histograms=2)
 
 
 class Recorder:
@@ -72,12 +72,12 @@ class Trainings:
         self,
         checkout: Path,
         folder: Path,
-        process: Solo = ALONE,
+        group: SingleProcess = SINGLE_PROCESS,
         recorder: type[Recorder] = Recorder,
         **settings: object,
     ):
         self.grid = Workspace(checkout).grid("tiny")
-        self.folder, self.process, self.settings = folder, process, settings
+        self.folder, self.group, self.settings = folder, group, settings
         self.recorder = recorder
         self.weights: dict[str, Path] = {}
         self.number = itertools.count()
@@ -87,8 +87,8 @@ class Trainings:
         part: str,
         stops: Sequence[int] = (),
         folder: str = "whole",
-        recording: Recording = RECORDING,
-        later: Recording | None = None,
+        recording: ProbeConfig = RECORDING,
+        later: ProbeConfig | None = None,
         compiled: bool = False,
     ) -> tuple[Recorder, Path]:
         """Train the run whose name has a part, stopped after some steps and gone on with."""
@@ -107,7 +107,7 @@ class Trainings:
             training = found.config.training.model_copy(
                 update={"recording": wanted, **self.settings}
             )
-            session = Session(recorder, checkpoints, recorder.stop, process=self.process)
+            session = Session(recorder, checkpoints, recorder.stop, group=self.group)
             config = replace(found.config, training=training)
             trainer = build(config, Inputs(*paths), session, compiled=compiled)
             try:

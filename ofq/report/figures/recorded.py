@@ -6,7 +6,7 @@ import pandas as pd
 
 from ofq.report.collect import Records
 from ofq.report.figures.registry import NothingToDraw
-from ofq.study.method import Band
+from ofq.study.method import CgaConfig
 from ofq.tracking.folder import Table
 
 
@@ -57,6 +57,6 @@ def boundary_ranges(records: Records) -> dict[str, float]:
     found = {}
     for cell in records.cells:
         annealing = getattr(cell.runs[0].config, "annealing", None)
-        if isinstance(annealing, Band):
+        if isinstance(annealing, CgaConfig):
             found[cell.method] = annealing.boundary_range
     return found

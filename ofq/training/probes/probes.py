@@ -4,18 +4,18 @@ import torch
 from torch import nn
 
 from ofq.quantization import low_bit_weights
-from ofq.study import Recording
-from ofq.training.recording.histograms import Histograms
-from ofq.training.recording.joint import JointFlips
-from ofq.training.recording.part import Part, Rows, Table
-from ofq.training.recording.paths import WeightPaths
-from ofq.training.recording.signs import SignChanges
+from ofq.study import ProbeConfig
+from ofq.training.probes.histograms import Histograms
+from ofq.training.probes.joint import JointFlips
+from ofq.training.probes.part import Part, Rows, Table
+from ofq.training.probes.paths import WeightPaths
+from ofq.training.probes.signs import SignChanges
 
 STEPS = 2048
 """The most steps of a stage that are recorded: all of a short one, else each epoch's last ones."""
 
 
-class Recordings(nn.Module):
+class Probes(nn.Module):
     """What a stage records beside its metrics.
 
     At most :data:`STEPS` steps are recorded, in windows of consecutive ones at the end of each
@@ -31,7 +31,7 @@ class Recordings(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, settings: Recording, epochs: int, steps_per_epoch: int
+        self, model: nn.Module, settings: ProbeConfig, epochs: int, steps_per_epoch: int
     ) -> None:
         super().__init__()
         self.settings = settings

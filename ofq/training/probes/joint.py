@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ofq.quantization import StatsQ
 from ofq.quantization.attention import MergedQueryKey
 from ofq.quantization.layers import QuantizedWeight
-from ofq.training.recording.part import Part, Rows, spread, to_host
+from ofq.training.probes.part import Part, Rows, spread, to_host
 
 
 class _Channels(nn.Module):

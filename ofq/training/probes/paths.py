@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ofq.quantization.layers import QuantizedWeight
-from ofq.training.recording.part import Part, Rows, to_threshold
+from ofq.training.probes.part import Part, Rows, to_threshold
 
 DEPTH = 5 / 6
 """How deep the followed matrices lie: the paper's figures show the 10th of 12 blocks."""

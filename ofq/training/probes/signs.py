@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ofq.quantization.layers import QuantizedWeight
-from ofq.training.recording.part import Part, Rows, entries, to_host, to_threshold
+from ofq.training.probes.part import Part, Rows, entries, to_host, to_threshold
 
 BOUNDARY_RANGES = (0.005, 0.01, 0.02, 0.05, 0.1)
 """BR_x, in quantization steps, inside which sign changes are counted."""

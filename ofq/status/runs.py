@@ -1,4 +1,4 @@
-"""Looking at a study's runs: at most once at each folder per look, and once for all if done."""
+"""Looking at a study's runs: at most once at each folder per status, and once for all if done."""
 
 import os
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Look:
+class RunStatus:
     """A run as it was found.
 
     Attributes:
@@ -59,7 +59,7 @@ class Row:
     runs: tuple[Run, ...]
 
 
-class Watch:
+class StudyStatus:
     """A study that is looked at again and again.
 
     Args:
@@ -79,21 +79,25 @@ class Watch:
         self.rows = _rows(self.grid)
         self._folders = {name: _folder(workspace, run) for name, run in self.runs.items()}
         self._groups = {name.rpartition("/")[0] for name in self.runs}
-        self._done: dict[str, Look] = {}
+        self._done: dict[str, RunStatus] = {}
 
-    def look(self) -> dict[str, Look]:
+    def read(self) -> dict[str, RunStatus]:
         """Each run as it is now."""
         begun = _listed(self.workspace.results / "runs", self._groups)
         logged = _listed(self.workspace.logs, self._groups)
-        looks = {}
+        statuses = {}
         for name, folder in self._folders.items():
-            look = self._done.get(name) or _look(name, folder) if name in begun else Look("waiting")
-            if look.state == "waiting" and f"{name}.log" in logged:
-                look = _never_began(name, self.log(name)) or look
-            if look.state == "done":
-                self._done[name] = look
-            looks[name] = look
-        return looks
+            status = (
+                self._done.get(name) or _status_of(name, folder)
+                if name in begun
+                else RunStatus("waiting")
+            )
+            if status.state == "waiting" and f"{name}.log" in logged:
+                status = _never_began(name, self.log(name)) or status
+            if status.state == "done":
+                self._done[name] = status
+            statuses[name] = status
+        return statuses
 
     def log(self, name: str) -> Path:
         """Where a run's job logs, if the workflow started it."""
@@ -145,38 +149,38 @@ def _folder(workspace: Workspace, run: Run) -> RunFolder:
     return folder
 
 
-def _look(name: str, folder: RunFolder) -> Look:
+def _status_of(name: str, folder: RunFolder) -> RunStatus:
     """One run whose folder exists."""
     try:
         state = folder.state()
         record = folder.record() if state == "done" else None
         if record is not None:
             record.check_places()
-            return Look("done", seconds=record.seconds)
+            return RunStatus("done", seconds=record.seconds)
         if state == "running":
             return _running(folder)
-        return Look(state, failure=_failure(name, folder) if state == "failed" else None)
+        return RunStatus(state, failure=_failure(name, folder) if state == "failed" else None)
     except (UserError, OSError) as error:
         first = str(error).partition("\n")[0]
-        return Look("failed", failure=Failure(printable(first), f"ofq doctor {name}"))
+        return RunStatus("failed", failure=Failure(printable(first), f"ofq doctor {name}"))
 
 
-def _never_began(name: str, log: Path) -> Look | None:
+def _never_began(name: str, log: Path) -> RunStatus | None:
     """A job that failed before it could note so in its folder: its log alone tells."""
     try:
         error = last_error(log)
     except OSError as unreadable:
         error = f"{log}: {unreadable.strerror}"
-    return Look("failed", failure=Failure(printable(error), _retry(name))) if error else None
+    return RunStatus("failed", failure=Failure(printable(error), _retry(name))) if error else None
 
 
-def _running(folder: RunFolder) -> Look:
+def _running(folder: RunFolder) -> RunStatus:
     try:
         progress = folder.progress()
         step, total = progress.get("step", 0), progress.get("total", 0)
-        return Look("running", step, total, progress.get("seconds_per_step"))
+        return RunStatus("running", step, total, progress.get("seconds_per_step"))
     except UserError:  # of no consequence; `ofq doctor` tells of it
-        return Look("running")
+        return RunStatus("running")
 
 
 def _failure(name: str, folder: RunFolder) -> Failure:

@@ -16,7 +16,7 @@ from ofq.tracking.record import Record, read_object
 
 
 @dataclass(frozen=True)
-class Patient:
+class ExaminedRun:
     """A run folder.
 
     Attributes:
