@@ -56,7 +56,7 @@ def quantize(
     options: Mapping[str, float] | None = None,
     activation_quantizer: str = "lsq",
     activation_options: Mapping[str, float] | None = None,
-    end_bits: tuple[int, int] = (8, 8),
+    first_last_bits: tuple[int, int] = (8, 8),
     layer_bits: Mapping[str, tuple[int, int]] | None = None,
 ) -> nn.Module:
     """A quantized copy of a timm ViT, DeiT (plain or distilled) or Swin; the model is unchanged.
@@ -77,7 +77,7 @@ def quantize(
         options: What the weight quantizer takes beside its bits.
         activation_quantizer: ``lsq`` or another registered name, for block activations.
         activation_options: What the activation quantizer takes beside bits, axis and sign.
-        end_bits: Weight and activation bits of patch embedding and heads.
+        first_last_bits: Weight and activation bits of patch embedding and heads.
         layer_bits: Weight and activation bits by pattern of layer names in the given model, such
             as ``{"blocks.0.*": (4, 4)}``; the last match wins. An attention's activations go with
             its ``qkv``.
@@ -118,7 +118,7 @@ def quantize(
         options=options,
         activation_quantizer=activation_quantizer,
         activation_options=activation_options,
-        end_bits=end_bits,
+        first_last_bits=first_last_bits,
         layer_bits=layer_bits,
     )
     quantized = copy.deepcopy(model)
@@ -140,7 +140,7 @@ def scheme_for(
     options: Mapping[str, float] | None,
     activation_quantizer: str,
     activation_options: Mapping[str, float] | None,
-    end_bits: tuple[int, int],
+    first_last_bits: tuple[int, int],
     layer_bits: Mapping[str, tuple[int, int]] | None,
 ) -> Scheme:
     """Validate the arguments of :func:`quantize` for a model, without quantizing it.
@@ -152,7 +152,7 @@ def scheme_for(
         raise UserError(f"qkr {qkr!r}; allowed: False, True, 'lowrank'")
     layer_bits = layer_bits or {}
     _check_patterns(model, layer_bits)
-    for bits in (weight_bits, activation_bits, *end_bits, *chain(*layer_bits.values())):
+    for bits in (weight_bits, activation_bits, *first_last_bits, *chain(*layer_bits.values())):
         if bits != OFF:
             check_bits(bits)
     check_options(weight_quantizer, options or {})
@@ -165,7 +165,7 @@ def scheme_for(
         activation_quantizer=activation_quantizer,
         activation_options=activation_options or {},
         scores=SCORES[qkr],
-        end_bits=end_bits,
+        first_last_bits=first_last_bits,
         layer_bits=layer_bits,
     )
 
@@ -373,7 +373,7 @@ def _convert_patch_embedding(embedding: nn.Module, scheme: Scheme, path: str) ->
     conv = embedding.proj
     if not isinstance(conv, nn.Conv2d):
         raise UserError(f"can't quantize {path}: its projection is a {type(conv).__name__}")
-    weight_bits, activation_bits = scheme.end(f"{path}.proj")
+    weight_bits, activation_bits = scheme.first_last(f"{path}.proj")
     inputs = Passthrough()
     if activation_bits != OFF:
         if embedding.img_size is None:
@@ -414,7 +414,7 @@ def _convert_heads(model: nn.Module, scheme: Scheme) -> None:
         owner, _, attribute = name.rpartition(".")
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        weight_bits, activation_bits = scheme.end(name)
+        weight_bits, activation_bits = scheme.first_last(name)
         inputs = Passthrough()
         if activation_bits != OFF:
             inputs = Shifted(LSQ(activation_bits), linear.in_features)

@@ -94,7 +94,7 @@ def quantized_model(model: nn.Module, why: str = "") -> nn.Module:
 
 
 def low_bit_weights(model: nn.Module) -> Iterator[QuantizedWeight]:
-    """The low-bit weights of a quantized model in forward order, without the 8-bit ends."""
+    """The low-bit weights of a quantized model in forward order, without the first and last layers."""
     for name, module in unwrapped(model).named_modules():
         if not isinstance(module, LowBit) or not module.roles:
             continue
@@ -224,7 +224,7 @@ class QuantizedLinear(nn.Linear, LowBit):
         linear: The layer to quantize.
         weight_quantizer: A :class:`WeightQuantizer`, or an identity.
         input_quantizer: An activation quantizer.
-        roles: The rows of each role; none for the 8-bit ends.
+        roles: The rows of each role; none for the first and last layers.
     """
 
     def __init__(

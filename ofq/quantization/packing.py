@@ -83,7 +83,7 @@ def _places(count: int, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def pack_weights(model: nn.Module) -> dict[str, PackedWeight]:
-    """All quantized weights of a model, by layer: 8-bit ends too, and QKR's merged weights.
+    """All quantized weights of a model, by layer: 8-bit first and last layers too, and QKR's merged weights.
 
     Raises:
         UserError: A quantizer doesn't say exactly what its codes stand for.

@@ -39,7 +39,7 @@ class Scheme:
         activation_quantizer: Registered name.
         activation_options: What the activation quantizer takes beside bits, axis and sign.
         scores: Makes the part of an attention that gives logits and values.
-        end_bits: Weight and activation bits of patch embedding and heads.
+        first_last_bits: Weight and activation bits of patch embedding and heads.
         layer_bits: Weight and activation bits by pattern of layer names.
     """
 
@@ -50,7 +50,7 @@ class Scheme:
     activation_quantizer: str
     activation_options: Mapping[str, float]
     scores: "LogitsMaker"
-    end_bits: tuple[int, int]
+    first_last_bits: tuple[int, int]
     layer_bits: Mapping[str, tuple[int, int]]
 
     def at(self, layer: str) -> "Scheme":
@@ -60,9 +60,11 @@ class Scheme:
             return self
         return replace(self, weight_bits=found[-1][0], activation_bits=found[-1][1])
 
-    def end(self, layer: str) -> tuple[int, int]:
+    def first_last(self, layer: str) -> tuple[int, int]:
         """Weight and activation bits of a patch embedding or head."""
-        ends = replace(self, weight_bits=self.end_bits[0], activation_bits=self.end_bits[1])
+        ends = replace(
+            self, weight_bits=self.first_last_bits[0], activation_bits=self.first_last_bits[1]
+        )
         own = ends.at(layer)
         return own.weight_bits, own.activation_bits
 

@@ -19,7 +19,7 @@ from pydantic import (
 from ofq.study.dataset import Unreadable
 from ofq.study.fields import Bits, Line, Name, Names, Seed, Stage, Text, TrainedStage, distinct
 from ofq.study.files import Strict, suggest
-from ofq.study.stage import Resources, Training, check_hyperparameters
+from ofq.study.stage import Resources, Training, hyperparameters
 
 FIGURES = (
     "accuracy",
@@ -75,12 +75,7 @@ class Override(Strict):
     """
 
     match: Match
-    set: dict[str, Any]
-
-    @model_validator(mode="after")
-    def _keys_are_hyperparameters(self) -> Self:
-        check_hyperparameters(self.set)
-        return self
+    set: Annotated[dict[str, Any], AfterValidator(hyperparameters)]
 
 
 class Contrast(Strict):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from yaml.constructor import ConstructorError
 from yaml.events import AliasEvent
 from yaml.nodes import MappingNode, Node
@@ -30,10 +30,35 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     cosmetic: ClassVar[frozenset[str]] = frozenset()
     """Keys that decide no number of a run, and so are no part of its identity."""
+    older: ClassVar[dict[str, str]] = {}
+    """Names that keys had before, which files may still use, and the names they have now."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_keys_are_known(cls, data: Any) -> Any:
+        return renamed(data, cls.older) if isinstance(data, dict) else data
 
     def payload(self, *, brief: bool) -> dict[str, Any]:
         """What decides numbers, as plain data; if brief, without what is at its default."""
         return self.model_dump(exclude=set(self.cosmetic), exclude_defaults=brief)
+
+
+def renamed(values: dict[Any, Any], names: dict[str, str]) -> dict[Any, Any]:
+    """Return values by the names that keys have now.
+
+    Args:
+        values: Values by key.
+        names: The present names of keys, by their older ones.
+
+    Raises:
+        ValueError: A key is given by both of its names.
+    """
+    for old, new in names.items():
+        if old in values and new in values:
+            raise ValueError(f"'{old}' is the older name of '{new}'; give one of them")
+    if names.keys().isdisjoint(values):
+        return values
+    return {names.get(key, key): value for key, value in values.items()}
 
 
 Model = TypeVar("Model", bound=BaseModel)

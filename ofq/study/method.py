@@ -1,12 +1,20 @@
 """Methods: how weights are quantized, what steadies QAT, and how it is annealed."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from ofq.study.fields import Bits, Line, Name, QuantizedStage
-from ofq.study.files import Strict, suggest
-from ofq.study.stage import check_hyperparameters
+from ofq.study.files import Strict, renamed, suggest
+from ofq.study.stage import hyperparameters
 
 WEIGHT_QUANTIZERS = ("lsq", "lsq_statistical", "statsq", "statsq_learned", "statsq_moments")
 """The built-in weight quantizers; a method that names another one also names its ``module``."""
@@ -161,12 +169,14 @@ QatTechnique = Annotated[Freezing | Dampening | OwnTechnique, BeforeValidator(_q
 class _Techniques(Strict):
     """What a method says of quantization, at any bits."""
 
+    older: ClassVar[dict[str, str]] = {"ends": "first_last"}
+
     weight_quantizer: Name
     options: dict[str, float] = Field(default_factory=dict)
     activation_quantizer: Name = "lsq"
     activation_options: dict[str, float] = Field(default_factory=dict)
     qkr: Literal[False, True, "lowrank"] = False
-    ends: Bits = "W8A8"
+    first_last: Bits = "W8A8"
     layers: dict[str, Bits] = Field(default_factory=dict)
     module: str | None = None
 
@@ -181,13 +191,19 @@ class Quantization(_Techniques):
         activation_quantizer: How block activations are quantized.
         activation_options: What the activation quantizer takes beside its bits.
         qkr: Query-key reparameterization: off, merged (True), or in low-rank form.
-        ends: Bit-width of patch embedding and heads, weights and activations.
+        first_last: Bit-width of first and last layers (patch embedding and heads), weights and
+            activations.
         layers: Other bits for layers whose name in the full-precision model matches a pattern
             (``blocks.0.*``); the last match wins.
         module: A Python module that registers quantizers or techniques of the user's own.
     """
 
     bits: Bits
+
+    def payload(self, *, brief: bool) -> dict[str, Any]:
+        """Return what decides numbers, as plain data; by the older names, as run ids have them."""
+        names = {new: old for old, new in self.older.items()}
+        return renamed(super().payload(brief=brief), names)
 
 
 class Method(_Techniques):
@@ -210,7 +226,9 @@ class Method(_Techniques):
     techniques: tuple[QatTechnique, ...] = ()
     cga: Annealing | None = None
     noise: Noise | None = None
-    training: dict[QuantizedStage, dict[str, Any]] = Field(default_factory=dict)
+    training: dict[QuantizedStage, Annotated[dict[str, Any], AfterValidator(hyperparameters)]] = (
+        Field(default_factory=dict)
+    )
 
     def quantization(self, bits: str) -> Quantization:
         """The method's quantization at some bits."""
@@ -250,6 +268,4 @@ class Method(_Techniques):
                     f"{key}: unknown form '{given.form}' ({suggest(given.form, list(built_in))}); "
                     "for one of your own, name the Python module that registers it as 'module'"
                 )
-        for values in self.training.values():
-            check_hyperparameters(values)
         return self

@@ -161,7 +161,7 @@ def _facts(config: QuantizedTraining, devices: int) -> dict[str, Any]:
     facts: dict[str, Any] = dict(_flat(config.training.model_dump()))
     facts["devices"] = devices
     facts["start"] = config.pretrained or "trained here"
-    facts["ends"] = config.quantization.ends
+    facts["first_last"] = config.quantization.first_last
     if isinstance(config, CgaRun) and isinstance(config.annealing, CgaConfig):
         facts["boundary_range"] = config.annealing.boundary_range
         facts["cga_rule"] = config.annealing.rule

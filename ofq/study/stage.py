@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from ofq.errors import UserError
-from ofq.study.files import Strict, suggest
+from ofq.study.files import Strict, renamed, suggest
 from ofq.study.images import Images
 
 Loader = Literal["plain", "fast"]
@@ -79,10 +79,11 @@ class Training(Strict):
         precision: What the model's products are computed in, bf16 and fp16 by autocast, fp16 with
             loss scaling; weights, quantizers and the optimizer stay in float32.
         images: How images of files are made ready; None for data that come ready.
-        recording: What is recorded of single weights.
+        probes: What is kept of single weights, for figures.
     """
 
-    cosmetic: ClassVar[frozenset[str]] = frozenset({"recording"})
+    cosmetic: ClassVar[frozenset[str]] = frozenset({"probes"})
+    older: ClassVar[dict[str, str]] = {"recording": "probes"}
 
     epochs: PositiveInt
     batch_size: PositiveInt
@@ -99,7 +100,7 @@ class Training(Strict):
     teacher: Teaching = Teaching()
     precision: Precision = "fp32"
     images: Images | None = None
-    recording: ProbeConfig = ProbeConfig()
+    probes: ProbeConfig = ProbeConfig()
 
     @model_validator(mode="after")
     def _schedule_is_possible(self) -> Self:
@@ -212,13 +213,15 @@ def split(batch_size: int, devices: int, device_batch: int | None = None) -> Spl
     return Split(devices, passes, share // passes)
 
 
-def check_hyperparameters(values: dict[str, Any]) -> None:
-    """Refuse a key that isn't a hyperparameter of :class:`Training`.
+def hyperparameters(values: dict[str, Any]) -> dict[str, Any]:
+    """Return some of the hyperparameters of :class:`Training`, by their present names.
 
     Raises:
-        ValueError: There is one; it names the nearest ones that are allowed.
+        ValueError: A key is none; it names the nearest ones that are allowed.
     """
     known = sorted(Training.model_fields)
+    values = renamed(values, Training.older)
     for key in values:
         if key not in known:
             raise ValueError(f"unknown hyperparameter '{key}' ({suggest(key, known)})")
+    return values

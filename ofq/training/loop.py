@@ -160,7 +160,7 @@ class Trainer:
             for technique in techniques:
                 technique.compile()
         self.steps_per_epoch = data.steps_per_epoch(training.batch_size)
-        self.probes = self._make_probes(training.recording)
+        self.probes = self._make_probes(training.probes)
         self.total_steps = training.epochs * self.steps_per_epoch
         self.step = 0
         self.evaluated = -1  # the last epoch that was evaluated and reported

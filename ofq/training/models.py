@@ -268,7 +268,7 @@ def _arguments(wanted: Quantization) -> tuple[tuple[int, int], dict[str, Any]]:
         "options": wanted.options,
         "activation_quantizer": wanted.activation_quantizer,
         "activation_options": wanted.activation_options,
-        "end_bits": parse_bits(wanted.ends),
+        "first_last_bits": parse_bits(wanted.first_last),
         "layer_bits": {pattern: parse_bits(bits) for pattern, bits in wanted.layers.items()},
     }
 

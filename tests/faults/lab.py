@@ -26,7 +26,7 @@ stages:
     lr: 1.0e-3
     min_lr: 1.0e-4
     distillation: true
-    recording: {weights: 3, sample: 16, histograms: 3}
+    probes: {weights: 3, sample: 16, histograms: 3}
   cga: {epochs: 2, batch_size: 64, lr: 1.0e-4, min_lr: 1.0e-4, distillation: true}
 """
 

@@ -54,7 +54,7 @@ def test_techniques_compose_and_every_parameter_trains(name, quantizer, qkr):
 @pytest.mark.parametrize("qkr", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_unquantized_parts_compute_what_the_full_precision_model_does(name, qkr):
-    """At 32 bits only the 8-bit ends differ; put back, the logits must be the model's own."""
+    """At 32 bits only the first and last layers differ; put back, the logits must be the model's own."""
     model = build(name).eval()
     quantized = ofq.quantize(model, 32, 32, qkr=qkr).eval()
     for module in list(quantized.modules()):

@@ -285,7 +285,7 @@ def test_bits_can_differ_by_layer(micro_model, pattern, roles):
 
 def test_the_last_matching_pattern_wins_and_ends_can_be_named(micro_model):
     bits = {"blocks.*": (3, 3), "blocks.1.mlp.fc2": (32, 32), "head": (4, 32)}
-    model = ofq.quantize(micro_model, 2, 2, layer_bits=bits, end_bits=(6, 6))
+    model = ofq.quantize(micro_model, 2, 2, layer_bits=bits, first_last_bits=(6, 6))
     assert model.blocks[0].mlp.fc1.weight_quantizer.bits == 3
     assert isinstance(model.blocks[1].mlp.fc2.weight_quantizer, nn.Identity)
     assert isinstance(model.blocks[1].mlp.fc2.input_quantizer, Passthrough)

@@ -69,7 +69,7 @@ def make_workspace(
 ) -> Workspace:
     """A workspace with one study, ``small``; keywords replace parts of its config."""
     stage = {"epochs": EPOCHS, "batch_size": 32, "lr": 1e-3}
-    recorded = {**stage, "recording": recording}
+    recorded = {**stage, "probes": recording}
     stages = {"fp": stage, "qat": recorded, "cga": {**recorded, "epochs": 2}}
     if dataset == "toy_regression":
         del stages["fp"]
@@ -130,7 +130,7 @@ def write_run(workspace: Workspace, run: Run, top1: float) -> RunFolder:
     folder.append("metrics", [_metrics(run, e, top1, rng) for e in range(epochs + 1)])
     if has_codes(run):
         folder.append("layers", [row for e in range(epochs + 1) for row in _layers(run, e, rng)])
-    recording = run.config.training.recording
+    recording = run.config.training.probes
     if has_codes(run) and recording.weights:
         folder.append("trajectories", _trajectories(run, rng))
     if has_codes(run) and recording.sample:

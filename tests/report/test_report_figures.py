@@ -320,7 +320,7 @@ def test_figure_without_its_recordings_says_what_to_change(
     workspace = synthetic.make_workspace(tmp_path, recording={}, figures=[figure])
     synthetic.fill(workspace)
     found = why_absent(workspace, figure)
-    assert f"'recording: {{{key}: N}}' in the stages of recipe" in found
+    assert f"'probes: {{{key}: N}}' in the stages of recipe" in found
 
 
 RECORDED = ["latent_weights", "gradient_sign_changes", "joint_flips", "weight_paths"]

@@ -60,7 +60,7 @@ def test_what_is_recorded_changes_no_run(checkout):
     path.write_text(text)
     after = Workspace(checkout).grid("tiny").runs()
     assert list(before) == list(after)
-    assert any(run.config.training.recording.weights for run in after.values())
+    assert any(run.config.training.probes.weights for run in after.values())
     for name, run in after.items():
         assert run.config.payload() == before[name].config.payload()
 

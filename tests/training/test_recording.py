@@ -10,7 +10,7 @@ from timm.models import VisionTransformer
 import ofq
 from ofq.quantization import low_bit_weights
 from ofq.study import ProbeConfig
-from ofq.training.probes import Probes, joint, recordings, signs
+from ofq.training.probes import Probes, joint, probes, signs
 from ofq.training.probes.histograms import bins_per_step
 from ofq.training.probes.part import entries, spread
 
@@ -204,7 +204,7 @@ def test_histogram_counts_every_weight_once_where_it_lies(quantizer):
 
 
 def test_long_stages_record_their_epochs_last_steps_only(monkeypatch):
-    monkeypatch.setattr(recordings, "STEPS", 8)
+    monkeypatch.setattr(probes, "STEPS", 8)
     model = tiny()
     recorded = Probes(model, ALL, epochs=2, steps_per_epoch=6)
     looked = []
@@ -221,7 +221,7 @@ def test_long_stages_record_their_epochs_last_steps_only(monkeypatch):
 
 
 def test_rows_do_not_grow_with_the_training(monkeypatch):
-    monkeypatch.setattr(recordings, "STEPS", 32)
+    monkeypatch.setattr(probes, "STEPS", 32)
     sizes = {}
     for steps_per_epoch in (8, 2000):
         recorded = Probes(tiny(), ALL, epochs=4, steps_per_epoch=steps_per_epoch)

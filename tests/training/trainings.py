@@ -104,9 +104,7 @@ class Trainings:
         for stop_after in [*stops, None]:
             recorder.stop.cause, recorder.stop_after = None, stop_after
             wanted = later if later and trainer else recording
-            training = found.config.training.model_copy(
-                update={"recording": wanted, **self.settings}
-            )
+            training = found.config.training.model_copy(update={"probes": wanted, **self.settings})
             session = Session(recorder, checkpoints, recorder.stop, group=self.group)
             config = replace(found.config, training=training)
             trainer = build(config, Inputs(*paths), session, compiled=compiled)

@@ -16,7 +16,7 @@ def of_first_model(records: Records, table: Table, key: str) -> tuple[str, pd.Da
     Args:
         records: The study.
         table: What was recorded.
-        key: The key of a stage's ``recording`` that asks for it.
+        key: The key of a stage's ``probes`` that asks for it.
 
     Returns:
         The model and its rows.
@@ -46,7 +46,7 @@ def _nothing_recorded(records: Records, key: str) -> NothingToDraw:
     if (records.runs["method"] == "fp").all():
         return NothingToDraw("no quantized run has finished")
     return NothingToDraw(
-        f"no finished run recorded it. 'recording: {{{key}: N}}' in the stages of recipe "
+        f"no finished run recorded it. 'probes: {{{key}: N}}' in the stages of recipe "
         f"'{records.study.recipe}' makes new ones do so; runs keep their names, so to train "
         "one anew, move its folder away"
     )
