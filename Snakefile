@@ -12,8 +12,8 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from ofq.errors import UserError
-from ofq.slurm import srun
-from ofq.study.targets import Targets
+from ofq.runs.slurm import srun
+from ofq.config.targets import Targets
 
 # jobs find `ofq` beside the Python that runs this, whether or not its environment is active
 os.environ["PATH"] = (

@@ -16,9 +16,9 @@ from machine import keep
 from torch import nn
 
 import ofq
-from ofq.study import Training
-from ofq.training.compiling import compile_blocks
-from ofq.training.devices import seed_everything
+from ofq.config import Training
+from ofq.training.compile import compile_blocks
+from ofq.training.distributed import seed_everything
 from ofq.training.models import build
 from ofq.training.optimization import make_optimizer
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from growth import exponent
 from machine import keep
 
-from ofq.study import Workspace
+from ofq.config import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = 4

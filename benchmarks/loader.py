@@ -20,11 +20,11 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from step import CASES, WARM_UP, training_step, wait_for
 
-from ofq.study.dataset import locate
-from ofq.study.images import Augmentation, Images
-from ofq.study.stage import Loader
-from ofq.training.decoding import decoder
-from ofq.training.images import ImageSource, open_images
+from ofq.config.datasets import locate
+from ofq.config.images import Augmentation, Images
+from ofq.config.stage import Loader
+from ofq.training.data.decoding import decoder
+from ofq.training.data.images import ImageSource, open_images
 
 SIZE = (500, 375)
 CLASSES = 8

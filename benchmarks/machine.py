@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ofq.training.devices import choose
+from ofq.training.distributed import choose
 
 
 def machine() -> dict[str, Any]:

@@ -25,16 +25,16 @@ from step import Case, training_step
 from torch import nn
 
 import ofq
-from ofq.attempt import Attempt, Options
-from ofq.interruption import StopRequest
-from ofq.progress import Lines
-from ofq.recorder import Recorder
-from ofq.study import ProbeConfig
-from ofq.study.config import Site
-from ofq.tracking import RunFolder
+from ofq.config import ProbeConfig
+from ofq.config.schema import Site
+from ofq.runs.attempt import Attempt, Options
+from ofq.runs.folder import RunFolder
+from ofq.runs.progress import Lines
+from ofq.runs.recorder import Recorder
+from ofq.stopping import StopRequest
 from ofq.training.checkpoint import CheckpointStore
+from ofq.training.checks import LossWatch, first_bad_parameter, zero_variance
 from ofq.training.models import build
-from ofq.training.numerics import LossWatch, first_bad_parameter, zero_variance
 from ofq.training.pace import Pace
 from ofq.training.probes import Probes
 

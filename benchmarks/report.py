@@ -21,8 +21,8 @@ import numpy as np
 from growth import exponent
 from machine import keep
 
-from ofq.study import Run, Workspace
-from ofq.tracking.folder import REPORTED
+from ofq.config import Run, Workspace
+from ofq.runs.folder import REPORTED
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "report"))

@@ -22,13 +22,13 @@ from machine import keep
 from torch import nn
 
 import ofq
-from ofq.study import Training
-from ofq.training.data import Batch, Data
-from ofq.training.devices import SingleProcess, seed_everything
-from ofq.training.loop import GraphedTrainer, Session, Trainer
+from ofq.config import Training
+from ofq.training.data.source import Batch, Data
+from ofq.training.distributed import SingleProcess, seed_everything
 from ofq.training.models import build
 from ofq.training.objective import Classification, Distillation
 from ofq.training.teacher import Teacher
+from ofq.training.trainer import GraphedTrainer, Session, Trainer
 
 TRAINING = Training(epochs=1, batch_size=8, lr=1e-5, weight_decay=0.05)
 

@@ -50,7 +50,7 @@ figures: [accuracy]
 TRAINER = """
 import json, sys, time
 from ofq.cli import main
-from ofq.recorder import Recorder
+from ofq.runs.recorder import Recorder
 
 times, step = [], Recorder.step
 
@@ -75,7 +75,7 @@ def train(folder: Path, epochs: int, uri: str | None) -> dict[str, float]:
         epochs: How long it trains.
         uri: Where it is mirrored; nowhere if None, in SQLite if empty.
     """
-    from ofq.study import Workspace
+    from ofq.config import Workspace
 
     for name, text in CONFIG.items():
         path = folder / "config" / name

@@ -31,7 +31,7 @@ _PLACES = {
         "low_bit_weights", "quantize",
         "register_activation_quantizer", "register_technique", "register_weight_quantizer",
     ),
-    "ofq.training.data": ("Data", "DataRequest", "register_dataset"),
+    "ofq.training.data.source": ("Data", "DataRequest", "register_dataset"),
     "ofq.report.figures.registry": ("Drawn", "register_figure"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _PLACES.items() for name in names}

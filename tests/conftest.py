@@ -53,7 +53,7 @@ settings.load_profile("ofq")
 _OWNER = """
 import sys, time
 from pathlib import Path
-from ofq.tracking.lock import RunLock
+from ofq.runs.lock import RunLock
 RunLock(Path(sys.argv[1]), beat=300).acquire()
 print("holds it", flush=True)
 time.sleep(300)

@@ -17,7 +17,7 @@ from ofq.cli import main, trainings
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
-    ["torch._dynamo", "sklearn.model_selection", "ofq.jobs", "ofq.training.stage", "ofq.cli"]
+    ["torch._dynamo", "sklearn.model_selection", "ofq.runs.job", "ofq.training.build", "ofq.cli"]
 )
 
 

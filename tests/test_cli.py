@@ -28,7 +28,7 @@ def test_help_and_expansion_load_nothing_that_takes_seconds(checkout):
         command = [sys.executable, "-X", "importtime", "-m", "ofq", *arguments]
         done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
         loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-        assert "ofq.study" in loaded
+        assert "ofq.config" in loaded
         assert not heavy & loaded
 
 

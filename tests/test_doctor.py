@@ -12,10 +12,10 @@ import pytest
 from own_process import main_out_of_time, run_ofq
 
 from ofq.cli import main
-from ofq.doctor import examine
+from ofq.config import Workspace
 from ofq.errors import UserError
-from ofq.study import Workspace
-from ofq.tracking import RunFolder
+from ofq.monitor.doctor import examine
+from ofq.runs.folder import RunFolder
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for four trainings
 

@@ -16,18 +16,18 @@ from torch import nn
 from typer.testing import CliRunner
 
 import ofq
-from ofq import export
-from ofq.attempt import run_folder
 from ofq.cli import app
+from ofq.config import Quantization, Workspace
+from ofq.config.run import describe
 from ofq.errors import UserError
-from ofq.export import export_run, load_packed, save_packed
+from ofq.export.codes import hold_weights, pack, pack_weights, unpack
+from ofq.export.packed import export_run, load_packed, save_packed
+from ofq.export.packed import packed as export
 from ofq.quantization import calibrate, weight_quantizer_names
 from ofq.quantization.layers import Passthrough, QuantizedLinear
-from ofq.quantization.lsq import LSQ
-from ofq.quantization.packing import hold_weights, pack, pack_weights, unpack
-from ofq.quantization.quantizer import make_weight_quantizer
-from ofq.study import Quantization, Workspace
-from ofq.study.run import describe
+from ofq.quantization.quantizers.base import make_weight_quantizer
+from ofq.quantization.quantizers.lsq import LSQ
+from ofq.runs.attempt import run_folder
 from ofq.training import models
 from ofq.training.weights import save_weights
 

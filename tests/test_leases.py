@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from ofq import leases
+from ofq.config import Workspace
 from ofq.errors import UserError
-from ofq.leases import NoDevice, devices, lease
-from ofq.study import Workspace
+from ofq.runs import gpu_leases as leases
+from ofq.runs.gpu_leases import NoDevice, devices, lease
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(900)
 
 JOB = """
 import json, os, subprocess, sys, time
-from ofq.leases import lease
+from ofq.runs.gpu_leases import lease
 count, seconds, name = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
 held = lease(count, name, tell=lambda text: print(text, flush=True))
 began = time.monotonic()
@@ -62,8 +62,8 @@ def start(machine):
     started = []
 
     def job(count, seconds, name="job", *how):
-        script = JOB.replace("from ofq.leases import lease", textwrap.dedent(f"""
-            from ofq import leases
+        script = JOB.replace("from ofq.runs.gpu_leases import lease", textwrap.dedent(f"""
+            from ofq.runs import gpu_leases as leases
             leases._QUEUE = {leases._QUEUE!r}
             lease = leases.lease"""))  # fmt: skip
         command = [sys.executable, "-c", script, str(count), str(seconds), name, *how]

@@ -9,14 +9,14 @@ import torch
 from own_process import run_ofq
 
 import ofq
+from ofq.config import Workspace
 from ofq.errors import UserError
-from ofq.onnx_export import save_onnx
+from ofq.export.onnx import save_onnx
+from ofq.export.qdq import with_nodes
 from ofq.quantization import calibrate, low_bit_weights
-from ofq.quantization.lsq import LSQ
-from ofq.quantization.qdq import with_nodes
-from ofq.study import Workspace
+from ofq.quantization.quantizers.lsq import LSQ
 from ofq.training import models
-from ofq.training.data import load
+from ofq.training.data.source import load
 
 MICRO = "micro_deit_patch2_8"
 SMALL_SWIN = {

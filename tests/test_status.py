@@ -12,14 +12,14 @@ import pytest
 from own_process import run_ofq
 from rich.console import Console
 
-from ofq.attempt import run_folder
-from ofq.status.estimate import time_left, waiting_for
-from ofq.status.figures import duration, significant
-from ofq.status.fit import fitting, shares
-from ofq.status.runs import RunStatus, StudyStatus, last_error
-from ofq.status.table import Page
-from ofq.study import Workspace
-from ofq.tracking import RunFolder
+from ofq.config import Workspace
+from ofq.monitor.status.estimate import time_left, waiting_for
+from ofq.monitor.status.figures import duration, significant
+from ofq.monitor.status.fit import fitting, shares
+from ofq.monitor.status.runs import RunStatus, StudyStatus, last_error
+from ofq.monitor.status.table import Page
+from ofq.runs.attempt import run_folder
+from ofq.runs.folder import RunFolder
 
 OFQ = [sys.executable, "-m", "ofq"]
 PARTS = {
@@ -482,7 +482,7 @@ def test_unknown_names_are_refused(checkout, arguments):
 
 def test_looking_needs_no_torch():
     code = (
-        "import sys, ofq.status.table, ofq.status.lines, ofq.doctor\n"
+        "import sys, ofq.monitor.status.table, ofq.monitor.status.lines, ofq.monitor.doctor\n"
         "print({'torch', 'timm', 'mlflow', 'pandas'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

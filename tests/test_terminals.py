@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ofq.study import Workspace
+from ofq.config import Workspace
 
 LABEL = "Größe → 4 µ ✓"
 

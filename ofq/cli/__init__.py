@@ -11,11 +11,11 @@ from rich.markup import escape
 
 from ofq import __version__
 from ofq.cli import models, reports, studies, track, trainings
+from ofq.config import Workspace
 from ofq.console import printable_lines, show_anywhere
-from ofq.credentials import redacted_output
 from ofq.errors import RunFailed, TryAgain, UserError
-from ofq.progress import SteadyConsole
-from ofq.study import Workspace
+from ofq.redact import redacted_output
+from ofq.runs.progress import SteadyConsole
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ofq.config.places import expand_path
 from ofq.console import printable_lines
-from ofq.study.places import expand_path
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, as `ofq runs` lists it.")]
 StudyName = Annotated[

@@ -8,13 +8,13 @@ import typer
 from rich.console import Console
 
 from ofq.cli.common import RunId, given_path, say
+from ofq.config import Quantization, Workspace
+from ofq.config.datasets import locate
+from ofq.config.files import parse
+from ofq.config.places import expand_path
 from ofq.errors import UserError
-from ofq.interruption import StopRequest
-from ofq.progress import summary
-from ofq.study import Quantization, Workspace
-from ofq.study.dataset import locate
-from ofq.study.files import parse
-from ofq.study.places import expand_path
+from ofq.runs.progress import summary
+from ofq.stopping import StopRequest
 
 _PANEL = "Models"
 app = typer.Typer()
@@ -43,8 +43,8 @@ def export(
     the model back, with the same logits. A file .onnx has codes behind DequantizeLinear, and
     activations between QuantizeLinear and DequantizeLinear (docs/export.md).
     """
-    from ofq.export import export_run
-    from ofq.onnx_export import export_onnx
+    from ofq.export.onnx import export_onnx
+    from ofq.export.packed import export_run
 
     workspace = Workspace()
     run, _ = workspace.find(run_id)
@@ -73,10 +73,10 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Whose split of digits.", min=0, max=2**32 - 1)] = 0,
 ) -> None:
     """Evaluate weights: top-1 and top-5, each image counted once whatever the batch size."""
-    from ofq.training import data as packaged
     from ofq.training import evaluation, models
-    from ofq.training.images import ImageSource
-    from ofq.training.readers import describe
+    from ofq.training.data import source as packaged
+    from ofq.training.data.images import ImageSource
+    from ofq.training.data.readers import describe
     from ofq.training.weights import load_weights, recorded_facts
 
     console = Console()

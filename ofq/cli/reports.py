@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ofq.cli.common import StudyName, given_path, say
+from ofq.config import Workspace
 from ofq.console import printable_lines
-from ofq.study import Workspace
 
 if TYPE_CHECKING:
     from ofq.report.collect import Records
@@ -70,7 +70,7 @@ def make_bundle(
     in it, without credentials; names of hosts, ids of processes and whole logs aren't. `ofq
     unbundle FILE` unpacks it anywhere.
     """
-    from ofq.bundle import ENDING, bundle
+    from ofq.report.bundle import ENDING, bundle
 
     workspace = Workspace()
     path = given_path(out, "--out") if out else workspace.reports / f"{study}{ENDING}"
@@ -89,7 +89,7 @@ def open_bundle(
     ] = None,
 ) -> None:
     """Unpack a study's bundle into a folder, where `ofq report` makes the same report again."""
-    from ofq.bundle import unbundle
+    from ofq.report.bundle import unbundle
 
     folder = given_path(out, "--out") if out else None
     unpacked = unbundle(given_path(file, "FILE"), folder)

@@ -9,11 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from ofq.cli.common import StudyName, say
+from ofq.config import Workspace
 from ofq.console import printable, printable_lines
 from ofq.errors import UserError
-from ofq.interruption import StopRequest
-from ofq.study import Workspace
-from ofq.tracking.folder import State
+from ofq.runs.folder import State
+from ofq.stopping import StopRequest
 
 _PANEL = "Studies"
 app = typer.Typer()
@@ -64,8 +64,8 @@ def runs(
     Elsewhere it prints one id per line, so that they can be handed on:
     `ofq doctor $(ofq runs digits --state interrupted)`. `ofq status` sums them up by cells.
     """
-    from ofq.status.runs import StudyStatus
-    from ofq.status.table import STYLES
+    from ofq.monitor.status.runs import StudyStatus
+    from ofq.monitor.status.table import STYLES
 
     console = Console()
     watch = StudyStatus(Workspace(), study)
@@ -100,9 +100,9 @@ def status(
 
     In a terminal this is live, until all is done or Ctrl-C; elsewhere it is a line per cell, once.
     """
-    from ofq.status.lines import lines
-    from ofq.status.runs import StudyStatus
-    from ofq.status.table import Page, follow
+    from ofq.monitor.status.lines import lines
+    from ofq.monitor.status.runs import StudyStatus
+    from ofq.monitor.status.table import Page, follow
 
     console = Console()
     workspace = Workspace()
@@ -153,15 +153,15 @@ def plan(
     With --write-runtime the workflow asks for time by these estimates in place of the recipe's.
     That re-runs nothing. A run that takes longer than --limit goes on in further jobs.
     """
-    from ofq.planning.limits import write
-    from ofq.planning.plan import Machine, Planner
-    from ofq.planning.show import show
+    from ofq.monitor.plan.limits import write
+    from ofq.monitor.plan.plan import Machine, Planner
+    from ofq.monitor.plan.show import show
 
     console = Console()
     workspace = Workspace()
     planner = Planner(workspace, study)
     if measure:
-        from ofq.planning.calibration import measure as measure_runs
+        from ofq.monitor.plan.calibration import measure as measure_runs
 
         with console.status("measuring"):
             measure_runs(workspace, planner.unmeasured(), console.print)

@@ -8,9 +8,9 @@ import typer
 from rich.console import Console
 
 from ofq.cli.common import RunId, say
+from ofq.config import Workspace
+from ofq.config.places import expand_uri
 from ofq.errors import TryAgain
-from ofq.study import Workspace
-from ofq.study.places import expand_uri
 
 app = typer.Typer(no_args_is_help=True, help="Mirror run folders in MLflow.")
 
@@ -28,7 +28,7 @@ def sync(
     Doing it twice changes nothing, so this also moves everything to another server. Exits with 75
     if something remains.
     """
-    from ofq.credentials import redact_uri, refuse_credentials
+    from ofq.redact import redact_uri, refuse_credentials
 
     if uri is not None:
         refuse_credentials(uri, "--uri")
@@ -53,7 +53,7 @@ def sync(
 @app.command()
 def uri() -> None:
     """Print the tracking URI, without a password if it has one."""
-    from ofq.credentials import redact_uri
+    from ofq.redact import redact_uri
 
     print(redact_uri(Workspace().tracking_uri))
 
@@ -61,7 +61,7 @@ def uri() -> None:
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="Port of this machine.")] = 5000) -> None:
     """Browse runs and curves in MLflow's pages."""
-    from ofq.credentials import redact_uri
+    from ofq.redact import redact_uri
     from ofq.tracking.store import open_store
 
     store = Workspace().tracking_uri
@@ -80,7 +80,8 @@ def follow(run_id: RunId) -> None:
     """Mirror one run while another process trains it (`ofq train` starts this by itself)."""
     import logging
 
-    from ofq.tracking import RunFolder, mirroring
+    from ofq.runs.folder import RunFolder
+    from ofq.tracking import mirroring
 
     os.nice(10)  # training comes first
     workspace = Workspace()

@@ -10,15 +10,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from ofq.cli.common import RunId, say
+from ofq.config import Workspace
+from ofq.config.places import expand_path
 from ofq.console import printable
 from ofq.errors import RunFailed, UserError
-from ofq.interruption import Interrupted, StopRequest, deadline, end_with_parent
-from ofq.progress import SteadyConsole
-from ofq.study import Workspace
-from ofq.study.places import expand_path
+from ofq.runs.progress import SteadyConsole
+from ofq.stopping import Interrupted, StopRequest, deadline, end_with_parent
 
 if TYPE_CHECKING:
-    from ofq.doctor import Diagnosis
+    from ofq.monitor.doctor import Diagnosis
 
 _PANEL = "Runs"
 _STARTED = time.monotonic()
@@ -67,8 +67,8 @@ def train(
     Exits with 0 when the run is complete; with 75 when it was interrupted, or another trainer has
     it: the same command goes on later; with 3 when it would fail again; with 2 for a mistake.
     """
-    from ofq import jobs
-    from ofq.attempt import Options, attempt, run_folder
+    from ofq.runs import job as jobs
+    from ofq.runs.attempt import Options, attempt, run_folder
     from ofq.tracking.mirroring import await_mirror, start_mirror
 
     if int(os.environ.get("RANK", "0")) > 0:  # started by torchrun or srun
@@ -112,8 +112,8 @@ def assist(
 
 def _assist(run_id: str, gpus: int | None) -> None:
     """Train along; what all processes end by, the first one says."""
-    from ofq import jobs
-    from ofq.attempt import run_folder
+    from ofq.runs import job as jobs
+    from ofq.runs.attempt import run_folder
 
     workspace = Workspace()
     run, homes = workspace.find(run_id)
@@ -131,7 +131,7 @@ def _assist(run_id: str, gpus: int | None) -> None:
 @app.command(rich_help_panel=_PANEL)
 def save(run_id: RunId) -> None:
     """Ask a run that is being trained, here or on another host, for a checkpoint now."""
-    from ofq.attempt import SAVE_REQUEST, run_folder
+    from ofq.runs.attempt import SAVE_REQUEST, run_folder
 
     workspace = Workspace()
     run, _ = workspace.find(run_id)
@@ -165,7 +165,7 @@ def doctor(
 
     Exits with 0 if all is sound, with 1 if there is a problem.
     """
-    from ofq.doctor import examine
+    from ofq.monitor.doctor import examine
 
     workspace = Workspace()
     console = Console()

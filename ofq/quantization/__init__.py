@@ -10,22 +10,26 @@ from ofq.quantization.activations import (  # noqa: E402
 )
 from ofq.quantization.convert import calibrate, quantize, set_gradient_batch  # noqa: E402
 from ofq.quantization.layers import low_bit_weights  # noqa: E402
-from ofq.quantization.lsq import LSQ, LSQWeight  # noqa: E402
-from ofq.quantization.noise import NoiseInjection  # noqa: E402
 from ofq.quantization.oscillation import (  # noqa: E402
     CodeHistory,
     Oscillation,
     OscillationTracker,
     combine,
 )
-from ofq.quantization.quantizer import (  # noqa: E402
+from ofq.quantization.quantizers.base import (  # noqa: E402
     WeightQuantizer,
     near_threshold,
     register_weight_quantizer,
     straight_through,
     weight_quantizer_names,
 )
-from ofq.quantization.statsq import StatsQ  # noqa: E402
+from ofq.quantization.quantizers.lsq import LSQ, LSQWeight  # noqa: E402
+from ofq.quantization.quantizers.statsq import StatsQ  # noqa: E402
+from ofq.quantization.quantizers.variants import (  # noqa: E402
+    LearnedStatsQ,
+    StatisticalLSQ,
+    StatsQMoments,
+)
 from ofq.quantization.techniques import (  # noqa: E402
     ConfidenceGuidedAnnealing,
     Dampening,
@@ -38,11 +42,7 @@ from ofq.quantization.techniques import (  # noqa: E402
     register_technique,
     technique_names,
 )
-from ofq.quantization.variants import (  # noqa: E402
-    LearnedStatsQ,
-    StatisticalLSQ,
-    StatsQMoments,
-)
+from ofq.quantization.techniques.noise import NoiseInjection  # noqa: E402
 
 __all__ = [
     "LSQ",

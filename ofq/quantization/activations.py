@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ofq.errors import UserError
 from ofq.quantization.products import Product
-from ofq.quantization.quantizer import check_bits
+from ofq.quantization.quantizers.base import check_bits
 
 
 class ActivationQuantizer(nn.Module, ABC):

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ofq.quantization import fused
+from ofq.quantization import kernels as fused
 from ofq.quantization.activations import ActivationQuantizer
-from ofq.quantization.fused import fitting
+from ofq.quantization.kernels import fitting
 from ofq.quantization.layers import (
     LowBit,
     Passthrough,
@@ -29,7 +29,7 @@ from ofq.quantization.products import (
     separate_logits,
     without_padding,
 )
-from ofq.quantization.quantizer import WeightQuantizer
+from ofq.quantization.quantizers.base import WeightQuantizer
 
 
 class AttentionLogits(nn.Module):

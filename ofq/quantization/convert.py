@@ -35,14 +35,14 @@ from ofq.quantization.layers import (
     wrapper_of,
     wrong_size,
 )
-from ofq.quantization.lsq import LSQ, ImageLSQ
-from ofq.quantization.quantizer import (
+from ofq.quantization.quantizers.base import (
     OFF,
     WeightQuantizer,
     check_bits,
     check_options,
     make_weight_quantizer,
 )
+from ofq.quantization.quantizers.lsq import LSQ, ImageLSQ
 from ofq.quantization.scheme import SCORES, Scheme
 
 

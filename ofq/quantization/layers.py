@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofq.errors import UserError
-from ofq.quantization import fused
+from ofq.quantization import kernels as fused
 from ofq.quantization.activations import ActivationQuantizer
-from ofq.quantization.fused import fitting
-from ofq.quantization.lsq import LSQ
+from ofq.quantization.kernels import fitting
 from ofq.quantization.products import Linear, Product, shift_channels
-from ofq.quantization.quantizer import WeightQuantizer
+from ofq.quantization.quantizers.base import WeightQuantizer
+from ofq.quantization.quantizers.lsq import LSQ
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def quantized_model(model: nn.Module, why: str = "") -> nn.Module:
 
 
 def low_bit_weights(model: nn.Module) -> Iterator[QuantizedWeight]:
-    """The low-bit weights of a quantized model in forward order, without the first and last layers."""
+    """Yield a quantized model's low-bit weights, in forward order; first and last layers have none."""
     for name, module in unwrapped(model).named_modules():
         if not isinstance(module, LowBit) or not module.roles:
             continue

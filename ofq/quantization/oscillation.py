@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ofq.quantization.layers import QuantizedWeight, low_bit_weights, quantized_model
-from ofq.quantization.quantizer import WeightQuantizer, near_threshold
+from ofq.quantization.quantizers.base import WeightQuantizer, near_threshold
 
 
 class CodeHistory(nn.Module):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ofq.errors import UserError, some
 from ofq.quantization.attention import MergedQueryKey
 from ofq.quantization.layers import QuantizedWeight
-from ofq.quantization.quantizer import WeightQuantizer, near_threshold
+from ofq.quantization.quantizers.base import WeightQuantizer, near_threshold
 from ofq.quantization.techniques.cga import AsPaper
 
 # parts of a released name → ours; of two that begin alike, the longer one comes first

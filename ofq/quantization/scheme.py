@@ -22,7 +22,7 @@ from ofq.quantization.layers import (
     own_parameter,
 )
 from ofq.quantization.lowrank import LowRankLogits, factorize
-from ofq.quantization.quantizer import OFF, make_weight_quantizer
+from ofq.quantization.quantizers.base import OFF, make_weight_quantizer
 
 _TOKEN, _CHANNEL, _TOKEN_AND_HEAD = -2, -1, (1, 2)
 

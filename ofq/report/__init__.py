@@ -5,7 +5,7 @@ Reads files only, and nothing of torch or MLflow; the heavier imports wait for :
 
 from pathlib import Path
 
-from ofq.study import Workspace
+from ofq.config import Workspace
 
 __all__ = ["build", "explain"]
 

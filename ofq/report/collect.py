@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ofq.config import Cell, Run, Study, Workspace
+from ofq.config.published import Difference
+from ofq.config.reference import Reference
 from ofq.errors import UserError
+from ofq.monitor.status.runs import StudyStatus
 from ofq.report.curves import KEYS, Curves, DamagedTables, names_of
-from ofq.status.runs import StudyStatus
-from ofq.study import Cell, Run, Study, Workspace
-from ofq.study.published import Difference
-from ofq.study.reference import Reference
-from ofq.tracking import RunFolder
-from ofq.tracking.record import RESULT, Damaged, Record
+from ofq.runs.folder import RunFolder
+from ofq.runs.record import RESULT, Damaged, Record
 from ofq.tracking.sent import mlflow_runs
 
 

@@ -7,6 +7,8 @@ from itertools import pairwise, product
 
 import pandas as pd
 
+from ofq.config import Cell, Study
+from ofq.config.reference import Value
 from ofq.report.collect import Records
 from ofq.report.measures import SIZE, TOP1, Measure, measures
 from ofq.report.statistics import (
@@ -20,8 +22,6 @@ from ofq.report.statistics import (
     verdict,
 )
 from ofq.report.verdicts import Distance, distance, exactly, judge
-from ofq.study import Cell, Study
-from ofq.study.reference import Value
 
 
 def summarize_cells(records: Records) -> pd.DataFrame:

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from ofq.study import Cell, Run
-from ofq.study.fields import Stage
-from ofq.tracking.record import RESULT, Damaged, Record, Table
+from ofq.config import Cell, Run
+from ofq.config.fields import Stage
+from ofq.runs.record import RESULT, Damaged, Record, Table
 
 KEYS = ["model", "bits", "method", "seed"]
 """The columns that name a run of a cell in every frame."""

@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from ofq.config import Cell, Workspace
+from ofq.config.files import suggest
 from ofq.console import printable
 from ofq.errors import UserError
 from ofq.report.collect import Records, collect
@@ -13,8 +15,6 @@ from ofq.report.compare import by_images, hold_against, images_of
 from ofq.report.measures import TOP1, measures
 from ofq.report.statistics import images_interval
 from ofq.report.tables import verdict_rows
-from ofq.study import Cell, Workspace
-from ofq.study.files import suggest
 
 
 def explain(workspace: Workspace, study: str, cell: str) -> str:

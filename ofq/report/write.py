@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ofq.config import Workspace
+from ofq.config.schema import FIGURES
 from ofq.console import printable
 from ofq.errors import UserError
 from ofq.report.collect import Records, collect
@@ -17,9 +19,7 @@ from ofq.report.formats import FORMATS, FRAMES, Tables, write_tables
 from ofq.report.noise import draws
 from ofq.report.page import write_page
 from ofq.report.tables import Table
-from ofq.study import Workspace
-from ofq.study.config import FIGURES
-from ofq.tracking.record import Damaged
+from ofq.runs.record import Damaged
 
 ENTRIES = {
     "index.html",

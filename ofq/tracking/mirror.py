@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from ofq.tracking.folder import CORRECT, RESULT, TABLES, RunFolder
+from ofq.runs.folder import CORRECT, RESULT, TABLES, RunFolder
 from ofq.tracking.sent import Sent, note_sent
 from ofq.tracking.snapshot import Snapshot
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ofq.console import printable
 from ofq.errors import UserError
-from ofq.tracking.folder import RunFolder
+from ofq.runs.folder import RunFolder
 from ofq.tracking.sent import lacking
 
 if TYPE_CHECKING:  # a trainer doesn't load MLflow

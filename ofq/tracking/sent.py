@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ofq.atomic import write_json
-from ofq.credentials import redact_uri
 from ofq.errors import UserError
-from ofq.tracking.folder import RunFolder
-from ofq.tracking.record import Damaged, read_object
+from ofq.redact import redact_uri
+from ofq.runs.folder import RunFolder
+from ofq.runs.record import Damaged, read_object
 from ofq.tracking.snapshot import Snapshot
 
 _NOTE = "mirror.json"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ofq.errors import some
-from ofq.tracking.folder import RunFolder, State
-from ofq.tracking.record import Damaged
+from ofq.runs.folder import RunFolder, State
+from ofq.runs.record import Damaged
 
 POINTS = 300
 """Points per metric, about; a longer run is thinned, and its Parquet tables have every epoch."""

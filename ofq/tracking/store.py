@@ -9,8 +9,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from ofq.config.places import local_store
 from ofq.errors import UserError
-from ofq.study.places import local_store
 
 # Before MLflow is imported. Its own retries would hold a call for minutes; mirrors have their own.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -7,11 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ofq.credentials import redact_uri
+from ofq.config import Workspace
+from ofq.config.files import suggest
 from ofq.errors import UserError
-from ofq.study import Workspace
-from ofq.study.files import suggest
-from ofq.tracking.folder import RunFolder
+from ofq.redact import redact_uri
+from ofq.runs.folder import RunFolder
 from ofq.tracking.mirror import Mirror
 from ofq.tracking.mirroring import reason
 

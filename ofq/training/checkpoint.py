@@ -10,10 +10,10 @@ from typing import IO, Any, Protocol
 import torch
 
 from ofq.atomic import write_file, write_json
+from ofq.config.datasets import DataFacts, facts_in
 from ofq.console import printable
 from ofq.errors import UserError
-from ofq.manifest import FORMAT, counted_rows, examine, manifests
-from ofq.study.dataset import DataFacts, facts_in
+from ofq.runs.checkpoints import FORMAT, counted_rows, examine, manifests
 
 _KEPT = 2
 

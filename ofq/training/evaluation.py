@@ -7,19 +7,19 @@ from functools import partial
 from rich.console import Console
 from torch import nn
 
-from ofq.interruption import StopRequest
-from ofq.progress import counted
-from ofq.study.dataset import Dataset
-from ofq.study.images import Images
-from ofq.study.stage import Precision
-from ofq.training.augmentation import ModelArgs, evaluation_transform
-from ofq.training.data import Batch, Data, until
-from ofq.training.devices import SINGLE_PROCESS, SingleProcess
-from ofq.training.images import ImageSource
-from ofq.training.loading import Key, Samples, load, workers_watched
+from ofq.config.datasets import Dataset
+from ofq.config.images import Images
+from ofq.config.stage import Precision
+from ofq.runs.progress import counted
+from ofq.stopping import StopRequest
+from ofq.training.data.augmentation import ModelArgs, evaluation_transform
+from ofq.training.data.images import ImageSource
+from ofq.training.data.loading import Key, Samples, load, workers_watched
+from ofq.training.data.readers import open_split
+from ofq.training.data.source import Batch, Data, until
+from ofq.training.distributed import SINGLE_PROCESS, SingleProcess
 from ofq.training.objective import Classification, Evaluation
 from ofq.training.precision import casting
-from ofq.training.readers import open_split
 
 BATCH_SIZE = 64
 

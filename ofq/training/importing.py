@@ -6,11 +6,11 @@ from pathlib import Path
 
 from torch import nn
 
+from ofq.config import Quantization
 from ofq.errors import UserError
 from ofq.quantization.released import convert_released_state
-from ofq.study import Quantization
 from ofq.training import models
-from ofq.training.augmentation import ModelArgs
+from ofq.training.data.augmentation import ModelArgs
 from ofq.training.weights import layout_of, read_weights
 
 

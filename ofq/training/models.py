@@ -10,13 +10,13 @@ from timm.layers import PatchEmbed
 from timm.models import VisionTransformer, register_model
 from torch import Tensor, nn
 
+from ofq.config import Quantization, parse_bits
+from ofq.config.modules import import_module
 from ofq.errors import UserError
 from ofq.quantization import quantize
 from ofq.quantization.convert import scheme_for
 from ofq.quantization.layers import Passthrough, QuantizedLinear
-from ofq.quantization.quantizer import OFF, make_weight_quantizer
-from ofq.study import Quantization, parse_bits
-from ofq.study.modules import import_module
+from ofq.quantization.quantizers.base import OFF, make_weight_quantizer
 
 _TOY = "toy_regression_"
 _DIGITS = (1, 8, 8)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ofq.training.data import Batch
-from ofq.training.devices import SINGLE_PROCESS, SingleProcess
+from ofq.training.data.source import Batch
+from ofq.training.distributed import SINGLE_PROCESS, SingleProcess
 from ofq.training.precision import widened
 from ofq.training.teacher import Teacher
 
@@ -54,7 +54,7 @@ class Objective(Protocol):
 
         Args:
             outputs: The model's: logits (B, classes), or class and distillation logits.
-            labels: As of :class:`~ofq.training.data.Batch`.
+            labels: As of :class:`~ofq.training.data.source.Batch`.
             teacher_logits: (B, classes), where a teacher answers.
         """
 

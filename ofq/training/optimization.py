@@ -5,8 +5,8 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim import Optimizer
 
+from ofq.config import Training
 from ofq.quantization import WeightQuantizer
-from ofq.study import Training
 
 
 def make_optimizer(model: nn.Module, training: Training, scale_lr: float = 1.0) -> Optimizer:

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from ofq.study.stage import Precision
+from ofq.config.stage import Precision
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ofq.atomic import write_file
+from ofq.config.stage import Precision
 from ofq.errors import UserError
-from ofq.interruption import StopRequest
-from ofq.study.stage import Precision
-from ofq.training.compiling import compile_blocks
-from ofq.training.data import Source, until
-from ofq.training.devices import SingleProcess
+from ofq.stopping import StopRequest
+from ofq.training.compile import compile_blocks
+from ofq.training.data.source import Source, until
+from ofq.training.distributed import SingleProcess
 from ofq.training.graphs import Graph
 from ofq.training.precision import casting, widened
 

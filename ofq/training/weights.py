@@ -16,13 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from ofq.config.datasets import DataFacts, facts_in
+from ofq.config.files import read_json
 from ofq.console import printable
 from ofq.errors import UserError, some
 from ofq.quantization import LSQ, low_bit_weights
 from ofq.quantization.activations import ActivationQuantizer, activation_quantizer_name
-from ofq.quantization.quantizer import registered_name
-from ofq.study.dataset import DataFacts, facts_in
-from ofq.study.files import read_json
+from ofq.quantization.quantizers.base import registered_name
 
 _CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order
 _FORMS = "ofq.quantized"

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ofq.cli
-from ofq.attempt import Attempt
-from ofq.tracking import RunFolder
+from ofq.runs.attempt import Attempt
+from ofq.runs.folder import RunFolder
 from ofq.training import checkpoint, meeting
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import driver
 from own_process import Forked, run_ofq
 
-from ofq.attempt import run_folder
-from ofq.study import Workspace
-from ofq.tracking import RunFolder
-from ofq.tracking.folder import TABLES
+from ofq.config import Workspace
+from ofq.runs.attempt import run_folder
+from ofq.runs.folder import TABLES, RunFolder
 
 STEPS = {"fp": 28, "qat": 56, "cga": 28}
 

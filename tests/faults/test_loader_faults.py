@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from ofq.config import Quantization
 from ofq.quantization import calibrate
-from ofq.study import Quantization
 from ofq.training import models
 from ofq.training.weights import save_weights
 

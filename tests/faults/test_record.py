@@ -11,7 +11,7 @@ from lab import STEPS
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from ofq.credentials import redact
+from ofq.redact import redact
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -11,8 +11,8 @@ from mlflow import MlflowClient
 from runs import Training, mirrored, points, recorded, until
 from servers import Server, dead_port, hung_server
 
-from ofq.study import Workspace
-from ofq.tracking import RunFolder
+from ofq.config import Workspace
+from ofq.runs.folder import RunFolder
 from ofq.tracking.mirroring import WAIT, start_mirror
 from ofq.tracking.store import prepare_store
 

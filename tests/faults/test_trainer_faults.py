@@ -9,7 +9,7 @@ import pytest
 from lab import STEPS, assert_same, mirrored_differences, wait_for
 from own_process import run_ofq
 
-from ofq.tracking.folder import sha256
+from ofq.runs.folder import sha256
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from lab import assert_same, wait_for
 
-from ofq.tracking.lock import holder
+from ofq.runs.lock import holder
 
 pytestmark = [
     pytest.mark.faults,

@@ -28,12 +28,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from watching import check_message, nothing_touched_outside
 
-from ofq.bundle import unbundle
-from ofq.doctor import examine
+from ofq.config import Workspace
 from ofq.errors import UserError
-from ofq.status.lines import lines
-from ofq.status.runs import StudyStatus
-from ofq.study import Workspace
+from ofq.monitor.doctor import examine
+from ofq.monitor.status.lines import lines
+from ofq.monitor.status.runs import StudyStatus
+from ofq.report.bundle import unbundle
 
 BASE = Path(__file__).parents[2] / "reports" / "released_digits.tar.xz"
 STUDY = "released_digits"

@@ -22,11 +22,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from ofq.config import Quantization
 from ofq.errors import UserError
 from ofq.quantization import calibrate
-from ofq.study import Quantization
-from ofq.training import data, models
+from ofq.training import models
 from ofq.training.checkpoint import CheckpointStore
+from ofq.training.data import source as data
 from ofq.training.importing import import_released
 from ofq.training.weights import load_weights, read_weights, recorded_facts, save_weights
 

@@ -28,9 +28,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ofq.quantization  # noqa: F401 - lets timm be imported beside a CPU build of torch
+from ofq.config.datasets import locate
 from ofq.errors import UserError
-from ofq.study.dataset import locate
-from ofq.training.readers import describe, open_split
+from ofq.training.data.readers import describe, open_split
 
 TIES = ["A", "a", "1", "01", "001", "n1", "N1", "n01", "n1a", "N01A"]
 OTHERS = [

@@ -12,9 +12,9 @@ from fuzzing import fuzzed
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ofq.config import Workspace
 from ofq.errors import UserError
-from ofq.planning.plan import Machine, Planner
-from ofq.study import Workspace
+from ofq.monitor.plan.plan import Machine, Planner
 
 FILES = (
     "config.yaml",

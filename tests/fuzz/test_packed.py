@@ -28,10 +28,10 @@ from safetensors.torch import save
 from torch import Tensor
 from watching import check_message, nothing_touched_outside
 
+from ofq.config import Quantization
 from ofq.errors import UserError
-from ofq.export import load_packed, save_packed
+from ofq.export.packed import load_packed, save_packed
 from ofq.quantization import calibrate
-from ofq.study import Quantization
 from ofq.training import models
 
 MICRO = "micro_deit_patch2_8"

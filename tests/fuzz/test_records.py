@@ -22,16 +22,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 
 import synthetic
 
-from ofq.doctor import examine
+from ofq.config import Workspace
 from ofq.errors import UserError
-from ofq.planning.samples import samples
+from ofq.monitor.doctor import examine
+from ofq.monitor.plan.samples import samples
+from ofq.monitor.status.lines import lines
+from ofq.monitor.status.runs import StudyStatus
 from ofq.report.collect import Records, collect
 from ofq.report.compare import summarize_cells
 from ofq.report.tables import Table, to_markdown
-from ofq.status.lines import lines
-from ofq.status.runs import StudyStatus
-from ofq.study import Workspace
-from ofq.tracking import RunFolder
+from ofq.runs.folder import RunFolder
 from ofq.tracking.snapshot import Snapshot
 
 FILES = (

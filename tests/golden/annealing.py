@@ -13,11 +13,11 @@ import ofq
 from golden import models
 from golden.case import EXACT, FORWARD, GRADIENT, Case, grouped
 from golden.parity import CANCELLED, by_released_name, check_initial_scales, load
+from ofq.config import Training
 from ofq.quantization import LSQ, StatsQ, low_bit_weights
 from ofq.quantization.layers import QuantizedLinear, Shifted
 from ofq.quantization.released import AsReleased, released_names
 from ofq.quantization.techniques.cga import AsPaper
-from ofq.study import Training
 from ofq.training.objective import distillation_loss
 from ofq.training.optimization import make_optimizer
 

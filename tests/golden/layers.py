@@ -11,8 +11,8 @@ from golden.parity import (
 )
 from ofq.quantization import LSQ
 from ofq.quantization.layers import QuantizedConv2d, QuantizedLinear, Shifted
-from ofq.quantization.lsq import ImageLSQ
-from ofq.quantization.quantizer import make_weight_quantizer
+from ofq.quantization.quantizers.base import make_weight_quantizer
+from ofq.quantization.quantizers.lsq import ImageLSQ
 
 _END_BITS = 8
 

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 import ofq
 from golden.case import Case
 from golden.models import load_full_precision
+from ofq.config import Training
 from ofq.quantization.layers import QuantizedLinear
 from ofq.quantization.released import convert_released_state, released_names
-from ofq.study import Training
 from ofq.training.optimization import make_optimizer
 
 _TORCHVISION = {

@@ -14,17 +14,17 @@ from rich.text import Text
 
 from ofq import hardware
 from ofq.atomic import write_json
-from ofq.attempt import run_folder
+from ofq.config import Workspace
+from ofq.config.run import describe
 from ofq.errors import UserError
-from ofq.planning import limits
-from ofq.planning.assumptions import assumed_epoch
-from ofq.planning.kind import kind_of, passes_of
-from ofq.planning.plan import Machine, Planner
-from ofq.planning.samples import FILE
-from ofq.planning.show import lines, show, summary
-from ofq.planning.span import Range
-from ofq.study import Workspace
-from ofq.study.run import describe
+from ofq.monitor.plan import limits
+from ofq.monitor.plan.assumptions import assumed_epoch
+from ofq.monitor.plan.kind import kind_of, passes_of
+from ofq.monitor.plan.plan import Machine, Planner
+from ofq.monitor.plan.samples import FILE
+from ofq.monitor.plan.show import lines, show, summary
+from ofq.monitor.plan.span import Range
+from ofq.runs.attempt import run_folder
 
 CPU = "A processor"
 SECONDS = {"fp": 100, "qat": 200, "cga": 50}
@@ -39,8 +39,8 @@ resources:
 @pytest.fixture(autouse=True)
 def this_machine(monkeypatch):
     """A machine of a known processor, without GPU."""
-    monkeypatch.setattr("ofq.planning.estimate.processor", lambda: CPU)
-    monkeypatch.setattr("ofq.planning.estimate.gpus", list)
+    monkeypatch.setattr("ofq.monitor.plan.estimate.processor", lambda: CPU)
+    monkeypatch.setattr("ofq.monitor.plan.estimate.gpus", list)
     monkeypatch.setattr(hardware, "gpus", list)
 
 
@@ -300,7 +300,7 @@ def test_damaged_measurement_is_named(checkout):
 @pytest.mark.integration
 def test_measured_once_with_real_steps_and_used(checkout, monkeypatch):
     """Afterwards nothing is left to be assumed, and nothing to be measured."""
-    from ofq.planning import calibration
+    from ofq.monitor.plan import calibration
 
     monkeypatch.setattr(calibration, "processor", lambda: CPU)
     monkeypatch.setattr(calibration, "_SECONDS", 0.1)
@@ -330,7 +330,8 @@ def test_measured_once_with_real_steps_and_used(checkout, monkeypatch):
 
 def test_plan_needs_no_torch(checkout):
     code = (
-        "import sys; from ofq.planning.show import show; from ofq.planning.limits import write; "
+        "import sys; from ofq.monitor.plan.show import show; "
+        "from ofq.monitor.plan.limits import write; "
         "assert not {'torch', 'timm', 'mlflow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,7 +12,7 @@ import ofq
 from ofq.errors import UserError
 from ofq.quantization import low_bit_weights, near_threshold
 from ofq.quantization.layers import Passthrough, QuantizedLinear
-from ofq.quantization.quantizer import make_weight_quantizer
+from ofq.quantization.quantizers.base import make_weight_quantizer
 
 
 def one_layer(name="statsq", bits=2, rows=16, columns=32):

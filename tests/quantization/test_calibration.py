@@ -10,7 +10,7 @@ from torch import nn
 
 import ofq
 from ofq.errors import UserError
-from ofq.quantization.lsq import LSQ
+from ofq.quantization.quantizers.lsq import LSQ
 from ofq.quantization.techniques.dampening import Dampening
 from ofq.quantization.techniques.freezing import IterativeFreezing
 

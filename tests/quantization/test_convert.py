@@ -10,7 +10,7 @@ import ofq
 from ofq.errors import UserError
 from ofq.quantization import low_bit_weights, products
 from ofq.quantization.layers import Passthrough, QuantizedConv2d, QuantizedLinear
-from ofq.quantization.lsq import LSQ, LSQWeight
+from ofq.quantization.quantizers.lsq import LSQ, LSQWeight
 
 SMALL = {
     "img_size": 32,
@@ -54,7 +54,7 @@ def test_techniques_compose_and_every_parameter_trains(name, quantizer, qkr):
 @pytest.mark.parametrize("qkr", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_unquantized_parts_compute_what_the_full_precision_model_does(name, qkr):
-    """At 32 bits only the first and last layers differ; put back, the logits must be the model's own."""
+    """At 32 bits only first and last layers differ; put back, the logits are the model's own."""
     model = build(name).eval()
     quantized = ofq.quantize(model, 32, 32, qkr=qkr).eval()
     for module in list(quantized.modules()):
@@ -180,8 +180,8 @@ def test_calibrating_again_forgets_the_first_batch(micro_model):
 
 
 def test_registered_names_are_those_that_studies_allow():
-    from ofq.quantization.quantizer import _REGISTRY
-    from ofq.study.method import WEIGHT_QUANTIZERS
+    from ofq.config.method import WEIGHT_QUANTIZERS
+    from ofq.quantization.quantizers.base import _REGISTRY
 
     ours = {name for name, made in _REGISTRY.items() if made.__module__.startswith("ofq.")}
     assert set(WEIGHT_QUANTIZERS) == ours

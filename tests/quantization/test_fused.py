@@ -15,11 +15,11 @@ from torch.autograd import grad
 from torch.library import opcheck
 
 import ofq.quantization
-from ofq.quantization import fused
+from ofq.quantization import kernels as fused
 from ofq.quantization.attention import split_heads
-from ofq.quantization.fused import fitting
+from ofq.quantization.kernels import fitting
 from ofq.quantization.layers import PreShifted, Shifted
-from ofq.quantization.lsq import LSQ
+from ofq.quantization.quantizers.lsq import LSQ
 
 if os.environ.get("TRITON_INTERPRET") != "1":  # read when Triton is imported, so by the shell
     pytest.skip("make test-kernels runs these", allow_module_level=True)

@@ -5,7 +5,7 @@ from reference import lsq, lsq_gradients
 
 from ofq import LSQ
 from ofq.errors import UserError
-from ofq.quantization.lsq import ImageLSQ, LSQWeight
+from ofq.quantization.quantizers.lsq import ImageLSQ, LSQWeight
 
 FORMS = [
     pytest.param((2, 7, 12), (-2,), id="token"),

@@ -23,7 +23,7 @@ from ofq.quantization import (
 )
 from ofq.quantization.layers import Passthrough, QuantizedLinear
 from ofq.quantization.lowrank import factorize
-from ofq.quantization.quantizer import _REGISTRY, make_weight_quantizer
+from ofq.quantization.quantizers.base import _REGISTRY, make_weight_quantizer
 
 BITS = [2, 3, 4]
 NAMES = [name for name, made in _REGISTRY.items() if made.__module__.startswith("ofq.")]
@@ -259,7 +259,7 @@ def test_dampening_is_the_squared_distance_to_the_levels_within_the_range():
 
 
 def test_lsq_weight_scale_gets_its_own_learning_rate(micro_model):
-    from ofq.study import Training
+    from ofq.config import Training
     from ofq.training.optimization import make_optimizer, make_schedule
 
     model = ofq.quantize(micro_model, weight_quantizer="lsq")

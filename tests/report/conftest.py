@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import synthetic
 
+from ofq.config import Workspace
 from ofq.report import build
 from ofq.report.collect import Records, collect
-from ofq.study import Workspace
 
 
 @pytest.fixture(scope="session")

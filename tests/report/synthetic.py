@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ofq.study import Run, Workspace
-from ofq.tracking import RunFolder
-from ofq.tracking.record import FINAL, facts_of, write_manifest
+from ofq.config import Run, Workspace
+from ofq.runs.folder import RunFolder
+from ofq.runs.record import FINAL, facts_of, write_manifest
 
 STUDY = {
     "title": "Made-up & tested",

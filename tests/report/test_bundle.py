@@ -15,15 +15,14 @@ import pytest
 import synthetic
 from files import contents
 
-from ofq import jobs
-from ofq.bundle import bundle, unbundle
-from ofq.doctor import examine
+from ofq.config import Workspace
 from ofq.errors import UserError
+from ofq.monitor.doctor import examine
 from ofq.report import build, explain
-from ofq.study import Workspace
-from ofq.tracking import RunFolder
-from ofq.tracking.folder import UNPACKED
-from ofq.tracking.record import facts_of, read_manifest, write_manifest
+from ofq.report.bundle import bundle, unbundle
+from ofq.runs import job as jobs
+from ofq.runs.folder import UNPACKED, RunFolder
+from ofq.runs.record import facts_of, read_manifest, write_manifest
 
 Members = list[tuple[tarfile.TarInfo, bytes]]
 
@@ -383,9 +382,9 @@ def test_names_that_differ_in_case_alone_are_refused(packed: Path, place: Path) 
 
 
 def test_every_file_that_a_report_may_have_may_be_in_a_bundle() -> None:
-    from ofq.bundle import _are_named
+    from ofq.config.schema import FIGURES
+    from ofq.report.bundle import _are_named
     from ofq.report.write import ENTRIES
-    from ofq.study.config import FIGURES
 
     for name in ENTRIES - {"figures"}:
         _are_named({f"reports/small/{name}": "0" * 64})

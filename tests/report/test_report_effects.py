@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 import synthetic
 
+from ofq.config import Run, Workspace
 from ofq.errors import UserError
 from ofq.report import build
 from ofq.report.collect import collect
 from ofq.report.compare import compare, pairs
 from ofq.report.effects import effect_rows, effects
 from ofq.report.findings import describe
-from ofq.study import Run, Workspace
 
 METHODS = ["lsq", "statsq", "lsq+qkr", "statsq+qkr"]
 FACTORS = {"StatsQ": ["statsq", "statsq+qkr"], "QKR": ["lsq+qkr", "statsq+qkr"]}

@@ -13,11 +13,12 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+from ofq.config import Workspace
+from ofq.config import schema as config
 from ofq.report import build
 from ofq.report.collect import collect
 from ofq.report.figures import FIGURES, write_figures
 from ofq.report.figures.style import add_legend, new_figure, panels, save, styled
-from ofq.study import Workspace, config
 
 DIGITS = synthetic.STUDY["figures"]
 TOY = ["loss", "trajectories"]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import synthetic
 
+from ofq.config import Workspace
 from ofq.errors import UserError
 from ofq.report import explain
-from ofq.study import Workspace
 
 
 @pytest.fixture(scope="module")

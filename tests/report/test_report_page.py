@@ -12,9 +12,9 @@ import pytest
 import synthetic
 from files import contents
 
+from ofq.config import Workspace
 from ofq.errors import UserError
 from ofq.report import build
-from ofq.study import Workspace
 
 FRAMES = {f"{name}.{e}" for name in ("table", "runs", "differences") for e in ("csv", "parquet")}
 FILES = {"index.html", "table.md", "table.tex", "measures.tex", *FRAMES}
@@ -192,7 +192,7 @@ def test_table_that_mayn_t_be_read_is_no_damage(
     def denied(path: Path, flags: int) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
-    monkeypatch.setattr("ofq.tracking.record.os.open", denied)
+    monkeypatch.setattr("ofq.runs.record.os.open", denied)
     with pytest.raises(UserError, match=r"result\.json: Permission denied; mend its permissions"):
         build(workspace, "small", workspace.reports / "small")
 
@@ -214,7 +214,7 @@ def test_report_needs_neither_torch_nor_mlflow(workspace: Workspace, tmp_path: P
 import sys
 import ofq.report
 assert not {{"pandas", "matplotlib", "scipy"}} & set(sys.modules), "import isn't cheap"
-from ofq.study import Workspace
+from ofq.config import Workspace
 from pathlib import Path
 ofq.report.build(Workspace(Path({str(workspace.root)!r})), "small", Path({str(tmp_path / "r")!r}))
 assert not {{"torch", "timm", "mlflow", "sklearn"}} & set(sys.modules)

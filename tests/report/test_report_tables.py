@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import synthetic
 
+from ofq.config import Run, Workspace
 from ofq.report import build
 from ofq.report.collect import Records, collect
 from ofq.report.compare import compare, summarize_cells
@@ -24,8 +25,7 @@ from ofq.report.tables import (
     to_markdown,
     verdicts_to_markdown,
 )
-from ofq.study import Run, Workspace
-from ofq.tracking import RunFolder
+from ofq.runs.folder import RunFolder
 
 NO_VERDICTS = pd.DataFrame({"model": []})
 PEAK = {0: 80.0, 1: 82.0, 2: 84.0}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import synthetic
 
+from ofq.config import Workspace
 from ofq.errors import UserError
 from ofq.report import build
 from ofq.report.collect import collect
@@ -14,7 +15,6 @@ from ofq.report.compare import hold_against, summarize_cells
 from ofq.report.statistics import detectable, holm
 from ofq.report.tables import Table, to_markdown, verdicts_to_markdown
 from ofq.report.verdicts import Distance, distance, exactly, judge
-from ofq.study import Workspace
 
 T_2 = 4.302652729911275  # 97.5 % quantile of Student's t with 2 degrees of freedom
 

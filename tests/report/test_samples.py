@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from files import contents
 
-from ofq.bundle import ENDING, unbundle
 from ofq.report import build
+from ofq.report.bundle import ENDING, unbundle
 
 REPORTS = Path(__file__).parents[2] / "reports"
 

@@ -74,8 +74,8 @@ def is_one_clear_error(done, words):
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistake_in_a_file_is_explained(checkout, name):
+    from ofq.config import Workspace
     from ofq.errors import UserError
-    from ofq.study import Workspace
 
     path, old, new, words = MISTAKES[name]
     text = (checkout / path).read_text()
@@ -134,7 +134,7 @@ def test_results_folder_that_cannot_be_made_is_explained(checkout):
 
 
 def test_broken_study_does_not_stop_the_runs_of_another(checkout):
-    from ofq.study import Workspace
+    from ofq.config import Workspace
 
     (checkout / "config/studies/broken.yaml").write_text("title: [")
     workspace = Workspace(checkout)
@@ -169,8 +169,8 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_yaml_that_no_config_needs_is_refused_at_once(tmp_path, name):
+    from ofq.config.files import read_yaml
     from ofq.errors import UserError
-    from ofq.study.files import read_yaml
 
     content, message = BOMBS[name]
     path = tmp_path / "x.yaml"
@@ -184,7 +184,7 @@ def test_yaml_that_no_config_needs_is_refused_at_once(tmp_path, name):
 
 
 def test_aliases_within_bounds_are_followed(tmp_path):
-    from ofq.study.files import read_yaml
+    from ofq.config.files import read_yaml
 
     path = tmp_path / "x.yaml"
     path.write_text("fp: &base {lr: 1e-3, epochs: 2}\nqat: {<<: *base, lr: 0.5}\n")
@@ -193,16 +193,16 @@ def test_aliases_within_bounds_are_followed(tmp_path):
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, str(2**65), "{", "\0", ""])
 def test_json_that_no_record_has_is_refused(text):
+    from ofq.config.files import read_json
     from ofq.errors import UserError
-    from ofq.study.files import read_json
 
     with pytest.raises(UserError, match="a record: not valid JSON"):
         read_json(text, "a record")
 
 
 def test_study_of_too_many_trainings_is_refused_before_it_is_expanded(checkout):
+    from ofq.config import Workspace
     from ofq.errors import UserError
-    from ofq.study import Workspace
 
     path = checkout / STUDY
     path.write_text(path.read_text().replace("seeds: [0, 1]", f"seeds: {list(range(30_000))}"))
@@ -213,8 +213,8 @@ def test_study_of_too_many_trainings_is_refused_before_it_is_expanded(checkout):
 
 
 def test_study_cannot_extend_a_file_outside_config(checkout):
+    from ofq.config import Workspace
     from ofq.errors import UserError
-    from ofq.study import Workspace
 
     (checkout / "secret.yaml").write_text("title: Secret\n")
     (checkout / STUDY).write_text("extends: ../../secret\n")

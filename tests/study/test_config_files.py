@@ -3,9 +3,9 @@
 import pytest
 from own_process import run_ofq
 
+from ofq.config import Workspace
+from ofq.config.targets import Targets
 from ofq.errors import UserError
-from ofq.study import Workspace
-from ofq.study.targets import Targets
 
 KINDS = ("studies", "methods", "recipes", "reference")
 HIDDEN = (

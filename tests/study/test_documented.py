@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from ofq.study.config import Contrast, Override, Recipe, Site, Study
-from ofq.study.images import Images
-from ofq.study.method import CgaConfig, CgaRatioConfig, Dampening, Freezing, Method, Noise
-from ofq.study.stage import ProbeConfig, Resources, Teaching, Training
+from ofq.config.images import Images
+from ofq.config.method import CgaConfig, CgaRatioConfig, Dampening, Freezing, Method, Noise
+from ofq.config.schema import Contrast, Override, Recipe, Site, Study
+from ofq.config.stage import ProbeConfig, Resources, Teaching, Training
 
 TEXT = (Path(__file__).parents[2] / "docs/config.md").read_text()
 WORDS = set(re.findall(r"[a-z_]+", " ".join(re.findall(r"`([^`]+)`", TEXT))))

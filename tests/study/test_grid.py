@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ofq.config import Quantization, Training, Workspace
+from ofq.config.run import QatRun
 from ofq.errors import UserError
-from ofq.study import Quantization, Training, Workspace
-from ofq.study.run import QatRun
 
 
 def test_all_methods_of_a_seed_share_its_full_precision_run(checkout):
@@ -125,7 +125,7 @@ def test_two_configs_have_one_digest_only_if_they_are_equal(settings):
             assert (one.digest() == other.digest()) == (one == other)
 
 
-@pytest.mark.parametrize("module", ["ofq", "ofq.study", "ofq.study.targets", "ofq.cli"])
+@pytest.mark.parametrize("module", ["ofq", "ofq.config", "ofq.config.targets", "ofq.cli"])
 def test_parsing_imports_neither_torch_nor_mlflow(module):
     heavy = "{'torch', 'timm', 'mlflow', 'pandas', 'matplotlib'}"
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"

@@ -6,9 +6,9 @@ import pwd
 import pytest
 from own_process import run_ofq
 
+from ofq.config import Workspace
+from ofq.config.places import expand_path, expand_uri
 from ofq.errors import UserError
-from ofq.study import Workspace
-from ofq.study.places import expand_path, expand_uri
 
 SITE = "config/config.yaml"
 

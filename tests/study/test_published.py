@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from own_process import run_ofq
 
+from ofq.config import Workspace
 from ofq.errors import UserError
-from ofq.study import Workspace
 
 ROOT = Path(__file__).parents[2]
 TINY, SMALL, SWIN = (

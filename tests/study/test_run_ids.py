@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ofq.study import Workspace
+from ofq.config import Workspace
 
 ROOT = Path(__file__).parents[2]
 IDS = Path(__file__).with_name("run_ids.txt").read_text().split()

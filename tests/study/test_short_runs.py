@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from ofq.study.targets import Targets
+from ofq.config.targets import Targets
 
 RUN = "digits/micro_deit_patch2_8/w2a2-lsq-s0-3d478fac"
 SHORT = "resources: {fp: {runtime: 15}, qat: {runtime: 15}, cga: {runtime: 15}}\n"

@@ -2,8 +2,8 @@ import re
 
 import pytest
 
+from ofq.config.targets import Targets
 from ofq.errors import UserError
-from ofq.study.targets import Targets
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import json
 import time
 from contextlib import suppress
 
-from ofq.tracking import RunFolder
-from ofq.tracking.lock import RunLock
+from ofq.runs.folder import RunFolder
+from ofq.runs.lock import RunLock
 
 CONFIG = {
     "dataset": "digits", "model": "micro", "stage": "qat", "seed": 3, "parent": "12345678",

@@ -5,11 +5,11 @@ import subprocess
 import pytest
 from commands import ofq
 
-from ofq.credentials import holds_secrets, redact, redact_uri, refuse_credentials
+from ofq.config import Workspace
 from ofq.errors import UserError
-from ofq.study import Workspace
-from ofq.tracking import RunFolder
-from ofq.tracking.provenance import gather
+from ofq.redact import holds_secrets, redact, redact_uri, refuse_credentials
+from ofq.runs.folder import RunFolder
+from ofq.runs.provenance import gather
 
 SECRET = "s3cr:et/p@ss"
 

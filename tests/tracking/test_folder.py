@@ -10,7 +10,7 @@ import pytest
 
 from ofq.atomic import write_file
 from ofq.errors import UserError
-from ofq.tracking import RunFolder
+from ofq.runs.folder import RunFolder
 
 DESCRIPTION = {"id": "a/b/c", "config": {"seed": 1}}
 

@@ -11,14 +11,14 @@ from dataclasses import replace
 
 import pytest
 
-from ofq.tracking.lock import LockHeld, LockLost, Owner, RunLock, holder
+from ofq.runs.lock import LockHeld, LockLost, Owner, RunLock, holder
 
 BEAT, SILENCE = 0.05, 600  # a living owner isn't silent for so long, on a busy machine either
 
 HOLDS = """
 import sys, time
 from pathlib import Path
-from ofq.tracking.lock import RunLock
+from ofq.runs.lock import RunLock
 lock = RunLock(Path(sys.argv[1]), beat=0.05)
 lock.acquire()
 print("held", flush=True)
@@ -55,7 +55,7 @@ def patient(tmp_path, monkeypatch):
             pause(BEAT / 5)
 
     with monkeypatch.context() as patch:
-        patch.setattr("ofq.tracking.lock.time.sleep", until_a_beat)
+        patch.setattr("ofq.runs.lock.time.sleep", until_a_beat)
         yield patch
 
 
@@ -86,7 +86,7 @@ def test_dead_owner_on_this_host_is_replaced_at_once(tmp_path, other, monkeypatc
     other.kill()
     other.wait()
     assert not holder(tmp_path).alive()
-    monkeypatch.setattr("ofq.tracking.lock.time.sleep", lambda seconds: pytest.fail("it waits"))
+    monkeypatch.setattr("ofq.runs.lock.time.sleep", lambda seconds: pytest.fail("it waits"))
     lock = lock_of(tmp_path)
     dead = lock.acquire()
     assert dead.owner.pid == other.pid
@@ -121,7 +121,7 @@ def test_silent_owner_on_another_host_is_replaced_and_a_beating_one_is_not(
 def test_jump_of_the_clock_kills_no_living_owner(tmp_path, other, patient, jump):
     as_of_another_host(tmp_path)
     clock = time.time
-    patient.setattr("ofq.tracking.lock.time.time", lambda: clock() + jump)
+    patient.setattr("ofq.runs.lock.time.time", lambda: clock() + jump)
     with pytest.raises(LockHeld):
         lock_of(tmp_path).acquire()
 

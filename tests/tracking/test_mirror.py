@@ -12,7 +12,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from runs import CONFIG, Training, artifacts, find, mirrored, points, recorded, until
 
-from ofq.tracking import RunFolder
+from ofq.runs.folder import RunFolder
 from ofq.tracking.mirror import Mirror
 from ofq.tracking.mirroring import follow
 from ofq.tracking.snapshot import POINTS, Snapshot
@@ -257,7 +257,7 @@ def test_names_of_parameters_may_hold_patterns_of_layers(mirror, tmp_path):
 
 def test_following_ends_when_the_trainer_was_killed(mirror, training):
     code = (
-        "import sys, time; from pathlib import Path; from ofq.tracking.lock import RunLock;"
+        "import sys, time; from pathlib import Path; from ofq.runs.lock import RunLock;"
         "RunLock(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(60)"
     )
     training.stop()

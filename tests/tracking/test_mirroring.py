@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from runs import Training
 
-from ofq.tracking import RunFolder
+from ofq.runs.folder import RunFolder
 from ofq.tracking.mirroring import await_mirror, start_mirror
 from ofq.tracking.sent import Sent, note_sent
 from ofq.tracking.snapshot import Snapshot
@@ -74,7 +74,7 @@ def test_mirror_that_cannot_be_started_is_no_reason_not_to_train(tmp_path, caplo
 
 def test_mirror_that_a_server_holds_up_leaves_some_time_after_its_run(training):
     code = (
-        "import sys, time; from pathlib import Path; from ofq.tracking import RunFolder;"
+        "import sys, time; from pathlib import Path; from ofq.runs.folder import RunFolder;"
         "from ofq.tracking.mirroring import leave_with;"
         "leave_with(RunFolder(Path(sys.argv[1])), 0.5); time.sleep(60)"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ofq.tracking.provenance import module_sha256
+from ofq.runs.provenance import module_sha256
 
 RUNS = "open({!r}, 'w')\n"
 
@@ -38,10 +38,10 @@ def test_module_is_hashed_and_neither_it_nor_its_packages_are_run(
 
 
 def test_module_of_an_installed_package_is_hashed() -> None:
-    import ofq.quantization.statsq as module
+    import ofq.quantization.quantizers.statsq as module
 
     digest = hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
-    assert module_sha256("ofq.quantization.statsq") == digest
+    assert module_sha256("ofq.quantization.quantizers.statsq") == digest
 
 
 @pytest.mark.parametrize(

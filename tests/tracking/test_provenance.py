@@ -9,9 +9,9 @@ import time
 import pytest
 from own_process import run_ofq
 
-from ofq.study import Workspace
-from ofq.tracking import provenance
-from ofq.tracking.provenance import gather
+from ofq.config import Workspace
+from ofq.runs import provenance
+from ofq.runs.provenance import gather
 
 
 def git(root, *arguments):

@@ -18,8 +18,8 @@ from required import without
 from runs import Training, artifacts, mirrored, points, recorded, until
 from servers import Server, await_health, free_port
 
-from ofq.study import Workspace
-from ofq.tracking import RunFolder
+from ofq.config import Workspace
+from ofq.runs.folder import RunFolder
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

@@ -12,8 +12,8 @@ import pytest
 from runs import Training
 
 from ofq.atomic import write_file
+from ofq.config.places import local_store
 from ofq.errors import UserError
-from ofq.study.places import local_store
 from ofq.tracking.mirror import Mirror
 from ofq.tracking.store import artifact_root, prepare_store
 

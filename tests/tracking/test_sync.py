@@ -11,7 +11,7 @@ from commands import ofq
 from mlflow import MlflowClient
 from runs import Training, artifacts, find, mirrored, points, recorded
 
-from ofq.study import Workspace
+from ofq.config import Workspace
 from ofq.tracking.store import prepare_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ofq.errors import UserError
-from ofq.manifest import examine
+from ofq.runs.checkpoints import examine
 from ofq.training.checkpoint import CheckpointStore
 
 

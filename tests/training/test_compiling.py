@@ -17,8 +17,8 @@ from trainings import Trainings, annealed, same_weights, without_times
 
 import ofq
 from ofq.errors import TryAgain, UserError
-from ofq.interruption import Interrupted, StopRequest
-from ofq.training.compiling import compile_blocks, interruptible, uncompiled
+from ofq.stopping import Interrupted, StopRequest
+from ofq.training.compile import compile_blocks, interruptible, uncompiled
 from ofq.training.models import build
 
 CPU = torch.device("cpu")

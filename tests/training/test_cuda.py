@@ -11,10 +11,10 @@ from servers import free_port
 from trainings import Recorder, Trainings, annealed, same_weights, without_times
 
 import ofq
-from ofq.quantization.fused import fitting
-from ofq.quantization.quantizer import OFF, make_weight_quantizer
-from ofq.training.compiling import compile_blocks
-from ofq.training.devices import SingleProcess
+from ofq.quantization.kernels import fitting
+from ofq.quantization.quantizers.base import OFF, make_weight_quantizer
+from ofq.training.compile import compile_blocks
+from ofq.training.distributed import SingleProcess
 from ofq.training.models import build
 
 pytestmark = [
@@ -150,7 +150,7 @@ def test_compiled_tracker_and_annealing_do_the_same_to_each_weight():
 
 ALONE_IN_A_GROUP = """
 import torch
-from ofq.training.devices import ProcessGroup
+from ofq.training.distributed import ProcessGroup
 group = ProcessGroup("cuda")
 tensors = [torch.full((3,), 2.0, device=group.device), torch.ones((), device=group.device)]
 torch.cuda.synchronize()

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ofq.errors import UserError
-from ofq.training.data import load
+from ofq.training.data.source import load
 from ofq.training.models import build
 
 MODEL = "micro_deit_patch2_8"
@@ -54,8 +54,8 @@ def test_missing_data_set_is_explained(monkeypatch):
 
 
 def test_packaged_data_sets_have_a_registered_source():
-    from ofq.study.dataset import PACKAGED, SOURCES
-    from ofq.training.data import _SOURCES
+    from ofq.config.datasets import PACKAGED, SOURCES
+    from ofq.training.data.source import _SOURCES
 
     assert {"images", *_SOURCES} == set(SOURCES)
     assert {about.source for about in PACKAGED.values()} <= set(SOURCES)

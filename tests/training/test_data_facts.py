@@ -10,14 +10,15 @@ from own_process import main_out_of_time, run_ofq
 from pictures import CLASSES, NANO, make_folder, make_shards
 from PIL import Image
 
-from ofq import inputs
+from ofq.config import Workspace
+from ofq.config.datasets import facts_in, locate
 from ofq.errors import UserError
-from ofq.study import Workspace
-from ofq.study.dataset import facts_in, locate
-from ofq.tracking import RunFolder
-from ofq.training import data, models
+from ofq.runs import inputs
+from ofq.runs.folder import RunFolder
+from ofq.training import models
 from ofq.training.checkpoint import CheckpointStore
-from ofq.training.readers import describe, open_split
+from ofq.training.data import source as data
+from ofq.training.data.readers import describe, open_split
 from ofq.training.teacher import Teacher, cached_teacher_logits
 from ofq.training.weights import recorded_facts, save_weights
 
@@ -167,8 +168,8 @@ def test_kept_answers_that_are_no_answers_on_these_images_are_refused(tmp_path, 
 
 
 def process():
-    from ofq.interruption import StopRequest
-    from ofq.training.devices import SINGLE_PROCESS
+    from ofq.stopping import StopRequest
+    from ofq.training.distributed import SINGLE_PROCESS
 
     return SINGLE_PROCESS, StopRequest()
 

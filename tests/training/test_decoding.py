@@ -10,12 +10,12 @@ from pictures import NANO, make_folder
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from ofq.config.datasets import locate
+from ofq.config.images import Augmentation, Images
 from ofq.errors import UserError
-from ofq.study.dataset import locate
-from ofq.study.images import Augmentation, Images
-from ofq.training.augmentation import randomness_of, training_transform
-from ofq.training.decoding import Fast, Plain, decoder
-from ofq.training.images import ImageSource, open_images
+from ofq.training.data.augmentation import randomness_of, training_transform
+from ofq.training.data.decoding import Fast, Plain, decoder
+from ofq.training.data.images import ImageSource, open_images
 
 PHOTOS = [Image.fromarray(pixels) for pixels in load_sample_images().images]
 LEVEL = 1 / 255 / 0.5  # one of 255 levels, after the model's normalization

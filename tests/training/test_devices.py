@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from ofq.config import Workspace
+from ofq.config.stage import split
 from ofq.errors import TryAgain, UserError
-from ofq.study import Workspace
-from ofq.study.stage import split
-from ofq.training.data import Data
-from ofq.training.devices import SingleProcess, faults_told
+from ofq.training.data.source import Data
+from ofq.training.distributed import SingleProcess, faults_told
 
 
 def test_recipe_that_asks_for_an_impossible_split_is_refused_with_its_place(checkout):

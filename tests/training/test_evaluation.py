@@ -14,13 +14,13 @@ from PIL import Image
 from rich.console import Console
 
 import ofq
+from ofq.config.datasets import locate
 from ofq.errors import UserError
-from ofq.interruption import Interrupted, StopRequest
-from ofq.study.dataset import locate
+from ofq.stopping import Interrupted, StopRequest
 from ofq.training import evaluation, models
-from ofq.training.data import Batch, load
-from ofq.training.devices import SingleProcess
-from ofq.training.images import ImageSource
+from ofq.training.data.images import ImageSource
+from ofq.training.data.source import Batch, load
+from ofq.training.distributed import SingleProcess
 from ofq.training.objective import Classification
 from ofq.training.weights import save_weights
 

@@ -9,10 +9,10 @@ import torch
 from own_process import run_ofq
 from safetensors.torch import load_file, save_file
 
-from ofq.study import Workspace
-from ofq.tracking import RunFolder
+from ofq.config import Workspace
+from ofq.runs.folder import RunFolder
 from ofq.training import models
-from ofq.training.data import load
+from ofq.training.data.source import load
 
 MICRO = "micro_deit_patch2_8"
 METHOD = """

@@ -15,17 +15,17 @@ import pytest
 import torch
 from pictures import CLASSES, NANO, TRAIN, VAL, make_folder
 
+from ofq.config.datasets import locate
+from ofq.config.images import Augmentation, Images, Mixing
 from ofq.errors import TryAgain, UserError
-from ofq.study.dataset import locate
-from ofq.study.images import Augmentation, Images, Mixing
-from ofq.training import loading, models
-from ofq.training.augmentation import mix, randomness_of
-from ofq.training.data import Batch
-from ofq.training.devices import SINGLE_PROCESS, SingleProcess
-from ofq.training.images import ImageSource, open_images
-from ofq.training.loading import workers_watched
+from ofq.training import models
+from ofq.training.data.augmentation import mix, randomness_of
+from ofq.training.data.images import ImageSource, open_images
+from ofq.training.data.loading import workers_watched
+from ofq.training.data.readers import Split
+from ofq.training.data.source import Batch, loading
+from ofq.training.distributed import SINGLE_PROCESS, SingleProcess
 from ofq.training.objective import Classification
-from ofq.training.readers import Split
 
 PAPERS = Augmentation(policy="rand-m9-mstd0.5-inc1", erasing=0.25, interpolation="random")
 BATCH = 6

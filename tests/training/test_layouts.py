@@ -9,10 +9,10 @@ import pytest
 from pictures import CLASSES, make_folder, make_shards, make_tars
 from PIL import Image
 
+from ofq.config.datasets import locate
 from ofq.errors import UserError
-from ofq.study.dataset import locate
-from ofq.training.decoding import Plain
-from ofq.training.readers import describe, examine, open_split
+from ofq.training.data.decoding import Plain
+from ofq.training.data.readers import describe, examine, open_split
 
 
 def place_of(given, root=Path("/")):
@@ -415,7 +415,7 @@ def test_folders_that_a_table_would_merge_are_refused(tmp_path, monkeypatch):
 def test_fingerprint_of_a_large_split_covers_names_and_sizes(tmp_path, monkeypatch):
     folder = make_folder(tmp_path / "f")
     assert describe("x", place_of(folder), "train").covers == {"train": "contents"}
-    monkeypatch.setattr("ofq.training.readers._HASHED", 10)
+    monkeypatch.setattr("ofq.training.data.readers._HASHED", 10)
     before = describe("x", place_of(folder), "train")
     assert before.covers == {"train": "names and sizes"}
     image = folder / "train/n01/train_0_0.JPEG"

@@ -6,10 +6,10 @@ import pytest
 import torch
 from trainings import Trainings, same_weights, without_times
 
-from ofq.study import ProbeConfig, Workspace
-from ofq.training.loop import Session
+from ofq.config import ProbeConfig, Workspace
+from ofq.training.build import Inputs, build
 from ofq.training.optimization import make_optimizer, make_schedule
-from ofq.training.stage import Inputs, build
+from ofq.training.trainer import Session
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -79,7 +79,7 @@ def test_annealing_starts_from_the_weights_that_qat_ended_with(train):
 
 def test_one_dimensional_parameters_and_embeddings_do_not_decay(checkout):
     from ofq import quantize
-    from ofq.study import Training
+    from ofq.config import Training
     from ofq.training.models import build
 
     model = quantize(build("micro_deit_patch2_8", 10), qkr=True)
@@ -98,7 +98,7 @@ def test_one_dimensional_parameters_and_embeddings_do_not_decay(checkout):
 def test_rate_follows_a_warm_up_then_a_cosine_to_the_floor():
     import math
 
-    from ofq.study import Training
+    from ofq.config import Training
 
     training = Training(
         epochs=10, batch_size=1, lr=1.0, min_lr=0.1, warmup_epochs=2, warmup_lr=0.01
@@ -115,7 +115,7 @@ def test_rate_follows_a_warm_up_then_a_cosine_to_the_floor():
 
 
 def test_cooldown_stays_at_the_floor_after_the_whole_cosine():
-    from ofq.study import Training
+    from ofq.config import Training
 
     def rates(**options):
         training = Training(batch_size=1, lr=1.0, min_lr=0.1, warmup_epochs=1, **options)

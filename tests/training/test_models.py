@@ -5,8 +5,8 @@ import time
 import pytest
 from own_process import run_ofq
 
+from ofq.config import Quantization
 from ofq.errors import UserError
-from ofq.study import Quantization
 from ofq.training import models
 
 MICRO = "micro_deit_patch2_8"

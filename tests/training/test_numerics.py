@@ -4,12 +4,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ofq.study import Workspace
+from ofq.config import Workspace
+from ofq.training.build import Inputs, build
 from ofq.training.checkpoint import CheckpointStore
-from ofq.training.loop import Session
-from ofq.training.numerics import BadNumbers
+from ofq.training.checks import BadNumbers
 from ofq.training.pace import Pace
-from ofq.training.stage import Inputs, build
+from ofq.training.trainer import Session
 from ofq.training.weights import save_weights
 
 

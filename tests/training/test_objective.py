@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ofq.training.data import load
+from ofq.training.data.source import load
 from ofq.training.models import build
 from ofq.training.objective import Classification, Distillation, distillation_loss
 from ofq.training.teacher import Teacher

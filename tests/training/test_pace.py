@@ -2,7 +2,7 @@
 
 import pytest
 
-from ofq.interruption import deadline
+from ofq.stopping import deadline
 from ofq.training import pace as pace_module
 from ofq.training.pace import Pace
 

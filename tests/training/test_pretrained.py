@@ -9,17 +9,17 @@ from own_process import run_ofq
 from safetensors.torch import save_file
 
 import ofq
+from ofq.config import Quantization, Workspace
+from ofq.config.schema import HUB
 from ofq.errors import UserError
-from ofq.interruption import StopRequest
 from ofq.quantization import calibrate
-from ofq.study import Quantization, Workspace
-from ofq.study.config import HUB
+from ofq.stopping import StopRequest
 from ofq.training import models
+from ofq.training.build import Inputs
+from ofq.training.build import build as make
 from ofq.training.checkpoint import CheckpointStore
-from ofq.training.loop import Session
 from ofq.training.objective import Distillation
-from ofq.training.stage import Inputs
-from ofq.training.stage import build as make
+from ofq.training.trainer import Session
 from ofq.training.weights import load_weights, read_weights, save_weights
 
 MICRO = "micro_deit_patch2_8"

@@ -24,11 +24,10 @@ from safetensors.torch import load_file
 from servers import free_port
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from ofq.study.dataset import locate
-from ofq.study.images import Images
-from ofq.training import loading
-from ofq.training.data import Batch
-from ofq.training.images import ImageData, ImageSource, open_images
+from ofq.config.datasets import locate
+from ofq.config.images import Images
+from ofq.training.data.images import ImageData, ImageSource, open_images
+from ofq.training.data.source import Batch, loading
 
 START_METHODS = ["fork", "spawn", "forkserver"]
 TOLERANCE = 1e-3  # of the way that the weights went

@@ -9,11 +9,11 @@ import time
 import pytest
 from pictures import CLASSES, TRAIN, VAL, make_folder, make_shards, make_tars
 
+from ofq.config.datasets import locate
 from ofq.errors import UserError
-from ofq.study.dataset import locate
-from ofq.training import tars as tar_files
-from ofq.training.decoding import Plain
-from ofq.training.readers import Census, describe, examine, open_split
+from ofq.training.data import tars as tar_files
+from ofq.training.data.decoding import Plain
+from ofq.training.data.readers import Census, describe, examine, open_split
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import torch
 from timm.models import VisionTransformer
 
 import ofq
+from ofq.config import ProbeConfig
 from ofq.quantization import low_bit_weights
-from ofq.study import ProbeConfig
 from ofq.training.probes import Probes, joint, probes, signs
 from ofq.training.probes.histograms import bins_per_step
 from ofq.training.probes.part import entries, spread

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import ofq
+from ofq.config import Workspace
 from ofq.errors import UserError
-from ofq.study import Workspace
-from ofq.tracking import RunFolder
+from ofq.runs.folder import RunFolder
 from ofq.training import models
-from ofq.training.data import load
+from ofq.training.data.source import load
 
 ROOT = Path(__file__).parents[2]
 MICRO = "micro_deit_patch2_8"

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import ofq
+from ofq.config import Training
 from ofq.quantization import Technique
-from ofq.study import Training
-from ofq.training import loop
-from ofq.training.data import Batch, Data
-from ofq.training.loop import GraphedTrainer, Session, Trainer
+from ofq.training import trainer as loop
+from ofq.training.data.source import Batch, Data
 from ofq.training.models import build
 from ofq.training.objective import Classification, Distillation
 from ofq.training.teacher import Teacher
+from ofq.training.trainer import GraphedTrainer, Session, Trainer
 
 TRAINING = Training(epochs=1, batch_size=8, lr=1e-2)
 

@@ -7,21 +7,21 @@ from own_process import run_ofq
 from pictures import NANO, make_folder
 from safetensors.torch import load_file
 
+from ofq.config import Quantization, Training
+from ofq.config.datasets import locate
+from ofq.config.files import parse
+from ofq.config.images import Images
+from ofq.config.run import QatRun
 from ofq.errors import UserError
-from ofq.interruption import Interrupted, StopRequest
-from ofq.study import Quantization, Training
-from ofq.study.dataset import locate
-from ofq.study.files import parse
-from ofq.study.images import Images
-from ofq.study.run import QatRun
+from ofq.stopping import Interrupted, StopRequest
 from ofq.training import models
+from ofq.training.build import Inputs, build
 from ofq.training.checkpoint import CheckpointStore
-from ofq.training.devices import SINGLE_PROCESS
-from ofq.training.images import ImageSource, open_images
-from ofq.training.loop import Session, Silence
+from ofq.training.data.images import ImageSource, open_images
+from ofq.training.distributed import SINGLE_PROCESS
 from ofq.training.objective import distillation_loss
-from ofq.training.stage import Inputs, build
 from ofq.training.teacher import Clock, Teacher, cached_teacher_logits
+from ofq.training.trainer import Session, Silence
 from ofq.training.weights import save_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -230,8 +230,8 @@ stages:
 
 @pytest.mark.slow
 def test_command_trains_on_images_and_records_data_recipe_and_cost(checkout, place):
-    from ofq.study import Workspace
-    from ofq.tracking import RunFolder
+    from ofq.config import Workspace
+    from ofq.runs.folder import RunFolder
 
     (checkout / "config/recipes/small.yaml").write_text(RECIPE)
     study = checkout / "config/studies/tiny.yaml"
@@ -259,7 +259,7 @@ def test_command_trains_on_images_and_records_data_recipe_and_cost(checkout, pla
 
 @pytest.mark.slow
 def test_data_set_with_a_class_too_few_stops_the_first_job(checkout, place):
-    from ofq.study import Workspace
+    from ofq.config import Workspace
 
     (checkout / "config/recipes/small.yaml").write_text(RECIPE.replace("classes: 3", "classes: 4"))
     study = checkout / "config/studies/tiny.yaml"

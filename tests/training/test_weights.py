@@ -16,8 +16,8 @@ from own_process import run_ofq
 from safetensors.torch import save_file
 
 import ofq
+from ofq.config import Quantization
 from ofq.errors import UserError
-from ofq.study import Quantization
 from ofq.training import models
 from ofq.training.importing import import_released
 from ofq.training.weights import load_weights, read_weights, save_weights

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import ofq
-from ofq.interruption import Interrupted, StopRequest
+from ofq.config import ProbeConfig, Workspace
 from ofq.quantization import low_bit_weights
-from ofq.study import ProbeConfig, Workspace
+from ofq.stopping import Interrupted, StopRequest
+from ofq.training.build import Inputs, build
 from ofq.training.checkpoint import CheckpointStore
-from ofq.training.devices import SINGLE_PROCESS, SingleProcess
-from ofq.training.loop import Session
-from ofq.training.stage import Inputs, build
+from ofq.training.distributed import SINGLE_PROCESS, SingleProcess
+from ofq.training.trainer import Session
 from ofq.training.weights import save_weights
 
 RECORDING = ProbeConfig(weights=6, sample=16, histograms=2)

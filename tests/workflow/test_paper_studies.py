@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from ofq.cli import app
-from ofq.study import Workspace
+from ofq.config import Workspace
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted(path.stem for path in (ROOT / "config/studies").glob("*_digits.yaml"))

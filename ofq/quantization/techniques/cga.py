@@ -13,7 +13,7 @@ from ofq.quantization.layers import (
     parameter_weights,
     quantized_model,
 )
-from ofq.quantization.quantizer import WeightQuantizer, check_boundary_range, near_threshold
+from ofq.quantization.quantizers.base import WeightQuantizer, check_boundary_range, near_threshold
 from ofq.quantization.techniques.base import Technique, register_technique
 
 

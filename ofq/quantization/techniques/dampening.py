@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ofq.quantization.layers import low_bit_weights, quantized_model
-from ofq.quantization.quantizer import WeightQuantizer
+from ofq.quantization.quantizers.base import WeightQuantizer
 from ofq.quantization.techniques.base import Technique, register_technique
 
 

@@ -6,6 +6,8 @@ from textwrap import fill
 
 from matplotlib.figure import Figure
 
+from ofq.config import Workspace
+from ofq.config.modules import import_module
 from ofq.errors import UserError
 from ofq.report.collect import Records
 from ofq.report.figures import (
@@ -20,8 +22,6 @@ from ofq.report.figures import (
 )
 from ofq.report.figures.registry import FIGURES, NothingToDraw
 from ofq.report.figures.style import COLUMN, GREY, new_figure, save, styled
-from ofq.study import Workspace
-from ofq.study.modules import import_module
 
 __all__ = [
     "FIGURES",

@@ -4,10 +4,10 @@ from itertools import product
 
 import pandas as pd
 
+from ofq.config.method import CgaConfig
 from ofq.report.collect import Records
 from ofq.report.figures.registry import NothingToDraw
-from ofq.study.method import CgaConfig
-from ofq.tracking.folder import Table
+from ofq.runs.folder import Table
 
 
 def of_first_model(records: Records, table: Table, key: str) -> tuple[str, pd.DataFrame]:

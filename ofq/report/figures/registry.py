@@ -38,7 +38,7 @@ def require(frame: pd.DataFrame, column: str, reason: str) -> None:
 Draw = Callable[[Records], Drawn]
 
 FIGURES: dict[str, Draw] = {}
-"""Every figure by its name (:data:`ofq.study.config.FIGURES`); may raise :class:`NothingToDraw`."""
+"""Every figure by its name; may raise :class:`NothingToDraw`."""
 
 
 def register_figure(name: str) -> Callable[[Draw], Draw]:

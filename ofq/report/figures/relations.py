@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
+from ofq.config.fields import parse_bits
 from ofq.report.collect import Records
 from ofq.report.figures.by_model import caption_of, draw_baseline, draw_models, title_of
 from ofq.report.figures.recorded import boundary_ranges
@@ -25,7 +26,6 @@ from ofq.report.figures.style import (
     panels,
 )
 from ofq.report.measures import OSCILLATION_MID, Measure, measures
-from ofq.study.fields import parse_bits
 
 
 @register_figure("accuracy_against_bits")

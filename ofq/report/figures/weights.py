@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from ofq.config.fields import parse_bits
 from ofq.report.collect import Records
 from ofq.report.figures.recorded import boundary_ranges, of_first_bits, of_first_model
 from ofq.report.figures.registry import Drawn, NothingToDraw, register_figure
@@ -20,7 +21,6 @@ from ofq.report.figures.style import (
     new_figure,
     panels,
 )
-from ofq.study.fields import parse_bits
 
 NEAR = 0.1
 """How far from a threshold, in quantization steps, the lower panels of the histograms reach."""

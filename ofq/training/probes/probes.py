@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
+from ofq.config import ProbeConfig
 from ofq.quantization import low_bit_weights
-from ofq.study import ProbeConfig
 from ofq.training.probes.histograms import Histograms
 from ofq.training.probes.joint import JointFlips
 from ofq.training.probes.part import Part, Rows, Table

@@ -1,0 +1,332 @@
+"""From a study to its cells, and from cells to runs that share their early stages."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ofq.config.datasets import Dataset
+from ofq.config.fields import OFF, QuantizedStage, TrainedStage, parse_bits
+from ofq.config.files import merged, parse, suggest
+from ofq.config.method import Method, Quantization
+from ofq.config.run import (
+    Cell,
+    CgaRun,
+    FullPrecisionRun,
+    Grid,
+    NoiseRun,
+    PretrainedRun,
+    QatRun,
+    ReleasedRun,
+    Run,
+    RunConfig,
+    training_of,
+)
+from ofq.config.runtimes import Minutes
+from ofq.config.schema import Recipe, Study
+from ofq.config.stage import Resources, Training, split
+from ofq.errors import UserError
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a study is expanded from.
+
+    Attributes:
+        study: Its config.
+        recipe: The recipe that it names.
+        dataset: The data set that the recipe names.
+        methods: All known methods by name.
+        runtimes: Minutes of its jobs that stand in for the recipe's.
+    """
+
+    study: Study
+    recipe: Recipe
+    dataset: Dataset
+    methods: dict[str, Method]
+    runtimes: Minutes
+
+
+@dataclass
+class _Builder:
+    """Makes runs of one recipe, each distinct one once."""
+
+    recipe: Recipe
+    dataset: Dataset
+    source: str
+    checkpoints: dict[str, dict[str, str]]
+    runtimes: Minutes
+    runs: dict[str, Run] = field(default_factory=dict)
+    known: dict[tuple[Any, ...], Training] = field(default_factory=dict)
+    quantizations: dict[tuple[Any, ...], Quantization] = field(default_factory=dict)
+
+    def training(
+        self, stage: TrainedStage, model: str, bits: str | None, method: Method | None
+    ) -> Training:
+        """A stage's hyperparameters: the recipe's, its overrides, then the method's own."""
+        key = (stage, model, bits, id(method))
+        if key not in self.known:
+            own = method.training.get(stage, {}) if method and stage != "fp" else {}
+            self.known[key] = self._resolve(stage, model, bits, own)
+        return self.known[key]
+
+    def _resolve(
+        self, stage: TrainedStage, model: str, bits: str | None, own: dict[str, Any]
+    ) -> Training:
+        values = self.recipe.stages[stage].model_dump()
+        for override in self.recipe.overrides:
+            if override.match.fits(model, bits, stage):
+                values = merged(values, override.set)
+        values = merged(values, own)
+        where = (
+            f"{self.source}: stage '{stage}' of {model} at {bits}, by its recipe, the recipe's "
+            "overrides and the method's own 'training'"
+        )
+        training = parse(Training, values, where)
+        if training.images is not None and not self.dataset.of_files:
+            raise UserError(
+                f"{where}: key 'images': data set '{self.recipe.dataset}' comes ready; allowed "
+                "for data sets whose source is 'images'"
+            )
+        return training
+
+    def quantization(self, method: Method, bits: str) -> Quantization:
+        key = ("quantization", id(method), bits)
+        if key not in self.quantizations:
+            self.quantizations[key] = method.quantization(bits)
+        return self.quantizations[key]
+
+    def run(self, config: RunConfig, parent: Run | None, teacher: Run | None) -> Run:
+        name = f"{config.dataset}/{config.model}/{config.slug()}-{config.digest()}"
+        if name not in self.runs:
+            resources = self.recipe.asked(config.stage)
+            minutes = self.runtimes.get(config.model, {}).get(config.stage)
+            if minutes is not None:
+                resources = resources.model_copy(update={"runtime": minutes})
+            self._check_devices(config, resources)
+            self.runs[name] = Run(config, name, parent, teacher, resources)
+        return self.runs[name]
+
+    def _check_devices(self, config: RunConfig, resources: Resources) -> None:
+        devices = max(1, resources.gpu)
+        where = f"recipe of {self.source}: key 'resources.{config.stage}.gpu'"
+        training = training_of(config)
+        if training is not None:
+            try:
+                split(training.batch_size, devices, resources.device_batch)
+            except UserError as error:
+                raise UserError(f"{where}: {config.model}: {error}") from None
+        elif devices > 1:
+            raise UserError(f"{where} is {devices}; an evaluation takes one device")
+
+    def fp(self, model: str, seed: int) -> Run | None:
+        if "fp" not in self.recipe.stages:
+            return None
+        training = self.training("fp", model, None, None)
+        config = FullPrecisionRun(**self._shared(model, seed), training=training)
+        return self.run(config, None, None)
+
+    def baseline(self, model: str, seeds: list[int]) -> list[Run]:
+        """The runs of the full-precision cell: trained here, or the evaluated pretrained weights.
+
+        None without a recipe for either, or beside released checkpoints. Where all seeds have one
+        evaluation set, one evaluation is enough.
+        """
+        if self.checkpoints:
+            return []
+        if "fp" in self.recipe.stages:
+            return [run for seed in seeds if (run := self.fp(model, seed))]
+        if self.recipe.pretrained is None:
+            return []
+        weights = self.recipe.pretrained
+        configs = [
+            PretrainedRun(**self._shared(model, seed), pretrained=weights)
+            for seed in (seeds if self.dataset.splits_anew else seeds[:1])
+        ]
+        return [self.run(config, None, None) for config in configs]
+
+    def _shared(self, model: str, seed: int) -> dict[str, Any]:
+        """Return what the configs of all kinds of runs have."""
+        return {
+            "dataset": self.recipe.dataset,
+            "model": model,
+            "seed": seed,
+            "data": self.dataset,
+            "model_args": self.recipe.model_args,
+            "model_module": self.recipe.module,
+        }
+
+    def last(self, model: str, bits: str, method: Method, seed: int) -> Run:
+        """The last run of a cell's chain; or a released checkpoint's."""
+        if self.checkpoints:
+            return self._released(model, bits, method, seed)
+        fp = self.fp(model, seed)
+        last = self._stage("qat", model, bits, method, fp, fp, seed=seed)
+        if method.cga is not None:
+            last = self._stage("cga", model, bits, method, last, fp, seed=seed)
+        return last if method.noise is None else self._noise(method, last)
+
+    def _noise(self, method: Method, trained: Run) -> Run:
+        config, noise = trained.config, method.noise
+        assert isinstance(config, QatRun | CgaRun)
+        assert noise is not None
+        noisy = NoiseRun(
+            **self._shared(config.model, config.seed),
+            quantization=config.quantization,
+            annealing=method.cga,
+            parent=config.digest(),
+            noise=noise,
+        )
+        return self.run(noisy, trained, None)
+
+    def _stage(
+        self,
+        stage: QuantizedStage,
+        model: str,
+        bits: str,
+        method: Method,
+        parent: Run | None,
+        fp: Run | None,
+        *,
+        seed: int,
+    ) -> Run:
+        training = self.training(stage, model, bits, method)
+        teacher = fp if training.distillation else None
+        if training.distillation and fp is None and self.recipe.pretrained is None:
+            raise UserError(
+                f"recipe of {self.source}: stage '{stage}' of {model} at {bits} distils, but there "
+                "is neither a stage 'fp' nor 'pretrained' to teach it"
+            )
+        shared: dict[str, Any] = {
+            **self._shared(model, seed),
+            "training": training,
+            "quantization": self.quantization(method, bits),
+            "scale_lr": method.scale_lr,
+            "parent": parent.config.digest() if parent else None,
+            "teacher": teacher.config.digest() if teacher else None,
+            "pretrained": self.recipe.pretrained,
+        }
+        if stage == "qat":
+            return self.run(QatRun(**shared, techniques=method.techniques), parent, teacher)
+        assert method.cga is not None
+        return self.run(CgaRun(**shared, annealing=method.cga), parent, teacher)
+
+    def _released(self, model: str, bits: str, method: Method, seed: int) -> Run:
+        config = ReleasedRun(
+            **self._shared(model, seed),
+            quantization=self.quantization(method, bits),
+            checkpoint=self.checkpoints[model][bits],
+        )
+        return self.run(config, None, None)
+
+
+def expand(name: str, parts: Parts, source: str) -> Grid:
+    """Expand a study into its cells.
+
+    Args:
+        name: The study's name.
+        parts: What it is expanded from.
+        source: The study's file, for errors.
+
+    Raises:
+        UserError: The study names something that its recipe or the methods lack, or asks for a
+            cell that can't exist.
+    """
+    study, recipe, methods = parts.study, parts.recipe, parts.methods
+    _check(parts, source)
+    builder = _Builder(recipe, parts.dataset, source, study.checkpoints, parts.runtimes)
+    cells = [
+        Cell(recipe.dataset, model, "FP", "fp", "Full precision", tuple(found))
+        for model in study.models
+        if (found := builder.baseline(model, study.seeds))
+    ]
+    for model in study.models:
+        for bits in study.bits:
+            for key in study.methods:
+                method = methods[key]
+                runs = tuple(builder.last(model, bits, method, s) for s in study.seeds)
+                cells.append(Cell(recipe.dataset, model, bits, key, method.label, runs))
+    return Grid(name, tuple(cells))
+
+
+def _check(parts: Parts, source: str) -> None:
+    study, recipe, methods = parts.study, parts.recipe, parts.methods
+    problems = [
+        f"key 'methods': unknown method '{m}' ({suggest(m, sorted(methods))})"
+        for m in study.methods
+        if m not in methods
+    ]
+    problems += [
+        f"key 'models': recipe '{study.recipe}' has no model '{m}' ({suggest(m, recipe.models)})"
+        for m in study.models
+        if m not in recipe.models
+    ]
+    problems += [
+        f"key 'contrasts': '{m}' is not among the study's methods ({suggest(m, study.methods)})"
+        for contrast in study.contrasts
+        for m in (contrast.method, contrast.against)
+        if m not in study.methods
+    ]
+    problems += (_checkpoint_problems if study.checkpoints else _stage_problems)(parts)
+    if problems:
+        raise UserError("\n".join(f"{source}: {problem}" for problem in problems))
+
+
+def _checkpoint_problems(parts: Parts) -> list[str]:
+    """Return what is wrong with a study of released checkpoints."""
+    study, recipe = parts.study, parts.recipe
+    given = {(model, bits) for model, paths in study.checkpoints.items() for bits in paths}
+    wanted = {(model, bits) for model in study.models for bits in study.bits}
+    problems = [
+        f"key 'checkpoints.{model}.{bits}' is missing: give the file of this cell"
+        for model, bits in sorted(wanted - given)
+    ]
+    problems += [
+        f"key 'checkpoints.{model}.{bits}': the study has no such cell "
+        f"(models: {', '.join(study.models)}; bits: {', '.join(study.bits)})"
+        for model, bits in sorted(given - wanted)
+    ]
+    if len(study.methods) > 1:
+        problems.append(
+            f"key 'methods': {', '.join(study.methods)}; with 'checkpoints' allowed: one, that of "
+            "the files"
+        )
+    if study.figures != ["accuracy"]:
+        problems.append(
+            "key 'figures': with 'checkpoints', which no training led to, allowed: accuracy"
+        )
+    if parts.dataset.task != "classification":
+        problems.append(
+            f"key 'checkpoints': recipe '{study.recipe}' is for dataset '{recipe.dataset}', a "
+            f"{parts.dataset.task}; allowed: a classification"
+        )
+    return problems
+
+
+def _stage_problems(parts: Parts) -> list[str]:
+    """Return what is wrong between a study's methods and the stages that they need."""
+    study, recipe, methods = parts.study, parts.recipe, parts.methods
+    if not recipe.stages:
+        return [
+            f"key 'recipe': recipe '{study.recipe}' has no stages to train; give 'checkpoints', "
+            "or name another recipe"
+        ]
+    problems = []
+    noisy = [m for m in study.methods if m in methods and methods[m].noise]
+    if noisy and parts.dataset.task != "classification":
+        problems.append(
+            f"key 'methods': '{noisy[0]}' injects noise, but recipe '{study.recipe}' is for "
+            f"dataset '{recipe.dataset}', a {parts.dataset.task}; allowed: a classification"
+        )
+    annealed = [m for m in study.methods if m in methods and methods[m].cga]
+    if annealed and "cga" not in recipe.stages:
+        problems.append(
+            f"key 'methods': '{annealed[0]}' ends with CGA, but recipe '{study.recipe}' has no "
+            f"stage 'cga' (it has: {', '.join(recipe.stages)})"
+        )
+    held = [m for m in study.methods if m in annealed or (m in methods and methods[m].techniques)]
+    problems += [
+        f"key 'bits': at {bits} there are no quantized weights that '{held[0]}' could "
+        "hold; give weight bits of 2 to 8, or leave the method out"
+        for bits in study.bits
+        if held and parse_bits(bits)[0] == OFF
+    ]
+    return problems

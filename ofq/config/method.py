@@ -1,0 +1,271 @@
+"""Methods: how weights are quantized, what steadies QAT, and how it is annealed."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from ofq.config.fields import Bits, Line, Name, QuantizedStage
+from ofq.config.files import Strict, renamed, suggest
+from ofq.config.stage import hyperparameters
+
+WEIGHT_QUANTIZERS = ("lsq", "lsq_statistical", "statsq", "statsq_learned", "statsq_moments")
+"""The built-in weight quantizers; a method that names another one also names its ``module``."""
+
+
+class _Technique(Strict):
+    """Base of what methods say of a technique: its form, and its options as further keys."""
+
+    form: str
+
+    @property
+    def technique(self) -> str:
+        """The name under which the technique is registered."""
+        return self.form
+
+    def options(self) -> dict[str, Any]:
+        """Return what the technique takes beside the model."""
+        return self.model_dump(exclude={"form"})
+
+
+class CgaConfig(_Technique):
+    """CGA: only weights near a rounding threshold stay trainable.
+
+    Attributes:
+        boundary_range: Half the width of the band around a threshold, in quantization steps.
+        rule: Which weights are annealed: all, as the paper has it, or those that the released code
+            reaches; docs/methods.md says what differs.
+    """
+
+    form: Literal["band"] = "band"
+    boundary_range: Annotated[float, Field(gt=0, lt=0.5)] = 0.005
+    rule: Literal["as_paper", "as_released"] = "as_paper"
+
+    @property
+    def technique(self) -> str:
+        """``cga``."""
+        return "cga"
+
+
+class CgaRatioConfig(_Technique):
+    """CGA in ratio form: by the distances to the nearest and the farthest level.
+
+    Attributes:
+        alpha: Factor on the gradients that pass.
+        confidence: The ratio itself, or one minus it; docs/methods.md says what each freezes.
+    """
+
+    form: Literal["ratio"]
+    alpha: Annotated[float, Field(gt=0, le=1)] = 0.9
+    confidence: Literal["as_written", "as_intended"] = "as_written"
+
+    @property
+    def technique(self) -> str:
+        """``cga_ratio``."""
+        return "cga_ratio"
+
+
+class CgaControlConfig(_Technique):
+    """A control beside CGA: all low-bit weights frozen, or none."""
+
+    form: Literal["freeze_all", "no_freeze"]
+
+
+class Freezing(_Technique):
+    """Iterative weight freezing during QAT (Nagel et al. 2022), a baseline.
+
+    Attributes:
+        start, end: Oscillation frequency above which a weight freezes, annealed by a cosine.
+    """
+
+    form: Literal["freezing"]
+    start: PositiveFloat = 0.04
+    end: PositiveFloat = 0.01
+
+
+class Dampening(_Technique):
+    """Oscillation dampening during QAT (Nagel et al. 2022), a baseline.
+
+    Attributes:
+        strength: Weight of the penalty at the end, reached from 0 by a cosine.
+    """
+
+    form: Literal["dampening"]
+    strength: PositiveFloat
+
+
+class OwnTechnique(_Technique):
+    """A technique that the method's module registers; its options are further keys.
+
+    They are checked when the module is imported, before anything is trained.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    form: Name
+
+    @model_validator(mode="after")
+    def _options_are_plain(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if not isinstance(value, bool | int | float | str):
+                raise ValueError(f"{name}: {value!r}; allowed: a number, a text, true or false")
+        return self
+
+
+class Noise(Strict):
+    """Noise injection after training: other codes for oscillating weights, drawn several times.
+
+    Attributes:
+        boundary_range: How near a threshold a weight counts as oscillating, in quantization steps.
+        samples: Number of draws, each evaluated.
+        weights: Those that oscillate, or, as a control, as many of the others.
+    """
+
+    boundary_range: Annotated[float, Field(gt=0, lt=0.5)] = 0.005
+    samples: PositiveInt = 20
+    weights: Literal["oscillating", "others"] = "oscillating"
+
+
+def _technique(data: Any, built_in: dict[str, type[_Technique]], default: str | None) -> Any:
+    """Parse what a method says of a technique, by its form."""
+    if data is None or isinstance(data, _Technique):
+        return data
+    if not isinstance(data, dict):
+        raise ValueError("expected a mapping of a technique's form and options")
+    form = data.get("form", default)
+    if form is None:
+        raise ValueError(f"key 'form' is missing; allowed: {', '.join(built_in)}")
+    return built_in.get(form, OwnTechnique).model_validate({**data, "form": form})
+
+
+def _annealing(data: Any) -> Any:
+    return _technique(data, ANNEALINGS, default="band")
+
+
+def _qat_technique(data: Any) -> Any:
+    return _technique(data, QAT_TECHNIQUES, default=None)
+
+
+ANNEALINGS: dict[str, type[_Technique]] = {
+    "band": CgaConfig,
+    "ratio": CgaRatioConfig,
+    "freeze_all": CgaControlConfig,
+    "no_freeze": CgaControlConfig,
+}
+QAT_TECHNIQUES: dict[str, type[_Technique]] = {"freezing": Freezing, "dampening": Dampening}
+Annealing = Annotated[
+    CgaConfig | CgaRatioConfig | CgaControlConfig | OwnTechnique, BeforeValidator(_annealing)
+]
+QatTechnique = Annotated[Freezing | Dampening | OwnTechnique, BeforeValidator(_qat_technique)]
+
+
+class _Techniques(Strict):
+    """What a method says of quantization, at any bits."""
+
+    older: ClassVar[dict[str, str]] = {"ends": "first_last"}
+
+    weight_quantizer: Name
+    options: dict[str, float] = Field(default_factory=dict)
+    activation_quantizer: Name = "lsq"
+    activation_options: dict[str, float] = Field(default_factory=dict)
+    qkr: Literal[False, True, "lowrank"] = False
+    first_last: Bits = "W8A8"
+    layers: dict[str, Bits] = Field(default_factory=dict)
+    module: str | None = None
+
+
+class Quantization(_Techniques):
+    """How a model is quantized.
+
+    Attributes:
+        bits: Of block weights and activations.
+        weight_quantizer: How block weights are quantized.
+        options: What the weight quantizer takes beside its bits.
+        activation_quantizer: How block activations are quantized.
+        activation_options: What the activation quantizer takes beside its bits.
+        qkr: Query-key reparameterization: off, merged (True), or in low-rank form.
+        first_last: Bit-width of first and last layers (patch embedding and heads), weights and
+            activations.
+        layers: Other bits for layers whose name in the full-precision model matches a pattern
+            (``blocks.0.*``); the last match wins.
+        module: A Python module that registers quantizers or techniques of the user's own.
+    """
+
+    bits: Bits
+
+    def payload(self, *, brief: bool) -> dict[str, Any]:
+        """Return what decides numbers, as plain data; by the older names, as run ids have them."""
+        names = {new: old for old, new in self.older.items()}
+        return renamed(super().payload(brief=brief), names)
+
+
+class Method(_Techniques):
+    """A named combination of techniques; beside its own attributes it has :class:`Quantization`'s.
+
+    Attributes:
+        label: The name that tables and figures print.
+        scale_lr: Factor on the learning rate of learned weight scales.
+        techniques: What is done about oscillation around each step of QAT, in order: dampening,
+            iterative freezing, or one of the user's own. ``stabilizer``, for a single one, is the
+            older name.
+        cga: Settings of the annealing stage after QAT; without it there is no such stage.
+        noise: Settings of noise injection after the last stage; the method's number then is the
+            mean over its draws.
+        training: Hyperparameters by stage, where the method needs others than the recipe's.
+    """
+
+    label: Line
+    scale_lr: PositiveFloat = 1.0
+    techniques: tuple[QatTechnique, ...] = ()
+    cga: Annealing | None = None
+    noise: Noise | None = None
+    training: dict[QuantizedStage, Annotated[dict[str, Any], AfterValidator(hyperparameters)]] = (
+        Field(default_factory=dict)
+    )
+
+    def quantization(self, bits: str) -> Quantization:
+        """The method's quantization at some bits."""
+        shared = {name: getattr(self, name) for name in _Techniques.model_fields}
+        return Quantization(bits=bits, **shared)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stabilizer_is_one_technique(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "stabilizer" not in data:
+            return data
+        if "techniques" in data:
+            raise ValueError("give 'techniques', or 'stabilizer' for a single one; not both")
+        rest = {key: value for key, value in data.items() if key != "stabilizer"}
+        given = data["stabilizer"]
+        return rest if given is None else rest | {"techniques": [given]}
+
+    @model_validator(mode="after")
+    def _parts_are_known(self) -> Self:
+        if self.module is None and self.weight_quantizer not in WEIGHT_QUANTIZERS:
+            hint = suggest(self.weight_quantizer, list(WEIGHT_QUANTIZERS))
+            raise ValueError(
+                f"unknown weight_quantizer '{self.weight_quantizer}' ({hint}); "
+                "for one of your own, name the Python module that registers it as 'module'"
+            )
+        if self.module is None and self.activation_quantizer != "lsq":
+            raise ValueError(
+                f"unknown activation_quantizer '{self.activation_quantizer}' (allowed: lsq); "
+                "for one of your own, name the Python module that registers it as 'module'"
+            )
+        for key, given, built_in in (
+            ("cga", self.cga, ANNEALINGS),
+            *(("techniques", technique, QAT_TECHNIQUES) for technique in self.techniques),
+        ):
+            if isinstance(given, OwnTechnique) and self.module is None:
+                raise ValueError(
+                    f"{key}: unknown form '{given.form}' ({suggest(given.form, list(built_in))}); "
+                    "for one of your own, name the Python module that registers it as 'module'"
+                )
+        return self

@@ -1,0 +1,281 @@
+"""The files under ``config/``: site, studies and recipes.
+
+Nothing here imports torch or timm, so that a workflow parses in a moment.
+"""
+
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from ofq.config.datasets import Unreadable
+from ofq.config.fields import Bits, Line, Name, Names, Seed, Stage, Text, TrainedStage, distinct
+from ofq.config.files import Strict, suggest
+from ofq.config.stage import Resources, Training, hyperparameters
+
+FIGURES = (
+    "accuracy",
+    "accuracy_against_bits",
+    "accuracy_against_oscillation",
+    "boundary_range",
+    "frozen_share",
+    "gradient_sign_changes",
+    "joint_flips",
+    "latent_weights",
+    "loss",
+    "noise_injection",
+    "oscillation_by_role",
+    "oscillation_over_training",
+    "scale_paths",
+    "trajectories",
+    "weight_paths",
+)
+"""The figures that a study may name, which :mod:`ofq.report.figures` draws."""
+
+HUB = "timm"
+"""Stands in a run's config for the pretrained weights that timm's hub has for the model."""
+
+Folder = Annotated[str, Field(min_length=1)]
+
+_WEIGHT_FILES = (".safetensors", ".pth", ".pt")
+
+
+def _listed(given: Any) -> Any:
+    return given if given is None or isinstance(given, list) else [given]
+
+
+class Match(Strict):
+    """Which runs an override is for: by one value of a key, or a list of them.
+
+    A key left out matches every run.
+    """
+
+    model: Annotated[list[str] | None, BeforeValidator(_listed)] = None
+    bits: Annotated[list[Bits] | None, BeforeValidator(_listed)] = None
+    stage: Annotated[list[TrainedStage] | None, BeforeValidator(_listed)] = None
+
+    def fits(self, model: str, bits: str | None, stage: str) -> bool:
+        """Whether a run is among them."""
+        pairs = ((self.model, model), (self.bits, bits), (self.stage, stage))
+        return all(wanted is None or found in wanted for wanted, found in pairs)
+
+
+class Override(Strict):
+    """Hyperparameters that differ for some models, bits or stages; the last match wins.
+
+    A mapping, such as ``images``, is merged with what it overrides, key by key; null ends it.
+    """
+
+    match: Match
+    set: Annotated[dict[str, Any], AfterValidator(hyperparameters)]
+
+
+class Contrast(Strict):
+    """A comparison that a study is made for.
+
+    Attributes:
+        question: What the difference between the two methods answers.
+        method, against: Names of two of the study's methods; the difference is the first's number
+            minus the second's.
+    """
+
+    question: Text
+    method: Name
+    against: Name
+
+
+class Recipe(Strict):
+    """Hyperparameters for a data set and its models, by stage.
+
+    Attributes:
+        dataset: Name of the data set: a file of ``config/datasets``, or one that comes with the
+            package.
+        models: Names of timm models, or of this package's own.
+        model_args: What the models' constructors get beside the number of classes, such as
+            ``img_size`` and ``patch_size``.
+        module: A Python module that registers models of the user's own with timm.
+        classes: How many classes the data set must have; None for as many as its file says.
+        stages: Hyperparameters of each stage; none if the recipe's studies only evaluate released
+            checkpoints.
+        pretrained: Without an ``fp`` stage, the weights that QAT starts from and is taught by, and
+            whose evaluation is the full-precision baseline: in the file, ``true`` for those that
+            timm's hub has for the model (here :data:`HUB`), or a local file. Left out, QAT starts
+            from scratch.
+        overrides: What differs for some models, bits or stages.
+        resources: What a job of each stage asks the scheduler for (:meth:`asked`).
+    """
+
+    dataset: Name
+    models: Names
+    model_args: dict[Name, bool | int | float | str] = Field(default_factory=dict)
+    module: str | None = None
+    classes: PositiveInt | None = None
+    stages: dict[TrainedStage, Training] = Field(default_factory=dict)
+    pretrained: str | None = None
+    overrides: tuple[Override, ...] = ()
+    resources: dict[Stage, Resources] = Field(default_factory=dict)
+
+    @field_validator("pretrained", mode="before")
+    @classmethod
+    def _pretrained_is_a_source(cls, given: Any, info: ValidationInfo) -> str | None:
+        if given is None:
+            return None
+        if "fp" in info.data.get("stages", {}):
+            raise ValueError(
+                "there is a stage 'fp' already, whose weights QAT starts from; "
+                "allowed: one of the two"
+            )
+        if given is True:
+            return HUB
+        if not isinstance(given, str) or not given.endswith(_WEIGHT_FILES):
+            raise ValueError(
+                "allowed: true (timm's weights of the model's name), or a file that ends in "
+                + ", ".join(_WEIGHT_FILES)
+            )
+        return given
+
+    def asked(self, stage: Stage) -> Resources:
+        """What a job of a stage asks for.
+
+        An evaluation of which the recipe says nothing asks for what a device of QAT does, since it
+        reads the same images.
+        """
+        if stage in self.resources or stage in self.stages or "qat" not in self.resources:
+            return self.resources.get(stage, Resources())
+        return self.resources["qat"].of_one_device()
+
+    @property
+    def short(self) -> bool:
+        """Whether the jobs of all stages are short."""
+        stages: set[Stage] = {*self.stages, *self.resources} or {"released"}
+        return all(self.asked(stage).short for stage in stages)
+
+    @model_validator(mode="after")
+    def _overrides_match_something(self) -> Self:
+        for number, override in enumerate(self.overrides):
+            match, where = override.match, f"overrides.{number}.match"
+            for key, given, allowed in (
+                ("model", match.model, self.models),
+                ("stage", match.stage, list(self.stages)),
+            ):
+                for value in given or []:
+                    if value not in allowed:
+                        hint = suggest(value, [str(name) for name in allowed])
+                        raise ValueError(f"{where}: the recipe has no {key} '{value}' ({hint})")
+            if match.bits and match.stage == ["fp"]:
+                raise ValueError(f"{where}: stage 'fp' has no bits; leave them out")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.stages and "qat" not in self.stages:
+            raise ValueError("stages lacks 'qat', the stage that every method needs")
+        taught = [s for s, t in self.stages.items() if t.distillation]
+        if taught and "fp" not in self.stages and self.pretrained is None:
+            raise ValueError(
+                f"stage '{taught[0]}' distils, but there is no 'fp' stage to teach it, "
+                "and no 'pretrained'; allowed: either, or distillation: false"
+            )
+        return self
+
+
+class Study(Strict):
+    """A grid of cells, with the tables and figures made of it.
+
+    Attributes:
+        title: Heading of the report.
+        description: What the study asks; opens the report (Markdown-free plain text).
+        extends: Name of the study whose keys count where this one leaves them out.
+        recipe: Name of the recipe.
+        models, bits, methods, seeds: The grid.
+        checkpoints: Where given, nothing is trained: a cell's number is that of a file in the
+            authors' released layout, by model and bits.
+        figures: Names of the report's figures, in order; among :data:`FIGURES`, or those that
+            ``module`` registers.
+        module: A Python module of the user's own that registers figures.
+        references: Names of files in ``config/reference``, whose numbers the study's are held
+            against; the first that has a cell counts.
+        contrasts: The comparisons that the study is made for; left out, each method is compared
+            with the one before it and with the first.
+        factors: For a study whose methods are all combinations of some techniques: each
+            technique, and the methods that have it; the report then has main effects and
+            interactions, and compares methods that differ in one technique.
+        expectations: What is known to hold in this setting, to be set beside what was found.
+    """
+
+    title: Line
+    description: Text
+    extends: Name | None = None
+    recipe: Name
+    models: Names
+    bits: Annotated[list[Bits], AfterValidator(distinct)]
+    methods: Names
+    seeds: Annotated[list[Seed], AfterValidator(distinct)]
+    figures: Names
+    module: str | None = None
+    checkpoints: dict[Name, dict[Bits, str]] = Field(default_factory=dict)
+    references: list[Name] = Field(default_factory=list)
+    contrasts: tuple[Contrast, ...] = ()
+    factors: dict[Line, list[Name]] = Field(default_factory=dict)
+    expectations: tuple[Text, ...] = ()
+
+    def factors_of(self, method: str) -> frozenset[str]:
+        """The factors that a method has."""
+        return frozenset(f for f, methods in self.factors.items() if method in methods)
+
+    @model_validator(mode="after")
+    def _figures_are_known(self) -> Self:
+        unknown = [name for name in self.figures if name not in FIGURES]
+        if unknown and self.module is None:
+            raise ValueError(
+                f"figures: unknown figure '{unknown[0]}' ({suggest(unknown[0], list(FIGURES))}); "
+                "for one of your own, name the Python module that registers it as 'module'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _factors_make_all_combinations(self) -> Self:
+        named = {method for having in self.factors.values() for method in having}
+        if unknown := sorted(named - set(self.methods)):
+            raise ValueError(f"factors: '{unknown[0]}' is not among the study's methods")
+        found = {self.factors_of(method) for method in self.methods}
+        if self.factors and not len(found) == len(self.methods) == 2 ** len(self.factors):
+            raise ValueError(
+                f"factors: {len(self.methods)} methods make {len(found)} combinations; needed: "
+                f"each of the {2 ** len(self.factors)} combinations of {', '.join(self.factors)} "
+                "once"
+            )
+        return self
+
+
+class Site(Strict):
+    """``config/config.yaml``: what differs from one machine to the next.
+
+    Attributes:
+        studies: What ``snakemake`` builds when it is given no target.
+        results: Folder of the run folders and of the embedded MLflow store.
+        reports: Folder of the reports.
+        tracking_uri: MLflow's store, without a password; left out, ``MLFLOW_TRACKING_URI``,
+            or else an SQLite file in ``results``.
+        data: Where data sets lie, by name: a folder, ``wds/FOLDER`` or ``hfds/NAME``
+            (docs/data.md).
+        unreadable: What an image that can't be read does: ``fail`` ends the run; ``skip`` trains
+            on the next one in its place, and evaluates without it.
+        checkpoint_minutes: Time between two checkpoints: the most that an abrupt end can cost.
+    """
+
+    studies: Names
+    results: Folder = "results"
+    reports: Folder = "reports"
+    tracking_uri: str | None = None
+    data: dict[Name, str] = Field(default_factory=dict)
+    unreadable: Unreadable = "fail"
+    checkpoint_minutes: PositiveFloat = 2

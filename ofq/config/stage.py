@@ -1,0 +1,227 @@
+"""What a stage trains with, and what its jobs ask for."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from ofq.config.files import Strict, renamed, suggest
+from ofq.config.images import Images
+from ofq.errors import UserError
+
+Loader = Literal["plain", "fast"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+SHORT = 15
+"""Minutes up to which a job without GPU counts as short."""
+
+
+class Teaching(Strict):
+    """How the full-precision teacher answers.
+
+    Attributes:
+        precision: What its products are computed in; its logits are float32 in any case.
+        cached: Whether its logits on the training set are computed once and kept, for images that
+            are the same in every epoch.
+    """
+
+    precision: Precision = "fp32"
+    cached: bool = False
+
+
+class ProbeConfig(Strict):
+    """What a stage records of single weights, for figures; it decides no number.
+
+    Recorded are at most 2,048 steps: all of a short stage, else the last ones of each epoch.
+
+    Attributes:
+        weights: How many weights are followed through the grid (0: none).
+        sample: Of how many entries of each weight matrix the gradients' signs are compared, and
+            at most how many channels of query and key are watched for joint flips (0: none).
+        histograms: At how many epochs all weights are counted by their position on the grid, evenly
+            from the start to the end (0: none).
+    """
+
+    weights: int = Field(default=0, ge=0, le=32)
+    sample: int = Field(default=0, ge=0, le=256)
+    histograms: int = Field(default=0, ge=0, le=16)
+
+
+class Training(Strict):
+    """Hyperparameters of one stage.
+
+    The learning rate rises linearly from ``warmup_lr`` over ``warmup_epochs``, then falls from
+    ``lr`` to ``min_lr`` along a cosine, epoch by epoch; with ``min_lr`` equal to ``lr`` it is
+    constant.
+
+    Attributes:
+        epochs: Passes over the training set, ``cooldown_epochs`` included.
+        batch_size: Images per optimizer step, over all devices.
+        optimizer: AdamW (0.9, 0.999, 1e-8), or plain SGD without momentum.
+        lr: Peak learning rate.
+        min_lr: Learning rate at the end.
+        warmup_epochs: Length of the linear warm-up.
+        warmup_lr: Learning rate at its start.
+        cooldown_epochs: The last epochs, at ``min_lr``, after the cosine's end.
+        weight_decay: AdamW's decoupled decay; biases, scales, shifts and embeddings get none.
+        drop_path: Highest rate of stochastic depth, whatever the model's own default is.
+        gradient_batch: How many images the gradient factor g of learned activation scales counts;
+            left out, the whole batch.
+        distillation: Whether the full-precision parent teaches (soft labels beside hard ones).
+        teacher: How it answers.
+        precision: What the model's products are computed in, bf16 and fp16 by autocast, fp16 with
+            loss scaling; weights, quantizers and the optimizer stay in float32.
+        images: How images of files are made ready; None for data that come ready.
+        probes: What is kept of single weights, for figures.
+    """
+
+    cosmetic: ClassVar[frozenset[str]] = frozenset({"probes"})
+    older: ClassVar[dict[str, str]] = {"recording": "probes"}
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: PositiveFloat
+    min_lr: NonNegativeFloat = 0.0
+    warmup_epochs: NonNegativeInt = 0
+    warmup_lr: NonNegativeFloat = 1e-6
+    cooldown_epochs: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.0
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    gradient_batch: PositiveInt | None = None
+    distillation: bool = False
+    teacher: Teaching = Teaching()
+    precision: Precision = "fp32"
+    images: Images | None = None
+    probes: ProbeConfig = ProbeConfig()
+
+    @model_validator(mode="after")
+    def _schedule_is_possible(self) -> Self:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
+        if self.warmup_epochs + self.cooldown_epochs >= self.epochs:
+            cooldown = self.cooldown_epochs
+            beside = f" and cooldown_epochs {cooldown}" if cooldown else ""
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs}{beside} leaves none of {self.epochs}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_can_be_cached(self) -> Self:
+        if self.teacher.cached and not self.distillation:
+            raise ValueError("teacher.cached is true, but nothing is distilled; allowed: false")
+        if self.teacher.cached and self.images is not None and not self.images.deterministic:
+            found = "augmentation" if self.images.augmentation else "mixing"
+            raise ValueError(
+                f"teacher.cached is true, but images.{found} changes the images at random, so the "
+                "teacher must see each anew; allowed: cached: false, or images without "
+                "augmentation and mixing"
+            )
+        return self
+
+
+class Resources(Strict):
+    """What one job of a stage asks the scheduler for.
+
+    Attributes:
+        threads: CPU cores, over all devices.
+        mem_mb: Memory in megabytes.
+        runtime: Minutes.
+        gpu: Number of GPUs, each with a process of its own.
+        device_batch: The most images that a GPU's memory holds in one pass; left out, all of its
+            part of a batch.
+        workers: Processes that load images of files, for each device; 0: it loads them itself.
+        loader: How they decode and resize training images: by Pillow, or by faster libraries with
+            the same result but for rounding (docs/performance.md).
+        compile: Whether to compile the model's blocks and, on a GPU, to record steps as CUDA graphs
+            (docs/performance.md).
+    """
+
+    threads: PositiveInt = 1
+    mem_mb: PositiveInt = 2000
+    runtime: PositiveInt = 30
+    gpu: NonNegativeInt = 0
+    device_batch: PositiveInt | None = None
+    workers: NonNegativeInt = 2
+    loader: Loader = "plain"
+    compile: bool = False
+
+    def of_one_device(self) -> "Resources":
+        """The share of one device, for a job that compiles nothing."""
+        count = max(1, self.gpu)
+        share = {
+            "gpu": min(1, self.gpu),
+            "threads": max(1, self.threads // count),
+            "mem_mb": max(1, self.mem_mb // count),
+            "compile": False,
+        }
+        return self.model_copy(update=share)
+
+    @property
+    def short(self) -> bool:
+        """Whether a cluster should run the job without the cost of submitting it."""
+        return self.runtime <= SHORT and self.gpu == 0
+
+
+@dataclass(frozen=True)
+class Split:
+    """How the images of one optimizer step are spread; their number is the recipe's, always.
+
+    Attributes:
+        devices: Number of devices.
+        passes: Forward and backward passes that each makes before the step.
+        images: Images in one pass on one device.
+    """
+
+    devices: int
+    passes: int
+    images: int
+
+    def __str__(self) -> str:
+        total = self.devices * self.passes * self.images
+        product = f"{self.devices} x {self.passes} x {self.images}"
+        return f"{total} images per step = {product} (devices x passes x images)"
+
+
+def split(batch_size: int, devices: int, device_batch: int | None = None) -> Split:
+    """Spread a batch evenly over devices, in as few equal passes as their memory allows.
+
+    Args:
+        batch_size: Images per optimizer step.
+        devices: Number of devices.
+        device_batch: The most images in one pass on one device; None for any number.
+
+    Raises:
+        UserError: The batch can't be spread evenly.
+    """
+    share, rest = divmod(batch_size, devices)
+    if rest or not share:
+        raise UserError(
+            f"batch_size {batch_size} can't be split over {devices} devices: "
+            f"{batch_size} = {devices} x {share} + {rest}"
+        )
+    most = device_batch or share
+    passes = next(n for n in range(1, share + 1) if share % n == 0 and share // n <= most)
+    return Split(devices, passes, share // passes)
+
+
+def hyperparameters(values: dict[str, Any]) -> dict[str, Any]:
+    """Return some of the hyperparameters of :class:`Training`, by their present names.
+
+    Raises:
+        ValueError: A key is none; it names the nearest ones that are allowed.
+    """
+    known = sorted(Training.model_fields)
+    values = renamed(values, Training.older)
+    for key in values:
+        if key not in known:
+            raise ValueError(f"unknown hyperparameter '{key}' ({suggest(key, known)})")
+    return values

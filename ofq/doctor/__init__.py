@@ -1,6 +1,0 @@
-"""Is a run folder sound, and if not, what to do? Reads only, and needs no torch."""
-
-from ofq.doctor.examination import Diagnosis, examine
-from ofq.doctor.finding import Finding
-
-__all__ = ["Diagnosis", "Finding", "examine"]

@@ -1,0 +1,185 @@
+"""Quantized weights as packed integer codes, and models that hold weights quantized already."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ofq.errors import UserError, some
+from ofq.quantization.attention import FixedQueryKey, MergedQueryKey
+from ofq.quantization.layers import LowBit
+from ofq.quantization.quantizers.base import WeightQuantizer, registered_name
+
+_BYTE = 8
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A quantized weight of shape (rows, ...).
+
+    Attributes:
+        quantizer: Registered name of its quantizer, which says what codes stand for.
+        bits: Bits per code.
+        shape: Shape of the weight.
+        codes: As of :func:`pack`, uint8.
+        scale: The quantization scale, float32; broadcasts over the weight.
+    """
+
+    quantizer: str
+    bits: int
+    shape: tuple[int, ...]
+    codes: Tensor
+    scale: Tensor
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Integer codes of b bits each, bit by bit in bytes.
+
+    A code is in two's complement; it and the next one follow each other from the lowest bit of the
+    row's first byte upwards, across bytes. Only a row's last byte may have bits to spare, which
+    are 0.
+
+    Args:
+        codes: (rows, n), int8, from −2^(b−1) to 2^(b−1) − 1.
+        bits: b, 2 to 8.
+
+    Returns:
+        (rows, ⌈n·b/8⌉), uint8.
+    """
+    each = _bits(codes.view(torch.uint8), bits).flatten(1)
+    return _number(F.pad(each, (0, -each.shape[1] % _BYTE)).unflatten(1, (-1, _BYTE)))
+
+
+def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """The codes (rows, columns), int8, that :func:`pack` has made bytes of.
+
+    Args:
+        packed: (rows, ⌈columns·b/8⌉), uint8.
+        bits: b, 2 to 8.
+        columns: Codes per row.
+    """
+    each = _bits(packed, _BYTE).flatten(1)[:, : columns * bits]
+    unsigned = _number(each.unflatten(1, (columns, bits)))
+    sign = 2 ** (bits - 1)
+    # bytes wrap around, so this is the sign's extension at 8 bits too
+    return ((unsigned ^ sign) - sign).view(torch.int8)
+
+
+def _bits(numbers: Tensor, count: int) -> Tensor:
+    """The lowest bits of bytes, lowest first, along a new last dimension."""
+    return (numbers.unsqueeze(-1) >> _places(count, numbers.device)) & 1
+
+
+def _number(bits: Tensor) -> Tensor:
+    """The bytes that bits along the last dimension make."""
+    return (bits << _places(bits.shape[-1], bits.device)).sum(-1, dtype=torch.uint8)
+
+
+def _places(count: int, device: torch.device) -> Tensor:
+    return torch.arange(count, dtype=torch.uint8, device=device)
+
+
+@torch.no_grad()
+def pack_weights(model: nn.Module) -> dict[str, PackedWeight]:
+    """Pack all quantized weights of a model, by layer, those of first and last layers too.
+
+    Raises:
+        UserError: A quantizer doesn't say exactly what its codes stand for.
+    """
+    return {name: _packed(name, layer, quantizer) for name, layer, quantizer in _quantized(model)}
+
+
+def _quantized(model: nn.Module) -> Iterator[tuple[str, LowBit, WeightQuantizer]]:
+    for name, module in model.named_modules():
+        if isinstance(module, LowBit) and isinstance(module.weight_quantizer, WeightQuantizer):
+            yield name, module, module.weight_quantizer
+
+
+def _packed(name: str, layer: LowBit, quantizer: WeightQuantizer) -> PackedWeight:
+    latent = layer.latent_weight()
+    scale, quantized = quantizer.scale(latent), quantizer(latent)
+    codes = _codes(quantizer, latent, quantized)
+    if not torch.equal(quantizer.decode(codes, scale), quantized):
+        raise UserError(
+            f"can't pack {name}: {type(quantizer).__name__} gives it other values by decode(codes, "
+            "scale) than by forward(weight)"
+        )
+    rows = codes.to(torch.int8).flatten(1)
+    return PackedWeight(
+        registered_name(quantizer),
+        quantizer.bits,
+        tuple(latent.shape),
+        pack(rows, quantizer.bits),
+        scale.contiguous(),
+    )
+
+
+def _codes(quantizer: WeightQuantizer, latent: Tensor, quantized: Tensor) -> Tensor:
+    """The codes of a quantized weight, float32.
+
+    Found from its values, on which no rounding threshold lies: by a latent weight's position, a
+    weight next to a threshold could get another code than by the forward pass.
+    """
+    zero = quantizer.decode(torch.zeros_like(quantized), quantizer.scale(latent))
+    # a row of zeros may have step 0
+    step = quantizer.step_size(latent).clamp_min(torch.finfo(torch.float32).tiny)
+    return ((quantized - zero) / step).round_().clamp_(quantizer.lowest, quantizer.highest)
+
+
+@torch.no_grad()
+def hold_weights(model: nn.Module, packed: Mapping[str, PackedWeight]) -> nn.Module:
+    """Let the layers of a quantized model hold given weights, and quantize none any more.
+
+    A layer's parameter ``weight`` then is the quantized weight itself; of query and key under QKR
+    only their product remains. Such a model is for evaluation.
+
+    Args:
+        model: The model, which is changed; what its layers held is lost.
+        packed: All of its quantized weights, by layer.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: They are of another model: layers are missing or left over, or differ in bits,
+            shape or quantizer.
+    """
+    layers = {name: (layer, quantizer) for name, layer, quantizer in _quantized(model)}
+    if layers.keys() != packed.keys():
+        differing = sorted(layers.keys() ^ packed.keys())
+        raise UserError(f"not the quantized layers of this model: {some(differing)}")
+    for name, (layer, quantizer) in layers.items():
+        model.set_submodule(name, _holding(layer, _unpacked(name, packed[name], layer, quantizer)))
+    return model
+
+
+def _unpacked(name: str, packed: PackedWeight, layer: LowBit, quantizer: WeightQuantizer) -> Tensor:
+    """The values of a packed weight, if it fits its layer."""
+    latent = layer.latent_weight()
+    rows, columns = len(latent), latent[0].numel()
+    wanted = {
+        "types": ((packed.codes.dtype, packed.scale.dtype), (torch.uint8, torch.float32)),
+        "quantizer": (packed.quantizer, registered_name(quantizer)),
+        "bits": (packed.bits, quantizer.bits),
+        "shape": (packed.shape, tuple(latent.shape)),
+        "bytes": (tuple(packed.codes.shape), (rows, -(-columns * quantizer.bits // _BYTE))),
+        "scales": (tuple(packed.scale.shape), tuple(quantizer.scale(latent).shape)),
+    }
+    for what, (given, own) in wanted.items():
+        if given != own:
+            raise UserError(f"not a weight of this model: {name} has {what} {given}, not {own}")
+    if not packed.scale.isfinite().all():
+        raise UserError(f"not a weight of this model: {name} has scales that aren't finite")
+    codes = unpack(packed.codes, packed.bits, columns).view(packed.shape)
+    return quantizer.decode(codes.float(), packed.scale)
+
+
+def _holding(layer: LowBit, weight: Tensor) -> nn.Module:
+    if isinstance(layer, MergedQueryKey):
+        return FixedQueryKey(weight, layer.heads)
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.weight_quantizer = nn.Identity()
+    return layer

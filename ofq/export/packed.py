@@ -1,0 +1,346 @@
+"""Finished runs as files of packed weights, and models from such files.
+
+A packed file is a safetensors file. A quantized weight ``W`` of shape (rows, ...) is two tensors:
+``W.codes``, its integer codes as :func:`ofq.export.codes.pack` lays them out, and
+``W.scale``, float32, a scale per row. Everything else is stored as the model has it. The metadata
+hold :class:`Contents` as JSON under ``ofq``, and a SHA-256 of all that under ``sha256``.
+"""
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ofq.atomic import write_file
+from ofq.config import Quantization, Run, Workspace
+from ofq.config.fields import Name
+from ofq.config.files import Strict, parse, read_json
+from ofq.config.modules import import_modules
+from ofq.config.run import FullPrecisionRun, PretrainedRun
+from ofq.console import printable
+from ofq.errors import UserError
+from ofq.export.codes import PackedWeight, hold_weights, pack_weights
+from ofq.quantization.quantizers.base import weight_quantizer_names
+from ofq.runs.attempt import run_folder
+from ofq.runs.folder import PACKED, WEIGHTS
+from ofq.training import models
+from ofq.training.weights import fit_weights, read_weights
+
+_CONTENTS, _HASH = "ofq", "sha256"
+_HEADS = ("head.weight", "head.fc.weight")
+_LONGEST = 2**18  # letters of a file's metadata
+_SHOWN = 1000  # letters of a message
+_SLACK = 2  # weights of a model for each number in its file
+_IMPOSSIBLE = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""What torch and timm raise where a file asks for what can't be, such as 2^70 classes."""
+
+
+class Form(Strict):
+    """What the tensors of a packed weight don't say of it.
+
+    Attributes:
+        layer: Name of the layer whose ``weight`` it is.
+        quantizer: Registered name of its quantizer.
+        bits: Bits per code.
+        shape: Shape of the weight.
+    """
+
+    layer: str
+    quantizer: str
+    bits: int
+    shape: tuple[int, ...]
+
+
+class Contents(Strict):
+    """What a packed file's metadata say.
+
+    Attributes:
+        format: Version of the layout.
+        model: Name of the full-precision model.
+        classes: Number of its classes; 0 for a model without head.
+        model_args: What its constructor gets beside.
+        quantization: How it was quantized, but for the module that registers the quantizer:
+            reading a file imports nothing that the file names, and passes a module over.
+        weights: The packed weights.
+    """
+
+    format: Literal[1] = 1
+    model: Name
+    classes: int = Field(ge=0)
+    model_args: dict[Name, bool | int | float | str] = Field(default_factory=dict)
+    quantization: Quantization
+    weights: tuple[Form, ...]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A run's packed file.
+
+    Attributes:
+        path: Where it is.
+        size: Its size in bytes.
+        full_precision: Bytes of the full-precision model's weights.
+    """
+
+    path: Path
+    size: int
+    full_precision: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run's model.
+
+    Attributes:
+        model: With the run's weights.
+        unquantized: The full-precision model, with fresh weights.
+        classes: Number of their classes.
+        model_args: What their constructor gets beside.
+        quantization: How the model is quantized.
+    """
+
+    model: nn.Module
+    unquantized: nn.Module
+    classes: int
+    model_args: dict[str, bool | int | float | str]
+    quantization: Quantization
+
+
+def finished(workspace: Workspace, run: Run) -> Finished:
+    """The quantized model that a run has ended with.
+
+    Args:
+        workspace: Where the run is.
+        run: The run.
+
+    Raises:
+        UserError: The run is of a full-precision model or isn't finished, or its weights are
+            damaged.
+    """
+    config, folder = run.config, run_folder(workspace, run)
+    workspace.refuse_bundle("export")
+    import_modules(config)
+    if isinstance(config, FullPrecisionRun | PretrainedRun):
+        raise UserError(f"{run.id} is a full-precision run, which has no codes to pack")
+    if folder.is_record():
+        raise UserError(f"{folder.path}: a record without weights, as in an unpacked bundle")
+    if not folder.complete():
+        raise UserError(f"{run.id} isn't finished, it is {folder.state()}; `ofq train {run.id}`")
+    folder.verify(WEIGHTS)
+    weights = folder.path / WEIGHTS
+    tensors = read_weights(weights)
+    classes = _classes(tensors)
+    unquantized = models.build(config.model, classes, args=config.constructor_args)
+    model = fit_weights(models.quantized(unquantized, config.quantization), tensors, weights)
+    return Finished(model, unquantized, classes, config.constructor_args, config.quantization)
+
+
+def export_run(workspace: Workspace, run: Run, path: Path) -> Exported:
+    """Write a finished run's model with packed weights, and note its size in the run folder.
+
+    Args:
+        workspace: Where the run is.
+        run: The run, of a quantized model.
+        path: The file to write.
+
+    Raises:
+        UserError: As of :func:`finished`, or its weight quantizer can't be exported.
+    """
+    done = finished(workspace, run)
+    save_packed(
+        done.model,
+        run.config.model,
+        done.classes,
+        done.quantization,
+        path,
+        model_args=done.model_args,
+    )
+    state = done.unquantized.state_dict()
+    full_precision = sum(t.numel() * t.element_size() for t in state.values())
+    size = path.stat().st_size
+    sizes = {"packed_bytes": size, "full_precision_bytes": full_precision}
+    run_folder(workspace, run).write_json(PACKED, sizes)
+    return Exported(path, size, full_precision)
+
+
+def _classes(weights: dict[str, Tensor]) -> int:
+    return next((len(weights[name]) for name in _HEADS if name in weights), 0)
+
+
+def save_packed(
+    model: nn.Module,
+    name: str,
+    classes: int,
+    quantization: Quantization,
+    path: Path,
+    *,
+    model_args: Mapping[str, bool | int | float | str] | None = None,
+) -> None:
+    """Write a quantized model with packed weights.
+
+    Args:
+        model: The model, which is left unchanged.
+        name: Name of the full-precision model.
+        classes: Number of its classes.
+        quantization: How it was quantized.
+        path: The file to write.
+        model_args: What the model's constructor got beside.
+
+    Raises:
+        UserError: A weight quantizer doesn't say exactly what its codes stand for.
+    """
+    packed = pack_weights(model)
+    tensors = hold_weights(copy.deepcopy(model), packed).state_dict()
+    for layer, weight in packed.items():
+        del tensors[f"{layer}.weight"]
+        tensors[f"{layer}.weight.codes"] = weight.codes
+        tensors[f"{layer}.weight.scale"] = weight.scale
+    tensors = {n: t.cpu().contiguous() for n, t in tensors.items()}
+    contents = Contents(
+        model=name,
+        classes=classes,
+        model_args=dict(model_args or {}),
+        quantization=quantization.model_copy(update={"module": None}),
+        weights=tuple(
+            Form(layer=layer, quantizer=w.quantizer, bits=w.bits, shape=w.shape)
+            for layer, w in packed.items()
+        ),
+    )
+    text = contents.model_dump_json()
+    metadata = {"format": "pt", _CONTENTS: text, _HASH: _sha256(text, tensors)}
+    # by Python, whose errors say what is wrong with the disk
+    write_file(path, lambda to: to.write_bytes(save(tensors, metadata)))
+
+
+def load_packed(path: Path) -> nn.Module:
+    """The model of a packed file, in eval mode.
+
+    Its logits equal those of the fake-quantized model that was exported, bit by bit on the same
+    machine: only where another processor rounds an elementwise product and sum otherwise can the
+    last bit of a weight differ. It holds quantized weights alone and can't be trained on.
+
+    Args:
+        path: A file that ``ofq export`` has written. A weight quantizer that isn't one of this
+            package must be registered before, by importing its module.
+
+    Raises:
+        UserError: The file is missing or damaged, isn't a packed file, or can't be rebuilt here:
+            its quantizer isn't registered, or its parts fit no model.
+    """
+    contents, tensors = _read(path)
+    try:
+        _check_quantizer(contents.quantization)
+        packed = _take_packed(contents, tensors)
+        _check_size(contents, tensors, packed)
+        unquantized = models.build(contents.model, contents.classes, args=contents.model_args)
+        quantization = contents.quantization.model_copy(update={"module": None})
+        model = hold_weights(models.quantized(unquantized, quantization), packed)
+        own = model.state_dict()
+        _check_types(tensors, own)
+        tensors |= {name: own[name] for name in (f"{layer}.weight" for layer in packed)}
+        return fit_weights(model, tensors, path).eval()
+    except UserError as error:
+        text = str(error).removeprefix(f"{path}: ")
+        raise UserError(f"{path}: {printable(text)[:_SHOWN]}") from None
+    except _IMPOSSIBLE as error:
+        raise UserError(
+            f"{path}: no model can be rebuilt from it: {printable(error)[:_SHOWN]}"
+        ) from None
+
+
+def _check_quantizer(quantization: Quantization) -> None:
+    """Make sure that a file's weight quantizer is there without an import of the file's choice.
+
+    Raises:
+        UserError: It isn't registered.
+    """
+    name, module = quantization.weight_quantizer, quantization.module
+    if name not in weight_quantizer_names():
+        named = f" ('{printable(module)}', the file says)" if module else ""
+        raise UserError(
+            f"weight quantizer '{name}' isn't registered: import the module that registers it"
+            f"{named} before load_packed, which imports nothing that a file names"
+        )
+
+
+def _take_packed(contents: Contents, tensors: dict[str, Tensor]) -> dict[str, PackedWeight]:
+    """Take the packed weights out of a file's tensors."""
+    packed: dict[str, PackedWeight] = {}
+    for form in contents.weights:
+        parts = [f"{form.layer}.weight.{part}" for part in ("codes", "scale")]
+        if missing := [name for name in parts if name not in tensors]:
+            raise UserError(f"lacks {missing[0]}, or has two weights of {form.layer}")
+        codes, scale = (tensors.pop(name) for name in parts)
+        packed[form.layer] = PackedWeight(form.quantizer, form.bits, form.shape, codes, scale)
+    return packed
+
+
+def _check_size(
+    contents: Contents, tensors: dict[str, Tensor], packed: dict[str, PackedWeight]
+) -> None:
+    """Refuse to build a model that is much larger than what the file holds.
+
+    Under QKR a file has more codes than its model has weights, but never far fewer.
+    """
+    with torch.device("meta"):
+        model = models.build(contents.model, contents.classes, args=contents.model_args)
+    needed = sum(parameter.numel() for parameter in model.parameters())
+    codes = sum(8 * weight.codes.numel() // max(1, weight.bits) for weight in packed.values())
+    held = codes + sum(tensor.numel() for tensor in tensors.values())
+    if needed > _SLACK * held:
+        raise UserError(
+            f"holds {held:,} numbers, but {contents.model} with {contents.classes} classes has "
+            f"{needed:,} weights"
+        )
+
+
+def _check_types(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """Make sure that loading converts no tensor, and that none is left for later inputs to set."""
+    for name, tensor in tensors.items():
+        if name in own and tensor.dtype != own[name].dtype:
+            raise UserError(f"{name} is {tensor.dtype}, not {own[name].dtype}")
+        if name in own and not tensor.numel():
+            raise UserError(f"{name} is empty")
+
+
+def _read(path: Path) -> tuple[Contents, dict[str, Tensor]]:
+    """A packed file's contents and tensors, which are what was written."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a file")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            text = metadata.get(_CONTENTS, "")
+            if len(text) > _LONGEST:
+                raise SafetensorError(f"metadata of {len(text):,} letters")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, SafetensorError, *_IMPOSSIBLE) as error:
+        raise UserError(f"{path}: not a readable safetensors file: {printable(error)}") from None
+    if not text:
+        raise UserError(f"{path}: its weights aren't packed; `ofq export RUN` writes packed files")
+    if metadata.get(_HASH) != _sha256(text, tensors):
+        raise UserError(f"{path}: damaged: this isn't what was written; export it anew")
+    source = f"{path}: metadata '{_CONTENTS}'"
+    try:
+        return parse(Contents, read_json(text, source), source), tensors
+    except UserError as error:  # a file has one writer, so its first mistake is enough
+        raise UserError(printable(str(error).partition("\n")[0])[:_SHOWN]) from None
+
+
+def _sha256(contents: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of contents, then of tensors by name, each with its name, type and shape."""
+    digest = hashlib.sha256(contents.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

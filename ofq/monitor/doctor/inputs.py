@@ -1,0 +1,83 @@
+"""What the run was made from: the runs that it builds on, and files of the user's own."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ofq.errors import UserError
+from ofq.monitor.doctor.examined import ExaminedRun
+from ofq.monitor.doctor.finding import Finding, ok, problem, warning
+from ofq.runs.folder import RESULT, WEIGHTS, sha256
+from ofq.runs.provenance import module_sha256
+
+
+def check_inputs(examined: ExaminedRun) -> Iterator[Finding]:
+    """Its parents are complete, and all that it was made from is still as it was then."""
+    parents = _parents(examined)
+    for name in parents:
+        if not all((examined.runs / name / file).exists() for file in (RESULT, WEIGHTS)):
+            finding = warning if examined.done else problem
+            yield finding(f"{name}, which it builds on, isn't complete", f"ofq train {name}")
+    recorded = (examined.read("provenance.json") or {}).get("inputs")
+    if recorded is None and parents and examined.done:
+        todo = f"nothing, if no doubt is left of them; else {examined.anew}"
+        yield warning("the weights that it builds on aren't on record", todo)
+    if not isinstance(recorded, dict):
+        return  # the checks of the record say so
+    for name, expected in recorded.items():
+        weights = examined.runs / name / WEIGHTS
+        try:
+            path = weights if name in parents else examined.workspace.own_file(name)
+        except UserError as error:
+            todo = "mend the path where it stands, or the variable that it names"
+            yield warning(f"{name}, which the run was made from, can't be found: {error}", todo)
+            continue
+        if path.is_file() and sha256(path) == expected:
+            yield ok(f"{name} is as it was")
+        elif path.is_file():
+            yield problem(f"{path} isn't what the run was made from (SHA-256)", examined.anew)
+        elif name not in parents:
+            yield warning(f"{path}, which the run was made from, is missing", "put it back")
+
+
+def check_module(examined: ExaminedRun) -> Iterator[Finding]:
+    """Check that the user's own modules are still as they were in all attempts."""
+    attempts = (examined.read("provenance.json") or {}).get("attempts")
+    known: dict[str, set[str]] = {}
+    for attempt in attempts if isinstance(attempts, list) else []:
+        for module in _modules(attempt):
+            known.setdefault(module["name"], set()).add(module["sha256"])
+    for name, hashes in known.items():
+        yield from _check_module(examined, name, hashes)
+
+
+def _modules(attempt: Any) -> list[dict[str, str]]:
+    """Return name and SHA-256 of an attempt's modules; older attempts have one at most."""
+    if not isinstance(attempt, dict):
+        return []
+    named = attempt.get("modules") or [attempt.get("module")]
+    if not isinstance(named, list):
+        return []
+    keys = ("name", "sha256")
+    return [
+        m for m in named if isinstance(m, dict) and all(isinstance(m.get(k), str) for k in keys)
+    ]
+
+
+def _check_module(examined: ExaminedRun, name: str, known: set[str]) -> Iterator[Finding]:
+    now = module_sha256(name)
+    if now is None:
+        text = f"{name}, by which the run was made, isn't found"
+        yield warning(text, "put its folder on PYTHONPATH")
+    elif known == {now}:
+        yield ok(f"{name} is as it was")
+    else:
+        yield warning(
+            f"{name} has changed since the run began; its name doesn't tell", examined.anew
+        )
+
+
+def _parents(examined: ExaminedRun) -> list[str]:
+    """The runs whose weights it starts from and is taught by."""
+    description = examined.read("run.json") or {}
+    names = (description.get("parent"), description.get("teacher"))
+    return list(dict.fromkeys(name for name in names if name and isinstance(name, str)))

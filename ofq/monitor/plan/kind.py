@@ -1,0 +1,77 @@
+"""Kinds of runs: runs of one kind take equally long per epoch on the same hardware."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ofq.config import Run
+from ofq.config.files import Strict
+
+
+class Kind(Strict):
+    """What decides how long a run's epoch takes, beside the hardware.
+
+    Attributes:
+        dataset, model, stage, bits: The run's; bits are ``FP`` in full precision.
+        method: Its techniques, without their settings.
+        batch_size: Images per step, over all devices; 0 for an evaluation.
+        taught: Whether a teacher's forward pass is part of a step.
+        gpus: Number of GPUs; 0 for the processor.
+    """
+
+    dataset: str
+    model: str
+    stage: str
+    bits: str
+    method: str
+    batch_size: int
+    taught: bool
+    gpus: int
+
+    def resembles(self, other: "Kind") -> bool:
+        """Whether only bits, method or the kind of quantized stage differ."""
+        return self._core() == other._core()
+
+    def _core(self) -> tuple[Any, ...]:
+        quantized = self.stage in ("qat", "cga")
+        stage = "quantized" if quantized else self.stage
+        return self.dataset, self.model, stage, self.batch_size, self.taught, self.gpus
+
+
+def kind_of(run: Run) -> Kind:
+    """A run's kind."""
+    return kind_of_config(run.config.payload(), run.resources.gpu)
+
+
+def passes_of(config: Mapping[str, Any]) -> int:
+    """Passes over its data, that a run's time grows with, given its config as in ``run.json``.
+
+    Epochs of a training; evaluations of injected noise, and of the model without; else one.
+    """
+    if config["training"]:
+        return int(config["training"]["epochs"])
+    return int(config["noise"]["samples"]) + 1 if config.get("noise") else 1
+
+
+def kind_of_config(config: Mapping[str, Any], gpus: int) -> Kind:
+    """The kind of a run, given its config as ``run.json`` holds it."""
+    quantization, training = config["quantization"] or {}, config["training"] or {}
+    return Kind(
+        dataset=config["dataset"],
+        model=config["model"],
+        stage=config["stage"],
+        bits=quantization.get("bits", "FP"),
+        method="+".join(_techniques(config, quantization)) or "fp",
+        batch_size=training.get("batch_size", 0),
+        taught=training.get("distillation", False),
+        gpus=gpus,
+    )
+
+
+def _techniques(config: Mapping[str, Any], quantization: Mapping[str, Any]) -> list[str]:
+    names = [quantization["weight_quantizer"]] if quantization else []
+    if quantization.get("qkr"):
+        names.append("qkr" if quantization["qkr"] is True else f"qkr_{quantization['qkr']}")
+    holders = (
+        config.get("stabilizer"), *config.get("techniques", ()), config.get("annealing"),
+    )  # fmt: skip
+    return names + [holder["form"] for holder in holders if holder]

@@ -1,0 +1,257 @@
+"""A study's plan: what is done, what is to be done, and what that costs."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ofq import hardware
+from ofq.config import Run, TrainedRun, Workspace
+from ofq.errors import UserError
+from ofq.monitor.plan.estimate import Estimate, Estimator
+from ofq.monitor.plan.kind import kind_of
+from ofq.monitor.plan.samples import samples
+from ofq.monitor.plan.schedule import Task, critical_path, makespan
+from ofq.monitor.plan.span import Range, hull, total
+from ofq.runs.attempt import run_folder
+from ofq.runs.record import Damaged
+
+GPUS, CORES = "gpu", "core"
+
+_HOUR = 3600
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a study's jobs share.
+
+    Runs that ask for GPUs wait for these alone, the others for cores.
+
+    Attributes:
+        gpus: Number of GPUs.
+        cores: Number of CPU cores.
+    """
+
+    gpus: int
+    cores: int
+
+    @classmethod
+    def given(cls, gpus: int | None, cores: int | None, runs: Iterable[Run]) -> "Machine":
+        """The machine that is asked about; what is left out is this one's, or as runs need it."""
+        runs = list(runs)
+        widest = max((run.resources.gpu for run in runs), default=0)
+        threads = max((run.resources.threads for run in runs), default=1)
+        return cls(
+            max(len(hardware.gpus()), widest) if gpus is None else gpus,
+            max(len(os.sched_getaffinity(0)), threads) if cores is None else cores,
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs of one model, at some bits, in one stage.
+
+    Attributes:
+        model, bits, stage: What they have in common.
+        done: Number of those done.
+        to_do: Number of the others.
+        each: Seconds that each of those takes; None if there is none.
+        device_hours: Hours of GPUs that they take together, or of cores if they ask for no GPU.
+        sources: How that is known.
+    """
+
+    model: str
+    bits: str
+    stage: str
+    done: int
+    to_do: int
+    each: Range | None
+    device_hours: Range
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study costs.
+
+    Attributes:
+        study: Its name.
+        machine: Where it is to run.
+        rows: Its runs, put together.
+        unshared: Runs that the grid had if each cell trained all of its stages by itself.
+        saved: GPU-hours (``gpu``) and core-hours (``core``) that sharing saves of all those.
+        left: The same of what is to be done.
+        wall: Seconds until all is done.
+        chain: Seconds that the longest chain of runs takes, on any number of devices.
+        devices: Names of the hardware that was measured.
+        measurable: Whether a calibration on this machine would tell more.
+    """
+
+    study: str
+    machine: Machine
+    rows: tuple[Row, ...]
+    unshared: int
+    saved: Mapping[str, Range]
+    left: Mapping[str, Range]
+    wall: Range
+    chain: Range
+    devices: tuple[str, ...]
+    measurable: bool
+
+    @property
+    def done(self) -> int:
+        """Number of runs done."""
+        return sum(row.done for row in self.rows)
+
+    @property
+    def to_do(self) -> int:
+        """Number of the others."""
+        return sum(row.to_do for row in self.rows)
+
+
+class Planner:
+    """Plans a study.
+
+    Args:
+        workspace: Where its config and results are.
+        study: Its name.
+
+    Attributes:
+        runs: Its runs by id, parents first.
+        warnings: What can't be read, and is therefore left out, a line each.
+    """
+
+    def __init__(self, workspace: Workspace, study: str) -> None:
+        self.study = study
+        self.grid = workspace.grid(study)
+        self.runs = self.grid.runs()
+        models = {(run.config.dataset, run.config.model) for run in self.runs.values()}
+        self.warnings: list[str] = []
+        self.estimator = Estimator(samples(workspace, models, self.warnings.append))
+        self._estimates: dict[str, Estimate] = {}
+        self._left = {name: self._share(workspace, run) for name, run in self.runs.items()}
+
+    def _share(self, workspace: Workspace, run: Run) -> float:
+        """The share of a run that is still to be done; 0 if it is complete, or damaged."""
+        folder = run_folder(workspace, run)
+        try:
+            if folder.record() is not None:
+                return 0.0
+        except Damaged as damage:
+            if f"left out: {damage}" not in self.warnings:
+                self.warnings.append(str(damage))
+            return 0.0
+        try:
+            progress = folder.progress()
+        except Damaged as damage:
+            self.warnings.append(str(damage))
+            return 1.0
+        done = progress["step"] / progress["total"] if progress.get("total") else 0.0
+        return 1 - min(0.99, done)
+
+    def estimate(self, run: Run) -> Estimate:
+        """How long a run takes as a whole."""
+        if run.id not in self._estimates:
+            self._estimates[run.id] = self.estimator.estimate(run)
+        return self._estimates[run.id]
+
+    def to_do(self) -> list[Run]:
+        """The runs that aren't complete, parents first."""
+        return [run for name, run in self.runs.items() if self._left[name]]
+
+    def unmeasured(self) -> list[Run]:
+        """Those of them of whose kind none was measured."""
+        return [run for run in self.to_do() if not self.estimator.knows(kind_of(run))]
+
+    def plan(self, machine: Machine) -> Plan:
+        """The study's plan on a machine.
+
+        Raises:
+            UserError: The machine is smaller than a run needs.
+        """
+        _check(machine, self.to_do())
+        lows, highs = (self._tasks(high) for high in (False, True))
+        capacity = {GPUS: machine.gpus, CORES: machine.cores}
+        chains = [run for cell in self.grid.cells for last in cell.runs for run in last.chain()]
+        alone, shared = self._hours(chains), self._hours(self.runs.values())
+        saved = {
+            pool: Range(alone[pool].low - shared[pool].low, alone[pool].high - shared[pool].high)
+            for pool in alone
+        }
+        return Plan(
+            study=self.study,
+            machine=machine,
+            rows=self._rows(),
+            unshared=len(chains),
+            saved=saved,
+            left=self._hours(self.to_do(), left=True),
+            wall=_ordered(makespan(lows, capacity), makespan(highs, capacity)),
+            chain=Range(critical_path(lows), critical_path(highs)),
+            devices=tuple(self.estimator.devices),
+            measurable=any(
+                isinstance(run.config, TrainedRun) and not run.resources.gpu
+                for run in self.unmeasured()
+            ),
+        )
+
+    def _tasks(self, high: bool) -> list[Task]:
+        present = {run.id for run in self.to_do()}
+        tasks = []
+        for run in self.to_do():
+            seconds = self._seconds_left(run)
+            pool, width = _demand(run)
+            needs = tuple(need.id for need in run.needs() if need.id in present)
+            time = seconds.high if high else seconds.low
+            tasks.append(Task(run.id, time, pool, width, needs))
+        return tasks
+
+    def _seconds_left(self, run: Run) -> Range:
+        return self.estimate(run).seconds * self._left[run.id]
+
+    def _hours(self, runs: Iterable[Run], left: bool = False) -> dict[str, Range]:
+        """Hours of GPUs and of cores that some runs take, from start to end or from now on."""
+        hours = {GPUS: Range(0, 0), CORES: Range(0, 0)}
+        for run in runs:
+            pool, width = _demand(run)
+            seconds = self._seconds_left(run) if left else self.estimate(run).seconds
+            hours[pool] += seconds * (width / _HOUR)
+        return hours
+
+    def _rows(self) -> tuple[Row, ...]:
+        groups: dict[tuple[str, str, str], list[Run]] = {}
+        for run in self.runs.values():
+            config = run.config
+            groups.setdefault((config.model, config.bits or "FP", config.stage), []).append(run)
+        models = list(dict.fromkeys(model for model, *_ in groups))
+        together = sorted(groups.items(), key=lambda group: models.index(group[0][0]))
+        return tuple(self._row(key, runs) for key, runs in together)
+
+    def _row(self, key: tuple[str, str, str], runs: list[Run]) -> Row:
+        to_do = [run for run in runs if self._left[run.id]]
+        estimates = [self.estimate(run) for run in to_do]
+        return Row(
+            *key,
+            done=len(runs) - len(to_do),
+            to_do=len(to_do),
+            each=hull(estimate.seconds for estimate in estimates) if estimates else None,
+            device_hours=total(self._hours(to_do, left=True).values()),
+            sources=tuple(sorted({estimate.source for estimate in estimates})),
+        )
+
+
+def _demand(run: Run) -> tuple[str, int]:
+    return (GPUS, run.resources.gpu) if run.resources.gpu else (CORES, run.resources.threads)
+
+
+def _check(machine: Machine, runs: Sequence[Run]) -> None:
+    for pool, present in ((GPUS, machine.gpus), (CORES, machine.cores)):
+        most = max((w for run in runs for p, w in [_demand(run)] if p == pool), default=0)
+        if most > present:
+            raise UserError(
+                f"--{pool}s {present}: a run of this study asks for {most}, by its recipe's "
+                f"resources; give --{pool}s {most} or more"
+            )
+
+
+def _ordered(one: float, other: float) -> Range:
+    """A range of two times, of which the shorter jobs' may be the longer one."""
+    return Range(min(one, other), max(one, other))

@@ -1,0 +1,141 @@
+"""What runs took on some hardware: finished ones, and short calibrations."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ofq.config import Workspace
+from ofq.config.files import Strict, parse
+from ofq.errors import UserError
+from ofq.monitor.plan.kind import Kind, kind_of_config, passes_of
+from ofq.monitor.plan.span import Range
+from ofq.runs.record import DESCRIPTION, Damaged, Record
+
+FILE = "throughput.jsonl"
+"""The calibrations, in the results folder; one line each, so that several machines may add some."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What runs of a kind take.
+
+    Attributes:
+        kind: Their kind.
+        device: The hardware's name.
+        source: A finished run, or a calibration.
+        epoch: Seconds per epoch, its evaluation included.
+        fixed: Seconds of an attempt beside its epochs.
+    """
+
+    kind: Kind
+    device: str
+    source: Literal["run", "calibration"]
+    epoch: Range
+    fixed: float = 0.0
+
+
+class Calibration(Strict):
+    """A line of the file.
+
+    Attributes:
+        kind: What was measured.
+        device: On what.
+        threads: CPU threads.
+        versions: Of what computed it.
+        date: When, in UTC.
+        step_seconds: Mean times of a training step, in several stretches.
+        steps_per_epoch: Steps of an epoch.
+        evaluation_seconds: One evaluation.
+        startup_seconds: From the start of a job to its first step.
+    """
+
+    kind: Kind
+    device: str
+    threads: int
+    versions: dict[str, str | None]
+    date: str
+    step_seconds: tuple[float, ...]
+    steps_per_epoch: int
+    evaluation_seconds: float
+    startup_seconds: float
+
+    def sample(self) -> Sample:
+        """What follows for whole runs."""
+        epochs = [s * self.steps_per_epoch + self.evaluation_seconds for s in self.step_seconds]
+        fixed = self.startup_seconds + self.evaluation_seconds  # one evaluation precedes training
+        return Sample(self.kind, self.device, "calibration", Range(min(epochs), max(epochs)), fixed)
+
+
+def calibrations(results: Path) -> list[Calibration]:
+    """All calibrations so far.
+
+    Raises:
+        UserError: A line of the file isn't one.
+    """
+    path = results / FILE
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    except ValueError as error:
+        raise UserError(f"{path}: not text ({error}); remove it, or put it back") from None
+    return [_parsed(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+
+
+def samples(
+    workspace: Workspace,
+    models: Iterable[tuple[str, str]],
+    warn: Callable[[str], None] = lambda text: None,
+) -> list[Sample]:
+    """Whatever is known of some models.
+
+    Args:
+        workspace: Where the results are.
+        models: Pairs of data set and model.
+        warn: Told of each record that is damaged, and therefore left out, in a line.
+    """
+    wanted = set(models)
+    measured = [c.sample() for c in calibrations(workspace.results)]
+    found = [s for s in measured if (s.kind.dataset, s.kind.model) in wanted]
+    for dataset, model in sorted(wanted):
+        folder = workspace.results / "runs" / dataset / model
+        found += _finished(folder, warn) if folder.exists() else []
+    return found
+
+
+def _finished(folder: Path, warn: Callable[[str], None]) -> Iterator[Sample]:
+    for path in sorted(folder.iterdir()):
+        try:
+            record = Record.open(path) if path.is_dir() else None
+            sample = None if record is None else _measured(record)
+        except Damaged as damage:
+            warn(f"left out: {damage}")
+        else:
+            if sample is not None:
+                yield sample
+
+
+def _measured(record: Record) -> Sample | None:
+    """What a finished run took; None if it took no time, or its devices aren't on record."""
+    attempts = record.written_provenance()["attempts"] if record.seconds else []
+    if not record.seconds or not attempts or not attempts[-1].get("devices"):
+        return None
+    config, attempt = record.description()["config"], attempts[-1]
+    try:
+        kind = kind_of_config(config, _gpus(attempt))
+        seconds = record.seconds / passes_of(config)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Damaged(record.folder / DESCRIPTION, f"no config of a run ({error})") from None
+    return Sample(kind, attempt["devices"][0], "run", Range(seconds, seconds))
+
+
+def _gpus(attempt: dict[str, Any]) -> int:
+    return len(attempt["devices"]) if attempt.get("cuda") else 0
+
+
+def _parsed(line: str, source: str) -> Calibration:
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source}: not valid JSON ({error}); remove the line") from None
+    return parse(Calibration, data, source)

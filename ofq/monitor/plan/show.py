@@ -1,0 +1,87 @@
+"""A plan for people: tables in a terminal, plain lines elsewhere."""
+
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+
+from rich.console import Console
+from rich.table import Table
+
+from ofq.monitor.plan.plan import CORES, GPUS, Plan, Row
+from ofq.monitor.plan.span import Range, duration, figures
+
+_NAMES = ("stage", "bits", "done", "to do", "each takes", "hours", "known from")
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Print a plan."""
+    if console.is_terminal:
+        _tables(plan, console)
+    else:
+        for line in lines(plan):
+            print(line)
+    for text in summary(plan):
+        console.print(text, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+
+
+def lines(plan: Plan) -> Iterator[str]:
+    """The rows, a line each, with the model in front."""
+    table = [("model", *_NAMES), *((row.model, *_words(row)) for row in plan.rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for words in table:
+        yield "  ".join(f"{word:{n}}" for word, n in zip(words, widths, strict=True)).rstrip()
+
+
+def summary(plan: Plan) -> Iterator[str]:
+    """What all of it comes to."""
+    runs = plan.done + plan.to_do
+    yield f"{plan.study}: {runs} runs, {plan.done} done, {plan.to_do} to do"
+    if unshared := plan.unshared - runs:
+        yield (
+            f"shared stages save {unshared} of {plan.unshared} runs{_hours(plan.saved, ', ')}, "
+            "compared with cells that each train their own"
+        )
+    if not plan.to_do:
+        return
+    yield f"left to compute:{_hours(plan.left, ' ')}"
+    amount = [f"{plan.machine.gpus} GPUs"] if plan.left[GPUS].high else []
+    amount += [f"{plan.machine.cores} cores"] if plan.left[CORES].high else []
+    yield (
+        f"wall-clock: {duration(plan.wall)} with {' and '.join(amount)}; "
+        f"with any number, {duration(plan.chain)} (the longest chain of runs)"
+    )
+    if plan.devices:
+        yield f"measured on: {', '.join(plan.devices)}"
+    if plan.measurable:
+        yield f"ofq plan {plan.study} --measure measures what wasn't yet, in seconds each"
+
+
+def _tables(plan: Plan, console: Console) -> None:
+    """A table for each model, whose name would be too wide a column."""
+    for model, rows in groupby(plan.rows, lambda row: row.model):
+        table = Table(*_NAMES, box=None, padding=(0, 2, 0, 0), title=model, title_justify="left")
+        table.title_style = "bold"
+        for column in table.columns[2:6]:
+            column.justify = "right"
+        for row in rows:
+            table.add_row(*_words(row))
+        console.print(table)
+        console.print()
+
+
+def _words(row: Row) -> tuple[str, ...]:
+    return (
+        row.stage,
+        row.bits,
+        str(row.done),
+        str(row.to_do),
+        duration(row.each) if row.each else "-",
+        figures(row.device_hours) if row.to_do else "-",
+        ", ".join(row.sources) or "-",
+    )
+
+
+def _hours(hours: Mapping[str, Range], before: str) -> str:
+    """Such as ``3-4 GPU-hours``; nothing if there are none."""
+    names = {GPUS: "GPU-hours", CORES: "core-hours"}
+    parts = [f"{figures(hours[pool])} {name}" for pool, name in names.items() if hours[pool].high]
+    return before + " and ".join(parts) if parts else ""

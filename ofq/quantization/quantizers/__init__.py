@@ -1,0 +1,1 @@
+"""Weight quantizers: StatsQ, LSQ, and variants of both."""

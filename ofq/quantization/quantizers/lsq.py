@@ -1,0 +1,182 @@
+"""LSQ: quantization with a learned step size (Esser et al. 2020), as OFQ uses it."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ofq.errors import UserError
+from ofq.quantization.activations import ActivationQuantizer, register_activation_quantizer
+from ofq.quantization.products import Product
+from ofq.quantization.quantizers.base import WeightQuantizer, register_weight_quantizer
+from ofq.quantization.rounding import Rounding, lsq_product, lsq_quantize
+
+_SMALLEST = 1e-5  # floor of the scale
+_NEGATIVE = -1e-5  # images with a value below this are quantized with a sign
+
+
+def floored(scale: Tensor) -> Tensor:
+    """A learned scale in float32, kept at 1e-5 or above, straight-through."""
+    scale = scale.float()
+    return scale - scale.detach() + scale.detach().clamp_min(_SMALLEST)
+
+
+def add_to_gradient(scale: nn.Parameter, slope: Tensor, factor: float) -> None:
+    """Add the sum over each row of slopes, times a factor, to the gradient of the rows' scales."""
+    if scale.grad is not None:
+        scale.grad += factor * slope.flatten(1).sum(1).reshape(scale.shape)
+
+
+@register_activation_quantizer("lsq")
+class LSQ(ActivationQuantizer):
+    """Quantizes a tensor with learned scales along one axis.
+
+    y = round(clamp(x/s, Qn, Qp))·s, rounding half to even; signed Qn = −2^(b−1), Qp = 2^(b−1) − 1;
+    unsigned 0 and 2^b − 1. dy/dx is 1 on the closed interval, 0 outside; dy/ds = g·(round(x/s) −
+    x/s) inside and g·Qn or g·Qp outside, with g = 1/√(Qp · elements per scale). The scale is kept
+    at 1e-5 or above, straight-through. Where the batch is an axis without scales, the elements per
+    scale include it: g counts the batch of one forward pass, as in the released code, unless
+    :func:`ofq.quantization.set_gradient_batch` says otherwise.
+
+    The first tensor sets the scales to f·mean|x|/√Qp; f = 4 for an unsigned quantizer with an
+    axis, else 2. Arithmetic is float32, under autocast too.
+
+    Args:
+        bits: Bit-width, 2 to 8.
+        axis: The dimension, or dimensions, that the scales run over; None for one scale.
+        signed: Whether codes may be negative.
+
+    Attributes:
+        scale: One scale per index of the axis (flattened); empty until the first tensor was seen.
+
+    Example:
+        >>> import torch, ofq
+        >>> ofq.LSQ(bits=2)(torch.tensor([-2.0, 0.2, 0.3, 1.5]))
+        tensor([-2.,  0.,  0.,  2.], grad_fn=<_QuantizeBackward>)
+    """
+
+    scale: nn.Parameter
+
+    def __init__(
+        self, bits: int, axis: int | tuple[int, ...] | None = None, signed: bool = True
+    ) -> None:
+        super().__init__(bits, axis, signed)
+        self.scale = nn.Parameter(torch.empty(0))
+
+    def initialize(self, x: Tensor) -> None:
+        """Set the scales from a tensor."""
+        x = x.detach().float()
+        kept = {d % x.ndim for d in self.axis}
+        mean = x.abs().mean([d for d in range(x.ndim) if d not in kept]).reshape(-1)
+        factor = 4 if self.axis and not self.signed else 2
+        # assigned to .data, so that an optimizer made before still holds the parameter
+        self.scale.data = mean * (factor / math.sqrt(self.range[1]))
+
+    def effective_scale(self, x: Tensor) -> Tensor:
+        """The scales, floored straight-through, in a shape that broadcasts over ``x``.
+
+        Raises:
+            UserError: The tensor's axis has another length than the scales.
+        """
+        return self.along_axis(floored(self.scale), x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize a tensor; the first one sets the scales."""
+        self.prepare(x)
+        return lsq_quantize(x.float(), self.effective_scale(x), self.rounding(x.numel()))
+
+    def product(self, product: type[Product], x: Tensor, *others: Tensor | None) -> Tensor:
+        """A product of the quantized tensor with others, as ``product(self(x), *others)``."""
+        operand = product.operand(x, *others)
+        self.prepare(operand)
+        rounding = self.rounding(operand.numel())
+        return lsq_product(product, x.float(), self.effective_scale(x), rounding, *others)
+
+    def rounding(self, elements: int) -> Rounding:
+        """How a tensor of so many elements is rounded."""
+        low, high = self.range
+        per_scale = self.batch_ratio * elements / self.scale.numel()
+        return Rounding(low, high, 1 / math.sqrt(high * per_scale))
+
+
+class ImageLSQ(LSQ):
+    """LSQ for images (B, channels, H, W): a scale per channel, signed only if the images are.
+
+    The sign is found when the scales are set and kept in a buffer; the initial scale has f = 2
+    either way.
+
+    Args:
+        bits: Bit-width, 2 to 8.
+    """
+
+    has_negative: Tensor
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits, axis=1)
+        self.register_buffer("has_negative", torch.tensor(True))
+
+    def initialize(self, x: Tensor) -> None:
+        """Find the sign, then set the scales."""
+        self._set_sign(bool(x.min() < _NEGATIVE))
+        mean = x.detach().float().abs().mean((0, 2, 3))
+        self.scale.data = mean * (2 / math.sqrt(self.range[1]))
+
+    def _set_sign(self, negative: bool) -> None:
+        self.signed = negative
+        self.has_negative.fill_(negative)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.signed = bool(self.has_negative)
+
+
+@register_weight_quantizer("lsq")
+class LSQWeight(WeightQuantizer):
+    """LSQ on weights: one learned scale per output row (linear) or output channel (convolution).
+
+    Args:
+        bits: Bit-width, 2 to 8.
+        factor: f of the initial scale f·mean|w|/√Qp, above 0.
+
+    Raises:
+        UserError: A bit-width or factor that isn't allowed.
+    """
+
+    def __init__(self, bits: int, factor: float = 2.0) -> None:
+        super().__init__(bits)
+        if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+            raise UserError(f"LSQ's factor {factor!r}; allowed: a finite number above 0")
+        self.lsq = LSQ(bits, axis=0)
+        self.factor = factor
+
+    def initialize(self, weight: Tensor) -> None:
+        """Set the scales from the weight."""
+        self.lsq.initialize(weight)
+        self.lsq.scale.data *= self.factor / 2
+
+    def scale(self, weight: Tensor) -> Tensor:
+        """The learned step size of each row."""
+        return self.lsq.effective_scale(weight).detach()
+
+    def step_size(self, weight: Tensor) -> Tensor:
+        """The learned step size itself."""
+        return self.scale(weight)
+
+    def position(self, weight: Tensor) -> Tensor:
+        """See :meth:`WeightQuantizer.position`."""
+        return (weight.detach().float() / self.scale(weight)).clamp_(self.lowest, self.highest)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Quantize a weight of shape (rows, ...)."""
+        return self.lsq(weight)
+
+    def learn_from_held(self, gradient: Tensor, codes: Tensor) -> None:
+        """g·Σ code·∂L/∂w_q of each row, as the released code has it for frozen weights."""
+        add_to_gradient(
+            self.lsq.scale, codes * gradient, self.lsq.rounding(codes.numel()).gradient_scale
+        )
+
+    def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """code·s."""
+        return codes * scale

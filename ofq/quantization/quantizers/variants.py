@@ -1,0 +1,151 @@
+"""Weight quantizers beside StatsQ and LSQ.
+
+Another form of StatsQ, and two controls that take StatsQ and LSQ apart into grid and scale.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ofq.quantization.quantizers.base import (
+    WeightQuantizer,
+    register_weight_quantizer,
+    straight_through,
+)
+from ofq.quantization.quantizers.lsq import add_to_gradient, floored
+from ofq.quantization.quantizers.statsq import StatsQ
+from ofq.quantization.rounding import Rounding, lsq_quantize
+
+_SMALLEST = 1e-5
+
+
+@register_weight_quantizer("statsq_moments")
+class StatsQMoments(WeightQuantizer):
+    """StatsQ in moments form: the row's range is a multiple of its standard deviation.
+
+    With k = 2^(b−1) − ½: R = k·std(w) + 1e-5 over the row (unbiased), w clipped to [−R, R], and 2^b
+    evenly spaced levels from −R to R. The gradient is the identity, and none flows through R.
+
+    Args:
+        bits: Bit-width, 2 to 8.
+    """
+
+    def scale(self, weight: Tensor) -> Tensor:
+        """R of each row."""
+        factor = 2 ** (self.bits - 1) - 0.5
+        return factor * weight.detach().float().std(-1, keepdim=True) + _SMALLEST
+
+    def step_size(self, weight: Tensor) -> Tensor:
+        """2R/(2^b − 1)."""
+        return self._step(self.scale(weight))
+
+    def position(self, weight: Tensor) -> Tensor:
+        """(w + R)/(2R)·(2^b − 1), shifted so that codes start at −2^(b−1)."""
+        limit = self.scale(weight)
+        clipped = weight.detach().float().clamp(-limit, limit)
+        return (clipped + limit) / self.step_size(weight) + self.lowest
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Quantize a weight of shape (rows, in)."""
+        codes = self.position(weight).round_()
+        return straight_through(weight, self.decode(codes, self.scale(weight)))
+
+    def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """(code − lowest)·2R/(2^b − 1) − R."""
+        return (codes - self.lowest) * self._step(scale) - scale
+
+    def _step(self, scale: Tensor) -> Tensor:
+        return scale * (2 / (2**self.bits - 1))
+
+
+@register_weight_quantizer("lsq_statistical")
+class StatisticalLSQ(WeightQuantizer):
+    """LSQ's grid, which has a level at zero, with a statistical scale instead of a learned one.
+
+    s = 2·mean|w|/√Qp over the row, computed at every step as LSQ's initial scale is, detached;
+    w_q = s·round(clamp(w/s, Qn, Qp)). The gradient is the identity inside the range, 0 outside, as
+    in LSQ.
+
+    Args:
+        bits: Bit-width, 2 to 8.
+    """
+
+    def scale(self, weight: Tensor) -> Tensor:
+        """The scale s of each row."""
+        mean = weight.detach().float().abs().mean(-1, keepdim=True)
+        return (mean * (2 / math.sqrt(self.highest))).clamp_min(_SMALLEST)
+
+    def step_size(self, weight: Tensor) -> Tensor:
+        """The scale itself."""
+        return self.scale(weight)
+
+    def position(self, weight: Tensor) -> Tensor:
+        """w/s, clamped to the code range."""
+        ratio = weight.detach().float() / self.scale(weight)
+        return ratio.clamp_(self.lowest, self.highest)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Quantize a weight of shape (rows, in)."""
+        scale = self.scale(weight)
+        clipped = weight.float().clamp(self.lowest * scale, self.highest * scale)
+        return straight_through(clipped, self.decode(self.position(weight).round_(), scale))
+
+    def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """code·s."""
+        return codes * scale
+
+
+@register_weight_quantizer("statsq_learned")
+class LearnedStatsQ(WeightQuantizer):
+    """StatsQ's grid, which has a threshold at zero, with a learned scale as in LSQ.
+
+    With step δ per row, started at StatsQ's s/n: w_q = δ·(round(clamp(w/δ − ½, −n, n−1)) + ½),
+    which is LSQ on a grid shifted by half a step, with LSQ's gradients for weight and step.
+
+    Args:
+        bits: Bit-width, 2 to 8.
+    """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits)
+        self.learned = nn.Parameter(torch.empty(0))
+
+    def initialize(self, weight: Tensor) -> None:
+        """Set δ from StatsQ's scale."""
+        self.learned.data = StatsQ(self.bits).step_size(weight).flatten()
+
+    def scale(self, weight: Tensor) -> Tensor:
+        """δ of each row."""
+        return floored(self.learned).unsqueeze(-1).detach()
+
+    def step_size(self, weight: Tensor) -> Tensor:
+        """δ."""
+        return self.scale(weight)
+
+    def position(self, weight: Tensor) -> Tensor:
+        """w/δ − ½, clamped to the code range."""
+        position = weight.detach().float() / self.scale(weight) - 0.5
+        return position.clamp_(self.lowest, self.highest)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Quantize a weight of shape (rows, in)."""
+        step = floored(self.learned).unsqueeze(-1)
+        gradient_scale = self._gradient_scale(weight)
+        # the shift of the grid is half a step too, so its gradient counts as the step's does
+        shift = (step.detach() + gradient_scale * (step - step.detach())) / 2
+        rounding = Rounding(self.lowest, self.highest, gradient_scale)
+        on_grid = lsq_quantize(weight.float() - shift, step, rounding)
+        return on_grid + shift
+
+    def learn_from_held(self, gradient: Tensor, codes: Tensor) -> None:
+        """g·Σ (code + ½)·∂L/∂w_q of each row."""
+        add_to_gradient(self.learned, (codes + 0.5) * gradient, self._gradient_scale(codes))
+
+    def _gradient_scale(self, weight: Tensor) -> float:
+        """LSQ's g."""
+        return 1 / math.sqrt(self.highest * weight.shape[-1])
+
+    def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """code·δ + δ/2."""
+        return codes * scale + scale / 2

@@ -1,0 +1,1 @@
+"""One run, safely: from its config to its finished folder."""

@@ -1,0 +1,183 @@
+"""What a run starts from: weights, files of the user's own, data, a teacher's kept answers."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from ofq.config import Run, RunConfig, TrainedRun, Workspace
+from ofq.config.datasets import DataFacts, facts_in
+from ofq.config.run import QuantizedTraining
+from ofq.config.schema import HUB
+from ofq.errors import UserError
+from ofq.runs.attempt import run_folder
+from ofq.runs.folder import WEIGHTS, RunFolder, sha256
+
+if TYPE_CHECKING:
+    from ofq.training.data.source import Data
+
+
+def hashes(workspace: Workspace, run: Run) -> dict[str, str]:
+    """SHA-256 of each file that a run starts from or is taught by, by file or run."""
+    found = {name: sha256(workspace.own_file(name)) for name in own_files(run.config).values()}
+    for needed in run.needs():
+        found[needed.id] = sha256(run_folder(workspace, needed).path / WEIGHTS)
+    return found
+
+
+def check_weights(workspace: Workspace, run: Run) -> None:
+    """Make sure that the weights of the runs that a run builds on are those that they ended with.
+
+    Raises:
+        Damaged: They aren't.
+    """
+    for needed in run.needs():
+        run_folder(workspace, needed).verify(WEIGHTS)
+
+
+def own_files(config: RunConfig) -> dict[str, str]:
+    """Return the files of the user's own that a run starts from, by the config's key."""
+    named = {key: getattr(config, key, None) for key in ("checkpoint", "pretrained")}
+    return {key: name for key, name in named.items() if name and name != HUB}
+
+
+def check_files(workspace: Workspace, run: Run, console: Console) -> None:
+    """Read the user's own files of weights that a run starts from, and say what is taken of them.
+
+    Raises:
+        UserError: One can't be read, or holds no weights.
+    """
+    from ofq.training.weights import read_weights
+
+    for name in own_files(run.config).values():
+        read_weights(
+            workspace.own_file(name),
+            lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
+        )
+
+
+def weights(workspace: Workspace, run: Run | None) -> Path | None:
+    """The weights of a run that another one builds on."""
+    return None if run is None else run_folder(workspace, run).path / WEIGHTS
+
+
+def pretrained(workspace: Workspace, config: RunConfig) -> Path | None:
+    """The file of pretrained weights that a config names, if it names one."""
+    name = getattr(config, "pretrained", None)
+    return None if name in (None, HUB) else workspace.own_file(name)
+
+
+def checked_data(workspace: Workspace, run: Run, studies: list[str]) -> DataFacts:
+    """Check the data of a run, before anything of it is written.
+
+    Args:
+        workspace: The checkout.
+        run: The run.
+        studies: Those that it belongs to.
+
+    Returns:
+        What its record and its checkpoints say of them.
+
+    Raises:
+        UserError: They can't be had, aren't what the recipe is for, or aren't those of the runs
+            and weights that this one builds on.
+    """
+    from ofq.training.data import readers
+    from ofq.training.data import source as data
+    from ofq.training.data.images import files_of
+
+    config = run.config
+    files = files_of(workspace, run)
+    if files is None:
+        facts = data.describe(config.dataset, arrays(workspace, config))
+    else:
+        recipe = workspace.recipe(workspace.study(studies[0]).recipe)
+        classes = recipe.classes or config.data.classes
+        splits = readers.SPLITS if isinstance(config, TrainedRun) else ("val",)
+        try:
+            readers.examine(files.place, classes, *splits)
+            facts = readers.describe(config.dataset, files.place, *splits)
+        except UserError as error:
+            raise UserError(f"{workspace.data_source(config.dataset)}: {error}") from None
+    _compare(workspace, run, facts)
+    return facts
+
+
+def _compare(workspace: Workspace, run: Run, facts: DataFacts) -> None:
+    """Refuse data that aren't those of the runs, or whose classes aren't those of the weights."""
+    from ofq.training.weights import recorded_facts
+
+    for needed in run.needs():
+        folder = run_folder(workspace, needed)
+        seen = recorded_facts(folder.path / WEIGHTS) or recorded(folder)
+        difference = facts.difference(seen) if seen else None
+        if difference:
+            raise UserError(
+                f"{run.id}: its data aren't those of {needed.id}, which it builds on: "
+                f"{difference}; put those back, or move {folder.path} away and train it again"
+            )
+    for name in own_files(run.config).values():
+        seen = recorded_facts(workspace.own_file(name))
+        difference = facts.difference(seen, images=False) if seen else None
+        if difference:
+            raise UserError(
+                f"{run.id}: its data have other classes than those of {name}: {difference}"
+            )
+
+
+def recorded(folder: RunFolder) -> DataFacts | None:
+    """What the newest attempt of a run saw of its data; None in records that are older than that.
+
+    Raises:
+        UserError: The record is damaged.
+    """
+    record = folder.provenance()
+    attempts = record.get("attempts") or [{}]
+    data = attempts[-1].get("origin", record).get("data")
+    return facts_in(data, str(folder.path / "provenance.json"))
+
+
+def arrays(workspace: Workspace, config: RunConfig) -> "Data":
+    """Load the data of a run that fit in memory.
+
+    Raises:
+        UserError: They can't be had.
+    """
+    from ofq.training.data.source import load
+
+    return load(
+        config.dataset, config.model, config.seed, config.data, array_place(workspace, config)
+    )
+
+
+def array_place(workspace: Workspace, config: RunConfig) -> Path | None:
+    """Return where data in memory are read from, if that is said, or must be."""
+    if not config.data.needs_place and not config.data.place:
+        return None
+    return Path(workspace.data_place(config.dataset).at)
+
+
+def teacher_logits(workspace: Workspace, run: Run) -> Path | None:
+    """The file of the teacher's answers, named after all that decides them; runs share it.
+
+    Args:
+        workspace: The checkout.
+        run: A run whose attempt is on record, with what it is made from now.
+    """
+    config = run.config
+    if not isinstance(config, QuantizedTraining) or not config.training.teacher.cached:
+        return None
+    record = run_folder(workspace, run).provenance()
+    record = record["attempts"][-1].get("origin", record)
+    teacher = run.teacher.id if run.teacher else str(config.pretrained)
+    about = {
+        "model": config.model,
+        "weights": record["inputs"].get(teacher, teacher),
+        "precision": config.training.teacher.precision,
+        "data": record["data"]["fingerprint"],
+        "images": config.training.images.model_dump() if config.training.images else None,
+    }
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return workspace.results / "teacher" / f"{config.model}-{digest[:12]}.npy"

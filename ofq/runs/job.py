@@ -1,0 +1,393 @@
+"""One run, from its config to its finished folder: where study, training and record meet."""
+
+import platform
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from ofq.config import Run, TrainedRun, Workspace
+from ofq.config.modules import import_modules
+from ofq.config.run import describe, quantization_of, training_of
+from ofq.config.stage import split
+from ofq.errors import TryAgain, UserError
+from ofq.hardware import are_started, processes
+from ofq.runs import inputs
+from ofq.runs.attempt import CHECKPOINT, Attempt, run_folder
+from ofq.runs.checkpoints import manifests
+from ofq.runs.evaluations import Outcome, evaluate
+from ofq.runs.progress import display, summary
+from ofq.runs.provenance import NO_CHECKOUT, gather
+from ofq.runs.ranks import ranks
+from ofq.runs.recorder import Recorder, warn
+from ofq.stopping import StopRequest
+
+if TYPE_CHECKING:
+    from ofq.config.datasets import DataFacts
+    from ofq.training.data.images import ImageSource
+    from ofq.training.distributed import Devices, SingleProcess
+    from ofq.training.trainer import Session, Trainer
+
+
+def check(workspace: Workspace, run: Run, studies: list[str], gpus: int) -> None:
+    """Make sure that a run can start, before anything of it is written.
+
+    Raises:
+        UserError: This is an unpacked bundle; the run has ended, but its weights are gone; a run
+            that it builds on isn't complete, a file that it starts from is missing, or it can't be
+            spread over the devices.
+    """
+    workspace.refuse_bundle("train")
+    for link in (run, *run.needs()):
+        folder = run_folder(workspace, link)
+        if folder.is_record():
+            raise UserError(
+                f"{folder.path}: the record of a run that has ended, without its weights, as in an "
+                "unpacked bundle; it is kept: to train the run again, move its folder away"
+            )
+    _check_devices(run, processes(gpus))
+    import_modules(run.config)
+    _check_models(workspace, run, studies)
+    for needed in run.needs():
+        if not run_folder(workspace, needed).complete():
+            raise UserError(f"{run.id} builds on {needed.id}; run `ofq train {needed.id}` first")
+    config, study = run.config, workspace.study_path(studies[0])
+    recipe = workspace.recipe_path(workspace.study(studies[0]).recipe)
+    keys = {
+        "checkpoint": f"{study}: key 'checkpoints.{config.model}.{config.bits}'",
+        "pretrained": f"{recipe}: key 'pretrained'",
+    }
+    for key, name in inputs.own_files(config).items():
+        if not workspace.own_file(name, keys[key]).is_file():
+            raise UserError(f"{keys[key]} is '{name}': no such file")
+
+
+def _check_models(workspace: Workspace, run: Run, studies: list[str]) -> None:
+    """Refuse a model, or a way to quantize it, that this run or one that builds on it can't have.
+
+    A run that several studies share goes on if one of them is sound.
+
+    Raises:
+        UserError: It names the first study's mistake.
+    """
+    mistakes = []
+    for study in studies:
+        try:
+            _check_models_of(workspace, run, study)
+        except UserError as error:
+            mistakes.append(error)
+        else:
+            return
+    if mistakes:
+        raise mistakes[0]
+
+
+def _check_models_of(workspace: Workspace, run: Run, study: str) -> None:
+    """Do so as one study has it: all its cells of the model build on the full-precision run."""
+    from ofq.training import models
+
+    config, training = run.config, training_of(run.config)
+    cells = [
+        (f"{workspace.study_path(study)}: '{cell.method}' at {cell.bits}", way)
+        for cell in workspace.grid(study).cells
+        if cell.model == config.model and (way := quantization_of(cell.runs[0].config)) is not None
+    ]
+    own = quantization_of(config)
+    if own is not None:
+        cells = [(where, way) for where, way in cells if way == own][:1]
+    recipe = workspace.recipe_path(workspace.study(study).recipe)
+    drop_path = training.drop_path if training else 0.0
+    models.check(
+        config.model,
+        cells,
+        f"{recipe}: key 'models'",
+        dataset=config.dataset,
+        drop_path=drop_path,
+        args=config.constructor_args,
+    )
+
+
+def _check_devices(run: Run, count: int) -> None:
+    training = training_of(run.config)
+    if training is not None:
+        try:
+            split(training.batch_size, count, run.resources.device_batch)
+        except UserError as error:
+            raise UserError(f"{run.id}: {error}") from None
+    elif count > 1:
+        raise UserError(f"{run.id} is an evaluation, which takes one device, not {count}")
+
+
+def begin(
+    workspace: Workspace,
+    run: Run,
+    studies: list[str],
+    attempt: Attempt,
+    console: Console,
+) -> "Devices | None":
+    """Make a run's locked folder ready for an attempt, with its provenance.
+
+    Args:
+        workspace: Where the run's parents are.
+        run: What to train.
+        studies: The studies that it belongs to.
+        attempt: The attempt.
+        console: Where to say so if there is nothing to do, and where warnings go.
+
+    Returns:
+        What to train on; None if the run is complete, or its final files could be put back.
+
+    Raises:
+        UserError: The folder holds a run of another config, or the data can't be had, or aren't
+            those that the run, or one that it builds on, began with.
+        TryAgain: torch can't use GPUs that were leased.
+    """
+    from ofq.training.distributed import choose
+
+    if attempt.folder.restore():
+        console.print(f"{run.id} is already complete", highlight=False, soft_wrap=True)
+        return None
+    devices = choose(attempt.options.gpus)
+    _check_leased(attempt, devices)
+    facts = inputs.checked_data(workspace, run, studies)
+    inputs.check_files(workspace, run, console)
+    if not _goes_on(attempt):
+        inputs.check_weights(workspace, run)
+    _check_goes_on(attempt, facts)
+    attempt.folder.open(describe(run))
+    origin = {"inputs": inputs.hashes(workspace, run), "data": facts.record()}
+    began = _began_with(attempt, origin, console)
+    _record_attempt(workspace, run, studies, attempt, devices, began, origin)
+    _tell_unknown_code(attempt, console)
+    return devices
+
+
+def train(
+    workspace: Workspace, run: Run, attempt: Attempt, console: Console, devices: "Devices"
+) -> None:
+    """Do a run in its opened folder: train, or evaluate what exists.
+
+    Training resumes where an earlier attempt stopped.
+
+    Args:
+        workspace: Where the run's parents are.
+        run: What to train.
+        attempt: The attempt.
+        console: Where to show progress.
+        devices: What to train on.
+
+    Raises:
+        UserError: Something that the run needs can't be had.
+        RunFailed: It can't be trained to its end.
+        TryAgain: It was interrupted.
+    """
+    from ofq.training.checkpoint import CheckpointStore
+    from ofq.training.distributed import faults_told, take_part
+    from ofq.training.weights import save_weights
+
+    folder = attempt.folder
+    _show_devices(run, console, devices)
+    work = _train if isinstance(run.config, TrainedRun) else evaluate
+    all_here = devices.count == 1 or are_started()
+    leased = attempt.lease.descriptors
+    with (
+        nullcontext() if all_here else ranks(run.id, devices.count, leased, attempt.lost) as started
+    ):
+
+        def check() -> None:
+            attempt.stop.check()
+            if started is not None:
+                started.check()
+
+        group = take_part(devices, run.resources.threads, check)
+        with faults_told():
+            done = work(workspace, run, attempt, console, group)
+        group.destroy()
+    attempt.end("finished")
+    result, facts = _result(run, done, attempt), inputs.recorded(folder)
+    folder.finish(result, lambda path: save_weights(done.model, path, facts), done.correct)
+    if not attempt.options.keep:
+        CheckpointStore(folder.path / CHECKPOINT, folder.guard).clear()
+    console.print(f"finished {run.id}: {summary(done.metrics)}", highlight=False, soft_wrap=True)
+
+
+def _check_leased(attempt: Attempt, devices: "Devices") -> None:
+    """Don't go on at a CPU's pace where GPUs were leased that torch can't use."""
+    import torch
+
+    if attempt.lease.devices and devices.kind == "cpu" and torch.version.cuda:
+        raise TryAgain(
+            f"torch can't use the GPUs of {platform.node()} that were leased; "
+            "`python -c 'import torch; torch.cuda.init()'` says why there"
+        )
+
+
+def _show_devices(run: Run, console: Console, devices: "Devices") -> None:
+    """Say where a run trains, and how a batch is spread; of one processor in one pass, nothing."""
+    training = training_of(run.config)
+    if training is None:
+        return
+    parts = split(training.batch_size, devices.count, run.resources.device_batch)
+    if devices.gpus or parts.devices * parts.passes > 1:
+        console.print(f"{parts}, {devices}", highlight=False, soft_wrap=True)
+
+
+def assist(workspace: Workspace, run: Run, gpus: int, stop: StopRequest) -> None:
+    """Take part in a run's training as one of its further processes, which keep no record.
+
+    Args:
+        workspace: Where the run's parents are.
+        run: What to train.
+        gpus: Number of GPUs that it trains on.
+        stop: What the training loop looks at.
+
+    Raises:
+        UserError: Something that the run needs can't be had.
+        RunFailed: It can't be trained to its end.
+        TryAgain: It was interrupted, or the first process has gone.
+    """
+    from ofq.training.data.images import files_of
+    from ofq.training.data.loading import workers_watched
+    from ofq.training.distributed import choose, faults_told, take_part
+    from ofq.training.trainer import Session
+
+    group = take_part(choose(gpus), run.resources.threads, stop.check)
+    files = files_of(workspace, run)
+    with faults_told(), workers_watched():
+        _trainer(workspace, run, Session(stop=stop, group=group), files).run()
+    group.destroy()
+
+
+def _goes_on(attempt: Attempt) -> bool:
+    """Whether an attempt goes on where an earlier one ended."""
+    if not attempt.folder.attempts():
+        return False
+    return bool(manifests(attempt.folder.path / CHECKPOINT) or attempt.folder.rows("noise"))
+
+
+def _check_goes_on(attempt: Attempt, facts: "DataFacts") -> None:
+    """Refuse to go on with other data than those that the run began with."""
+    seen = inputs.recorded(attempt.folder) if _goes_on(attempt) else None
+    difference = facts.difference(seen) if seen else None
+    if difference:
+        raise UserError(
+            f"{attempt.folder.path}: this run began with other data: {difference}; put those "
+            "back, or move the folder away to begin anew"
+        )
+
+
+def _began_with(attempt: Attempt, origin: dict[str, Any], console: Console) -> dict[str, Any]:
+    """What a run is made from: now, or as it began where it goes on from a checkpoint."""
+    if not _goes_on(attempt):
+        return origin
+    began = {key: attempt.folder.provenance().get(key, origin[key]) for key in origin}
+    files = began["inputs"].items()
+    for name in [name for name, digest in files if origin["inputs"].get(name) != digest]:
+        warn(attempt, console, f"{name} isn't what this run began with; it goes on nevertheless")
+    return began
+
+
+def _record_attempt(
+    workspace: Workspace,
+    run: Run,
+    studies: list[str],
+    attempt: Attempt,
+    devices: "Devices",
+    began: dict[str, Any],
+    origin: dict[str, Any],
+) -> None:
+    """Record that an attempt begins, and its provenance, with its own origin if that is another."""
+    folder = attempt.folder
+    resources = run.resources.model_dump(include={"threads", "compile", "loader"})
+    facts = {**gather(workspace.root, run.config.modules), **devices.describe(), **resources}
+    facts |= {"origin": origin} if origin != began else {}
+    comparison = workspace.compare(run, devices.count)
+    folder.write_json(
+        "provenance.json",
+        {
+            **workspace.uses(run, studies),
+            "recipe": comparison.payload() if comparison else None,
+            **began,
+            "attempts": [*folder.attempts(), facts],
+        },
+    )
+    folder.event(
+        "opened",
+        commit=facts["commit"],
+        host=facts["host"],
+        slurm_job=facts["slurm"].get("SLURM_JOB_ID"),
+        devices=devices.count,
+    )
+
+
+def _tell_unknown_code(attempt: Attempt, console: Console) -> None:
+    """Say so where git refuses a checkout; where there is none, nothing is amiss."""
+    reason = attempt.folder.attempts()[-1]["git_reason"]
+    if reason is not None and NO_CHECKOUT not in reason:
+        warn(attempt, console, f"the record lacks this code's commit or its changes: {reason}")
+
+
+def _train(
+    workspace: Workspace, run: Run, attempt: Attempt, console: Console, group: "SingleProcess"
+) -> Outcome:
+    from ofq.training.checkpoint import CheckpointStore
+    from ofq.training.data.images import files_of
+    from ofq.training.data.loading import workers_watched
+    from ofq.training.pace import Pace
+    from ofq.training.trainer import Session
+
+    assert isinstance(run.config, TrainedRun)
+    shown = display(console, run.config.training.epochs)
+    recorder = Recorder(attempt, shown, console)
+    folder = attempt.folder
+    checkpoints = CheckpointStore(
+        folder.path / CHECKPOINT, folder.guard, recorder.warn, folder, inputs.recorded(folder)
+    )
+    pace = Pace(60 * workspace.site.checkpoint_minutes, attempt.options.deadline)
+    files = files_of(workspace, run, recorder.unreadable)
+    try:
+        with workers_watched():
+            session = Session(recorder, checkpoints, attempt.stop, pace, group)
+            trainer = _trainer(workspace, run, session, files)
+            metrics = trainer.run()
+        recorder.taught(trainer)
+        return Outcome(trainer.final_model(), metrics, trainer.objective.primary, trainer.correct)
+    finally:
+        shown.end()
+
+
+def _trainer(
+    workspace: Workspace, run: Run, session: "Session", files: "ImageSource | None"
+) -> "Trainer":
+    from ofq.training.build import Inputs, build
+
+    assert isinstance(run.config, TrainedRun)
+    return build(
+        run.config,
+        Inputs(
+            inputs.weights(workspace, run.parent),
+            inputs.weights(workspace, run.teacher),
+            inputs.pretrained(workspace, run.config),
+            inputs.teacher_logits(workspace, run),
+            inputs.array_place(workspace, run.config),
+        ),
+        session,
+        files=files,
+        device_batch=run.resources.device_batch,
+        compiled=run.resources.compile,
+    )
+
+
+def _result(run: Run, done: Outcome, attempt: Attempt) -> dict[str, Any]:
+    totals = attempt.totals()
+    dropped = {"epoch", "step", "time", "lr"}
+    final = {key: value for key, value in done.metrics.items() if key not in dropped}
+    steps = {"epochs": done.metrics["epoch"], "steps": done.metrics["step"]}
+    return {"id": run.id, "primary": done.primary, **final, **steps, **totals, **_skipped(attempt)}
+
+
+def _skipped(attempt: Attempt) -> dict[str, int]:
+    """How many images the run couldn't read and skipped, if any."""
+    events = attempt.folder.events()
+    names = {event["image"] for event in events if event["event"] == "unreadable"}
+    return {"unreadable_images": len(names)} if names else {}

@@ -1,0 +1,1 @@
+"""Training and evaluation data: in memory, or image files in any layout."""

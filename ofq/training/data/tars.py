@@ -1,0 +1,313 @@
+"""Images in tar files with a folder or a tar file for each class, and in WebDataset shards."""
+
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy
+
+from ofq.atomic import write_file
+from ofq.config.datasets import SPLIT_NAMES, Place, SplitName, hidden, tars_in
+from ofq.console import printable
+from ofq.errors import UserError, some
+from ofq.training.data.listing import (
+    Listing,
+    checked_classes,
+    in_order,
+    is_image,
+    layout_of,
+    natural,
+    unreached,
+)
+
+_NO_TAR = (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, RecursionError)
+_INDEX = "_index.npz"
+_LARGE = 1 << 30  # bytes of tar files from which on an index is worth a file
+_LONGEST_LABEL = 32  # bytes of a .cls file
+
+
+class _Found(NamedTuple):
+    """An image in a tar file: its class (a number in shards), name, file, place and size."""
+
+    label: Any
+    name: str
+    tar: int
+    offset: int
+    size: int
+
+
+def open_tar(place: Place, split: SplitName) -> Listing | None:
+    """List a split's images in a tar file, or in one for each class; None if there is none.
+
+    Raises:
+        UserError: One isn't a readable tar file, or is laid out otherwise.
+    """
+    for name in SPLIT_NAMES[split]:
+        for path in (Path(place.at) / f"{name}.tar", Path(place.at) / name):
+            if path.is_file() or tars_in(path):
+                return _in_tar(path, split)
+    return None
+
+
+def _in_tar(path: Path, split: SplitName) -> Listing:
+    """A tar file, or a folder of them; large ones are read through once and for all."""
+    root, tars = (path, tars_in(path)) if path.is_dir() else (path.parent, [path])
+    index = root / f"_{path.stem}{_INDEX}"
+    try:
+        about = [(tar.name, tar.stat()) for tar in tars]
+    except OSError as error:
+        raise unreached(printable(error.filename), error) from None
+    state = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in about]
+    large = sum(stat.st_size for _, stat in about) > _LARGE
+    reader = _indexed(index, root, state) if large else None
+    if reader is None:
+        reader = _read_through(path, root, tars, split)
+        if large and os.access(root, os.W_OK):
+            with suppress(OSError):  # it saves time, no more
+                write_file(index, lambda temporary: _write_index(temporary, reader, state))
+    return reader
+
+
+def _write_index(path: Path, reader: Listing, state: list[list[Any]]) -> None:
+    assert reader.parts is not None
+    about = json.dumps({"tars": state, "classes": list(reader.class_to_idx)}).encode()
+    with path.open("wb") as file:
+        numpy.savez(
+            file,
+            about=numpy.frombuffer(about, numpy.uint8),
+            block=numpy.frombuffer(reader.names.block, numpy.uint8),
+            ends=reader.names.ends,
+            labels=reader.labels,
+            parts=reader.parts,
+        )
+
+
+def _indexed(index: Path, root: Path, state: list[list[Any]]) -> Listing | None:
+    """What an earlier process found in tar files, unless they have changed since."""
+    try:
+        with numpy.load(index, allow_pickle=False) as stored:
+            about = json.loads(stored["about"].tobytes())
+            if about["tars"] != state:
+                return None
+            reader = Listing(
+                str(root), about["classes"], [], stored["labels"],
+                [name for name, *_ in state], stored["parts"],
+            )  # fmt: skip
+            reader.names.block, reader.names.ends = stored["block"].tobytes(), stored["ends"]
+            return reader
+    except Exception:  # damaged, in whatever way: it can be made anew
+        return None
+
+
+def _read_through(path: Path, root: Path, tars: list[Path], split: SplitName) -> Listing:
+    """Find all images of a tar file with classes as folders or tar files, or of one per class."""
+    expected, single = layout_of("tar", split), path.is_file()
+    found, empty = [], set[str]()
+    for number, tar in enumerate(tars):
+        own = None if single else tar.stem
+        try:
+            with tarfile.open(tar, "r:") as opened:
+                found += _of_classes(opened, tar, number, own, split, empty)
+        except _NO_TAR as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{tar}: no tar file of images: {printable(error)}") from None
+        if own is not None:
+            empty.add(own)
+    classes = checked_classes({image.label for image in found}, str(path), expected)
+    empty -= set(classes)
+    if empty:
+        raise UserError(
+            f"{path}: no image of class {printable(some(in_order(empty)))}; expected {expected}"
+        )
+    numbers = {name: number for number, name in enumerate(classes)}
+    in_folders = any("/" in image.name for image in found)
+    of_class = {name: (natural(f"{name}/"), name) for name in classes}
+    found.sort(key=lambda image: _place_in_order(image, of_class[image.label], in_folders))
+    for one, other in pairwise(found):
+        if (one.label, one.name) == (other.label, other.name):
+            raise UserError(f"{path}: holds {printable(one.name)} twice; expected it once")
+    return Listing(
+        str(root),
+        classes,
+        (os.fsencode(image.name) for image in found),
+        [numbers[image.label] for image in found],
+        [tar.name for tar in tars],
+        numpy.array([image[2:] for image in found], numpy.int64),
+    )
+
+
+def _place_in_order(image: _Found, of_class: Any, in_folders: bool) -> tuple[Any, Any]:
+    """As in a folder; of tar files for each class, images by their names alone, as timm has it."""
+    name = image.name.rpartition("/")[2]
+    of_name = natural(name), name
+    return (of_class, of_name) if in_folders else (of_name, of_class)
+
+
+def _of_classes(
+    tar: tarfile.TarFile,
+    path: Path,
+    number: int,
+    own: str | None,
+    split: SplitName,
+    empty: set[str],
+) -> list[_Found]:
+    """The images in a tar file, with their classes.
+
+    Args:
+        tar: The file, opened.
+        path: Its path, for errors.
+        number: Its number.
+        own: The one class of all its images, or None if they lie in folders, or in tar files.
+        split: Its split; ``train/CLASS/IMAGE`` in ``train.tar`` is read as ``CLASS/IMAGE``.
+        empty: Classes without an image, to which those found are added.
+    """
+    members: list[tuple[tuple[str, ...], int, int]] = []
+    folders: list[tuple[str, ...]] = []
+    for parts, member in _members(tar, path):
+        if member.isdir():
+            folders.append(parts)
+        elif own is None and parts[-1].endswith(".tar"):
+            name = parts[-1].removesuffix(".tar")
+            with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as inner:
+                inside = _of_classes(inner, path, number, name, split, empty)
+            base, folder = member.offset_data, (*parts[:-1], name)
+            for image in inside:
+                place = (*folder, os.path.basename(image.name))
+                members.append((place, base + image.offset, image.size))
+            folders.append(folder)
+        elif is_image(parts[-1]):
+            members.append((parts, member.offset_data, member.size))
+    tops = SPLIT_NAMES[split]
+    if own is None and all(parts[0] in tops and len(parts) > 2 for parts, *_ in members):
+        members = [(parts[1:], offset, size) for parts, offset, size in members]
+        folders = [parts[1:] if parts[0] in tops else parts for parts in folders]
+    for parts, *_ in members:
+        if not (len(parts) == 2 if own is None else parts[:-1] in ((), (own,))):
+            where = "lies directly in it" if len(parts) == 1 else "lies too deep"
+            raise UserError(
+                f"{path}: {printable('/'.join(parts))} {where}; expected {layout_of('tar', split)}"
+            )
+    if own is None:
+        empty.update(parts[0] for parts in folders if parts)
+    return [
+        _Found(own or parts[0], "/".join(parts), number, offset, size)
+        for parts, offset, size in members
+    ]
+
+
+def _members(tar: tarfile.TarFile, path: Path) -> Iterator[tuple[tuple[str, ...], tarfile.TarInfo]]:
+    """Members of a tar file and the parts of their names, hidden ones left out.
+
+    Raises:
+        UserError: One is a link, or sparse, or leads outside.
+    """
+    while (member := tar.next()) is not None:
+        tar.members.clear()  # type: ignore[attr-defined]  # of a million members, they would take gigabytes
+        parts = tuple(part for part in member.name.split("/") if part not in ("", "."))
+        name = printable(member.name)
+        if ".." in parts:
+            raise UserError(f"{path}: {name} leads outside; make the tar file anew without '..'")
+        if not parts or any(map(hidden, parts)):
+            continue
+        if member.issym() or member.islnk():
+            raise UserError(
+                f"{path}: {name} is a link, which isn't followed in a tar file; make it anew with "
+                "`tar --dereference --hard-dereference`"
+            )
+        if member.issparse():
+            raise UserError(f"{path}: {name} is sparse; make the tar file anew without --sparse")
+        if member.isdir() or member.isfile():
+            yield parts, member
+
+
+def open_shards(place: Place, split: SplitName) -> Listing | None:
+    """List a split's images in WebDataset shards; None if there is no shard of it.
+
+    Raises:
+        UserError: One isn't a readable tar file, an image has no label, or labels don't count the
+            classes from 0.
+    """
+    word = re.compile(rf"(^|[-_.])({'|'.join(SPLIT_NAMES[split])})([-_.\d]|$)")
+    root = Path(place.at)
+    below = [folder for folder in sorted(root.iterdir()) if not hidden(folder.name)]
+    tars = tars_in(root) + [tar for folder in below for tar in tars_in(folder)]
+    names = [str(tar.relative_to(root)) for tar in tars]
+    names = [name for name in names if word.search(name.partition("/")[0])]
+    return _read_shards(root, names, split) if names else None
+
+
+def _read_shards(root: Path, names: list[str], split: SplitName) -> Listing:
+    """Shards, read in any order: KEY.jpg beside KEY.cls, a class's number.
+
+    timm's own reader streams shards through a buffer that shuffles, so that no run could go on in
+    the middle of an epoch with the images that it would have had.
+    """
+    found = [image for number, name in enumerate(names) for image in _samples(root / name, number)]
+    labels = sorted({image.label for image in found})
+    if len(labels) < 2 or labels != list(range(len(labels))):
+        given = some([str(label) for label in labels]) or "none"
+        raise UserError(
+            f"{root}: labels (.cls) of split '{split}' are {given}; expected two classes or more, "
+            f"numbered from 0 without gaps{_gap(labels)}"
+        )
+    return Listing(
+        str(root),
+        [str(label) for label in labels],
+        (os.fsencode(image.name) for image in found),
+        [image.label for image in found],
+        names,
+        numpy.array([image[2:] for image in found], numpy.int64),
+        numbered=True,
+    )
+
+
+def _gap(labels: list[int]) -> str:
+    gap = next((n for n, label in enumerate(labels) if n != label), None)
+    return "" if gap is None else f"; no image has {gap}, but one has {labels[-1]}"
+
+
+def _samples(shard: Path, number: int) -> Iterator[_Found]:
+    """The images of a shard, in its order."""
+    images: dict[str, _Found] = {}
+    labels: dict[str, int] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for parts, member in _members(tar, shard):
+                name = "/".join(parts)
+                key, _, ending = name.rpartition(".")
+                if not member.isfile() or (ending != "cls" and not is_image(name)):
+                    continue
+                if key in (labels if ending == "cls" else images):
+                    raise UserError(f"{shard}: two files of {printable(name)}; expected one")
+                if ending == "cls":
+                    labels[key] = _label(tar, member, shard)
+                else:
+                    images[key] = _Found(None, name, number, member.offset_data, member.size)
+    except _NO_TAR as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{shard}: not a readable shard: {printable(error)}") from None
+    unlabelled = [printable(image.name) for key, image in images.items() if key not in labels]
+    if unlabelled:
+        raise UserError(f"{shard}: no .cls beside {some(unlabelled)}")
+    for key, image in images.items():
+        yield image._replace(label=labels[key])
+
+
+def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> int:
+    file = tar.extractfile(member)
+    content = file.read(_LONGEST_LABEL) if file else b""
+    if not re.fullmatch(rb"\s*\d{1,9}\s*", content):
+        given = printable(content.decode(errors="replace"))
+        raise UserError(
+            f"{shard}: {printable(member.name)} holds '{given}'; "
+            "expected the number of a class, 0 or more"
+        )
+    return int(content)
