@@ -16,7 +16,6 @@ from typing import Literal
 import torch
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from ofq.atomic import write_file
@@ -32,7 +31,7 @@ from ofq.quantization.quantizers.base import weight_quantizer_names
 from ofq.runs.attempt import run_folder
 from ofq.runs.folder import PACKED, WEIGHTS
 from ofq.training import models
-from ofq.training.weights import fit_weights, read_weights
+from ofq.training.weights import fit_weights, read_weights, safetensors_bytes
 
 _CONTENTS, _HASH = "ofq", "sha256"
 _HEADS = ("head.weight", "head.fc.weight")
@@ -217,7 +216,7 @@ def save_packed(
     text = contents.model_dump_json()
     metadata = {"format": "pt", _CONTENTS: text, _HASH: _sha256(text, tensors)}
     # by Python, whose errors say what is wrong with the disk
-    write_file(path, lambda to: to.write_bytes(save(tensors, metadata)))
+    write_file(path, lambda to: to.write_bytes(safetensors_bytes(tensors, metadata)))
 
 
 def load_packed(path: Path) -> nn.Module:

@@ -94,7 +94,7 @@ def quantized_model(model: nn.Module, why: str = "") -> nn.Module:
 
 
 def low_bit_weights(model: nn.Module) -> Iterator[QuantizedWeight]:
-    """Yield a quantized model's low-bit weights, in forward order; first and last layers have none."""
+    """Yield the low-bit weights of a model in forward order; first and last layers have none."""
     for name, module in unwrapped(model).named_modules():
         if not isinstance(module, LowBit) or not module.roles:
             continue

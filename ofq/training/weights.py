@@ -393,4 +393,18 @@ def save_weights(model: nn.Module, path: Path, facts: DataFacts | None = None) -
     if facts is not None:
         about[_DATA] = json.dumps(facts.record())
     # by Python, as safetensors' own writing tells of a full disk by no OSError
-    path.write_bytes(save(tensors, about))
+    path.write_bytes(safetensors_bytes(tensors, about))
+
+
+def safetensors_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Return the content of a safetensors file, the same for the same tensors and metadata.
+
+    The library writes the metadata's keys in an order that changes from call to call.
+    """
+    content = save(tensors, metadata)
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # data begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]

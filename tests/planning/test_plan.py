@@ -353,7 +353,7 @@ def test_noise_takes_an_evaluation_for_each_draw_and_one_without(checkout):
     def noisy(draws):
         path.write_text(method % draws)
         runs = Workspace(checkout).grid("tiny").runs().values()
-        return next(run for run in runs if run.config.noise)
+        return next(run for run in runs if run.config.stage == "noise")
 
     assert [passes_of(noisy(draws).config.payload()) for draws in (5, 20)] == [6, 21]
     assert kind_of(noisy(5)) == kind_of(noisy(20))

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 from own_process import run_ofq
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 
 import ofq
 from ofq.config import Quantization
 from ofq.errors import UserError
 from ofq.training import models
 from ofq.training.importing import import_released
-from ofq.training.weights import load_weights, read_weights, save_weights
+from ofq.training.weights import load_weights, read_weights, safetensors_bytes, save_weights
 
 MICRO = "micro_deit_patch2_8"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 22000000\n"
@@ -226,3 +226,13 @@ def test_pretrained_page_is_refused_before_a_folder_is_made(checkout):
     assert done.returncode == 2
     assert "start.pth: an HTML or XML page" in " ".join(done.stderr.split())
     assert not (checkout / "results/runs" / run / "run.json").exists()
+
+
+def test_same_weights_are_the_same_bytes_whatever_their_metadata():
+    tensors = {"a": torch.arange(5.0), "ä.b": torch.ones(2, 3, dtype=torch.int8)}
+    about = {f"key {n}": "é\n" * n for n in range(6)}
+    files = {safetensors_bytes(tensors, about) for _ in range(20)}
+    assert len(files) == 1
+    loaded = load(files.pop())
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
