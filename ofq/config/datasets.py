@@ -17,6 +17,7 @@ from pydantic import (
 
 from ofq.config.fields import Name
 from ofq.config.files import Strict, suggest
+from ofq.config.plugins import module_of
 from ofq.console import printable
 from ofq.errors import UserError
 
@@ -63,6 +64,17 @@ class Dataset(Strict):
     std: tuple[PositiveFloat, ...] | None = None
     place: str | None = None
     module: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _module_may_be_a_plugin(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("module") is not None:
+            return data
+        source = data.get("source")
+        if not isinstance(source, str) or source in SOURCES:
+            return data
+        module = module_of([source])
+        return data if module is None else {**data, "module": module}
 
     @property
     def of_files(self) -> bool:

@@ -14,6 +14,7 @@ from pydantic import (
 
 from ofq.config.fields import Bits, Line, Name, QuantizedStage
 from ofq.config.files import Strict, renamed, suggest
+from ofq.config.plugins import module_of
 from ofq.config.stage import hyperparameters
 
 WEIGHT_QUANTIZERS = ("lsq", "lsq_statistical", "statsq", "statsq_learned", "statsq_moments")
@@ -160,6 +161,7 @@ ANNEALINGS: dict[str, type[_Technique]] = {
     "no_freeze": CgaControlConfig,
 }
 QAT_TECHNIQUES: dict[str, type[_Technique]] = {"freezing": Freezing, "dampening": Dampening}
+_BUILT_IN = {*WEIGHT_QUANTIZERS, "lsq", *ANNEALINGS, *QAT_TECHNIQUES}
 Annealing = Annotated[
     CgaConfig | CgaRatioConfig | CgaControlConfig | OwnTechnique, BeforeValidator(_annealing)
 ]
@@ -245,6 +247,19 @@ class Method(_Techniques):
         rest = {key: value for key, value in data.items() if key != "stabilizer"}
         given = data["stabilizer"]
         return rest if given is None else rest | {"techniques": [given]}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _module_may_be_a_plugin(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("module") is not None:
+            return data
+        parts = [data.get("cga"), data.get("stabilizer")]
+        parts += data["techniques"] if isinstance(data.get("techniques"), list) else []
+        forms = [part.get("form") for part in parts if isinstance(part, dict)]
+        names = [data.get("weight_quantizer"), data.get("activation_quantizer"), *forms]
+        own = [name for name in names if isinstance(name, str) and name not in _BUILT_IN]
+        module = module_of(own) if own else None
+        return data if module is None else {**data, "module": module}
 
     @model_validator(mode="after")
     def _parts_are_known(self) -> Self:

@@ -19,6 +19,7 @@ from pydantic import (
 from ofq.config.datasets import Unreadable
 from ofq.config.fields import Bits, Line, Name, Names, Seed, Stage, Text, TrainedStage, distinct
 from ofq.config.files import Strict, suggest
+from ofq.config.plugins import module_of
 from ofq.config.stage import Resources, Training, hyperparameters
 
 FIGURES = (
@@ -230,6 +231,17 @@ class Study(Strict):
     def factors_of(self, method: str) -> frozenset[str]:
         """The factors that a method has."""
         return frozenset(f for f, methods in self.factors.items() if method in methods)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _module_may_be_a_plugin(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("module") is not None:
+            return data
+        figures = data.get("figures")
+        names = figures if isinstance(figures, list) else []
+        own = [name for name in names if isinstance(name, str) and name not in FIGURES]
+        module = module_of(own) if own else None
+        return data if module is None else {**data, "module": module}
 
     @model_validator(mode="after")
     def _figures_are_known(self) -> Self:

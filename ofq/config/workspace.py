@@ -107,6 +107,11 @@ class Workspace:
             return expand_uri(given, variable)
         return local_store(self.results / "mlflow.db")
 
+    @property
+    def dataset_names(self) -> list[str]:
+        """Names of the data sets that come with the package or have a file."""
+        return sorted({*PACKAGED, *(path.stem for path in self.files("datasets"))})
+
     def dataset(self, name: str, source: str = "") -> Dataset:
         """Return what a data set is: by its file, or as it comes with the package.
 

@@ -97,9 +97,10 @@ def build(
             or doesn't take these arguments.
     """
     if name.startswith(_TOY):
-        if drop_path or args:
-            given = f"drop_path {drop_path}" if drop_path else f"model_args {', '.join(args or {})}"
-            raise UserError(f"{name} has one layer and takes no {given}")
+        if drop_path:
+            raise UserError(f"{name} has one layer and no path to drop; allowed: drop_path 0")
+        if args:
+            raise UserError(f"{name} takes no model_args; given: {', '.join(args)}")
         return ToyRegression(toy_weights(name))
     _check_name(name)
     try:
@@ -111,6 +112,18 @@ def build(
     except Exception as error:  # each architecture raises its own, for what it doesn't take
         reason = str(error).partition("\n")[0]
         raise UserError(f"timm's {name} can't be built for this: {reason}") from None
+
+
+def home_and_summary(name: str) -> tuple[str, str]:
+    """Return where a model comes from, and the first line of its docstring."""
+    if name.startswith(_TOY):
+        return "built in", str(ToyRegression.__doc__).partition("\n")[0]
+    if not timm.is_model(name):
+        return "unknown", "timm has no model of this name"
+    made = timm.models.model_entrypoint(name)
+    root = made.__module__.partition(".")[0]
+    home = {"timm": "timm", "ofq": "built in"}.get(root, made.__module__)
+    return home, (made.__doc__ or "").strip().partition("\n")[0]
 
 
 def check(

@@ -1,9 +1,12 @@
+import gzip
+
 import numpy as np
 import pytest
 import torch
 
+from ofq.config.datasets import Dataset
 from ofq.errors import UserError
-from ofq.training.data.source import load
+from ofq.training.data.source import load, read_idx
 from ofq.training.models import build
 
 MODEL = "micro_deit_patch2_8"
@@ -84,3 +87,74 @@ def test_stochastic_depth_is_the_recipes_whatever_timm_would_take(name):
 def test_toy_regression_has_no_path_to_drop():
     with pytest.raises(UserError, match="no path to drop"):
         build("toy_regression_4", 0, drop_path=0.1)
+
+
+def write_idx(path, array, packed=True):
+    """Write bytes as an IDX file, by the format's own description."""
+    array = np.asarray(array, dtype=np.uint8)
+    head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    content = head + array.tobytes()
+    path = path.with_name(f"{path.name}.gz") if packed else path
+    path.write_bytes(gzip.compress(content) if packed else content)
+    return path
+
+
+@pytest.fixture
+def idx(tmp_path):
+    """A small data set of gzipped IDX files, and what is in it."""
+    random = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 12), ("t10k", 6)):
+        images = random.integers(0, 256, (count, 5, 4))
+        labels = np.arange(count) % 3
+        write_idx(tmp_path / f"{split}-images-idx3-ubyte", images)
+        write_idx(tmp_path / f"{split}-labels-idx1-ubyte", labels)
+        arrays[split] = images, labels
+    return tmp_path, arrays
+
+
+FASHION = Dataset(title="Small", source="idx", mean=(0.25,), std=(0.5,), classes=3)
+
+
+def test_idx_files_are_normalized_images_and_labels(idx):
+    folder, arrays = idx
+    data = load("small", MODEL, 0, FASHION, folder)
+    images, labels = arrays["train"]
+    expected = (images / 255 - 0.25) / 0.5
+    np.testing.assert_allclose(data.train_inputs[:, 0].numpy(), expected, atol=1e-6)
+    assert data.train_targets.tolist() == labels.tolist()
+    assert data.test_inputs.shape == (6, 1, 5, 4)
+    assert data.classes == 3
+
+
+def test_idx_files_need_no_gzip(tmp_path):
+    array = np.arange(24).reshape(2, 3, 4)
+    write_idx(tmp_path / "some", array, packed=False)
+    assert np.array_equal(read_idx(tmp_path / "some"), array)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda p: p.unlink(), "no such file"),
+        (lambda p: p.write_bytes(p.read_bytes()[:40]), "not readable"),
+        (lambda p: p.write_bytes(b"<html>"), "not readable"),
+        (lambda p: p.write_bytes(gzip.compress(b"<html>")), "no IDX file"),
+        (lambda p: p.write_bytes(gzip.compress(b"")), "no IDX file"),
+        (lambda p: p.write_bytes(gzip.compress(b"\0\0\x08\x03\0\0")), "damaged"),
+        (lambda p: p.write_bytes(gzip.compress(b"\0\0\x08\xff" + b"\xff" * 2000)), "damaged"),
+        (lambda p: write_idx(p.with_suffix(""), np.zeros((11, 5, 4))), "11 images, but 12 labels"),
+    ],
+)
+def test_idx_file_at_fault_is_named(idx, damage, words):
+    folder, _ = idx
+    damage(folder / "train-images-idx3-ubyte.gz")
+    with pytest.raises(UserError, match=words) as error:
+        load("small", MODEL, 0, FASHION, folder)
+    assert str(folder) in str(error.value)
+
+
+def test_other_number_of_classes_than_the_file_says_is_refused(idx):
+    about = FASHION.model_copy(update={"classes": 10})
+    with pytest.raises(UserError, match="has 3 classes; its file says 10"):
+        load("small", MODEL, 0, about, idx[0])

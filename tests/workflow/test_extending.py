@@ -1,6 +1,7 @@
 """The page on adding one's own, followed word for word from outside the package to a report."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -39,7 +40,7 @@ def records(checkout, part):
 
 
 def test_each_example_is_shorter_than_thirty_lines():
-    assert len(BLOCKS) == 10
+    assert len(BLOCKS) == 11
     assert all(text.count("\n") < 30 for _, text in BLOCKS)
 
 
@@ -52,6 +53,46 @@ def test_study_of_ones_own_parts_reaches_its_report(checkout):
     assert table["top1"].between(0, 100).all()
     assert (report / "figures/losses.png").stat().st_size > 5000
     assert "Training loss of each run." in (report / "index.html").read_text()
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "name", "home"),
+    [
+        ("quantizers", "halved", "mine.quantizers"),
+        ("quantizers", "clipped", "mine.activations"),
+        ("techniques", "shrink", "mine.techniques"),
+        ("datasets", "stripes", "mine"),
+        ("figures", "losses", "mine.figures"),
+        ("models", "narrow_vit", "mine.models"),
+    ],
+)
+def test_own_parts_are_listed_with_their_modules(checkout, kind, name, home):
+    command = [sys.executable, "-m", "ofq", "list", kind]
+    listed = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
+    rows = [line.split()[:2] for line in listed.stdout.splitlines()]
+    assert [name, home] in rows
+
+
+def test_name_that_an_installed_package_declares_needs_no_module(tmp_path):
+    about = tmp_path / "halves-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: halves\nVersion: 1.0\n")
+    points = "[ofq.plugins]\nhalved = halves.quantizers\nshrink = halves.techniques\n"
+    (about / "entry_points.txt").write_text(points)
+    code = """
+from ofq.config.method import Method
+own = Method(label="x", weight_quantizer="halved")
+other = Method(label="x", weight_quantizer="lsq", techniques=[{"form": "shrink"}])
+plain = Method(label="x", weight_quantizer="lsq")
+print(own.module, other.module, plain.module)
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["halves.quantizers", "halves.techniques", "None"]
 
 
 @pytest.mark.integration

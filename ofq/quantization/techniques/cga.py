@@ -145,7 +145,7 @@ def _cga(model: nn.Module, boundary_range: float = 0.005, rule: str = "as_paper"
 
 @register_technique("freeze_all")
 class FreezeAll(ConfidenceGuidedAnnealing):
-    """CgaControlConfig beside CGA that freezes every low-bit weight, near a threshold or not.
+    """Control beside CGA that freezes every low-bit weight, near a threshold or not.
 
     Args:
         model: A quantized model.
@@ -160,7 +160,7 @@ class FreezeAll(ConfidenceGuidedAnnealing):
 
 @register_technique("no_freeze")
 class NoFreeze(Technique):
-    """CgaControlConfig beside CGA that freezes nothing: training goes on for as long as with CGA.
+    """Control beside CGA that freezes nothing: training goes on for as long as with CGA.
 
     Args:
         model: A quantized model.
