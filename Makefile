@@ -1,6 +1,7 @@
 # make         set up .venv
 # make demo    the digits study, from nothing to its report
 # make test    all tests
+# make test-fast   tests of units alone, without servers, workflows and other processes
 # make test-kernels   a GPU's kernels, by Triton's interpreter on the CPU
 # make check   lint, formatting and types
 # make ui      browse the runs in MLflow
@@ -19,7 +20,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: setup demo test fuzz test-kernels check ui soak bench samples lock slurm-up slurm-down clean
+.PHONY: setup demo test test-fast fuzz test-kernels check ui soak bench samples lock slurm-up slurm-down clean
 
 setup: .venv/ready
 
@@ -32,6 +33,9 @@ demo: .venv/ready
 # one process more than there are cores, since many tests wait for servers and clusters
 test: .venv/ready
 	@OMP_NUM_THREADS=1 pytest --numprocesses $$(($(CORES) + 1)) --dist loadscope --no-loadscope-reorder $(PYTEST)
+
+test-fast: .venv/ready
+	@OMP_NUM_THREADS=1 pytest --numprocesses $(CORES) --dist loadscope -m 'not (slow or integration or faults or slurm)' --ignore tests/fuzz $(PYTEST)
 
 fuzz: .venv/ready
 	@OFQ_FUZZ=1 OMP_NUM_THREADS=1 pytest tests/fuzz --numprocesses $(CORES) --timeout 900 $(PYTEST)
