@@ -65,7 +65,7 @@ class Study:
         return path
 
     def statuses(self):
-        return StudyStatus(self.workspace, "tiny").status()
+        return StudyStatus(self.workspace, "tiny").read()
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_each_folder_is_looked_at_once_and_done_ones_never_again(mixed, monkeypa
     state = RunFolder.state
     monkeypatch.setattr(RunFolder, "state", lambda self: seen.append(self.path) or state(self))
     watch = StudyStatus(mixed.workspace, "tiny")
-    first, second = watch.status(), watch.status()
+    first, second = watch.read(), watch.read()
     done = run_folder(mixed.workspace, mixed.runs[mixed.id("fp", 0)]).path
     assert first == second
     assert seen.count(done) == 1
@@ -206,10 +206,10 @@ def test_each_folder_is_looked_at_once_and_done_ones_never_again(mixed, monkeypa
 def test_done_run_whose_folder_was_removed_waits_again(study):
     study.done(study.id("fp"))
     watch = StudyStatus(study.workspace, "tiny")
-    assert watch.status()[study.id("fp")].state == "done"
+    assert watch.read()[study.id("fp")].state == "done"
     path = study.folder(study.id("fp")).path
     path.rename(path.with_name("away"))
-    assert watch.status()[study.id("fp")].state == "waiting"
+    assert watch.read()[study.id("fp")].state == "waiting"
 
 
 def test_stage_that_cells_share_is_counted_in_the_row_that_ends_with_it(checkout):
@@ -385,7 +385,7 @@ def test_lines_are_shared_by_need():
 
 def test_order_of_rows_stays(tall):
     watch = StudyStatus(tall.workspace, "tiny")
-    rows = fitting(watch.rows, watch.status(), 12)
+    rows = fitting(watch.rows, watch.read(), 12)
     places = [watch.rows.index(row) for row in rows]
     assert places == sorted(places)
 

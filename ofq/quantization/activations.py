@@ -34,7 +34,7 @@ class ActivationQuantizer(nn.Module, ABC):
     """
 
     batch_ratio: float = 1.0
-    awaits_calibration: bool = False  # set by quantize: no training and no copy without scales
+    awaits_calibration: bool = False  # set by quantize: no copy without scales
 
     def __init__(
         self, bits: int, axis: int | tuple[int, ...] | None = None, signed: bool = True
@@ -72,14 +72,9 @@ class ActivationQuantizer(nn.Module, ABC):
         """Set the state from a tensor if it isn't set yet.
 
         Raises:
-            UserError: The model is trained without being calibrated, or isn't in float32.
+            UserError: The model isn't in float32.
         """
         if not self.is_set:
-            if self.training and self.awaits_calibration:
-                raise UserError(
-                    "the model isn't calibrated: its activation scales aren't set; call "
-                    "ofq.calibrate(model, images) before training"
-                )
             self.initialize(x)
         for parameter in self._parameters.values():
             if parameter is not None and parameter.dtype != torch.float32:

@@ -178,9 +178,20 @@ def test_weights_that_are_not_finite_are_refused_by_calibration():
                and "weight_quantizer" not in n)  # fmt: skip
 
 
-def test_training_before_calibration_is_refused():
-    model = ofq.quantize(build()).train()
-    assert "ofq.calibrate(model, images) before training" in refusal(model, images())
+def test_first_training_batch_sets_the_scales_where_nothing_was_calibrated():
+    """As in the released code, whose scales are made by the first forward pass."""
+    model, twin = (ofq.quantize(build()).train() for _ in range(2))
+    twin.load_state_dict({k: v for k, v in model.state_dict().items() if v.numel()}, strict=False)
+    batch = images()
+    model(batch).sum().backward()
+    ofq.calibrate(twin, batch)
+    scales = [m.scale for m in model.modules() if isinstance(m, LSQ)]
+    assert all(scale.numel() and scale.grad is not None for scale in scales)
+    assert all(
+        torch.equal(a.scale, b.scale)
+        for a, b in zip(model.modules(), twin.modules(), strict=True)
+        if isinstance(a, LSQ)
+    )
 
 
 def test_second_calibration_forgets_the_first():

@@ -54,13 +54,17 @@ import json, os, time
 from pathlib import Path
 import ofq
 
-ofq.register_weight_quantizer("gated")(type("Gated", (ofq.StatsQ,), {}))
-facts = {key: os.environ.get(key) for key in ("CUDA_VISIBLE_DEVICES", "SLURMD_NODENAME")}
-name = f"seen-{os.environ['SLURM_JOB_ID']}"
-Path(f"{name}.tmp").write_text(json.dumps(facts))
-os.replace(f"{name}.tmp", f"{name}.json")  # the test reads all of it or nothing
-while not Path("gate").exists():
-    time.sleep(0.1)
+@ofq.register_weight_quantizer("gated")
+class Gated(ofq.StatsQ):
+    def forward(self, weight):
+        facts = {key: os.environ.get(key) for key in ("CUDA_VISIBLE_DEVICES", "SLURMD_NODENAME")}
+        name = f"seen-{os.environ['SLURM_JOB_ID']}"
+        if not Path(f"{name}.json").exists():
+            Path(f"{name}.tmp").write_text(json.dumps(facts))
+            os.replace(f"{name}.tmp", f"{name}.json")  # the test reads all of it or nothing
+        while not Path("gate").exists():
+            time.sleep(0.1)
+        return super().forward(weight)
 """
 SLOW = """
 import time
