@@ -1,9 +1,9 @@
-"""Whether compiled training learns what plain training learns: their loss curves, side by side.
+"""Compare the loss curves of compiled and plain training.
 
 DeiT-T at W2A2 (StatsQ, QKR) is trained from scratch on synthetic images whose classes differ. At
-two bits the last bits of a sum decide, now and then, which code an activation gets, and such grains
-grow: so two curves can't be equal. They are held against a third one, of plain training whose
-weights differ by one part in ten million at the start.
+two bits, rounding in the last bits of a sum can change an activation's code, and such differences
+grow, so the two curves can't be equal. As a reference, a third curve is of plain training whose
+initial weights differ by one part in ten million.
 
     python benchmarks/agreement.py [--steps 200] [--batch 4] [--threads 2] [--json FILE]
 """
@@ -23,12 +23,12 @@ from ofq.training.models import build
 from ofq.training.optimization import make_optimizer
 
 CLASSES = 8
-WINDOW = 25  # steps that a curve's points are means of
+WINDOW = 25  # steps averaged in each point of a curve
 CURVES = ("plain", "compiled", "plain, last bits changed")
 
 
 def losses(options: argparse.Namespace, curve: str) -> torch.Tensor:
-    """The loss of each step of one training."""
+    """Return the loss of each step of one training."""
     seed_everything(0)
     model: nn.Module = build("deit_tiny_patch16_224", CLASSES)
     patterns = torch.randn(CLASSES, 3, 224, 224)
@@ -45,7 +45,7 @@ def losses(options: argparse.Namespace, curve: str) -> torch.Tensor:
         compile_blocks(model, torch.device("cpu"))
     training = Training(epochs=1, batch_size=options.batch, lr=3e-4, weight_decay=0.05)
     optimizer = make_optimizer(model, training)
-    found = []
+    curve_losses = []
     for step in range(options.steps):
         noise = torch.randn(options.batch, 3, 224, 224, generator=seeds)
         logits = model(patterns[labels[step]] + noise)
@@ -53,12 +53,12 @@ def losses(options: argparse.Namespace, curve: str) -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        found.append(loss.detach())
-    return torch.stack(found)
+        curve_losses.append(loss.detach())
+    return torch.stack(curve_losses)
 
 
 def main() -> None:
-    """Print the curves and their distances, and keep them if asked."""
+    """Print the curves and their distances, and save them if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=4)

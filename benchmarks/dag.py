@@ -1,7 +1,7 @@
-"""How much time the suite adds to Snakemake's own, by the number of jobs, in dry runs.
+"""Measure the suite's overhead in Snakemake dry runs, by the number of jobs.
 
 The bare workflow has as many jobs and edges, and nothing of this package in its Snakefile. Both are
-timed in turn within one run, so that the ratio holds on a machine of any speed.
+timed in turn within one run, so that the ratio doesn't depend on the machine's speed.
 
     python benchmarks/dag.py [--jobs 100 1000 10000] [--rounds 3] [--json FILE]
 """
@@ -68,12 +68,12 @@ rule train:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a dry run takes.
+    """Time of a dry run.
 
     Attributes:
         jobs, edges: Size of the workflow's graph.
-        suite: Seconds, median over the rounds.
-        ratio: Over those of the bare workflow, median likewise.
+        suite: Seconds of the suite's workflow, median over the rounds.
+        ratio: Time relative to the bare workflow, median over the rounds.
     """
 
     jobs: int
@@ -83,7 +83,7 @@ class Cost:
 
 
 def build(folder: Path, jobs: int) -> tuple[int, int]:
-    """Lay the suite and the bare workflow of equal size side by side; gives jobs and edges."""
+    """Set up the suite and a bare workflow of equal size; return the numbers of jobs and edges."""
     suite, bare = folder / "suite", folder / "bare"
     for name in ("config", "workflow", "profiles"):
         shutil.copytree(ROOT / name, suite / name)
@@ -102,7 +102,7 @@ def build(folder: Path, jobs: int) -> tuple[int, int]:
 
 
 def dry_run(folder: Path, *target: str) -> float:
-    """Seconds of one dry run."""
+    """Return the seconds of one dry run."""
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "--dry-run", "--quiet", "all"]
     began = time.perf_counter()
     subprocess.run(
@@ -112,7 +112,7 @@ def dry_run(folder: Path, *target: str) -> float:
 
 
 def measure(folder: Path, jobs: int, rounds: int) -> Cost:
-    """Time both workflows of about so many jobs."""
+    """Time both workflows with about the given number of jobs."""
     count, edges = build(folder, jobs)
     pairs = [
         (dry_run(folder / "suite", "synthetic"), dry_run(folder / "bare", "all"))
@@ -123,7 +123,7 @@ def measure(folder: Path, jobs: int, rounds: int) -> Cost:
 
 
 def main() -> None:
-    """Print the times, their ratios and how they grow, and keep them if asked."""
+    """Print the times, their ratios and their growth, and save them if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, nargs="+", default=[100, 1_000, 10_000])
     parser.add_argument("--rounds", type=int, default=3)
@@ -133,8 +133,8 @@ def main() -> None:
     for jobs in options.jobs:
         with tempfile.TemporaryDirectory() as name:
             costs.append(measure(Path(name), jobs, options.rounds))
-        found = "{jobs:6} jobs {edges:6} edges   suite {suite:6.1f} s   ratio {ratio:.2f}"
-        print(found.format(**asdict(costs[-1])))
+        template = "{jobs:6} jobs {edges:6} edges   suite {suite:6.1f} s   ratio {ratio:.2f}"
+        print(template.format(**asdict(costs[-1])))
     growth = exponent([c.jobs for c in costs], [c.suite for c in costs])
     print(f"growth exponent {growth:.2f}; goal: a ratio of at most 1.3 for the largest")
     keep(options.json, {"costs": [asdict(cost) for cost in costs], "exponent": growth})

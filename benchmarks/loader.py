@@ -1,7 +1,7 @@
-"""How many images a loader makes ready, beside how many a training step takes.
+"""Measure the image rate of the loaders, compared with that of a training step.
 
-JPEGs of ImageNet's usual size, made of two photographs, by the paper's augmentation; one process
-loads them. Loaders and the step take turns within one run.
+JPEGs of ImageNet's usual size, made of two photographs, are augmented as in the paper; one process
+loads them. Loaders and the step are timed in turn within one run.
 
     python benchmarks/loader.py [--images 256] [--rounds 4] [--device cpu] [--json FILE]
 """
@@ -39,7 +39,7 @@ WANTED = Images(
 
 
 def make_images(root: Path, count: int) -> float:
-    """SPLIT/CLASS/IMAGE of random parts of photographs; the mean size in kilobytes."""
+    """Write SPLIT/CLASS/IMAGE of random parts of photographs; return the mean size in kilobytes."""
     photos = [Image.fromarray(pixels) for pixels in load_sample_images().images]
     rng = np.random.default_rng(0)
     sizes = []
@@ -60,10 +60,10 @@ def make_images(root: Path, count: int) -> float:
 
 
 def rate(root: Path, loader: Loader) -> float:
-    """Images per second of one loading process, its start left out."""
+    """Return the images per second of one loading process, without its start."""
     files = ImageSource(locate(str(root), root), 1, decoder=decoder(loader))
     batches = open_images(files, WANTED, MODEL, 0).train_batches(0, BATCH)
-    for _ in range(2):  # what was made ready while the process started
+    for _ in range(2):  # skips batches that were preprocessed while the process started
         next(batches)
     start, count = time.perf_counter(), 0
     for loaded in batches:
@@ -72,7 +72,7 @@ def rate(root: Path, loader: Loader) -> float:
 
 
 def main() -> None:
-    """Print the rates, and keep them if asked."""
+    """Print the rates, and save them if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=4)
@@ -100,11 +100,11 @@ def main() -> None:
                 step()
             wait_for(options.device)
             rates["step"].append(3 * BATCH / (time.perf_counter() - start))
-    found = {name: statistics.median(values) for name, values in rates.items()}
+    medians = {name: statistics.median(values) for name, values in rates.items()}
     print(f"{'images per second, one core':<30}{'':>8}{'x plain':>10}")
-    for name, value in found.items():
-        print(f"{names[name]:<30}{value:>8.1f}{value / found['plain']:>10.2f}")
-    keep(options.json, {"kilobytes": size, "images_per_second": found})
+    for name, value in medians.items():
+        print(f"{names[name]:<30}{value:>8.1f}{value / medians['plain']:>10.2f}")
+    keep(options.json, {"kilobytes": size, "images_per_second": medians})
 
 
 if __name__ == "__main__":

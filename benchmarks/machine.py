@@ -1,4 +1,4 @@
-"""What a benchmark ran on, for its results file."""
+"""Description of the machine that a benchmark ran on, for its results file."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from ofq.training.distributed import choose
 
 
 def machine() -> dict[str, Any]:
-    """Devices, cores that this process may use, torch's version, and the checkout's commit."""
+    """Return devices, cores that this process may use, torch's version, and the commit."""
     devices = choose(torch.cuda.device_count()).describe()["devices"]
     return {
         "devices": devices,
@@ -24,7 +24,7 @@ def machine() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit, marked where code differs from it; figures and texts may."""
+    """Return the checkout's commit, marked if Python code differs from it."""
     here = str(Path(__file__).parent)
     git = partial(subprocess.run, capture_output=True, text=True, check=False, cwd=here)
     commit = git(["git", "describe", "--always"]).stdout.strip()
@@ -33,6 +33,6 @@ def _commit() -> str | None:
 
 
 def keep(file: Path | None, figures: dict[str, Any]) -> None:
-    """Write figures and the machine they were measured on as JSON, if a file was asked for."""
+    """Write figures and a description of the machine as JSON, if a file was given."""
     if file is not None:
         file.write_text(json.dumps({"machine": machine(), **figures}, indent=2) + "\n")

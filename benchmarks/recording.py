@@ -1,10 +1,9 @@
-"""What recording and checkpointing add to a training step, and how fast a checkpoint is saved.
+"""Measure the overhead of recording and checkpointing per training step, and of saving checkpoints.
 
-The step is DeiT-T's at W2A2 with StatsQ and QKR, student only. Per step there are the watch for
-bad losses, the measuring of times and the note of progress; checkpoints come at the site's default
-interval, and an epoch's rows as often here, though an epoch of ImageNet takes longer. Probes of
-single weights are those of the recipe `imagenet`, made at few of its steps. All are timed in turn
-within one run.
+The step is DeiT-T's at W2A2 with StatsQ and QKR, student only. Each step has the check for bad
+losses, the timing and the progress record; checkpoints are at the site's default interval, and an
+epoch's rows as often here, though an epoch of ImageNet takes longer. Probes of single weights are
+those of the recipe `imagenet`, recorded at few of its steps. All are timed in turn within one run.
 
     python benchmarks/recording.py [--rounds 10] [--threads 2] [--json FILE]
 """
@@ -45,14 +44,14 @@ COLUMNS = 20  # measures of an epoch
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """How long an action takes."""
+    """Return the seconds that an action takes."""
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
 
 
 def trained(name: str) -> tuple[nn.Module, dict[str, object]]:
-    """A quantized model, and its whole resumable state with AdamW's moments."""
+    """Return a quantized model, and its whole resumable state with AdamW's moments."""
     model = ofq.quantize(build(name, 1000), 2, 2, "statsq", True)
     images = torch.randn(2, 3, 224, 224)
     ofq.calibrate(model, images)
@@ -77,25 +76,27 @@ def plain_write(path: Path, content: bytes) -> None:
 
 
 def recordings_of(model: nn.Module) -> Probes:
-    """What the recipe `imagenet` records, ready for the last step of an epoch."""
-    made = Probes(model, ProbeConfig(weights=12, sample=128, histograms=5), EPOCHS, STEPS_PER_EPOCH)
-    made.before_step(STEPS_PER_EPOCH - made.window + 1)
-    return made
+    """Return the probes of the recipe `imagenet`, prepared for the last step of an epoch."""
+    probes = Probes(
+        model, ProbeConfig(weights=12, sample=128, histograms=5), EPOCHS, STEPS_PER_EPOCH
+    )
+    probes.before_step(STEPS_PER_EPOCH - probes.window + 1)
+    return probes
 
 
-def megabytes(made: Probes) -> float:
-    """Size of all rows that the recordings of a run leave, as JSON lines."""
-    tables = [made.take(epoch, epoch * STEPS_PER_EPOCH) for epoch in range(EPOCHS + 1)]
+def megabytes(probes: Probes) -> float:
+    """Return the size of all rows that the probes of a run record, as JSON lines."""
+    tables = [probes.take(epoch, epoch * STEPS_PER_EPOCH) for epoch in range(EPOCHS + 1)]
     rows = (row for found in tables for table in found.values() for row in table)
     return sum(len(json.dumps(row)) + 1 for row in rows) / 1e6
 
 
 def recording(folder: Path, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Shares of a DeiT-T step that recording and checkpointing take, in percent.
+    """Return the shares of a DeiT-T step that recording and checkpointing take, in percent.
 
     Returns:
-        The shares, over a whole run; and of single weights' recordings, the share of a step that
-        makes them, and the size of a run's rows in MB.
+        The shares, over a whole run; and, for probes of single weights, the share of a step that
+        records them, and the size of a run's rows in MB.
     """
     step = training_step(STEP, Case("statsq", qkr=True))
     model, state = trained("deit_tiny_patch16_224")
@@ -108,7 +109,7 @@ def recording(folder: Path, rounds: int) -> tuple[dict[str, float], dict[str, fl
     metrics = {"epoch": 1, **{f"measure {i}": i / 7 for i in range(COLUMNS)}}
     layers = [{**metrics, "layer": f"blocks.{i}"} for i in range(ROWS)]
     loss = torch.tensor(1.0)
-    made = recordings_of(model)
+    probes = recordings_of(model)
 
     def every_step() -> None:
         with pace.measure("step"):
@@ -124,8 +125,8 @@ def recording(folder: Path, rounds: int) -> tuple[dict[str, float], dict[str, fl
         store.save(1, state)
 
     def recorded_step() -> None:
-        made.before_step(STEPS_PER_EPOCH)
-        made.after_step(STEPS_PER_EPOCH)
+        probes.before_step(STEPS_PER_EPOCH)
+        probes.after_step(STEPS_PER_EPOCH)
 
     step()
     times = [
@@ -144,12 +145,12 @@ def recording(folder: Path, rounds: int) -> tuple[dict[str, float], dict[str, fl
         "per step": 100 * each / whole,
         "checkpoints": 100 * save / interval,
         "rows": 100 * rows / interval,
-        "single weights": 100 * weights / whole * made.window / STEPS_PER_EPOCH,
-    }, {"percent_of_recorded_step": 100 * weights / whole, "megabytes": megabytes(made)}
+        "single weights": 100 * weights / whole * probes.window / STEPS_PER_EPOCH,
+    }, {"percent_of_recorded_step": 100 * weights / whole, "megabytes": megabytes(probes)}
 
 
 def saving(folder: Path, rounds: int) -> float:
-    """Time of saving DeiT-S with AdamW's state, over that of a plain write of as many bytes."""
+    """Return the time of saving DeiT-S with AdamW's state, relative to a plain write as large."""
     _, state = trained("deit_small_patch16_224")
     store = CheckpointStore(folder / "checkpoint")
     store.save(0, state)
@@ -164,14 +165,14 @@ def saving(folder: Path, rounds: int) -> float:
 
 
 def main() -> None:
-    """Print the figures, and keep them if asked."""
+    """Print the figures, and save them if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    # beside the checkout, not in memory as /tmp may be
+    # in the checkout, since /tmp may be in memory
     with tempfile.TemporaryDirectory(dir=Path(__file__).parents[1]) as name:
         shares, weights = recording(Path(name), options.rounds)
         ratio = saving(Path(name), options.rounds)

@@ -1,4 +1,4 @@
-"""What a report costs, by the number of runs: time and memory of `ofq report` on made-up studies.
+"""Measure time and memory of `ofq report` on synthetic studies, by the number of runs.
 
 A study has four bit-widths and four methods, and as many seeds as make up the runs; each run has
 the records of four epochs of a model with four blocks. The figures are those of the study `main`.
@@ -37,11 +37,11 @@ GOAL = {"runs": 10_000, "seconds": 30, "gigabytes": 2, "exponent": 1}
 
 @dataclass(frozen=True)
 class Cost:
-    """What one report costs.
+    """Cost of one report.
 
     Attributes:
         runs: Number of runs that it is made from.
-        seconds: Time from the command to its end.
+        seconds: Run time of the command.
         gigabytes: Peak of resident memory.
     """
 
@@ -51,10 +51,10 @@ class Cost:
 
 
 def fill(workspace: Workspace) -> int:
-    """Write the run folders, and give their number.
+    """Write the run folders, and return their number.
 
-    The first seed's are written as a trainer does; the others get copies of their tables, and
-    numbers of their own.
+    The first seed's folders are written as by a trainer; the others get copies of their tables,
+    and results of their own.
     """
     first: dict[tuple[object, ...], Path] = {}
     runs = workspace.grid("small").runs().values()
@@ -83,7 +83,7 @@ def _copy(source: Path, workspace: Workspace, run: Run) -> None:
 
 
 def measure(folder: Path, runs: int) -> Cost:
-    """Make a study of about so many runs, and its report."""
+    """Make a study of about the given number of runs, and measure its report."""
     seeds = list(range(round(runs / PER_SEED)))
     figures = Workspace(ROOT).study("main").figures
     workspace = synthetic.make_workspace(folder, bits=BITS, seeds=seeds, figures=figures)
@@ -99,7 +99,7 @@ def measure(folder: Path, runs: int) -> Cost:
 
 
 def main() -> None:
-    """Print the costs and how they grow, and keep them if asked."""
+    """Print the costs and their growth, and save them if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, nargs="+", default=[100, 1_000, 10_000])
     parser.add_argument("--json", type=Path, help="write the figures to this file too")

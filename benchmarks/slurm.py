@@ -1,11 +1,11 @@
-"""What the master costs on a Slurm cluster, per job and in memory, against the plugin's own floor.
+"""Measure the master's overhead on a Slurm cluster, per job and in memory.
 
-Three workflows of equally many jobs run in turn on one throw-away cluster: the suite's, with
-sleeps in place of training, once as submitted jobs and once as short ones, and a bare workflow with
-the Slurm plugin's default settings. The n-th job to start sleeps equally long in each of them. The
-overhead of a job is the time from the master's selecting it to the master's noticing its end, less
-the time that the job's own command took. Where there are more jobs than the nodes have cores, it
-includes waiting in the queue.
+Three workflows of equally many jobs run in turn on one temporary cluster: the suite's, with sleeps
+in place of training, once as submitted jobs and once as short ones, and a bare workflow with the
+Slurm plugin's default settings, the plugin's own minimum. The n-th job to start sleeps equally long
+in each of them. The overhead of a job is the time from its selection by the master to the
+detection of its end, minus the time of the job's own command. If there are more jobs than the nodes
+have cores, it includes waiting in the queue.
 
     python benchmarks/slurm.py [--jobs 12] [--seconds 20] [--rounds 3] [--json FILE]
 """
@@ -30,7 +30,7 @@ from checkouts import Checkout  # noqa: E402
 from cluster import Cluster  # noqa: E402
 from machine import keep  # noqa: E402
 
-# in place of training: notes when it ran, and makes the files that the workflow waits for
+# in place of training: logs its times, and writes the files that the workflow requires
 FAKE = """
 began=$(date +%s.%N)
 mkdir -p turns
@@ -56,13 +56,13 @@ localrules: all
 
 @dataclass(frozen=True)
 class Measured:
-    """What one workflow cost.
+    """Cost of one workflow.
 
     Attributes:
-        overhead: Seconds per job that aren't the job's own.
-        wall: Seconds in all.
-        memory: The master's resident megabytes, once a second.
-        twice: Jobs that ran more than once.
+        overhead: Seconds per job outside the job's own command.
+        wall: Total seconds.
+        memory: The master's resident megabytes, sampled once a second.
+        twice: Number of jobs that ran more than once.
     """
 
     overhead: float
@@ -72,7 +72,7 @@ class Measured:
 
 
 def lay_suite(folder: Path, cluster: Cluster, jobs: int, seconds: int, resources: str) -> None:
-    """The suite's workflow with a sleep in place of training."""
+    """Set up the suite's workflow with a sleep in place of training."""
     checkout = Checkout(folder, cluster)
     checkout.toy("many", f"{resources}, mem_mb: 500", seeds=jobs)
     rule = folder / "workflow/rules/train.smk"
@@ -83,13 +83,13 @@ def lay_suite(folder: Path, cluster: Cluster, jobs: int, seconds: int, resources
 
 
 def lay_bare(folder: Path, jobs: int, seconds: int) -> None:
-    """A workflow of as many jobs, with nothing of the suite."""
+    """Set up a workflow of as many jobs, without the suite."""
     (folder / "Snakefile").write_text(BARE.format(jobs=jobs))
     (folder / "fake.sh").write_text(FAKE.format(seconds=seconds))
 
 
 def measure(folder: Path, cluster: Cluster, jobs: int, *options: str) -> Measured:
-    """Run a workflow and watch its master."""
+    """Run a workflow and monitor its master."""
     command = [sys.executable, "-m", "snakemake", *options]
     began = time.time()
     master = subprocess.Popen(
@@ -103,8 +103,8 @@ def measure(folder: Path, cluster: Cluster, jobs: int, *options: str) -> Measure
     selected, noticed, rule, lines = 0.0, 0.0, "", []
     for line in master.stdout:
         lines.append(line)
-        if found := re.match(r"(?:local)?rule (\w+):", line):
-            rule = found[1]
+        if match := re.match(r"(?:local)?rule (\w+):", line):
+            rule = match[1]
         elif line.startswith("    jobid: ") and rule.startswith("train"):
             selected += time.time()
         elif line.startswith("Finished jobid") and "train" in line:
@@ -121,8 +121,8 @@ def measure(folder: Path, cluster: Cluster, jobs: int, *options: str) -> Measure
 def _memory(process: subprocess.Popen[str]) -> Iterator[int]:
     status = Path(f"/proc/{process.pid}/status")
     while process.poll() is None:
-        if found := re.search(r"VmRSS:\s+(\d+)", status.read_text()):
-            yield round(int(found[1]) / 1024)
+        if match := re.search(r"VmRSS:\s+(\d+)", status.read_text()):
+            yield round(int(match[1]) / 1024)
         time.sleep(1)
 
 
@@ -130,7 +130,7 @@ def compare(folder: Path, jobs: int, seconds: int) -> dict[str, Measured]:
     """Run the three workflows on a new cluster.
 
     Returns:
-        What each of them cost, by name; the bare one first.
+        The cost of each, by name; the bare one first.
     """
     cluster = Cluster(folder / "cluster")
     for name in ("bare", "submitted", "short"):
@@ -152,7 +152,7 @@ def compare(folder: Path, jobs: int, seconds: int) -> dict[str, Measured]:
 
 
 def _summary(name: str, rounds: list[dict[str, Measured]]) -> dict[str, float]:
-    """Medians over the rounds; each ratio is one round's, to its bare workflow."""
+    """Return medians over the rounds; each ratio is to the bare workflow of the same round."""
 
     def median(of: Callable[[Measured, Measured], float]) -> float:
         return statistics.median(of(r[name], r["bare workflow"]) for r in rounds)
@@ -169,7 +169,7 @@ def _summary(name: str, rounds: list[dict[str, Measured]]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print overheads, and their ratios to the bare workflow's."""
+    """Print overheads and their ratios to the bare workflow's, and save them if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=12)
     parser.add_argument("--seconds", type=int, default=20, help="mean length of a job")

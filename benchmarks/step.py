@@ -1,8 +1,8 @@
-"""What quantization costs: a training step and its peak memory, beside full precision.
+"""Measure time and peak memory of a quantized training step, relative to full precision.
 
-Steps are those of the package's trainings (its optimizer, annealing and tracker, blocks compiled,
-on a GPU recorded). Each case has a process of its own, which tells its peak memory; all of them are
-timed in turn, round after round, so that the ratios hold on a machine of any speed.
+Steps are those of the package's trainings (its optimizer, CGA and tracker, blocks compiled, on a
+GPU captured as CUDA graphs). Each case runs in its own process, which reports its peak memory; all
+are timed in turn, round after round, so that the ratios don't depend on the machine's speed.
 
     python benchmarks/step.py [--model deit_tiny_patch16_224] [--batch 8] [--rounds 8] [--threads 2]
                               [--precision fp32] [--device cpu] [--jobs 1] [--json FILE]
@@ -35,7 +35,7 @@ TRAINING = Training(epochs=1, batch_size=8, lr=1e-5, weight_decay=0.05)
 
 @dataclass(frozen=True)
 class Case:
-    """What a step consists of; at W2A2, but for full precision."""
+    """Components of a training step; at W2A2, except for full precision."""
 
     quantizer: str | None = None
     qkr: bool = False
@@ -65,13 +65,13 @@ PER_ROUND = {"cpu": 1, "cuda": 10}
 
 
 def training_step(options: argparse.Namespace, case: Case) -> Callable[[], object]:
-    """A function that makes one training step."""
+    """Return a function that makes one training step."""
     device = torch.device(options.device)
     seed_everything(0)
     model: nn.Module = build(options.model, 1000).to(device)
     images = torch.randn(options.batch, 3, 224, 224, device=device)
     labels = torch.randint(0, 1000, (options.batch,), device=device)
-    taught = Distillation(make_teacher(options)) if case.taught else Classification()
+    objective = Distillation(make_teacher(options)) if case.taught else Classification()
     if case.quantizer:
         model = ofq.quantize(model, 2, 2, case.quantizer, case.qkr)
         ofq.calibrate(model, images)
@@ -79,7 +79,7 @@ def training_step(options: argparse.Namespace, case: Case) -> Callable[[], objec
     trainer = kind(
         model.train(),
         Data(images, labels, images, labels, classes=1000, seed=0),
-        taught,
+        objective,
         [ofq.ConfidenceGuidedAnnealing(model)] if case.cga else [],
         TRAINING.model_copy(
             update={"batch_size": options.batch, "precision": options.precision, "epochs": 100_000}
@@ -92,24 +92,26 @@ def training_step(options: argparse.Namespace, case: Case) -> Callable[[], objec
 
 
 def make_teacher(options: argparse.Namespace) -> Teacher:
-    """A teacher as trainings have it, of the student's architecture and precision."""
+    """Return a teacher as trainings have it, of the student's architecture and precision."""
     device = torch.device(options.device)
     model = build(options.model, 1000).to(device)
     return Teacher(model, options.precision, captured=options.device == "cuda")
 
 
-def answer(options: argparse.Namespace) -> Callable[[], object]:
-    """A function that lets a teacher answer once."""
+def teacher_step(options: argparse.Namespace) -> Callable[[], object]:
+    """Return a function that computes teacher logits once."""
     teacher = make_teacher(options)
     images = torch.randn(options.batch, 3, 224, 224, device=options.device)
     return lambda: teacher.logits(images)
 
 
 def serve(options: argparse.Namespace) -> None:
-    """Tell the peak memory of a case's first steps, then the seconds of a step per line read."""
+    """Print the peak memory of a case's first steps, then the seconds of a step per line read."""
     torch.set_num_threads(options.threads)
     run = (
-        answer(options) if options.case == TEACHER else training_step(options, CASES[options.case])
+        teacher_step(options)
+        if options.case == TEACHER
+        else training_step(options, CASES[options.case])
     )
     for _ in range(WARM_UP):
         run()
@@ -125,13 +127,13 @@ def serve(options: argparse.Namespace) -> None:
 
 
 def wait_for(device: str) -> None:
-    """Until a device has done all that it was given."""
+    """Wait until a device has finished all of its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def own_peak(device: str) -> float:
-    """Peak memory of this process in GB: resident (without its parent's), or the GPU's."""
+    """Return this process's peak memory in GB: resident (without its parent's), or the GPU's."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
     status = Path("/proc/self/status").read_text()
@@ -140,7 +142,7 @@ def own_peak(device: str) -> float:
 
 
 class Server:
-    """The process of one case (:func:`serve`)."""
+    """Process of one case (:func:`serve`)."""
 
     def __init__(self, options: argparse.Namespace, case: str) -> None:
         command = [sys.executable, __file__, "--case", case]
@@ -151,23 +153,23 @@ class Server:
         )
 
     def number(self) -> float:
-        """The next number that it tells."""
+        """Return the next number that the process prints."""
         assert self.group.stdout is not None
         return float(self.group.stdout.readline())
 
     def seconds(self) -> float:
-        """Those of one more step."""
+        """Return the seconds of one more step."""
         assert self.group.stdin is not None
         print("step", file=self.group.stdin, flush=True)
         return self.number()
 
     def end(self) -> None:
-        """Let it end."""
+        """Close the process's input, and wait for its end."""
         self.group.communicate()
 
 
 def measured(options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of each case's steps, taken in turn, and each one's peak memory in GB."""
+    """Return the seconds of each case's steps, timed in turn, and its peak memory in GB."""
     servers: dict[str, Server] = {}
     memory: dict[str, float] = {}
     cases = [*CASES, TEACHER]
@@ -187,9 +189,9 @@ def measured(options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[
 def report(
     options: argparse.Namespace, times: dict[str, list[float]], memory: dict[str, float]
 ) -> None:
-    """Print ratios to full precision: medians over rounds, each round's ratio taken by itself.
+    """Print ratios to full precision: medians over the ratios of each round.
 
-    On a GPU to compiled full precision, since that gains much by it there.
+    On a GPU they are to compiled full precision, which is much faster there than uncompiled.
     """
     base = "full precision" if options.device == "cpu" else "full precision, compiled"
     figures = {}
@@ -212,7 +214,7 @@ def report(
 
 
 def main() -> None:
-    """Print the table, and keep the figures if asked."""
+    """Print the table, and save the figures if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="deit_tiny_patch16_224")
     parser.add_argument("--batch", type=int, default=8)

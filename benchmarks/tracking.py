@@ -1,9 +1,9 @@
-"""What a tracking server can do to training: nothing, and a bounded wait at the end.
+"""Measure the effect of tracking on training, which should only be a bounded wait at the end.
 
-The same short training on digits runs as `ofq train` does it, with tracking off, with a server that
-takes connections and never answers, and with SQLite, in turn within one run. Compared are the time
-to the first step, the median step, all from the first step to the last (evaluations and records
-included), and from the last step to the end of the process.
+One short training on digits is run by `ofq train` with tracking off, with a server that accepts
+connections but never responds, and with SQLite, in turn within one run. The comparison covers the
+time to the first step, the median step, the time from the first step to the last (evaluations and
+records included), and the time from the last step to the end of the process.
 
     python benchmarks/tracking.py [--rounds 5] [--epochs 15] [--json FILE]
 """
@@ -68,12 +68,12 @@ finally:
 
 
 def train(folder: Path, epochs: int, uri: str | None) -> dict[str, float]:
-    """Seconds of one training, by part.
+    """Return the seconds of one training, by part.
 
     Args:
-        folder: Where it works.
-        epochs: How long it trains.
-        uri: Where it is mirrored; nowhere if None, in SQLite if empty.
+        folder: Working folder.
+        epochs: Number of epochs.
+        uri: Tracking URI; None for no tracking, empty for SQLite.
     """
     from ofq.config import Workspace
 
@@ -100,7 +100,7 @@ def train(folder: Path, epochs: int, uri: str | None) -> dict[str, float]:
 
 
 def compare(rounds: int, epochs: int) -> dict[str, list[dict[str, float]]]:
-    """Times of all ways of tracking, in turn."""
+    """Return the times of all ways of tracking, measured in turn."""
     with socket.socket() as hung:
         hung.bind(("127.0.0.1", 0))
         hung.listen(64)
@@ -116,7 +116,7 @@ def compare(rounds: int, epochs: int) -> dict[str, list[dict[str, float]]]:
 
 
 def main() -> None:
-    """Print times and ratios, and keep them if asked."""
+    """Print times and ratios, and save them if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=15)

@@ -1,6 +1,6 @@
 """Oscillation-free quantization for low-bit vision transformers.
 
-The public names are loaded on first use, so that ``import ofq`` costs nothing where torch isn't
+Public names are imported on first use, so that ``import ofq`` doesn't import torch where it isn't
 needed (parsing a workflow, ``ofq --help``, reports).
 
 Example:

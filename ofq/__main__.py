@@ -1,4 +1,4 @@
-"""``python -m ofq``."""
+"""Entry point of ``python -m ofq``."""
 
 from ofq.cli import main
 

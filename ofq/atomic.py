@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a crash, sees the old content or the new, never a part."""
+"""Atomic file writes: a reader, or a crash, sees the old content or the new, never a part."""
 
 import json
 import os
@@ -13,17 +13,17 @@ _BREAK = re.compile(r",\n\s+")
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in ``path``'s place.
+    """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``.
 
-    The data and the rename are flushed to the disk before this returns. The file's mode is the one
-    that the process's umask gives a new file, whatever ``write`` makes.
+    The data and the rename are flushed to the disk before this returns. The file gets the mode that
+    the umask gives a new file, whatever mode ``write`` sets.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
         write(temporary)
-        if temporary.stat().st_mode != mode:  # safetensors makes files for their owner alone
+        if temporary.stat().st_mode != mode:  # safetensors makes it private
             temporary.chmod(S_IMODE(mode))
         _sync(temporary)
         os.replace(temporary, path)
@@ -33,18 +33,18 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file."""
+    """Write a text file atomically."""
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Replace a JSON file, indented for people to read; a list of plain values is one line."""
+    """Write a JSON file atomically, indented; a list of plain values stays on one line."""
     text = _PLAIN_LIST.sub(_on_one_line, json.dumps(data, indent=2))
     write_text(path, text + "\n")
 
 
-def _on_one_line(found: re.Match[str]) -> str:
-    return f"[{_BREAK.sub(', ', found[1])}]"
+def _on_one_line(match: re.Match[str]) -> str:
+    return f"[{_BREAK.sub(', ', match[1])}]"
 
 
 def _sync(path: Path) -> None:

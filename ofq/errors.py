@@ -1,4 +1,4 @@
-"""Exceptions whose message is all that a user is shown, and what the process exits with."""
+"""Exceptions that are shown to users without a stack trace, with their exit codes."""
 
 import errno
 from collections.abc import Sequence
@@ -9,34 +9,34 @@ PERMANENT_ERRNOS = frozenset(
         errno.EEXIST,
     }
 )  # fmt: skip
-"""What a file system says of mistakes; all else, such as a full disk, may pass."""
+"""OS errors that a retry cannot fix. All others, such as a full disk, are treated as transient."""
 
 _SHOWN = 3
 
 
 class UserError(ValueError):
-    """A mistake the user can mend.
+    """A mistake that the user can fix.
 
-    Its message is all that is shown, without a stack trace, so it says where the mistake is,
-    what was given, and what is allowed.
+    Only its message is shown, without a stack trace, so it says where the mistake is, what was
+    given, and what is allowed.
     """
 
     exit_code = 2
 
 
 class TryAgain(Exception):
-    """Nothing is wrong with a run, but it can't go on now; the same command goes on later."""
+    """Raised when a run can't continue now, without being at fault; the same command resumes it."""
 
     exit_code = 75  # BSD's EX_TEMPFAIL
 
 
 class RunFailed(Exception):
-    """A run can't be trained to its end; the same command would fail again."""
+    """Raised when a run can't be trained to completion; the same command would fail again."""
 
     exit_code = 3
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are, for a message."""
+    """Return the first few names and the number of the others, for a message."""
     rest = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,43 +1,43 @@
-"""What this machine computes with, found without torch, so that asking takes no GPU and no time."""
+"""GPUs, ranks and processor of this machine, found without importing torch or using a GPU."""
 
 import os
 import platform
 import subprocess
 from pathlib import Path
 
-_PATIENCE = 30  # seconds for a driver that wakes up
+_TIMEOUT = 30  # seconds, since a driver may have to initialize first
 
 
 def gpus() -> list[str]:
-    """Names of this machine's NVIDIA GPUs, in the order of ``nvidia-smi``; none without a driver.
+    """Return the names of this machine's NVIDIA GPUs, in the order of ``nvidia-smi``.
 
-    ``CUDA_VISIBLE_DEVICES`` hides none of them.
+    The list is empty without a driver. ``CUDA_VISIBLE_DEVICES`` has no effect on it.
     """
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=_PATIENCE
+        process = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=_TIMEOUT
         )
     except (OSError, subprocess.SubprocessError):
         return ["NVIDIA GPU" for _ in Path("/proc/driver/nvidia/gpus").glob("*")]
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    return [line.strip() for line in process.stdout.splitlines() if line.strip()]
 
 
 def are_started() -> bool:
-    """Whether a run's processes are all there, started by torchrun or srun, this one among them."""
+    """Return whether torchrun or srun has started all ranks of the run, this process among them."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def processes(gpus: int) -> int:
-    """Number of processes of a run that asks for some GPUs: one for each, and one without.
+    """Return the number of ranks of a run: one for each GPU that it requests, one if none.
 
-    Where they are started already, it is their number that counts.
+    Where torchrun or srun has started the ranks, it is their number.
     """
     return int(os.environ["WORLD_SIZE"]) if are_started() else max(1, gpus)
 
 
 def processor() -> str:
-    """Name of this machine's processor."""
+    """Return the name of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Credentials: where they may not stand, and how they are kept out of all output and records."""
+"""Redaction of credentials in output and records, and checks that refuse them in files."""
 
 import os
 import re
@@ -13,10 +13,8 @@ from ofq.errors import UserError
 _HIDDEN = "***"
 _SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD")
 _URI = "MLFLOW_TRACKING_URI"
-_LONGEST = (
-    2000  # letters of a line that is looked at; a longer one that hints at secrets goes whole
-)
-_LEAST = 4  # characters of a secret that is replaced within words
+_LONGEST = 2000  # characters; a longer line that may hold a secret is redacted as a whole
+_LEAST = 4  # characters; a shorter secret is replaced only as a word of its own
 
 _STRONG = (
     r"pass(?:word|wd|phrase|code)|secret|credential|authorization|cookie|"
@@ -126,7 +124,7 @@ _HINTS = (
     *("r8_", "glsa_", "lin_api_", ":aa", "akia", "asia", "agpa", "aida", "aroa", "anpa", "anva"),
     *("abia", "acca", "auth"),
 )
-"""What every pattern above needs in its text, in small letters."""
+"""Substrings, in lower case, one of which any text that a pattern above matches contains."""
 
 _SECRET_NAMES = re.compile(
     r"(?:.*\.)?env(?:\..*|rc)?|.*\.(?:pem|key|p12|pfx|ppk|jks|keystore|kdbx|gpg|asc|tfvars|ovpn)"
@@ -139,7 +137,7 @@ _SECRET_FOLDERS = {".aws", ".ssh", ".gnupg", ".kube", ".docker", "secrets"}
 
 
 def holds_secrets(path: str) -> bool:
-    """Return whether a file is of those that exist to hold credentials, going by its name.
+    """Return whether a file is meant to hold credentials, judging by its name.
 
     Args:
         path: A path with ``/`` between its parts.
@@ -150,14 +148,14 @@ def holds_secrets(path: str) -> bool:
 
 
 def refuse_credentials(uri: str, source: str) -> None:
-    """Make sure that a tracking URI names no password.
+    """Refuse a tracking URI that holds a password.
 
     Args:
         uri: The URI.
-        source: Where it stood, for the error.
+        source: Where the URI comes from, for the error.
 
     Raises:
-        UserError: It does.
+        UserError: It holds one.
     """
     if redact_uri(uri) != uri:
         raise UserError(
@@ -170,7 +168,7 @@ def refuse_credentials(uri: str, source: str) -> None:
 def redact_uri(uri: str) -> str:
     """Return a URI without its credentials, whatever characters they have.
 
-    Unlike :func:`redact`, which takes text, it knows that all of it is one URI.
+    Unlike :func:`redact`, which searches text for URIs, it takes its argument as one URI.
     """
     scheme, separator, rest = uri.partition("://")
     userinfo, at, place = rest.rpartition("@")
@@ -183,9 +181,9 @@ def redact_uri(uri: str) -> str:
 def redact(text: str) -> str:
     """Return text without the credentials in it.
 
-    These are the secrets that the environment holds; user names and passwords of URIs; private
-    keys; tokens that are known by their form; and what is assigned to a name such as ``password``,
-    ``api_key`` or ``Authorization``, in YAML, JSON, code, shells, headers and query strings.
+    These are secrets in environment variables; user names and passwords of URIs; private keys;
+    tokens of known formats; and values assigned to a name such as ``password``, ``api_key`` or
+    ``Authorization``, in YAML, JSON, code, shells, headers and query strings.
     """
     for secret in _secrets():
         if len(secret) < _LEAST:
@@ -200,17 +198,20 @@ def redact(text: str) -> str:
 
 
 def redact_command(words: Sequence[str]) -> list[str]:
-    """Return a command's words without the credentials in them, each word on its own."""
-    kept: list[str] = []
+    """Return a command's words, each without the credentials in it."""
+    redacted: list[str] = []
     option = re.compile(rf"--?[\w-]*?(?:{_WORD})", re.I)
     for before, word in zip(("", *words), words, strict=False):
-        kept.append(_HIDDEN if option.fullmatch(before) else redact(word))
-    return kept
+        redacted.append(_HIDDEN if option.fullmatch(before) else redact(word))
+    return redacted
 
 
 @contextmanager
 def redacted_output() -> Iterator[None]:
-    """Redact all that is printed or logged: libraries put whole URIs into their messages."""
+    """Redact standard output and error within this context.
+
+    Messages of libraries are covered too, since these may contain whole URIs.
+    """
     import sys
 
     out, err = _Redacted(sys.stdout), _Redacted(sys.stderr)
@@ -219,7 +220,7 @@ def redacted_output() -> Iterator[None]:
 
 
 class _Redacted:
-    """A text stream that redacts what is written to it."""
+    """Text stream that redacts what is written to it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -232,14 +233,14 @@ class _Redacted:
 
 
 def _hints(text: str) -> bool:
-    """Whether text may hold a secret at all, which costs little to say."""
+    """Return whether text may hold a secret: a cheap test before the patterns are tried."""
     lower = text.lower()
     return any(hint in lower for hint in _HINTS)
 
 
 def _lines(lines: list[str]) -> Iterator[str]:
-    """Lines without what is assigned in them, or lies below a YAML key for a secret."""
-    depth = -1  # of that key
+    """Yield lines without secrets that are assigned in them, or indented below a YAML key."""
+    depth = -1  # indent of such a key
     for line in lines:
         start = 1 if depth >= 0 and line[:1] in ("+", "-", " ") else 0
         indent = start + len(line[start:]) - len(line[start:].lstrip())
@@ -269,26 +270,26 @@ def _line(line: str) -> str:
 
 
 def _without_user(match: re.Match[str]) -> str:
-    # up to the last @, since a password may hold one; a name alone is a secret only in HTTP,
-    # where it may be a token
+    # the pattern runs to the last @, since a password may contain one; a user name alone is a
+    # secret only in HTTP, where it may be a token
     secret = match["scheme"].lower() in ("http", "https") or ":" in match["user"]
     return f"{match['scheme']}://{_HIDDEN}@" if secret else match[0]
 
 
 def _assigned(text: str) -> str:
-    """Text without what is assigned to names that stand for secrets."""
+    """Return text without the values assigned to names of secrets."""
     parts, place = [], 0
     while match := _ASSIGNED.search(text, place):
         shown = _without_value(match)
-        kept = shown == match[0]  # the rest of its line may hold another
-        end = match.end("between") if kept else match.end()
-        parts.append(text[place:end] if kept else text[place : match.start()] + shown)
+        unchanged = shown == match[0]  # the rest of its line may hold another
+        end = match.end("between") if unchanged else match.end()
+        parts.append(text[place:end] if unchanged else text[place : match.start()] + shown)
         place = end
     return "".join([*parts, text[place:]])
 
 
 def _without_value(match: re.Match[str]) -> str:
-    """An assignment to a name that stands for a secret, without what is assigned."""
+    """Return an assignment to the name of a secret, without the value."""
     word, quote = match["word"], match["quote"]
     head = match[0][: match.end("between") - match.start()]
     start = match.string.rfind("\n", 0, match.start()) + 1
@@ -310,7 +311,7 @@ def _without_value(match: re.Match[str]) -> str:
 
 
 def _is_no_literal(word: str, bare: str, before: str, weak: bool) -> bool:
-    """Whether what follows a name without quotes is code or prose rather than a secret."""
+    """Return whether the unquoted text after a name is code or prose rather than a secret."""
     if not bare.strip() or bare.startswith(_HIDDEN) or _CODE.match(bare):
         return True
     if re.match(rf"(?:\w+\.)*{re.escape(word)}[,)]", bare):  # password=password, in a call
@@ -320,7 +321,7 @@ def _is_no_literal(word: str, bare: str, before: str, weak: bool) -> bool:
 
 
 def _secrets() -> list[str]:
-    """The passwords and tokens in the environment, as they are and percent-decoded."""
+    """Return the passwords and tokens in the environment, as they are and percent-decoded."""
     secrets = [os.environ.get(name, "") for name in _SECRETS]
     secrets += [
         value

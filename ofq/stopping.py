@@ -1,4 +1,4 @@
-"""Leaving in good order when the process is asked to stop, or when its time is up."""
+"""Graceful shutdown on signals and time limits."""
 
 import multiprocessing
 import os
@@ -10,23 +10,23 @@ from types import FrameType
 from ofq.errors import TryAgain
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-"""The signals that ask a trainer to leave."""
+"""Signals that make a trainer save its state and stop."""
 
-_RESERVE = 30.0  # seconds for what comes before and after this process in a job
-_LARGEST_RESERVE = 0.25  # of a short limit
-_LOOK = 0.5  # seconds between two looks at a parent
+_RESERVE = 30.0  # seconds, for a job's commands before and after this process
+_LARGEST_RESERVE = 0.25  # share of a short limit
+_POLL_INTERVAL = 0.5  # seconds
 
 
 class Interrupted(TryAgain):
-    """Training stopped on request, with its state saved."""
+    """Raised when training stops on request, with its state saved."""
 
 
 class StopRequest:
-    """What others ask of the training loop, which looks at it between steps.
+    """Requests to the training loop, which checks them between steps.
 
     Attributes:
-        cause: Why to stop, once there is a reason: a signal's name.
-        checkpoint: Whether a checkpoint is asked for; the loop takes it back when it has saved.
+        cause: Why to stop: a signal's name; None to continue.
+        checkpoint: Whether a checkpoint is requested; the loop clears it once it has saved.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class StopRequest:
         self.checkpoint = False
 
     def listen(self) -> "StopRequest":
-        """Let SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 set the cause, and do nothing else."""
+        """Let SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 only set the cause; return this object."""
         for number in SIGNALS:
             signal.signal(number, self._note)
         return self
@@ -49,7 +49,7 @@ class StopRequest:
 
 
 def deadline(started: float, limit: float | None) -> float | None:
-    """When to have left, for a job that is ended at its time limit.
+    """Return the time by which a job with a time limit should have exited.
 
     Args:
         started: When the job started, by ``time.monotonic``.
@@ -65,24 +65,24 @@ def deadline(started: float, limit: float | None) -> float | None:
 
 
 def passed(deadline: float | None) -> bool:
-    """Whether a deadline has passed."""
+    """Return whether a deadline has passed."""
     return deadline is not None and time.monotonic() > deadline
 
 
 def end_with_parent(parent: int | None = None) -> None:
-    """End this process within a second of its parent's end, however that ends.
+    """Exit this process within a second of its parent's exit, whatever the cause of that.
 
-    Reads nothing: a forked process would inherit the lock of what its parent is reading.
+    Reads no stream: a forked process would inherit the lock of one that its parent is reading.
 
     Args:
-        parent: The parent's process id; left out in a process that multiprocessing started.
+        parent: The parent's process id; None in a process that multiprocessing started.
     """
     starter = multiprocessing.parent_process()
     nearest = parent or os.getppid()  # the fork server, where there is one
 
-    def watch() -> None:
+    def poll() -> None:
         while os.getppid() == nearest and (starter is None or starter.is_alive()):
-            time.sleep(_LOOK)
+            time.sleep(_POLL_INTERVAL)
         os._exit(TryAgain.exit_code)
 
-    threading.Thread(target=watch, daemon=True, name="parent").start()
+    threading.Thread(target=poll, daemon=True, name="parent").start()

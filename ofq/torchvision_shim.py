@@ -1,8 +1,8 @@
-"""Lets timm be imported beside a CPU build of torch.
+"""Declaration of torchvision's operators, so that timm can be imported with a CPU build of torch.
 
 torchvision's wheels carry an extension built for CUDA, which a CPU build of torch can't load. Then
-``import timm`` fails, because torchvision attaches shape functions to operators that nobody has
-declared. Their schemas alone are enough; nothing in this package calls them.
+``import timm`` fails, because torchvision attaches shape functions to operators that nothing has
+declared. Declaring their schemas is enough, since this package calls none of them.
 """
 
 import importlib.machinery
@@ -15,7 +15,7 @@ _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_library: torch.library.Library | None = None  # the declarations live as long as this object
+_library: torch.library.Library | None = None  # the declarations last as long as this object
 
 
 def _extension() -> Path | None:
@@ -38,7 +38,8 @@ def _loads(extension: Path) -> bool:
 def install() -> bool:
     """Declare torchvision's operators if its own extension can't be loaded.
 
-    On a healthy install this does nothing: declaring an operator twice would abort the process.
+    Where the extension can be loaded this does nothing: declaring an operator twice would abort the
+    process.
 
     Returns:
         Whether the operators were declared here.

@@ -1,4 +1,4 @@
-"""The ``ofq`` command; each subcommand is a few lines over the package."""
+"""The ``ofq`` command, whose subcommands call the package."""
 
 import inspect
 import os
@@ -34,7 +34,7 @@ app.add_typer(track.app, name="track", rich_help_panel="Runs")
 
 
 def _flow(commands: typer.Typer) -> None:
-    """Let the lines of a paragraph of help be as long as the terminal is wide."""
+    """Join the lines of each paragraph of help, so that it wraps to the terminal's width."""
     for command in commands.registered_commands:
         paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
         command.help = "\n\n".join(" ".join(text.split()) for text in paragraphs)
@@ -44,8 +44,8 @@ for commands in (studies, listing, trainings, reports, models, track):
     _flow(commands.app)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         print(f"ofq {__version__}")
         raise typer.Exit
 
@@ -60,10 +60,10 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; what a person must know is one message, without a stack trace.
+    """Run the command line; report expected errors as one message, without a stack trace.
 
-    Standard output and error are set up here, once for all commands: credentials are redacted,
-    and what a terminal can't show is replaced.
+    Standard output and error are set up here for all commands: credentials are redacted, and
+    characters that a terminal can't show are replaced.
     """
     show_anywhere()
     with redacted_output():
@@ -75,7 +75,7 @@ def _run() -> None:
         here = Path.cwd()
     except FileNotFoundError:
         _fail("the current folder doesn't exist any more; change to a checkout")
-    if Workspace().is_bundle:  # nor may `python -m ofq` find modules in it
+    if Workspace().is_bundle:  # `python -m ofq` must not import modules from it
         sys.path[:] = [path for path in sys.path if Path(path).resolve() != here]
     try:
         app()

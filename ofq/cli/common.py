@@ -1,4 +1,4 @@
-"""Arguments and output that several commands have in common."""
+"""Arguments and output shared by several commands."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,12 +16,12 @@ StudyName = Annotated[
 
 
 def say(text: str) -> None:
-    """Print lines as they are, at any width; control characters in them are escaped."""
+    """Print lines without wrapping, with control characters escaped."""
     Console().print(printable_lines(text), highlight=False, markup=False, soft_wrap=True)
 
 
 def given_path(path: Path, source: str) -> Path:
-    """Return a path of the command line, expanded: shells pass on the ~ of ``--out=~/x``.
+    """Expand a path from the command line: shells leave the ~ in ``--out=~/x``.
 
     Args:
         path: The path.

@@ -1,4 +1,4 @@
-"""Models in files: imported, exported and evaluated."""
+"""Commands on model files: export, evaluation and import."""
 
 import os
 from pathlib import Path
@@ -32,16 +32,16 @@ def export(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Where to write it: .safetensors, packed, or .onnx; left out, packed, here, as "
-            "the run's name + .packed.",
+            help="File to write: packed (.safetensors) or .onnx. Default: packed, in the current "
+            "folder, under the run's name + .packed.",
         ),
     ] = None,
 ) -> None:
     """Write a finished run's model with each quantized weight as integer codes.
 
-    A file .safetensors has b bits for each code; `ofq.export.load_packed(FILE)` in Python gives
-    the model back, with the same logits. A file .onnx has codes behind DequantizeLinear, and
-    activations between QuantizeLinear and DequantizeLinear (docs/export.md).
+    A .safetensors file has b bits per code; `ofq.export.load_packed(FILE)` in Python loads the
+    model, with the same logits. A .onnx file has codes before DequantizeLinear, and activations
+    between QuantizeLinear and DequantizeLinear (docs/export.md).
     """
     from ofq.export.onnx import export_onnx
     from ofq.export.packed import export_run
@@ -55,9 +55,9 @@ def export(
     if path.suffix == ".onnx":
         text += f"{export_onnx(workspace, run, path):,} bytes"
     else:
-        done = export_run(workspace, run, path)
-        share = f"1/{done.full_precision / done.size:.2f} of the full-precision model's"
-        text += f"{done.size:,} bytes, {share} {done.full_precision:,}"
+        exported = export_run(workspace, run, path)
+        share = f"1/{exported.full_precision / exported.size:.2f} of the full-precision model's"
+        text += f"{exported.size:,} bytes, {share} {exported.full_precision:,}"
     say(text)
 
 
@@ -70,9 +70,9 @@ def evaluate(
     qkr: Qkr = False,
     quantizer: Quantizer = "statsq",
     batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1)] = 64,
-    seed: Annotated[int, typer.Option(help="Whose split of digits.", min=0, max=2**32 - 1)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of digits' split.", min=0, max=2**32 - 1)] = 0,
 ) -> None:
-    """Evaluate weights: top-1 and top-5, each image counted once whatever the batch size."""
+    """Evaluate weights: top-1 and top-5 accuracy, on each image exactly once."""
     from ofq.training import evaluation, models
     from ofq.training.data import source as packaged
     from ofq.training.data.images import ImageSource
@@ -91,22 +91,22 @@ def evaluate(
         files = ImageSource(locate(expand_path(data, "--data"), Path()))
         images = evaluation.image_files(files, model, batch_size=batch_size)
         facts = describe(data, files.place, "val")
-    seen = recorded_facts(weights) if weights.is_file() else None
-    difference = facts.difference(seen, images=False) if seen else None
+    recorded = recorded_facts(weights) if weights.is_file() else None
+    difference = facts.difference(recorded, images=False) if recorded else None
     if difference:
         raise UserError(
             f"{data}: other classes than those that {weights} was trained on: {difference}"
         )
     quantized = models.quantized(models.build(model, images.classes), wanted)
-    loaded = load_weights(quantized, given_path(weights, "WEIGHTS"))
-    measures = evaluation.evaluate(loaded, images, console, StopRequest()).measures
+    network = load_weights(quantized, given_path(weights, "WEIGHTS"))
+    measures = evaluation.evaluate(network, images, console, StopRequest()).measures
     count = f"{measures['correct']} of {measures['images']} images right"
     say(f"{summary(measures)}  {count}")
 
 
 @app.command(rich_help_panel=_PANEL)
 def import_checkpoint(
-    file: Annotated[Path, typer.Argument(help="A checkpoint as the authors' code saves it.")],
+    file: Annotated[Path, typer.Argument(help="A checkpoint saved by the authors' code.")],
     out: Annotated[Path, typer.Option(help="Where to write the weights (.safetensors).")],
     model: ModelName,
     bits: Bits,
@@ -114,9 +114,9 @@ def import_checkpoint(
     quantizer: Quantizer = "statsq",
     classes: Annotated[int, typer.Option(help="Number of classes.", min=1)] = 1000,
 ) -> None:
-    """Turn one of the authors' released checkpoints into weights of this package.
+    """Convert one of the authors' released checkpoints into weights of this package.
 
-    Strictly: every tensor has its place, or is named as dropped, with the reason.
+    The conversion is strict: every tensor is used, or reported as dropped, with the reason.
     """
     from ofq.atomic import write_file
     from ofq.training import models
@@ -142,10 +142,10 @@ def _check_weights_path(out: Path, *endings: str) -> None:
 
 
 def _refuse_foreign(out: Path, key: str) -> None:
-    """Replace a file only if the same command wrote it, as the key in its metadata tells.
+    """Refuse to replace a file that another command wrote, by a key in its metadata.
 
     Raises:
-        UserError: Another file stands there, such as the weights of a run.
+        UserError: There is such a file, such as the weights of a run.
     """
     if not os.path.lexists(out):
         return

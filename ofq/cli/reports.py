@@ -1,4 +1,4 @@
-"""Reports: built, explained and packed."""
+"""Commands that build, explain and bundle reports."""
 
 import shlex
 from pathlib import Path
@@ -15,29 +15,29 @@ if TYPE_CHECKING:
 
 _PANEL = "Reports"
 _SHARED = (
-    "it tells commits, uncommitted changes, commands, versions, devices and paths that recipes "
-    "name; not hosts, processes, logs or credentials"
+    "it contains commits, uncommitted changes, commands, versions, devices and paths in recipes; "
+    "no host names, process ids, logs or credentials"
 )
 app = typer.Typer()
 
 
 @app.command(rich_help_panel=_PANEL)
 def report(study: StudyName) -> None:
-    """Build a study's report from its run folders; trains nothing."""
+    """Build a study's report from its run folders; this trains nothing."""
     from ofq.report.write import write_report
 
     workspace = Workspace()
     records = write_report(workspace, study, workspace.reports / study)
     say(f"report: {workspace.reports / study / 'index.html'}")
-    _tell_gaps(records)
+    _report_gaps(records)
 
 
-def _tell_gaps(records: "Records") -> None:
+def _report_gaps(records: "Records") -> None:
     if records.reasons:
         count = f"{len(records.reasons)} of {len(records.cells)} cells"
-        say(f"not complete: {count} miss seeds; `ofq status {records.name}` says which")
+        say(f"incomplete: {count} miss seeds; `ofq status {records.name}` lists them")
     for fault in records.damaged.values():
-        say(f"damaged, and left out: {fault}")
+        say(f"damaged and left out: {fault}")
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -47,13 +47,13 @@ def explain(
         str, typer.Argument(metavar="CELL", help="BITS/METHOD, or MODEL/BITS/METHOD if several.")
     ],
 ) -> None:
-    """Tell where a number of a study's table comes from: runs, commits, recipes, commands.
+    """Explain a number of a study's table by its runs, commits, recipes and commands.
 
     For example `ofq explain digits W2A2/statsq+qkr+cga`, or `FP/fp` for full precision.
     """
-    from ofq.report import explain as tell
+    from ofq.report import explain as explain_cell
 
-    print(printable_lines(tell(Workspace(), study, cell)))
+    print(printable_lines(explain_cell(Workspace(), study, cell)))
 
 
 @app.command(rich_help_panel=_PANEL, name="bundle")
@@ -61,14 +61,14 @@ def make_bundle(
     study: StudyName,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Where to write it; left out, as reports/STUDY.tar.xz."),
+        typer.Option(metavar="FILE", help="File to write. Default: reports/STUDY.tar.xz."),
     ] = None,
 ) -> None:
-    """Pack what a study's report is made from, and the report, into one file.
+    """Pack a study's report and the records that it is built from into one file.
 
-    It holds config, records and results, no weights. Commits, commands and uncommitted changes are
-    in it, without credentials; names of hosts, ids of processes and whole logs aren't. `ofq
-    unbundle FILE` unpacks it anywhere.
+    The file contains config, records and results, but no weights. It includes commits, commands and
+    uncommitted changes without credentials, but no host names, process ids or whole logs.
+    `ofq unbundle FILE` unpacks it anywhere.
     """
     from ofq.report.bundle import ENDING, bundle
 
@@ -77,18 +77,18 @@ def make_bundle(
     records = bundle(workspace, study, path)
     say(f"wrote {path}: {path.stat().st_size:,} bytes")
     say(_SHARED)
-    _tell_gaps(records)
+    _report_gaps(records)
 
 
 @app.command(rich_help_panel=_PANEL, name="unbundle")
 def open_bundle(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `ofq bundle` has written.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file written by `ofq bundle`.")],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="A new folder; left out, the study's name, here."),
+        typer.Option(metavar="FOLDER", help="A new folder. Default: the study's name, here."),
     ] = None,
 ) -> None:
-    """Unpack a study's bundle into a folder, where `ofq report` makes the same report again."""
+    """Unpack a study's bundle into a folder, where `ofq report` rebuilds the same report."""
     from ofq.report.bundle import unbundle
 
     folder = given_path(out, "--out") if out else None

@@ -1,4 +1,4 @@
-"""What is there, how far it is and what it will cost."""
+"""Commands that list studies and runs, show their progress, and estimate their cost."""
 
 from contextlib import suppress
 from typing import Annotated
@@ -23,12 +23,12 @@ app = typer.Typer()
 def studies() -> None:
     """List the studies under config/, with the size of their grids.
 
-    A study whose file is wrong has a line below that says what is.
+    For a study whose file is invalid, a line below the table says why.
     """
     workspace = Workspace()
     table = Table("study", "cells", "runs", "title", box=None)
     for name in workspace.study_names:
-        with suppress(UserError):  # told below
+        with suppress(UserError):  # reported below
             grid = workspace.grid(name)
             counts = (str(len(grid.cells)), str(len(grid.runs())))
             table.add_row(name, *counts, escape(printable(workspace.study(name).title)))
@@ -39,17 +39,18 @@ def studies() -> None:
 
 @app.command(rich_help_panel=_PANEL)
 def recipe(study: StudyName) -> None:
-    """List what a study's runs differ in from the published recipe, as its recipe asks for devices.
+    """List the differences of a study's runs from the published recipe.
 
-    Runs for which nothing was published, such as those on digits, are left out.
+    They are for the devices that the study's recipe requests. Runs without a published recipe, such
+    as those on digits, are excluded.
     """
     workspace = Workspace()
     runs = workspace.grid(study).runs().values()
-    compared = [(run, found) for run in runs if (found := workspace.compare(run)) is not None]
-    for run, found in compared:
-        lines = [f"differs: {difference}" for difference in found.differences]
-        lines += [f"always: {deviation}" for deviation in found.deviations]
-        print(printable_lines("\n  ".join([f"{run.id} ({found.title})", *lines])))
+    compared = [(run, match) for run in runs if (match := workspace.compare(run)) is not None]
+    for run, match in compared:
+        lines = [f"differs: {difference}" for difference in match.differences]
+        lines += [f"always: {deviation}" for deviation in match.deviations]
+        print(printable_lines("\n  ".join([f"{run.id} ({match.title})", *lines])))
     if not compared:
         say(f"no recipe was published for any of the {len(runs)} runs of {study}")
 
@@ -57,22 +58,22 @@ def recipe(study: StudyName) -> None:
 @app.command(rich_help_panel=_PANEL)
 def runs(
     study: StudyName,
-    state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
+    state: Annotated[State | None, typer.Option(help="List only runs in this state.")] = None,
 ) -> None:
-    """List a study's runs, parents first; in a terminal with the state that each is in.
+    """List a study's runs, parents first; in a terminal, with their states.
 
-    Elsewhere it prints one id per line, so that they can be handed on:
-    `ofq doctor $(ofq runs digits --state interrupted)`. `ofq status` sums them up by cells.
+    Elsewhere it prints one id per line, for other commands:
+    `ofq doctor $(ofq runs digits --state interrupted)`. `ofq status` summarizes them by cell.
     """
     from ofq.monitor.status.runs import StudyStatus
     from ofq.monitor.status.table import STYLES
 
     console = Console()
-    watch = StudyStatus(Workspace(), study)
+    progress = StudyStatus(Workspace(), study)
     if state is None and not console.is_terminal:
-        print("\n".join(watch.runs))
+        print("\n".join(progress.runs))
         return
-    states = {name: status.state for name, status in watch.read().items()}
+    states = {name: status.state for name, status in progress.read().items()}
     wanted = [name for name in states if state in (None, states[name])]
     if not console.is_terminal:
         print("".join(f"{name}\n" for name in wanted), end="")
@@ -87,18 +88,21 @@ def runs(
 def status(
     studies: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[STUDY]...", help="Studies; left out, the site's."),
+        typer.Argument(metavar="[STUDY]...", help="Studies. Default: those of the site."),
     ] = None,
-    once: Annotated[bool, typer.Option("--once", help="Print it once, whole, and leave.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print the status once, in full, and exit.")
+    ] = False,
 ) -> None:
-    """Show how far studies are: what is done, running, interrupted, failed and waiting.
+    """Show the progress of studies: runs that are done, running, interrupted, failed and waiting.
 
-    One row per cell. It counts the cell's runs, all seeds and stages; a stage that several cells
-    share is counted in one row. For running ones it shows how far they are together, the steps
-    per second of one, and when the last of them ends. Below are the failed runs: why, where the
-    log is, what to do.
+    There is one row per cell. It counts the cell's runs of all seeds and stages; a stage that
+    several cells share is counted in one row. For running ones it shows their joint progress, the
+    steps per second of one run, and when the last run ends. Failed runs are listed below, with the
+    reason, the log and what to do.
 
-    In a terminal this is live, until all is done or Ctrl-C; elsewhere it is a line per cell, once.
+    In a terminal the display updates until all is done or Ctrl-C; elsewhere it is a line per cell,
+    once.
     """
     from ofq.monitor.status.lines import lines
     from ofq.monitor.status.runs import StudyStatus
@@ -106,14 +110,14 @@ def status(
 
     console = Console()
     workspace = Workspace()
-    watches = [StudyStatus(workspace, name) for name in studies or workspace.site.studies]
+    statuses = [StudyStatus(workspace, name) for name in studies or workspace.site.studies]
     if not console.is_terminal:
-        for watch in watches:
-            print(printable_lines("\n".join(lines(watch))))
+        for progress in statuses:
+            print(printable_lines("\n".join(lines(progress))))
     elif once:
-        console.print(Page(watches, console).draw(fit=False))
+        console.print(Page(statuses, console).draw(fit=False))
     else:
-        follow(Page(watches, console), StopRequest().listen())
+        follow(Page(statuses, console), StopRequest().listen())
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -121,16 +125,16 @@ def plan(
     study: StudyName,
     gpus: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="GPUs to plan for; left out, this machine's."),
+        typer.Option(metavar="N", min=1, help="GPUs to plan for. Default: this machine's."),
     ] = None,
     cores: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="CPU cores for runs without GPU; left out, this machine's."
+            metavar="N", min=1, help="CPU cores for runs without GPU. Default: this machine's."
         ),
     ] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="First train each kind of run for some seconds here.")
+        bool, typer.Option("--measure", help="First train each kind of run here for some seconds.")
     ] = False,
     write_runtime: Annotated[
         bool,
@@ -139,19 +143,19 @@ def plan(
     limit: Annotated[
         int | None,
         typer.Option(
-            metavar="MINUTES", min=5, help="With --write-runtime: the most that a job may ask for."
+            metavar="MINUTES", min=5, help="With --write-runtime: the longest time limit of a job."
         ),
     ] = None,
 ) -> None:
-    """Say what a study will cost, before anything is submitted.
+    """Estimate the cost of a study before anything is submitted.
 
-    Runs to do and done, what shared stages save, GPU-hours, and the time until all is done.
-    Times are ranges: from finished runs, else from --measure (kept in the results folder), else
-    assumed, which the last column says. On a cluster, measure on a node like those of the jobs:
-    [cyan]srun --cpus-per-task=8 ofq plan STUDY --measure[/cyan]
+    It shows runs to do and done, the savings by shared stages, GPU-hours, and the time until all is
+    done. Times are ranges: from finished runs, else from --measure (stored in the results folder),
+    else assumed; the last column shows which. On a cluster, measure on a node like those of the
+    jobs: [cyan]srun --cpus-per-task=8 ofq plan STUDY --measure[/cyan]
 
-    With --write-runtime the workflow asks for time by these estimates in place of the recipe's.
-    That re-runs nothing. A run that takes longer than --limit goes on in further jobs.
+    With --write-runtime the workflow requests time by these estimates instead of the recipe's. This
+    re-runs nothing. A run that takes longer than --limit continues in further jobs.
     """
     from ofq.monitor.plan.limits import write
     from ofq.monitor.plan.plan import Machine, Planner

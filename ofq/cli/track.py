@@ -1,4 +1,4 @@
-"""Run folders in MLflow."""
+"""Commands that mirror run folders in MLflow."""
 
 import os
 import sys
@@ -19,14 +19,14 @@ app = typer.Typer(no_args_is_help=True, help="Mirror run folders in MLflow.")
 def sync(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="STUDY|RUN", help="All run folders and reports if none."),
+        typer.Argument(metavar="STUDY|RUN", help="Default: all run folders and reports."),
     ] = None,
-    uri: Annotated[str | None, typer.Option(help="Another tracking URI than the site's.")] = None,
+    uri: Annotated[str | None, typer.Option(help="Tracking URI. Default: the site's.")] = None,
 ) -> None:
     """Mirror runs, and studies' reports, to a tracking URI.
 
-    Doing it twice changes nothing, so this also moves everything to another server. Exits with 75
-    if something remains.
+    Running it again changes nothing, so it can also copy everything to another server. Exits with
+    75 if something remains.
     """
     from ofq.redact import redact_uri, refuse_credentials
 
@@ -52,15 +52,15 @@ def sync(
 
 @app.command()
 def uri() -> None:
-    """Print the tracking URI, without a password if it has one."""
+    """Print the tracking URI, without any password."""
     from ofq.redact import redact_uri
 
     print(redact_uri(Workspace().tracking_uri))
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(help="Port of this machine.")] = 5000) -> None:
-    """Browse runs and curves in MLflow's pages."""
+def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) -> None:
+    """Serve MLflow's pages, to browse runs and curves."""
     from ofq.redact import redact_uri
     from ofq.tracking.store import open_store
 
@@ -69,7 +69,7 @@ def ui(port: Annotated[int, typer.Option(help="Port of this machine.")] = 5000) 
         print(f"the tracking server has the pages: {redact_uri(store)}")
         return
     open_store(store)
-    # in the environment, since everyone on the machine sees a command line
+    # in the environment, since other users can read a command line
     environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": store}
     arguments = ["-m", "mlflow", "ui", "--port", str(port)]
     os.execve(sys.executable, [sys.executable, *arguments], environment)
@@ -83,10 +83,10 @@ def follow(run_id: RunId) -> None:
     from ofq.runs.folder import RunFolder
     from ofq.tracking import mirroring
 
-    os.nice(10)  # training comes first
+    os.nice(10)  # training has priority
     workspace = Workspace()
     folder = RunFolder(workspace.results / "runs" / run_id)
-    folder.description()  # a slip is said at once
+    folder.description()  # report a wrong id immediately
     logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr, force=True)
     mirroring.leave_with(folder)
     from ofq.tracking.mirror import Mirror

@@ -1,4 +1,4 @@
-"""Runs: trained, resumed, saved and checked."""
+"""Commands that train, resume, save and check runs."""
 
 import os
 import time
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _PANEL = "Runs"
 _STARTED = time.monotonic()
-_LOOK = 0.5  # seconds between two looks at a request
+_POLL_INTERVAL = 0.5  # seconds
 _LEVELS = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 app = typer.Typer()
 
@@ -36,36 +36,40 @@ def train(
     time_limit: Annotated[
         float | None,
         typer.Option(
-            metavar="MINUTES", min=0.01, help="When the job will be ended: save and leave before."
+            metavar="MINUTES",
+            min=0.01,
+            help="The job's time limit; save the state and exit before it.",
         ),
     ] = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="If another trainer writes this run, wait for it.")
+        bool,
+        typer.Option("--wait", help="If another trainer writes this run, wait until it exits."),
     ] = False,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the last checkpoints of the finished run.")
     ] = False,
     again: Annotated[
-        bool, typer.Option("--again", help="Try once more what failed by its numbers.")
+        bool, typer.Option("--again", help="Retry a run that failed for numerical reasons.")
     ] = False,
     devices: Annotated[
         int | None,
         typer.Option(
             metavar="N",
             min=0,
-            help="GPUs, or processes without CUDA; left out, the recipe's `gpu`.",
+            help="GPUs, or ranks without CUDA. Default: the recipe's `gpu`.",
         ),
     ] = None,
 ) -> None:
     """Train one run, or resume it where it was interrupted.
 
-    The runs that it builds on must be complete. One trainer writes a run at a time; another one
-    leaves, or waits with --wait. As many GPUs as the recipe asks for are leased from those in
-    CUDA_VISIBLE_DEVICES, or else the machine's: runs at the same time never share one. A signal
-    (SIGTERM, SIGINT, SIGUSR1, SIGUSR2) or the time limit makes it save its state and leave.
+    The runs that it builds on must be complete. Only one trainer writes a run at a time; another
+    one exits, or waits with --wait. As many GPUs as the recipe requests are leased from those in
+    CUDA_VISIBLE_DEVICES, or else the machine's: concurrent runs never share one. On a signal
+    (SIGTERM, SIGINT, SIGUSR1, SIGUSR2) or before the time limit it saves its state and exits.
 
     Exits with 0 when the run is complete; with 75 when it was interrupted, or another trainer has
-    it: the same command goes on later; with 3 when it would fail again; with 2 for a mistake.
+    it, and the same command resumes it later; with 3 when it would fail again; with 2 for a
+    mistake.
     """
     from ofq.runs import job as jobs
     from ofq.runs.attempt import Options, attempt, run_folder
@@ -86,32 +90,32 @@ def train(
     options = Options(deadline(_STARTED, time_limit), wait, keep, again, gpus)
     mirror = None
     try:
-        with attempt(workspace, run, console, stop, options) as this:
-            found = jobs.begin(workspace, run, homes, this, console)
-            if found is None:
+        with attempt(workspace, run, console, stop, options) as current:
+            allocation = jobs.begin(workspace, run, homes, current, console)
+            if allocation is None:
                 return
-            mirror = start_mirror(this.folder, run.id) if tracked else None
-            jobs.train(workspace, run, this, console, found)
+            mirror = start_mirror(current.folder, run.id) if tracked else None
+            jobs.train(workspace, run, current, console, allocation)
     finally:
         if mirror is not None:
             folder, uri = run_folder(workspace, run), workspace.tracking_uri
-            with suppress(OSError):  # of a disk that is gone the attempt has told
+            with suppress(OSError):  # the attempt has reported a disk that is gone
                 await_mirror(mirror, folder, run.id, uri, console, options.deadline)
 
 
 @app.command(hidden=True)
 def assist(
     run_id: RunId,
-    devices: Annotated[int, typer.Option(help="As of `ofq train`.")],
-    parent: Annotated[int, typer.Option(help="The first process's id.")],
+    devices: Annotated[int, typer.Option(help="As for `ofq train`.")],
+    parent: Annotated[int, typer.Option(help="Process id of rank 0.")],
 ) -> None:
-    """Be one of a run's further ranks (`ofq train` starts them by itself)."""
+    """Run one rank above 0 of a multi-device run (`ofq train` starts these itself)."""
     end_with_parent(parent)
     _assist(run_id, devices)
 
 
 def _assist(run_id: str, gpus: int | None) -> None:
-    """Train along; what all processes end by, the first one says."""
+    """Train as a rank above 0; errors common to all ranks are reported by rank 0 alone."""
     from ofq.runs import job as jobs
     from ofq.runs.attempt import run_folder
 
@@ -124,13 +128,13 @@ def _assist(run_id: str, gpus: int | None) -> None:
     jobs.check(workspace, run, homes, gpus)
     try:
         jobs.assist(workspace, run, gpus, stop)
-    except (Interrupted, RunFailed) as told:
-        raise SystemExit(told.exit_code) from None
+    except (Interrupted, RunFailed) as error:
+        raise SystemExit(error.exit_code) from None
 
 
 @app.command(rich_help_panel=_PANEL)
 def save(run_id: RunId) -> None:
-    """Ask a run that is being trained, here or on another host, for a checkpoint now."""
+    """Request a checkpoint now from a run that is being trained, here or on another host."""
     from ofq.runs.attempt import SAVE_REQUEST, run_folder
 
     workspace = Workspace()
@@ -143,7 +147,7 @@ def save(run_id: RunId) -> None:
     console = Console()
     with console.status("waiting for the checkpoint"):
         while request.exists() and folder.state() == "running":
-            time.sleep(_LOOK)
+            time.sleep(_POLL_INTERVAL)
     if request.exists():
         request.unlink()
         raise UserError(f"{run.id} has ended in the meantime; it is {folder.state()}")
@@ -156,12 +160,12 @@ def doctor(
         list[str], typer.Argument(metavar="RUN...", help="Runs' ids, or paths of run folders.")
     ],
 ) -> None:
-    """Check run folders, and say what to do about what is wrong; changes nothing.
+    """Check run folders and suggest how to fix what is wrong; this changes nothing.
 
-    It reads all of a folder: config, lock, events, provenance, tables, final files and
-    checkpoints by their SHA-256, the runs that this one builds on, and what a killed trainer left.
-    A problem means that something is lost or in the way; a warning mends itself, or only deserves
-    to be known. Each comes with what to do, as a command wherever there is one.
+    It reads the whole folder: config, lock, events, provenance, tables, final files and checkpoints
+    by their SHA-256, the runs that this one builds on, and leftovers of a killed trainer. A problem
+    means that something is lost or blocks training; a warning resolves itself, or is only for
+    information. Each comes with a remedy, as a command where there is one.
 
     Exits with 0 if all is sound, with 1 if there is a problem.
     """

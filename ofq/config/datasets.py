@@ -1,4 +1,4 @@
-"""Where the images of a data set lie, and the facts by which two data sets are told apart."""
+"""Data set configs, the places of image files, and the facts that identify a data set."""
 
 import hashlib
 import json
@@ -28,28 +28,28 @@ SPLIT_NAMES: dict[SplitName, tuple[str, str]] = {
     "train": ("train", "training"),
     "val": ("val", "validation"),
 }
-"""The names that a split's folder, tar file or shards may have."""
+"""Names that a split's folder, tar file or shards may have."""
 Covers = Literal["contents", "names and sizes"]
 RULE: Literal[2] = 2
-"""The rule by which fingerprints are made; those of another rule aren't compared."""
+"""Version of the fingerprint rule; fingerprints of different versions aren't compared."""
 _SHOWN = 15  # characters of a fingerprint, in messages
 
 
 class Dataset(Strict):
-    """What a data set is: a file of ``config/datasets``, or one that comes with the package.
+    """Config of a data set: a file of ``config/datasets``, or one that comes with the package.
 
     Attributes:
         title: Its name for people.
-        source: What reads it: ``images`` (image files in any layout), ``idx`` (gzipped IDX files,
+        source: Its reader: ``images`` (image files in any layout), ``idx`` (gzipped IDX files,
             as of MNIST), ``digits``, ``toy_regression``, or the name of a function that ``module``
             registers (:func:`ofq.register_dataset`).
         task: ``classification``; or ``regression``, measured by its loss.
-        classes: How many classes it must have; None for any number.
+        classes: Number of classes that it must have; None for any number.
         size: Height and width that a model gets, where the recipe's ``model_args`` give no
             ``img_size``; None for the model's own.
-        mean, std: What images are normalized by, for each channel, of values 0 to 1; None for the
+        mean, std: Per-channel mean and deviation for normalization, of values 0 to 1; None for the
             model's own.
-        place: Where it lies, if the site doesn't say. Where it lies is no part of a run's identity.
+        place: Its place, if the site gives none; not part of a run's identity.
         module: A Python module of the user's own that registers the source.
     """
 
@@ -78,17 +78,17 @@ class Dataset(Strict):
 
     @property
     def of_files(self) -> bool:
-        """Whether its images are files, loaded as they are needed."""
+        """Return whether its images are files, loaded as they are needed."""
         return self.source == "images"
 
     @property
     def needs_place(self) -> bool:
-        """Whether it must be said where it lies."""
+        """Return whether its place must be configured."""
         return self.source in ("images", "idx")
 
     @property
     def splits_anew(self) -> bool:
-        """Whether each seed may have another evaluation set."""
+        """Return whether the evaluation set may differ between seeds."""
         return not self.needs_place
 
     @model_validator(mode="after")
@@ -109,19 +109,19 @@ class Dataset(Strict):
 
 
 SOURCES = ("images", "idx", "digits", "toy_regression")
-"""What reads a data set, without a module of the user's own."""
+"""Built-in sources of data sets."""
 
 PACKAGED = {
     "digits": Dataset(title="scikit-learn's digits", source="digits", classes=10),
     "imagenet": Dataset(title="ImageNet-1k"),
     "toy_regression": Dataset(title="Toy regression", source="toy_regression", task="regression"),
 }
-"""The data sets that need no file, by name."""
+"""Data sets that come with the package and need no file, by name."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A data set of image files.
+    """Location of a data set of image files.
 
     Attributes:
         layout: ``folder``: SPLIT/CLASS/IMAGE; ``tar``: SPLIT.tar with CLASS/IMAGE, or a folder
@@ -138,12 +138,12 @@ class Place:
 
 
 def locate(given: str, root: Path) -> Place:
-    """What a site's key, or a variable, names.
+    """Return the place that a site's key or an environment variable names.
 
     Args:
         given: A folder, or ``wds/FOLDER``, or ``hfds/NAME`` or ``hfds/FOLDER``, as timm has it;
-            a folder whose splits are tar files is seen by them.
-        root: What a relative folder is relative to.
+            a folder whose splits are tar files is recognized.
+        root: Base of relative folders.
     """
     prefix, _, rest = given.partition("/")
     if prefix.lower() == "wds" and rest:
@@ -157,30 +157,30 @@ def locate(given: str, root: Path) -> Place:
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder of this name is no data: hidden, or macOS's copy of attributes."""
+    """Return whether a file or folder is no data: hidden, or macOS's copy of attributes."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def tars_in(folder: Path) -> list[Path]:
-    """The tar files in a folder, hidden ones left out, in the order of their names."""
+    """Return the tar files in a folder, sorted by name, without hidden ones."""
     return sorted(path for path in folder.glob("*.tar") if not hidden(path.stem))
 
 
 class DataFacts(BaseModel):
-    """What a run saw of its data, in its provenance and in each checkpoint.
+    """Facts about a run's data, recorded in its provenance and in each checkpoint.
 
     Attributes:
         name: The data set.
-        rule: How the fingerprints are made.
+        rule: Version of the fingerprint rule.
         classes: Number of classes; 0 for regression.
         class_names: Names of the classes in the order of their numbers.
-        numbered: Whether the classes have numbers only, which are their names here.
+        numbered: Whether the classes only have numbers, which then serve as names.
         class_digest: SHA-256 of the names.
         images: Number of images by split.
-        images_by_class: The same for each class.
+        images_by_class: Number of images of each class, by split.
         files: Number of images in all, for image files.
         examples: Number of examples in all, for data that come with the package.
-        covers: What each split's fingerprint is made of.
+        covers: Coverage of each split's fingerprint.
         fingerprints: SHA-256 by split.
         fingerprint: SHA-256 of all splits.
     """
@@ -204,9 +204,9 @@ class DataFacts(BaseModel):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.class_digest != digest_of(self.class_names):
-            raise ValueError("the class names aren't those of their digest")
+            raise ValueError("the class names don't match their digest")
         if not self.images.keys() == self.images_by_class.keys() == self.fingerprints.keys():
-            raise ValueError("images, images_by_class and fingerprints are of different splits")
+            raise ValueError("images, images_by_class and fingerprints have different splits")
         return self
 
     def record(self) -> dict[str, Any]:
@@ -214,11 +214,11 @@ class DataFacts(BaseModel):
         return self.model_dump(exclude_none=True)
 
     def difference(self, then: "DataFacts", images: bool = True) -> str | None:
-        """Say how these data differ from those of an earlier time; None if they don't.
+        """Return how these data differ from those of an earlier time; None if they don't.
 
         Args:
             then: The earlier facts.
-            images: Whether the images count, or the classes alone.
+            images: Whether to compare the images, too, not the classes alone.
         """
         return self._other_classes(then) or (self._other_images(then) if images else None)
 
@@ -257,14 +257,14 @@ def facts_in(data: object, source: str) -> DataFacts | None:
     """Read facts that were recorded.
 
     Args:
-        data: What the record says of its data.
+        data: The record's entry on its data.
         source: The record, for the error.
 
     Returns:
-        The facts; None if the record is older than they are.
+        The facts; None if the record predates them.
 
     Raises:
-        UserError: They are damaged.
+        UserError: The facts are damaged.
     """
     if not isinstance(data, dict) or data.get("rule") != RULE:
         return None

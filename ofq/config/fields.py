@@ -12,7 +12,7 @@ TrainedStage = Literal["fp", "qat", "cga"]
 Stage = Literal["fp", "qat", "cga", "noise", "released"]
 
 OFF = 32
-"""The bit-width that stands for "not quantized"."""
+"""Bit-width that stands for "not quantized"."""
 
 _BITS = re.compile(r"W(\d+)A(\d+)")
 _CONTROLS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -68,7 +68,7 @@ def distinct(values: list[Any]) -> list[Any]:
     """Refuse an empty list, and one that gives a value twice.
 
     Raises:
-        ValueError: It is one.
+        ValueError: The list is empty or repeats a value.
     """
     doubles = sorted(str(value) for value, count in Counter(values).items() if count > 1)
     if doubles:

@@ -1,4 +1,4 @@
-"""Reading YAML and JSON into validated models; errors name file, key, value and what is allowed."""
+"""Read YAML and JSON into validated models; errors name file, key, value and what is allowed."""
 
 import difflib
 import json
@@ -16,7 +16,7 @@ from ofq.console import printable
 from ofq.errors import UserError
 
 LARGEST_YAML = 2**18
-"""The most bytes that a YAML file may have."""
+"""Largest size of a YAML file, in bytes."""
 
 _DEEPEST = 40  # levels of lists and mappings within each other
 _MOST_VALUES = 50_000  # in a YAML file, those that aliases repeat included
@@ -29,9 +29,9 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     cosmetic: ClassVar[frozenset[str]] = frozenset()
-    """Keys that decide no number of a run, and so are no part of its identity."""
+    """Keys that don't affect a run's results, and so are no part of its identity."""
     older: ClassVar[dict[str, str]] = {}
-    """Names that keys had before, which files may still use, and the names they have now."""
+    """Present names of keys by their older names, which files may still use."""
 
     @model_validator(mode="before")
     @classmethod
@@ -39,12 +39,12 @@ class Strict(BaseModel):
         return renamed(data, cls.older) if isinstance(data, dict) else data
 
     def payload(self, *, brief: bool) -> dict[str, Any]:
-        """What decides numbers, as plain data; if brief, without what is at its default."""
+        """Return the keys that affect results, as plain data; if brief, without defaults."""
         return self.model_dump(exclude=set(self.cosmetic), exclude_defaults=brief)
 
 
 def renamed(values: dict[Any, Any], names: dict[str, str]) -> dict[Any, Any]:
-    """Return values by the names that keys have now.
+    """Return a mapping with older key names replaced by present ones.
 
     Args:
         values: Values by key.
@@ -65,17 +65,17 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class _TooMuch(Exception):
-    """A file holds more than a config can need."""
+    """Raised when a file holds more than a config can need."""
 
 
 class _Mapping(dict[Any, Any]):
-    """A mapping of a file, which knows the lines of its keys, from 1."""
+    """Mapping of a file, with the line numbers of its keys, from 1."""
 
     lines: dict[Any, int]
 
 
 class _Loader(yaml.SafeLoader):
-    """Loads plain data as YAML 1.2 has it (``1e-3`` is a number, ``on`` and ``no`` are words).
+    """Loader of plain YAML 1.2 data (``1e-3`` is a number, ``on`` and ``no`` are words).
 
     Refuses keys that are given twice, and documents that are deep, or that grow when their aliases
     are followed.
@@ -165,7 +165,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 def read_yaml(path: Path) -> dict[str, Any]:
     """Parse a YAML file (1.2, so ``1e-3`` is a number) that holds one mapping.
 
-    Aliases may be used within bounds, so that no file takes long to read, whoever wrote it.
+    Aliases are bounded, so that no file, whoever wrote it, takes long to read.
 
     Raises:
         UserError: The file is missing, isn't YAML, gives a key twice, isn't a mapping, or is
@@ -192,7 +192,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         OverflowError,
         RecursionError,
     ) as error:
-        # PyYAML lets pass what Python says of dates, numbers, tags and keys that can't be made
+        # PyYAML doesn't wrap Python's errors on dates, numbers, tags and keys that are invalid
         raise UserError(f"{path}: not valid YAML: {printable(error)}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping of keys to values, found {_kind(data)}")
@@ -210,11 +210,11 @@ def _bounded_yaml(path: Path) -> Any:
 
 
 def read_json(content: str | bytes, source: str) -> Any:
-    """Parse JSON that others may have written.
+    """Parse untrusted JSON.
 
     Args:
         content: The text.
-        source: Where it stood, for the error.
+        source: Its origin, for the error.
 
     Raises:
         UserError: It isn't JSON, or is deeper or has longer integers than a record can need.
@@ -250,8 +250,8 @@ def parse(model: type[Model], data: Any, source: str) -> Model:
 
     Args:
         model: The config model.
-        data: What the file gave.
-        source: Where it stood (file, and key if it is part of one), for the errors.
+        data: The file's content.
+        source: Its origin (file, and key if it is part of one), for the errors.
 
     Raises:
         UserError: One line per mistake.
@@ -279,7 +279,7 @@ def _place(data: Any, location: tuple[str | int, ...]) -> str:
 
 
 def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Values with changes, which win; where both have a mapping, it is merged in the same way."""
+    """Return values updated with changes; nested mappings are merged recursively."""
     both = dict(values)
     for key, change in changes.items():
         old = both.get(key)
@@ -289,7 +289,7 @@ def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def suggest(given: str, allowed: list[str]) -> str:
-    """Say what is allowed, nearest first where the given word looks like a slip."""
+    """Return a hint of the allowed words, the nearest first if the given one looks like a typo."""
     close = difflib.get_close_matches(given, allowed, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"{hint}allowed: {', '.join(allowed)}" if allowed else "none is defined"
@@ -323,7 +323,7 @@ def _shown(value: Any) -> str:
 
 
 def _keys_at(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
-    """The keys of the model that stands at a location, found through the fields' annotations."""
+    """Return the keys of the model at a location, found through the fields' annotations."""
     current: Any = model
     for part in loc:
         current = _step(current, part)

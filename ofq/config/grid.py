@@ -1,4 +1,4 @@
-"""From a study to its cells, and from cells to runs that share their early stages."""
+"""Expansion of a study to its cells, and of cells to runs that share their early stages."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,14 +28,14 @@ from ofq.errors import UserError
 
 @dataclass(frozen=True)
 class Parts:
-    """What a study is expanded from.
+    """Configs from which a study is expanded.
 
     Attributes:
         study: Its config.
         recipe: The recipe that it names.
         dataset: The data set that the recipe names.
         methods: All known methods by name.
-        runtimes: Minutes of its jobs that stand in for the recipe's.
+        runtimes: Measured time limits of its jobs in minutes, which replace the recipe's.
     """
 
     study: Study
@@ -47,7 +47,7 @@ class Parts:
 
 @dataclass
 class _Builder:
-    """Makes runs of one recipe, each distinct one once."""
+    """Builder of the runs of one recipe, each distinct one once."""
 
     recipe: Recipe
     dataset: Dataset
@@ -61,7 +61,7 @@ class _Builder:
     def training(
         self, stage: TrainedStage, model: str, bits: str | None, method: Method | None
     ) -> Training:
-        """A stage's hyperparameters: the recipe's, its overrides, then the method's own."""
+        """Return a stage's hyperparameters: the recipe's, its overrides, then the method's own."""
         key = (stage, model, bits, id(method))
         if key not in self.known:
             own = method.training.get(stage, {}) if method and stage != "fp" else {}
@@ -125,10 +125,10 @@ class _Builder:
         return self.run(config, None, None)
 
     def baseline(self, model: str, seeds: list[int]) -> list[Run]:
-        """The runs of the full-precision cell: trained here, or the evaluated pretrained weights.
+        """Return the runs of the full-precision cell: trained, or evaluated pretrained weights.
 
-        None without a recipe for either, or beside released checkpoints. Where all seeds have one
-        evaluation set, one evaluation is enough.
+        The list is empty if the recipe has neither, or with released checkpoints. Where all seeds
+        share one evaluation set, one evaluation is enough.
         """
         if self.checkpoints:
             return []
@@ -144,7 +144,7 @@ class _Builder:
         return [self.run(config, None, None) for config in configs]
 
     def _shared(self, model: str, seed: int) -> dict[str, Any]:
-        """Return what the configs of all kinds of runs have."""
+        """Return the fields that all kinds of run configs share."""
         return {
             "dataset": self.recipe.dataset,
             "model": model,
@@ -155,7 +155,7 @@ class _Builder:
         }
 
     def last(self, model: str, bits: str, method: Method, seed: int) -> Run:
-        """The last run of a cell's chain; or a released checkpoint's."""
+        """Return the last run of a cell's chain, or that of a released checkpoint."""
         if self.checkpoints:
             return self._released(model, bits, method, seed)
         fp = self.fp(model, seed)
@@ -193,7 +193,7 @@ class _Builder:
         if training.distillation and fp is None and self.recipe.pretrained is None:
             raise UserError(
                 f"recipe of {self.source}: stage '{stage}' of {model} at {bits} distils, but there "
-                "is neither a stage 'fp' nor 'pretrained' to teach it"
+                "is neither a stage 'fp' nor 'pretrained' for its teacher"
             )
         shared: dict[str, Any] = {
             **self._shared(model, seed),
@@ -223,7 +223,7 @@ def expand(name: str, parts: Parts, source: str) -> Grid:
 
     Args:
         name: The study's name.
-        parts: What it is expanded from.
+        parts: The configs from which it is expanded.
         source: The study's file, for errors.
 
     Raises:
@@ -271,18 +271,18 @@ def _check(parts: Parts, source: str) -> None:
 
 
 def _checkpoint_problems(parts: Parts) -> list[str]:
-    """Return what is wrong with a study of released checkpoints."""
+    """Return the mistakes in a study of released checkpoints."""
     study, recipe = parts.study, parts.recipe
-    given = {(model, bits) for model, paths in study.checkpoints.items() for bits in paths}
+    available = {(model, bits) for model, paths in study.checkpoints.items() for bits in paths}
     wanted = {(model, bits) for model in study.models for bits in study.bits}
     problems = [
         f"key 'checkpoints.{model}.{bits}' is missing: give the file of this cell"
-        for model, bits in sorted(wanted - given)
+        for model, bits in sorted(wanted - available)
     ]
     problems += [
         f"key 'checkpoints.{model}.{bits}': the study has no such cell "
         f"(models: {', '.join(study.models)}; bits: {', '.join(study.bits)})"
-        for model, bits in sorted(given - wanted)
+        for model, bits in sorted(available - wanted)
     ]
     if len(study.methods) > 1:
         problems.append(
@@ -291,7 +291,7 @@ def _checkpoint_problems(parts: Parts) -> list[str]:
         )
     if study.figures != ["accuracy"]:
         problems.append(
-            "key 'figures': with 'checkpoints', which no training led to, allowed: accuracy"
+            "key 'figures': with 'checkpoints', which have no training records, allowed: accuracy"
         )
     if parts.dataset.task != "classification":
         problems.append(
@@ -302,7 +302,7 @@ def _checkpoint_problems(parts: Parts) -> list[str]:
 
 
 def _stage_problems(parts: Parts) -> list[str]:
-    """Return what is wrong between a study's methods and the stages that they need."""
+    """Return the mismatches between a study's methods and the stages that they need."""
     study, recipe, methods = parts.study, parts.recipe, parts.methods
     if not recipe.stages:
         return [
@@ -316,17 +316,19 @@ def _stage_problems(parts: Parts) -> list[str]:
             f"key 'methods': '{noisy[0]}' injects noise, but recipe '{study.recipe}' is for "
             f"dataset '{recipe.dataset}', a {parts.dataset.task}; allowed: a classification"
         )
-    annealed = [m for m in study.methods if m in methods and methods[m].cga]
-    if annealed and "cga" not in recipe.stages:
+    with_cga = [m for m in study.methods if m in methods and methods[m].cga]
+    if with_cga and "cga" not in recipe.stages:
         problems.append(
-            f"key 'methods': '{annealed[0]}' ends with CGA, but recipe '{study.recipe}' has no "
+            f"key 'methods': '{with_cga[0]}' ends with CGA, but recipe '{study.recipe}' has no "
             f"stage 'cga' (it has: {', '.join(recipe.stages)})"
         )
-    held = [m for m in study.methods if m in annealed or (m in methods and methods[m].techniques)]
+    affected = [
+        m for m in study.methods if m in with_cga or (m in methods and methods[m].techniques)
+    ]
     problems += [
-        f"key 'bits': at {bits} there are no quantized weights that '{held[0]}' could "
-        "hold; give weight bits of 2 to 8, or leave the method out"
+        f"key 'bits': at {bits} there are no quantized weights for '{affected[0]}' to "
+        "act on; give weight bits of 2 to 8, or leave the method out"
         for bits in study.bits
-        if held and parse_bits(bits)[0] == OFF
+        if affected and parse_bits(bits)[0] == OFF
     ]
     return problems

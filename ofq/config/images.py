@@ -1,4 +1,4 @@
-"""How images of files are made ready: for evaluation, and, augmented, for training."""
+"""Preprocessing of image files: for evaluation, and, augmented, for training."""
 
 from typing import Annotated, Literal, Self
 
@@ -27,16 +27,16 @@ def _policy(text: str) -> str:
 
 
 class Augmentation(Strict):
-    """Random changes of each training image, by timm's transforms, in this order.
+    """Random augmentation of each training image, by timm's transforms, in this order.
 
     Attributes:
         scale: Least and greatest share of the image's area that RandomResizedCrop takes.
         ratio: Least and greatest aspect ratio of that crop.
-        interpolation: How the crop is resized; ``random`` draws bilinear or bicubic for each image.
+        interpolation: Resizing of the crop; ``random`` draws bilinear or bicubic for each image.
         flip: Probability of a horizontal flip.
         policy: timm's name of an automatic augmentation; None for none.
         erasing: Probability that a rectangle is erased.
-        erasing_mode: What it is filled with: ``pixel`` is noise for each pixel, ``const`` zero.
+        erasing_mode: Filling of the rectangle: ``pixel`` is noise for each pixel, ``const`` zero.
     """
 
     scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)
@@ -80,18 +80,18 @@ class Mixing(Strict):
 
 
 class Images(Strict):
-    """How images of files are made ready.
+    """Preprocessing of image files.
 
     Size, mean and deviation are those that timm has for the model.
 
     Attributes:
         crop_pct: Evaluation resizes the shorter side to size / crop_pct, and crops the centre.
-        interpolation: How evaluation resizes.
-        augmentation: What is done to training images at random; None: they are made ready as for
-            evaluation, which is the same in every epoch.
+        interpolation: Resizing in evaluation.
+        augmentation: Random augmentation of training images; None: they are preprocessed as for
+            evaluation, the same in every epoch.
         mixing: Mixup and CutMix of training images; None for neither.
         repeats: Repeated augmentation: how often an image is in an epoch, each time augmented
-            anew; an epoch takes a part of the images then, and its length stays the same.
+            anew; an epoch then covers a part of the images, and its length stays the same.
     """
 
     crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.9
@@ -102,5 +102,5 @@ class Images(Strict):
 
     @property
     def deterministic(self) -> bool:
-        """Whether an image is the same whenever it is trained on."""
+        """Return whether an image is the same each time it is trained on."""
         return self.augmentation is None and self.mixing is None

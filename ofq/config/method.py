@@ -1,4 +1,4 @@
-"""Methods: how weights are quantized, what steadies QAT, and how it is annealed."""
+"""Methods: weight quantization, techniques against oscillation during QAT, and CGA."""
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -18,30 +18,30 @@ from ofq.config.plugins import module_of
 from ofq.config.stage import hyperparameters
 
 WEIGHT_QUANTIZERS = ("lsq", "lsq_statistical", "statsq", "statsq_learned", "statsq_moments")
-"""The built-in weight quantizers; a method that names another one also names its ``module``."""
+"""Built-in weight quantizers; a method that names another one also names its ``module``."""
 
 
 class _Technique(Strict):
-    """Base of what methods say of a technique: its form, and its options as further keys."""
+    """Base class of technique configs: the form, and the technique's options as further keys."""
 
     form: str
 
     @property
     def technique(self) -> str:
-        """The name under which the technique is registered."""
+        """Name under which the technique is registered."""
         return self.form
 
     def options(self) -> dict[str, Any]:
-        """Return what the technique takes beside the model."""
+        """Return the technique's arguments beside the model."""
         return self.model_dump(exclude={"form"})
 
 
 class CgaConfig(_Technique):
-    """CGA: only weights near a rounding threshold stay trainable.
+    """CGA: only weights within the boundary range of a rounding threshold stay trainable.
 
     Attributes:
-        boundary_range: Half the width of the band around a threshold, in quantization steps.
-        rule: Which weights are annealed: all, as the paper has it, or those that the released code
+        boundary_range: Half the width of the range around a threshold, in quantization steps.
+        rule: Weights that CGA covers: all, as the paper has it, or those that the released code
             reaches; docs/methods.md says what differs.
     """
 
@@ -51,12 +51,12 @@ class CgaConfig(_Technique):
 
     @property
     def technique(self) -> str:
-        """``cga``."""
+        """Name of the technique: ``cga``."""
         return "cga"
 
 
 class CgaRatioConfig(_Technique):
-    """CGA in ratio form: by the distances to the nearest and the farthest level.
+    """CGA in ratio form: confidence by the distances to the nearest and the farthest level.
 
     Attributes:
         alpha: Factor on the gradients that pass.
@@ -69,12 +69,12 @@ class CgaRatioConfig(_Technique):
 
     @property
     def technique(self) -> str:
-        """``cga_ratio``."""
+        """Name of the technique: ``cga_ratio``."""
         return "cga_ratio"
 
 
 class CgaControlConfig(_Technique):
-    """A control beside CGA: all low-bit weights frozen, or none."""
+    """Control for CGA: all low-bit weights frozen, or none."""
 
     form: Literal["freeze_all", "no_freeze"]
 
@@ -83,7 +83,8 @@ class Freezing(_Technique):
     """Iterative weight freezing during QAT (Nagel et al. 2022), a baseline.
 
     Attributes:
-        start, end: Oscillation frequency above which a weight freezes, annealed by a cosine.
+        start, end: Oscillation frequency above which a weight freezes, at the start and the end of
+            a cosine schedule.
     """
 
     form: Literal["freezing"]
@@ -103,7 +104,7 @@ class Dampening(_Technique):
 
 
 class OwnTechnique(_Technique):
-    """A technique that the method's module registers; its options are further keys.
+    """Technique that the method's module registers; its options are further keys.
 
     They are checked when the module is imported, before anything is trained.
     """
@@ -121,12 +122,13 @@ class OwnTechnique(_Technique):
 
 
 class Noise(Strict):
-    """Noise injection after training: other codes for oscillating weights, drawn several times.
+    """Noise injection after training: oscillating weights get other codes, drawn several times.
 
     Attributes:
-        boundary_range: How near a threshold a weight counts as oscillating, in quantization steps.
+        boundary_range: Distance from a threshold within which a weight counts as oscillating, in
+            quantization steps.
         samples: Number of draws, each evaluated.
-        weights: Those that oscillate, or, as a control, as many of the others.
+        weights: Weights that get noise: those that oscillate, or, as a control, as many others.
     """
 
     boundary_range: Annotated[float, Field(gt=0, lt=0.5)] = 0.005
@@ -135,7 +137,7 @@ class Noise(Strict):
 
 
 def _technique(data: Any, built_in: dict[str, type[_Technique]], default: str | None) -> Any:
-    """Parse what a method says of a technique, by its form."""
+    """Parse a technique's config by its form."""
     if data is None or isinstance(data, _Technique):
         return data
     if not isinstance(data, dict):
@@ -169,7 +171,7 @@ QatTechnique = Annotated[Freezing | Dampening | OwnTechnique, BeforeValidator(_q
 
 
 class _Techniques(Strict):
-    """What a method says of quantization, at any bits."""
+    """Quantization settings of a method, without the bits."""
 
     older: ClassVar[dict[str, str]] = {"ends": "first_last"}
 
@@ -184,14 +186,14 @@ class _Techniques(Strict):
 
 
 class Quantization(_Techniques):
-    """How a model is quantized.
+    """Quantization of a model.
 
     Attributes:
-        bits: Of block weights and activations.
-        weight_quantizer: How block weights are quantized.
-        options: What the weight quantizer takes beside its bits.
-        activation_quantizer: How block activations are quantized.
-        activation_options: What the activation quantizer takes beside its bits.
+        bits: Bit-widths of block weights and activations.
+        weight_quantizer: Quantizer of block weights.
+        options: Arguments of the weight quantizer beside its bits.
+        activation_quantizer: Quantizer of block activations.
+        activation_options: Arguments of the activation quantizer beside its bits.
         qkr: Query-key reparameterization: off, merged (True), or in low-rank form.
         first_last: Bit-width of first and last layers (patch embedding and heads), weights and
             activations.
@@ -203,24 +205,24 @@ class Quantization(_Techniques):
     bits: Bits
 
     def payload(self, *, brief: bool) -> dict[str, Any]:
-        """Return what decides numbers, as plain data; by the older names, as run ids have them."""
+        """Return the keys that affect results, by their older names, which run ids hash."""
         names = {new: old for old, new in self.older.items()}
         return renamed(super().payload(brief=brief), names)
 
 
 class Method(_Techniques):
-    """A named combination of techniques; beside its own attributes it has :class:`Quantization`'s.
+    """Named combination of techniques; has the attributes of :class:`Quantization` as well.
 
     Attributes:
         label: The name that tables and figures print.
         scale_lr: Factor on the learning rate of learned weight scales.
-        techniques: What is done about oscillation around each step of QAT, in order: dampening,
-            iterative freezing, or one of the user's own. ``stabilizer``, for a single one, is the
-            older name.
-        cga: Settings of the annealing stage after QAT; without it there is no such stage.
-        noise: Settings of noise injection after the last stage; the method's number then is the
+        techniques: Techniques against oscillation during QAT, in order: dampening, iterative
+            freezing, or one of the user's own. ``stabilizer``, for a single one, is the older
+            name.
+        cga: Settings of the CGA stage after QAT; without it there is no such stage.
+        noise: Settings of noise injection after the last stage; the method's result is then the
             mean over its draws.
-        training: Hyperparameters by stage, where the method needs others than the recipe's.
+        training: Hyperparameters by stage that differ from the recipe's.
     """
 
     label: Line
@@ -233,7 +235,7 @@ class Method(_Techniques):
     )
 
     def quantization(self, bits: str) -> Quantization:
-        """The method's quantization at some bits."""
+        """Return the method's quantization at given bits."""
         shared = {name: getattr(self, name) for name in _Techniques.model_fields}
         return Quantization(bits=bits, **shared)
 
@@ -245,8 +247,8 @@ class Method(_Techniques):
         if "techniques" in data:
             raise ValueError("give 'techniques', or 'stabilizer' for a single one; not both")
         rest = {key: value for key, value in data.items() if key != "stabilizer"}
-        given = data["stabilizer"]
-        return rest if given is None else rest | {"techniques": [given]}
+        technique = data["stabilizer"]
+        return rest if technique is None else rest | {"techniques": [technique]}
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""Importing the user's own modules, which register what config files name."""
+"""Import of the user's own modules, which register what config files name."""
 
 import importlib
 import os
@@ -14,7 +14,7 @@ def import_modules(config: RunConfig) -> None:
     """Import all modules of the user's own that a run needs.
 
     Raises:
-        UserError: As of :func:`import_module`.
+        UserError: For the reasons of :func:`import_module`.
     """
     for name in config.modules:
         import_module(name, f"a {config.stage} run of {config.model} on {config.dataset}")
@@ -25,14 +25,14 @@ def import_module(name: str, whose: str) -> None:
 
     Args:
         name: The module.
-        whose: What names it, for the errors, such as ``the method``.
+        whose: Owner of the name, such as ``the method``; for the errors.
 
     Raises:
-        UserError: It can't be imported, it fails, or this is an unpacked bundle, of which nothing
-            is run.
+        UserError: It can't be imported, it fails, or this is an unpacked bundle, whose code is
+            never run.
     """
     Workspace().refuse_bundle(f"import '{name}'")
-    from ofq import torchvision_shim  # which imports torch
+    from ofq import torchvision_shim  # imported here, since it imports torch
 
     torchvision_shim.install()  # the module may import timm
     here = os.getcwd()
@@ -45,7 +45,7 @@ def import_module(name: str, whose: str) -> None:
             f"can't import '{name}', the module of {whose}: {error}; "
             "install it in this environment, or put its folder on PYTHONPATH"
         ) from None
-    except Exception as error:  # its own mistakes, as of syntax
+    except Exception as error:  # errors of the module's own code, such as of syntax
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
             f"can't import '{name}', the module of {whose}: {type(error).__name__}: {error} "

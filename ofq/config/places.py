@@ -1,4 +1,4 @@
-"""Places that config, environment and command line give, with ``~`` and variables expanded."""
+"""Paths of config, environment and command line, with ``~`` and variables expanded."""
 
 import os
 import re
@@ -20,7 +20,7 @@ def expand_path(given: str, source: str) -> str:
 
     Args:
         given: The path.
-        source: Where it stood (file and key, variable or option), for the errors.
+        source: Its origin (file and key, variable or option), for the errors.
 
     Raises:
         UserError: A variable isn't set, a user isn't known, or it can't be a path.
@@ -59,7 +59,7 @@ def expand_uri(given: str, source: str) -> str:
     Other URIs stay as they are, since a password may hold a ``$``.
 
     Raises:
-        UserError: As of :func:`expand_path`, or it is no URI of a store.
+        UserError: For the reasons of :func:`expand_path`, or it is no URI of a store.
     """
     scheme = _FILE_URI.match(given)
     if scheme is None:
@@ -72,11 +72,11 @@ def expand_uri(given: str, source: str) -> str:
 def local_store(path: Path) -> str:
     """Return the URI of an SQLite file.
 
-    SQLAlchemy takes what follows a ``?`` for options and knows no escape, so a path that has one
-    is given relative to the current folder.
+    SQLAlchemy takes what follows a ``?`` for options and has no escape, so a path that has one
+    is made relative to the current folder.
 
     Raises:
-        UserError: There is one even so.
+        UserError: The relative path has one, too.
     """
     place = str(path.resolve())
     if "?" in place:

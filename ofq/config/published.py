@@ -1,4 +1,4 @@
-"""The published recipe as data, and how a run's config differs from it."""
+"""Published recipes as data, and the differences of a run's config from them."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,18 +13,18 @@ from ofq.config.run import CgaRun, QuantizedTraining, RunConfig
 from ofq.config.schema import Match
 
 ABSENT = "off"
-"""Stands for a key that a config lacks, such as one of mixup where nothing is mixed."""
+"""Value of a key that a config lacks, such as one of mixup where nothing is mixed."""
 
 
 class Setting(Strict):
-    """Some of the published values.
+    """Published values for some runs.
 
     Attributes:
-        source: Where they stand.
-        match: For which runs; left out, for all.
+        source: Their place in the publication.
+        match: The runs that they are for; left out, all.
         set: The values, by a dotted key of :class:`~ofq.config.stage.Training`, or by ``devices``,
-            ``start``, ``ends``, ``boundary_range`` or ``cga_rule``. null stands for something that
-            is off.
+            ``start``, ``first_last``, ``boundary_range`` or ``cga_rule``. null stands for a setting
+            that is off.
     """
 
     source: Text
@@ -33,11 +33,11 @@ class Setting(Strict):
 
 
 class Deviation(Strict):
-    """What differs from the publication whatever the config says.
+    """Difference from the publication that no config removes.
 
     Attributes:
         text: A sentence.
-        match: For which runs; left out, for all.
+        match: The runs that it is for; left out, all.
     """
 
     text: Text
@@ -45,13 +45,13 @@ class Deviation(Strict):
 
 
 class Published(Strict):
-    """A published recipe: one file of ``config/published``, named after its data set.
+    """Published recipe: one file of ``config/published``, named after its data set.
 
     Attributes:
-        title: What it is called where differences are listed.
-        dataset, models, bits: What it was published for.
+        title: Its name where differences are listed.
+        dataset, models, bits: The runs that it was published for.
         settings: Its values; the last match wins.
-        deviations: What differs in any case.
+        deviations: Differences that no config removes.
     """
 
     title: Line
@@ -64,13 +64,13 @@ class Published(Strict):
 
 @dataclass(frozen=True)
 class Difference:
-    """A value that differs.
+    """Value that differs from the published one.
 
     Attributes:
         key: A dotted key of the stage's hyperparameters, or one of :class:`Setting`'s others.
         published: The published value.
-        ours: The run's.
-        source: Where the published one stands.
+        ours: The run's value.
+        source: Place of the published value in the publication.
     """
 
     key: str
@@ -84,13 +84,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a run compares with the published recipe.
+    """Comparison of a run with the published recipe.
 
     Attributes:
-        title: What was compared with.
+        title: Name of the published recipe.
         differences: Values that differ, in the published file's order; none for a run that follows
             the recipe.
-        deviations: What differs in any case.
+        deviations: Differences that no config removes.
     """
 
     title: str
@@ -98,7 +98,7 @@ class Comparison:
     deviations: tuple[str, ...]
 
     def payload(self) -> dict[str, Any]:
-        """The same as plain JSON data, for a run's record."""
+        """Return the comparison as plain JSON data, for a run's record."""
         return {
             "published": self.title,
             "differences": [asdict(difference) for difference in self.differences],
@@ -110,7 +110,7 @@ def compare(config: RunConfig, devices: int, published: Published | None) -> Com
     """Compare a run's config with the published recipe.
 
     Args:
-        config: The run's.
+        config: The run's config.
         devices: Number of devices that it trains on.
         published: The recipe for its data set, if one was published.
 
@@ -144,20 +144,20 @@ def _covers(published: Published, config: QuantizedTraining) -> bool:
 
 
 def _values(published: Published, config: QuantizedTraining) -> dict[str, tuple[Any, str]]:
-    """The published values for a run, each with its source."""
-    found: dict[str, tuple[Any, str]] = {}
+    """Return the published values for a run, each with its source."""
+    values: dict[str, tuple[Any, str]] = {}
     for setting in published.settings:
         if setting.match.fits(config.model, config.bits, config.stage):
             for key, value in setting.set.items():
-                found[key] = (ABSENT if value is None else value, setting.source)
+                values[key] = (ABSENT if value is None else value, setting.source)
     if not _has_boundary_range(config):
-        found.pop("boundary_range", None)
-        found.pop("cga_rule", None)
-    return found
+        values.pop("boundary_range", None)
+        values.pop("cga_rule", None)
+    return values
 
 
 def _facts(config: QuantizedTraining, devices: int) -> dict[str, Any]:
-    """What a run has at the keys that a published recipe may name."""
+    """Return a run's values of the keys that a published recipe may name."""
     facts: dict[str, Any] = dict(_flat(config.training.model_dump()))
     facts["devices"] = devices
     facts["start"] = config.pretrained or "trained here"
@@ -169,12 +169,12 @@ def _facts(config: QuantizedTraining, devices: int) -> dict[str, Any]:
 
 
 def _has_boundary_range(config: QuantizedTraining) -> bool:
-    """Return whether a run is CGA's, and not a variant's or a control's."""
+    """Return whether a run is of CGA itself, not of a variant or a control."""
     return isinstance(config, CgaRun) and isinstance(config.annealing, CgaConfig)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested values by dotted keys, mappings themselves included; None becomes :data:`ABSENT`."""
+    """Yield nested values by dotted keys, mappings included; None becomes :data:`ABSENT`."""
     for name, value in values.items():
         key = prefix + name
         yield key, ABSENT if value is None else value
@@ -183,7 +183,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _equal(ours: Any, published: Any) -> bool:
-    """Whether two values are the same number, list or word."""
+    """Return whether two values are the same number, list or word."""
     if isinstance(ours, (list, tuple)) and isinstance(published, (list, tuple)):
         pairs = zip(ours, published, strict=False)
         return len(ours) == len(published) and all(_equal(a, b) for a, b in pairs)

@@ -1,4 +1,4 @@
-"""Results that others reported, as data: what a study's numbers are held against."""
+"""Reported results as data, with which a study's results are compared."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,19 +8,19 @@ from ofq.config.fields import Bits, Line, Name, Text
 from ofq.config.files import Strict
 
 Status = Literal["published", "released README", "derived", "third-party", "this suite"]
-"""How a number is known: in the paper, in the authors' README, by arithmetic from these, by someone
-else's account, or by runs of this suite."""
+"""Provenance of a number: the paper, the authors' README, arithmetic on these, a third party, or
+runs of this suite."""
 
 
 class Value(Strict):
-    """One reported number.
+    """Reported result of one cell.
 
     Attributes:
         model, bits, method: The cell that it is about; ``FP`` and ``fp`` for full precision.
         value: The number, in percent.
-        runs: Over how many trainings it is a mean.
-        status: How it is known.
-        source: Where it stands, or how it is derived.
+        runs: Number of trainings of which it is the mean.
+        status: Its provenance.
+        source: Its source, or derivation.
     """
 
     model: Line
@@ -42,19 +42,19 @@ class Value(Strict):
 
     @property
     def cell(self) -> tuple[str, str, str]:
-        """Model, bits and method."""
+        """Model, bits and method of the cell."""
         return self.model, self.bits, self.method
 
 
 class Reference(Strict):
-    """A file of ``config/reference``.
+    """Reported results: a file of ``config/reference``.
 
     Attributes:
-        title: What tables call it.
+        title: Its name in tables.
         dataset: The data set that the numbers are about.
-        measure: Which number of a run they are to be compared with.
-        notes: What a reader must know to compare.
-        values: The numbers; what isn't known has none.
+        measure: The measure of a run with which they are compared.
+        notes: Notes for readers on the comparison.
+        values: The known numbers.
     """
 
     title: Line

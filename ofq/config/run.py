@@ -1,4 +1,4 @@
-"""Runs and cells: what they are, and how a run gets its name.
+"""Runs and cells, and the identity of a run.
 
 A run is identified by its resolved config, its parent's identity included, so equal runs of
 different cells and studies are one run, and a changed hyperparameter makes a new one.
@@ -19,18 +19,18 @@ from ofq.config.stage import Resources, Training
 IMAGE_FILES = Dataset(title="Image files")
 
 FORMAT = 1
-"""Raised whenever the same config would train to other numbers, which makes every run new."""
+"""Version of the run format; raised whenever the same config would train to other results."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """What all kinds of runs have: everything that decides what a run computes, and no more.
+    """Base class of run configs: everything that decides what a run computes, and no more.
 
     Attributes:
         dataset, model: Their names.
-        seed: Decides initial weights, order and random changes of the data.
-        data: What the data set is.
-        model_args: What the model's constructor gets beside the number of classes.
+        seed: Decides initial weights, data order and augmentation.
+        data: Config of the data set.
+        model_args: Arguments of the model's constructor beside the number of classes.
         model_module: The module of the user's own that registers the model, if one is named.
     """
 
@@ -45,7 +45,7 @@ class _Run:
 
     @property
     def constructor_args(self) -> dict[str, bool | int | float | str]:
-        """What the model's constructor gets: the recipe's, and the data set's image size."""
+        """Arguments of the model's constructor: the recipe's, and the data set's image size."""
         size = {} if self.data.size is None else {"img_size": self.data.size}
         return {**size, **self.model_args}
 
@@ -56,11 +56,11 @@ class _Run:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The modules of the user's own that register what the run needs."""
-        return tuple(filter(None, (self.data.module, self.model_module)))
+        """Modules of the user's own that register what the run needs."""
+        return tuple(dict.fromkeys(filter(None, (self.data.module, self.model_module))))
 
     def payload(self, *, brief: bool = False) -> dict[str, Any]:
-        """Return the config as plain JSON data; if brief, without what is at its default.
+        """Return the config as plain JSON data; if brief, without defaults.
 
         All kinds of runs have the same keys, those of other kinds at their defaults.
         """
@@ -74,7 +74,7 @@ class _Run:
         if not values["model_args"]:
             del values["model_args"]
         techniques = values.pop("techniques", ())
-        if len(techniques) == 1:  # a name of its own, since there could once be one alone
+        if len(techniques) == 1:  # has its own key, since run ids date from when there was only one
             values["stabilizer"] = techniques[0]
         elif techniques:
             values["techniques"] = techniques
@@ -87,28 +87,28 @@ class _Run:
     def digest(self) -> str:
         """Return eight hex digits of the SHA-256 of the config's canonical JSON.
 
-        What is at its default isn't hashed, so that a new option leaves old runs their names; if
-        a default changes its meaning, :data:`FORMAT` must be raised.
+        Defaults aren't hashed, so that a new option leaves the ids of old runs unchanged; if a
+        default changes its meaning, :data:`FORMAT` must be raised.
         """
         text = json.dumps(self.payload(brief=True), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def parts(self) -> list[str]:
-        """Return what the run's method consists of, in the order in which names have it."""
+        """Return the parts of the run's method, in the order of its name."""
         return ["fp"]
 
     def slug(self) -> str:
-        """Return the part of the run's name that people read, such as ``w2a2-statsq-qkr-s0``."""
+        """Return the readable part of the run's name, such as ``w2a2-statsq-qkr-s0``."""
         bits = [self.bits.lower()] if self.bits else []
         return "-".join([*bits, *self.parts(), f"s{self.seed}"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Quantized(_Run):
-    """What all runs of a quantized model have.
+    """Base class of runs of a quantized model.
 
     Attributes:
-        quantization: How the model is quantized.
+        quantization: Quantization of the model.
     """
 
     quantization: Quantization
@@ -120,7 +120,7 @@ class _Quantized(_Run):
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The modules of the user's own that register what the run needs."""
+        """Modules of the user's own that register what the run needs."""
         named = (self.quantization.module, *super().modules)
         return tuple(dict.fromkeys(filter(None, named)))
 
@@ -155,14 +155,14 @@ class PretrainedRun(_Run):
 
 @dataclass(frozen=True, kw_only=True)
 class _QuantizedTraining(_Quantized):
-    """What both stages of quantized training have.
+    """Base class of both stages of quantized training.
 
     Attributes:
         training: Hyperparameters.
         scale_lr: Factor on the learning rate of learned weight scales.
         parent: Hash of the run whose weights it starts from; None if there is none.
-        teacher: Hash of the full-precision run that teaches it; None if none does.
-        pretrained: The weights that it starts from, or is taught by, in place of runs.
+        teacher: Hash of the full-precision run that is its teacher; None if there is none.
+        pretrained: Weights of its start or its teacher, in place of runs.
     """
 
     training: Training
@@ -177,7 +177,7 @@ class QatRun(_QuantizedTraining):
     """Quantization-aware training.
 
     Attributes:
-        techniques: What is done about oscillation around each step, in order.
+        techniques: Techniques against oscillation, in order.
     """
 
     stage: ClassVar[Stage] = "qat"
@@ -191,10 +191,10 @@ class QatRun(_QuantizedTraining):
 
 @dataclass(frozen=True, kw_only=True)
 class CgaRun(_QuantizedTraining):
-    """The stage after QAT: CGA, a variant of it, or a control.
+    """Training after QAT: CGA, a variant of it, or a control.
 
     Attributes:
-        annealing: Which.
+        annealing: The config of CGA, its variant or the control.
     """
 
     stage: ClassVar[Stage] = "cga"
@@ -209,7 +209,7 @@ class CgaRun(_QuantizedTraining):
         return QatRun(**shared, techniques=(self.annealing,))
 
     def parts(self) -> list[str]:
-        """Return the names of quantizer, QKR and annealing."""
+        """Return the names of quantizer, QKR and CGA."""
         return [*super().parts(), *_annealing_part(self.annealing)]
 
 
@@ -219,7 +219,7 @@ class NoiseRun(_Quantized):
 
     Attributes:
         noise: Its settings.
-        annealing: Of the run that it evaluates, if it had any.
+        annealing: CGA config of the run that it evaluates, if it had any.
         parent: Hash of that run.
     """
 
@@ -230,7 +230,7 @@ class NoiseRun(_Quantized):
     annealing: Annealing | None = None
 
     def parts(self) -> list[str]:
-        """Return the names of quantizer, QKR, annealing and noise."""
+        """Return the names of quantizer, QKR, CGA and noise."""
         control = "_control" if self.noise.weights == "others" else ""
         noise = f"noise{self.noise.boundary_range:g}{control}"
         return [*super().parts(), *_annealing_part(self.annealing), noise]
@@ -265,7 +265,7 @@ _KEYS: dict[str, Any] = {
     "checkpoint": None,
     "noise": None,
 }
-"""The keys that only some kinds of runs have, with what they are in the others."""
+"""Keys that only some kinds of runs have, with their values in the others."""
 
 
 def _plain(value: Any, brief: bool) -> Any:
@@ -282,7 +282,7 @@ def _annealing_part(annealing: Annealing | None) -> list[str]:
 
 
 def quantization_of(config: RunConfig) -> Quantization | None:
-    """Return how a run's model is quantized; None in full precision."""
+    """Return the quantization of a run's model; None in full precision."""
     return getattr(config, "quantization", None)
 
 
@@ -296,12 +296,12 @@ class Run:
     """One job: a training, or an evaluation.
 
     Attributes:
-        config: What it computes.
+        config: Its config.
         id: Its folder below ``results/runs``, such as
             ``digits/micro_deit_patch2_8/w2a2-statsq-s0-3f9a1c2b``.
         parent: The run whose weights it starts from.
-        teacher: The full-precision run that teaches it.
-        resources: What its job asks the scheduler for.
+        teacher: The full-precision run that is its teacher.
+        resources: Resources that its job requests.
     """
 
     config: RunConfig
@@ -311,20 +311,20 @@ class Run:
     resources: Resources
 
     def chain(self) -> Iterator["Run"]:
-        """The run and all that it builds on, last stage first."""
+        """Yield the run and all that it builds on, last stage first."""
         yield self
         if self.parent is not None:
             yield from self.parent.chain()
 
     def needs(self) -> list["Run"]:
-        """The runs whose weights must exist before this one can start."""
+        """Return the runs whose weights must exist before this one can start."""
         wanted = (self.parent, self.teacher)
         return list({run.id: run for run in wanted if run is not None}.values())
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table: a model at some bits under some method, over the seeds.
+    """Cell of a table: a model at given bits under one method, over the seeds.
 
     For the full-precision baseline ``bits`` is ``FP`` and ``method`` is ``fp``.
     """
@@ -338,13 +338,13 @@ class Cell:
 
     @property
     def place(self) -> tuple[str, str, str]:
-        """Model, bits and method: where it stands in its study."""
+        """Model, bits and method: its position in the study."""
         return self.model, self.bits, self.method
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A study's cells.
+    """Cells of a study.
 
     Attributes:
         study: The study's name.
@@ -355,17 +355,17 @@ class Grid:
     cells: tuple[Cell, ...]
 
     def runs(self) -> dict[str, Run]:
-        """All runs by id, shared ones once, parents before children."""
-        found: dict[str, Run] = {}
+        """Return all runs by id, shared ones once, parents before children."""
+        runs: dict[str, Run] = {}
         for cell in self.cells:
             for run in cell.runs:
                 for link in reversed(list(run.chain())):
-                    found.setdefault(link.id, link)
-        return found
+                    runs.setdefault(link.id, link)
+        return runs
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """What a run folder's ``run.json`` holds: the run's identity and its whole config."""
+    """Return the content of a run folder's ``run.json``: the run's identity and its config."""
     return {
         "id": run.id,
         "method": "+".join(run.config.parts()),

@@ -1,6 +1,6 @@
-"""``config/runtimes.yaml``: time limits of jobs that were measured, in place of the recipes'.
+"""Measured time limits of jobs, which replace the recipes': ``config/runtimes.yaml``.
 
-They belong to the site's hardware, as recipes don't; no run's identity depends on them.
+They depend on the site's hardware, unlike recipes; no run's identity depends on them.
 """
 
 from pathlib import Path
@@ -20,37 +20,37 @@ _HEAD = (
 )
 
 Minutes = dict[str, dict[Stage, PositiveInt]]
-"""Minutes by model and stage."""
+"""Time limits in minutes by model and stage."""
 
 
 class Runtimes(RootModel[dict[str, Minutes]]):
-    """Minutes by recipe, model and stage."""
+    """Time limits in minutes by recipe, model and stage."""
 
 
 def read(path: Path, recipes: list[str]) -> dict[str, Minutes]:
-    """The file's content; nothing if there is no file.
+    """Return the file's content, or an empty dict if there is no file.
 
     Args:
         path: The file.
-        recipes: The recipes that there are.
+        recipes: Names of all recipes.
 
     Raises:
-        UserError: It isn't valid, or names another recipe.
+        UserError: It isn't valid, or names an unknown recipe.
     """
     if not path.exists():
         return {}
-    found = parse(Runtimes, read_yaml(path), str(path)).root
-    for name in found:
+    runtimes = parse(Runtimes, read_yaml(path), str(path)).root
+    for name in runtimes:
         if name not in recipes:
             raise UserError(f"{path}: unknown recipe '{name}' ({suggest(name, recipes)})")
-    return found
+    return runtimes
 
 
 def check_models(path: Path, minutes: Minutes, recipe: str, models: list[str]) -> None:
-    """Make sure that a recipe has the models for which there are minutes.
+    """Refuse minutes for models that a recipe lacks.
 
     Raises:
-        UserError: It hasn't.
+        UserError: It lacks one.
     """
     for name in minutes:
         if name not in models:
@@ -59,10 +59,10 @@ def check_models(path: Path, minutes: Minutes, recipe: str, models: list[str]) -
 
 
 def update(path: Path, recipes: list[str], recipe: str, minutes: Minutes) -> None:
-    """Set what the file says of some models and stages of a recipe; the rest stays as it is.
+    """Set the minutes of some models and stages of a recipe; the rest stays as it is.
 
     Raises:
-        UserError: The file as it was isn't valid.
+        UserError: The existing file isn't valid.
     """
     content = {name: dict(models) for name, models in read(path, recipes).items()}
     models = content.setdefault(recipe, {})

@@ -1,4 +1,4 @@
-"""The files under ``config/``: site, studies and recipes.
+"""Config models of the site, studies and recipes under ``config/``.
 
 Nothing here imports torch or timm, so that a workflow parses in a moment.
 """
@@ -39,10 +39,10 @@ FIGURES = (
     "trajectories",
     "weight_paths",
 )
-"""The figures that a study may name, which :mod:`ofq.report.figures` draws."""
+"""Built-in figures that a study may name, which :mod:`ofq.report.figures` draws."""
 
 HUB = "timm"
-"""Stands in a run's config for the pretrained weights that timm's hub has for the model."""
+"""Value in a run's config that stands for the model's pretrained weights on timm's hub."""
 
 Folder = Annotated[str, Field(min_length=1)]
 
@@ -54,7 +54,7 @@ def _listed(given: Any) -> Any:
 
 
 class Match(Strict):
-    """Which runs an override is for: by one value of a key, or a list of them.
+    """Selection of runs by model, bits and stage, each one value or a list.
 
     A key left out matches every run.
     """
@@ -64,15 +64,15 @@ class Match(Strict):
     stage: Annotated[list[TrainedStage] | None, BeforeValidator(_listed)] = None
 
     def fits(self, model: str, bits: str | None, stage: str) -> bool:
-        """Whether a run is among them."""
+        """Return whether a run is selected."""
         pairs = ((self.model, model), (self.bits, bits), (self.stage, stage))
-        return all(wanted is None or found in wanted for wanted, found in pairs)
+        return all(wanted is None or value in wanted for wanted, value in pairs)
 
 
 class Override(Strict):
     """Hyperparameters that differ for some models, bits or stages; the last match wins.
 
-    A mapping, such as ``images``, is merged with what it overrides, key by key; null ends it.
+    A mapping, such as ``images``, is merged with what it overrides, key by key; null removes it.
     """
 
     match: Match
@@ -80,10 +80,10 @@ class Override(Strict):
 
 
 class Contrast(Strict):
-    """A comparison that a study is made for.
+    """Comparison that a study is made for.
 
     Attributes:
-        question: What the difference between the two methods answers.
+        question: Question that the difference between the two methods answers.
         method, against: Names of two of the study's methods; the difference is the first's number
             minus the second's.
     """
@@ -100,18 +100,18 @@ class Recipe(Strict):
         dataset: Name of the data set: a file of ``config/datasets``, or one that comes with the
             package.
         models: Names of timm models, or of this package's own.
-        model_args: What the models' constructors get beside the number of classes, such as
+        model_args: Arguments of the models' constructors beside the number of classes, such as
             ``img_size`` and ``patch_size``.
         module: A Python module that registers models of the user's own with timm.
-        classes: How many classes the data set must have; None for as many as its file says.
+        classes: Number of classes that the data set must have; None for as many as its file says.
         stages: Hyperparameters of each stage; none if the recipe's studies only evaluate released
             checkpoints.
-        pretrained: Without an ``fp`` stage, the weights that QAT starts from and is taught by, and
-            whose evaluation is the full-precision baseline: in the file, ``true`` for those that
+        pretrained: Without an ``fp`` stage, the weights of QAT's start and of its teacher, whose
+            evaluation is the full-precision baseline: in the file, ``true`` for those that
             timm's hub has for the model (here :data:`HUB`), or a local file. Left out, QAT starts
             from scratch.
-        overrides: What differs for some models, bits or stages.
-        resources: What a job of each stage asks the scheduler for (:meth:`asked`).
+        overrides: Hyperparameters that differ for some models, bits or stages.
+        resources: Resources that a job of each stage requests (:meth:`asked`).
     """
 
     dataset: Name
@@ -144,10 +144,10 @@ class Recipe(Strict):
         return given
 
     def asked(self, stage: Stage) -> Resources:
-        """What a job of a stage asks for.
+        """Return the resources that a job of a stage requests.
 
-        An evaluation of which the recipe says nothing asks for what a device of QAT does, since it
-        reads the same images.
+        An evaluation that the recipe doesn't list requests the share of one device of QAT, since
+        it reads the same images.
         """
         if stage in self.resources or stage in self.stages or "qat" not in self.resources:
             return self.resources.get(stage, Resources())
@@ -155,7 +155,7 @@ class Recipe(Strict):
 
     @property
     def short(self) -> bool:
-        """Whether the jobs of all stages are short."""
+        """Return whether the jobs of all stages are short."""
         stages: set[Stage] = {*self.stages, *self.resources} or {"released"}
         return all(self.asked(stage).short for stage in stages)
 
@@ -179,37 +179,37 @@ class Recipe(Strict):
     def _parts_fit(self) -> Self:
         if self.stages and "qat" not in self.stages:
             raise ValueError("stages lacks 'qat', the stage that every method needs")
-        taught = [s for s, t in self.stages.items() if t.distillation]
-        if taught and "fp" not in self.stages and self.pretrained is None:
+        distilling = [s for s, t in self.stages.items() if t.distillation]
+        if distilling and "fp" not in self.stages and self.pretrained is None:
             raise ValueError(
-                f"stage '{taught[0]}' distils, but there is no 'fp' stage to teach it, "
+                f"stage '{distilling[0]}' distils, but there is no 'fp' stage for its teacher, "
                 "and no 'pretrained'; allowed: either, or distillation: false"
             )
         return self
 
 
 class Study(Strict):
-    """A grid of cells, with the tables and figures made of it.
+    """Grid of cells, with the tables and figures made of it.
 
     Attributes:
         title: Heading of the report.
-        description: What the study asks; opens the report (Markdown-free plain text).
-        extends: Name of the study whose keys count where this one leaves them out.
+        description: Question of the study; opens the report (Markdown-free plain text).
+        extends: Name of the study that gives the keys that this one leaves out.
         recipe: Name of the recipe.
         models, bits, methods, seeds: The grid.
-        checkpoints: Where given, nothing is trained: a cell's number is that of a file in the
-            authors' released layout, by model and bits.
+        checkpoints: Files in the authors' released layout, by model and bits, which are evaluated
+            in place of training.
         figures: Names of the report's figures, in order; among :data:`FIGURES`, or those that
             ``module`` registers.
         module: A Python module of the user's own that registers figures.
-        references: Names of files in ``config/reference``, whose numbers the study's are held
-            against; the first that has a cell counts.
+        references: Names of files in ``config/reference``, with which results are compared; the
+            first that has a cell counts.
         contrasts: The comparisons that the study is made for; left out, each method is compared
             with the one before it and with the first.
         factors: For a study whose methods are all combinations of some techniques: each
             technique, and the methods that have it; the report then has main effects and
             interactions, and compares methods that differ in one technique.
-        expectations: What is known to hold in this setting, to be set beside what was found.
+        expectations: Known results in this setting, printed beside the study's findings.
     """
 
     title: Line
@@ -229,7 +229,7 @@ class Study(Strict):
     expectations: tuple[Text, ...] = ()
 
     def factors_of(self, method: str) -> frozenset[str]:
-        """The factors that a method has."""
+        """Return the factors that a method has."""
         return frozenset(f for f, methods in self.factors.items() if method in methods)
 
     @model_validator(mode="before")
@@ -258,10 +258,10 @@ class Study(Strict):
         named = {method for having in self.factors.values() for method in having}
         if unknown := sorted(named - set(self.methods)):
             raise ValueError(f"factors: '{unknown[0]}' is not among the study's methods")
-        found = {self.factors_of(method) for method in self.methods}
-        if self.factors and not len(found) == len(self.methods) == 2 ** len(self.factors):
+        sets = {self.factors_of(method) for method in self.methods}
+        if self.factors and not len(sets) == len(self.methods) == 2 ** len(self.factors):
             raise ValueError(
-                f"factors: {len(self.methods)} methods make {len(found)} combinations; needed: "
+                f"factors: {len(self.methods)} methods make {len(sets)} combinations; needed: "
                 f"each of the {2 ** len(self.factors)} combinations of {', '.join(self.factors)} "
                 "once"
             )
@@ -269,19 +269,19 @@ class Study(Strict):
 
 
 class Site(Strict):
-    """``config/config.yaml``: what differs from one machine to the next.
+    """Settings of a site, which differ between machines: ``config/config.yaml``.
 
     Attributes:
-        studies: What ``snakemake`` builds when it is given no target.
+        studies: Studies that ``snakemake`` builds when it is given no target.
         results: Folder of the run folders and of the embedded MLflow store.
         reports: Folder of the reports.
         tracking_uri: MLflow's store, without a password; left out, ``MLFLOW_TRACKING_URI``,
             or else an SQLite file in ``results``.
-        data: Where data sets lie, by name: a folder, ``wds/FOLDER`` or ``hfds/NAME``
+        data: Places of data sets, by name: a folder, ``wds/FOLDER`` or ``hfds/NAME``
             (docs/data.md).
-        unreadable: What an image that can't be read does: ``fail`` ends the run; ``skip`` trains
+        unreadable: Handling of an image that can't be read: ``fail`` ends the run; ``skip`` trains
             on the next one in its place, and evaluates without it.
-        checkpoint_minutes: Time between two checkpoints: the most that an abrupt end can cost.
+        checkpoint_minutes: Time between two checkpoints: the most that a crash can cost.
     """
 
     studies: Names

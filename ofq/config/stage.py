@@ -1,4 +1,4 @@
-"""What a stage trains with, and what its jobs ask for."""
+"""Hyperparameters of a stage, and the resources of its jobs."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -20,16 +20,16 @@ Loader = Literal["plain", "fast"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 SHORT = 15
-"""Minutes up to which a job without GPU counts as short."""
+"""Time limit in minutes up to which a job without GPU counts as short."""
 
 
 class Teaching(Strict):
-    """How the full-precision teacher answers.
+    """Computation of the teacher logits.
 
     Attributes:
-        precision: What its products are computed in; its logits are float32 in any case.
-        cached: Whether its logits on the training set are computed once and kept, for images that
-            are the same in every epoch.
+        precision: Precision of the teacher's products; its logits are float32 in any case.
+        cached: Whether the teacher logits of the training set are computed once and cached, for
+            images that are the same in every epoch.
     """
 
     precision: Precision = "fp32"
@@ -37,16 +37,16 @@ class Teaching(Strict):
 
 
 class ProbeConfig(Strict):
-    """What a stage records of single weights, for figures; it decides no number.
+    """Recording of single weights during a stage, for figures; does not affect results.
 
-    Recorded are at most 2,048 steps: all of a short stage, else the last ones of each epoch.
+    At most 2,048 steps are recorded: all of a short stage, else the last ones of each epoch.
 
     Attributes:
-        weights: How many weights are followed through the grid (0: none).
-        sample: Of how many entries of each weight matrix the gradients' signs are compared, and
-            at most how many channels of query and key are watched for joint flips (0: none).
-        histograms: At how many epochs all weights are counted by their position on the grid, evenly
-            from the start to the end (0: none).
+        weights: Number of weights whose paths through the grid are recorded (0: none).
+        sample: Number of entries of each weight matrix whose gradient signs are compared, and the
+            most channels of query and key that are recorded for joint flips (0: none).
+        histograms: Number of epochs at which all weights are counted by their position on the
+            grid, evenly spaced from the start to the end (0: none).
     """
 
     weights: int = Field(default=0, ge=0, le=32)
@@ -72,14 +72,15 @@ class Training(Strict):
         cooldown_epochs: The last epochs, at ``min_lr``, after the cosine's end.
         weight_decay: AdamW's decoupled decay; biases, scales, shifts and embeddings get none.
         drop_path: Highest rate of stochastic depth, whatever the model's own default is.
-        gradient_batch: How many images the gradient factor g of learned activation scales counts;
+        gradient_batch: Number of images in the gradient factor g of learned activation scales;
             left out, the whole batch.
-        distillation: Whether the full-precision parent teaches (soft labels beside hard ones).
-        teacher: How it answers.
-        precision: What the model's products are computed in, bf16 and fp16 by autocast, fp16 with
-            loss scaling; weights, quantizers and the optimizer stay in float32.
-        images: How images of files are made ready; None for data that come ready.
-        probes: What is kept of single weights, for figures.
+        distillation: Whether the full-precision parent is the teacher (soft labels beside hard
+            ones).
+        teacher: Computation of the teacher logits.
+        precision: Precision of the model's products, bf16 and fp16 by autocast, fp16 with loss
+            scaling; weights, quantizers and the optimizer stay in float32.
+        images: Preprocessing of image files; None for data that need none.
+        probes: Recording of single weights, for figures.
     """
 
     cosmetic: ClassVar[frozenset[str]] = frozenset({"probes"})
@@ -119,30 +120,30 @@ class Training(Strict):
         if self.teacher.cached and not self.distillation:
             raise ValueError("teacher.cached is true, but nothing is distilled; allowed: false")
         if self.teacher.cached and self.images is not None and not self.images.deterministic:
-            found = "augmentation" if self.images.augmentation else "mixing"
+            cause = "augmentation" if self.images.augmentation else "mixing"
             raise ValueError(
-                f"teacher.cached is true, but images.{found} changes the images at random, so the "
-                "teacher must see each anew; allowed: cached: false, or images without "
+                f"teacher.cached is true, but images.{cause} changes the images at random, so the "
+                "teacher logits differ each time; allowed: cached: false, or images without "
                 "augmentation and mixing"
             )
         return self
 
 
 class Resources(Strict):
-    """What one job of a stage asks the scheduler for.
+    """Resources that one job of a stage requests from the scheduler.
 
     Attributes:
         threads: CPU cores, over all devices.
         mem_mb: Memory in megabytes.
-        runtime: Minutes.
-        gpu: Number of GPUs, each with a process of its own.
-        device_batch: The most images that a GPU's memory holds in one pass; left out, all of its
-            part of a batch.
-        workers: Processes that load images of files, for each device; 0: it loads them itself.
-        loader: How they decode and resize training images: by Pillow, or by faster libraries with
-            the same result but for rounding (docs/performance.md).
-        compile: Whether to compile the model's blocks and, on a GPU, to record steps as CUDA graphs
-            (docs/performance.md).
+        runtime: Time limit in minutes.
+        gpu: Number of GPUs, one rank for each.
+        device_batch: The most images that fit a GPU's memory in one pass; left out, all of the
+            device's part of a batch.
+        workers: Data loading processes per device; 0: images are loaded in the rank itself.
+        loader: Decoder and resizer of training images: Pillow, or faster libraries with the same
+            result except for rounding (docs/performance.md).
+        compile: Whether to compile the model's blocks and, on a GPU, to capture steps as CUDA
+            graphs (docs/performance.md).
     """
 
     threads: PositiveInt = 1
@@ -150,12 +151,12 @@ class Resources(Strict):
     runtime: PositiveInt = 30
     gpu: NonNegativeInt = 0
     device_batch: PositiveInt | None = None
-    workers: NonNegativeInt = 2
+    workers: int = Field(default=2, ge=0, le=256)
     loader: Loader = "plain"
     compile: bool = False
 
     def of_one_device(self) -> "Resources":
-        """The share of one device, for a job that compiles nothing."""
+        """Return the share of one device, for a job that compiles nothing."""
         count = max(1, self.gpu)
         share = {
             "gpu": min(1, self.gpu),
@@ -167,17 +168,17 @@ class Resources(Strict):
 
     @property
     def short(self) -> bool:
-        """Whether a cluster should run the job without the cost of submitting it."""
+        """Return whether a cluster should run the job without submitting it."""
         return self.runtime <= SHORT and self.gpu == 0
 
 
 @dataclass(frozen=True)
 class Split:
-    """How the images of one optimizer step are spread; their number is the recipe's, always.
+    """Split of one optimizer step's images over devices and passes; the recipe fixes their number.
 
     Attributes:
         devices: Number of devices.
-        passes: Forward and backward passes that each makes before the step.
+        passes: Forward and backward passes of each device before the step.
         images: Images in one pass on one device.
     """
 
@@ -192,7 +193,7 @@ class Split:
 
 
 def split(batch_size: int, devices: int, device_batch: int | None = None) -> Split:
-    """Spread a batch evenly over devices, in as few equal passes as their memory allows.
+    """Split a batch evenly over devices, in as few equal passes as their memory allows.
 
     Args:
         batch_size: Images per optimizer step.
@@ -200,7 +201,7 @@ def split(batch_size: int, devices: int, device_batch: int | None = None) -> Spl
         device_batch: The most images in one pass on one device; None for any number.
 
     Raises:
-        UserError: The batch can't be spread evenly.
+        UserError: The batch can't be split evenly.
     """
     share, rest = divmod(batch_size, devices)
     if rest or not share:
@@ -214,10 +215,10 @@ def split(batch_size: int, devices: int, device_batch: int | None = None) -> Spl
 
 
 def hyperparameters(values: dict[str, Any]) -> dict[str, Any]:
-    """Return some of the hyperparameters of :class:`Training`, by their present names.
+    """Check keys against :class:`Training`, and return the values by present names.
 
     Raises:
-        ValueError: A key is none; it names the nearest ones that are allowed.
+        ValueError: A key isn't a hyperparameter; the message names the nearest allowed ones.
     """
     known = sorted(Training.model_fields)
     values = renamed(values, Training.older)

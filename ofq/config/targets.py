@@ -1,4 +1,4 @@
-"""What the workflow asks of the studies: files, and what each job needs."""
+"""Files of the studies as the workflow's targets, and the inputs of each job."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -26,8 +26,7 @@ class Targets:
 
     Args:
         root: The checkout.
-        unnamed: The studies that are built when none is named, with commas between them; left out,
-            the site's.
+        unnamed: The default studies, with commas between them; left out, the site's.
 
     Raises:
         UserError: ``config/config.yaml`` is wrong, or there is no such study.
@@ -54,7 +53,7 @@ class Targets:
 
     @cached_property
     def studies(self) -> list[str]:
-        """The studies that can be targets, which is all whose name isn't another rule's."""
+        """Studies that can be targets: all whose name isn't that of another rule."""
         return [name for name in self.workspace.study_names if not self._is_rule(name)]
 
     def _is_rule(self, name: str) -> bool:
@@ -62,7 +61,7 @@ class Targets:
         return name in _RULES or (studied != name and studied in self.workspace.study_names)
 
     def faults(self) -> list[str]:
-        """One line on each study that can't be built."""
+        """Return one line for each study that can't be built."""
         misnamed = [n for n in self.workspace.study_names if self._is_rule(n)]
         return [*self.workspace.faults(), *map(self._misnamed, misnamed)]
 
@@ -71,15 +70,13 @@ class Targets:
         return f"{path}: '{name}' is the name of a rule; rename the study"
 
     def check(self, arguments: Iterable[str]) -> None:
-        """Expand the studies asked for, or else those that are built unasked.
-
-        So mistakes show before all else.
+        """Expand the requested studies, or else the default ones, so that mistakes show first.
 
         Args:
-            arguments: The command line; words that aren't studies are passed over.
+            arguments: The command line; words that aren't studies are ignored.
 
         Raises:
-            UserError: One of them is wrong.
+            UserError: The config of one is wrong.
         """
         named = set(arguments).intersection(self.studies)
         for name in named or self.unnamed:
@@ -88,23 +85,23 @@ class Targets:
             self.study(name)
 
     def unnamed_studies(self) -> list[str]:
-        """The files of the studies that are built when none is named."""
+        """Return the files of the default studies."""
         return [path for name in self.unnamed for path in self.study(name)]
 
     def study(self, name: str) -> list[str]:
-        """The files that make a study complete: its report, and the results of its cells."""
+        """Return the files that make a study complete: its report, and the results of its cells."""
         return [*self.report(name), *self.results(name)]
 
     def report(self, name: str) -> list[str]:
-        """The files of a study's report; of a study whose file is wrong, the page alone."""
+        """Return the files of a study's report; the page alone if the study's file is wrong."""
         return [self.page(name), *self.tables(name), *self.figures(name, "png", "svg")]
 
     def page(self, name: str) -> str:
-        """The page of a study's report."""
+        """Return the page of a study's report."""
         return f"{self.reports_folder}/{name}/{PAGE}"
 
     def tables(self, name: str) -> list[str]:
-        """The tables of a study's report."""
+        """Return the tables of a study's report."""
         study = self._study(name)
         if study is None:
             return []
@@ -114,24 +111,24 @@ class Targets:
         return [f"{self.reports_folder}/{name}/{file}" for file in (*PRINTED, *files)]
 
     def figures(self, name: str, *kinds: str) -> list[str]:
-        """The figures of a study's report, in files of some kinds."""
+        """Return the figures of a study's report, in the given file formats."""
         study = self._study(name)
         figures = study.figures if study else []
         folder = f"{self.reports_folder}/{name}/figures"
         return [f"{folder}/{figure}.{kind}" for figure in figures for kind in kinds]
 
     def _study(self, name: str) -> Study | None:
-        """A study's config; None if its file is wrong, which is told when it is asked for."""
+        """Return a study's config; None if its file is wrong, which :meth:`check` reports."""
         try:
             return self.workspace.study(name)
         except UserError:
             return None
 
     def reports(self, tell: Callable[[str], object]) -> list[str]:
-        """The files of all reports whose studies have all of their runs; trains nothing.
+        """Return the files of all reports whose studies have all of their runs; train nothing.
 
         Args:
-            tell: Takes a line on each study that is left out since its file is wrong.
+            tell: Called with a line for each study that is left out since its file is wrong.
         """
         for line in self.faults():
             tell(printable(line))
@@ -145,25 +142,25 @@ class Targets:
         return all((self.workspace.root / path).exists() for path in results)
 
     def results(self, name: str) -> list[str]:
-        """The results of a study's cells."""
+        """Return the results of a study's cells."""
         runs = self._expand(name)
         cells = self.workspace.grid(name).cells
         wanted = dict.fromkeys(run.id for cell in cells for run in cell.runs)
         return [self._file(runs[run], RESULT) for run in wanted]
 
     def configs(self, name: str) -> list[str]:
-        """The files that a report depends on beside results: of studies, methods and references."""
+        """Return the config files that a report depends on: studies, methods and references."""
         shared = self.workspace.files("methods") + self.workspace.files("reference")
         return [str(path) for path in (*self.workspace.study_files(name), *shared)]
 
     def needs(self, run: str) -> list[str]:
-        """The weights that a run starts from and is taught by."""
+        """Return the weights of a run's parent and teacher."""
         return [self._file(needed, WEIGHTS) for needed in self.run(run).needs()]
 
     def short_runs(self) -> str:
-        """A pattern of the runs that are short by all recipes that have their data set and model.
+        """Return a pattern of the runs that are short by all recipes for their data set and model.
 
-        A recipe whose file is wrong is passed over; the study that uses it says so.
+        A recipe whose file is wrong is skipped; the study that uses it reports it.
         """
         short: dict[str, bool] = {}
         for name in self.workspace.recipe_names:
@@ -176,7 +173,7 @@ class Targets:
         return f"({'|'.join(folders)})/[^/]+" if folders else _NOTHING
 
     def run(self, run_id: str) -> Run:
-        """A run by its id; all studies are expanded if no requested one has it.
+        """Return a run by its id; all studies are expanded if no requested one has it.
 
         Raises:
             UserError: No study has this run.
@@ -186,9 +183,9 @@ class Targets:
         return self._runs[run_id]
 
     def _expand(self, name: str) -> dict[str, Run]:
-        found = self.workspace.grid(name).runs()
-        self._runs |= found
-        return found
+        runs = self.workspace.grid(name).runs()
+        self._runs |= runs
+        return runs
 
     def _file(self, run: Run, name: str) -> str:
         return f"{self.runs_folder}/{run.id}/{name}"

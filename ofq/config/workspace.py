@@ -1,4 +1,4 @@
-"""The config folder as a whole: sites, studies, recipes and methods, found by name."""
+"""Config folder as a whole: site, studies, recipes and methods, found by name."""
 
 import os
 import re
@@ -23,13 +23,13 @@ from ofq.redact import refuse_credentials
 
 _FOLDERS = ("results", "reports")
 BUNDLE = "bundle.json"
-"""The file that marks an unpacked bundle, and says what came in it."""
+"""File that marks an unpacked bundle, and lists its content."""
 
 _MOST_TRAININGS = 100_000
 
 
 class Workspace:
-    """What a checkout defines under ``config/``; each file is read once.
+    """Definitions of a checkout under ``config/``; each file is read once.
 
     Args:
         root: The folder that holds ``config/``; results and reports lie below it too.
@@ -43,7 +43,7 @@ class Workspace:
 
     @cached_property
     def site(self) -> Site:
-        """``config/config.yaml``."""
+        """Settings of the site: ``config/config.yaml``."""
         path = self.site_path
         if not path.exists():
             raise UserError(f"{path}: no such file; run this in a checkout, where config/ is")
@@ -59,22 +59,22 @@ class Workspace:
 
     @property
     def site_path(self) -> Path:
-        """The file of the site's settings."""
+        """File of the site's settings."""
         return self.root / "config" / "config.yaml"
 
     @property
     def is_bundle(self) -> bool:
-        """Whether this is an unpacked bundle, which came from others: nothing in it is run."""
+        """Return whether this is an unpacked bundle, which others made: nothing in it is run."""
         return (self.root / BUNDLE).exists()
 
     def refuse_bundle(self, task: str) -> None:
-        """Keep an unpacked bundle from being trained in.
+        """Refuse to run anything in an unpacked bundle.
 
         Args:
-            task: What is asked for, for the error.
+            task: The requested task, for the error.
 
         Raises:
-            UserError: This is one.
+            UserError: This is an unpacked bundle.
         """
         if self.is_bundle:
             raise UserError(
@@ -84,22 +84,22 @@ class Workspace:
 
     @property
     def results(self) -> Path:
-        """Where run folders and the embedded MLflow store live."""
+        """Folder of the run folders and the embedded MLflow store."""
         return self.root / self.site.results
 
     @property
     def reports(self) -> Path:
-        """Where reports are written, a folder per study."""
+        """Folder of the reports, one folder per study."""
         return self.root / self.site.reports
 
     @property
     def logs(self) -> Path:
-        """Where the workflow puts what a run's job prints, as ``RUN.log``."""
+        """Folder of the output of runs' jobs, as ``RUN.log``."""
         return self.root / "logs" / "train"
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's store: the site's, ``MLFLOW_TRACKING_URI``, or an SQLite file in the results."""
+        """URI of MLflow's store: the site's, ``MLFLOW_TRACKING_URI``, or SQLite in the results."""
         variable = "MLFLOW_TRACKING_URI"
         if given := self.site.tracking_uri:
             return expand_uri(given, f"{self.site_path}: key 'tracking_uri'")
@@ -113,11 +113,11 @@ class Workspace:
         return sorted({*PACKAGED, *(path.stem for path in self.files("datasets"))})
 
     def dataset(self, name: str, source: str = "") -> Dataset:
-        """Return what a data set is: by its file, or as it comes with the package.
+        """Return the config of a data set: of its file, or of the package.
 
         Args:
             name: Its name.
-            source: What names it, for the error.
+            source: The file and key that name it, for the error.
 
         Raises:
             UserError: There is no such data set, or its file is wrong.
@@ -131,10 +131,11 @@ class Workspace:
     def data_place(self, dataset: str) -> Place:
         """Return where a data set lies.
 
-        By the site's ``data``, the variable ``NAME_DIR``, or the data set's file, in this order.
+        Sources are the site's ``data``, the variable ``NAME_DIR``, and the data set's file, in this
+        order.
 
         Raises:
-            UserError: None of them says.
+            UserError: None of them gives a place.
         """
         given = (
             self.site.data.get(dataset)
@@ -149,7 +150,7 @@ class Workspace:
         return locate(expand_path(given, self.data_source(dataset)), self.root)
 
     def data_source(self, dataset: str) -> str:
-        """Return what says where a data set lies, for errors."""
+        """Return the key or variable that gives a data set's place, for errors."""
         if self.site.data.get(dataset):
             return f"{self.site_path}: key 'data.{dataset}'"
         if os.environ.get(_variable(dataset)) or not self.dataset(dataset).place:
@@ -157,11 +158,11 @@ class Workspace:
         return f"{self.root / 'config' / 'datasets' / dataset}.yaml: key 'place'"
 
     def own_file(self, name: str, source: str = "") -> Path:
-        """A file of the user's own that a recipe or a study names, such as pretrained weights.
+        """Return a user's own file that a recipe or a study names, such as pretrained weights.
 
         Args:
-            name: What it is called there.
-            source: Where it stood, for the error.
+            name: Its path as given there.
+            source: Its origin, for the error.
 
         Raises:
             UserError: It names a variable that isn't set, or an unknown user.
@@ -170,11 +171,11 @@ class Workspace:
 
     @cached_property
     def study_names(self) -> list[str]:
-        """The studies that have a file by whose name they can be called."""
+        """Names of the studies whose file has a valid name."""
         return [path.stem for path in self.files("studies") if _problem_of(path.stem) is None]
 
     def faults(self) -> list[str]:
-        """One line on each study that can't be used, for commands that list all of them."""
+        """Return one line for each study that can't be used, for commands that list all of them."""
         lines: list[str] = []
         for path in self.files("studies"):
             try:
@@ -187,27 +188,29 @@ class Workspace:
 
     @property
     def methods(self) -> dict[str, Method]:
-        """The methods of all files in ``config/methods``, by name; without those that are wrong."""
+        """Methods of all files in ``config/methods``, by name, without invalid ones."""
         return self._methods[0]
 
     @cached_property
     def _methods(self) -> tuple[dict[str, Method], list[str]]:
-        """The methods, and what is wrong with others, which may be of no concern."""
-        found: dict[str, dict[Path, Method]] = {}
+        """Valid methods, and the mistakes in others, which matter only to studies that use them."""
+        definitions: dict[str, dict[Path, Method]] = {}
         mistakes: list[str] = []
         for path in self.files("methods"):
             try:
                 for name, method in self._methods_of(path).items():
-                    found.setdefault(name, {})[path] = method
+                    definitions.setdefault(name, {})[path] = method
             except UserError as error:
                 mistakes.append(str(error))
-        for name, homes in found.items():
+        for name, homes in definitions.items():
             first, *others = homes
             mistakes += [
                 f"{path}: method '{name}' is already defined in {first}; rename one"
                 for path in others
             ]
-        single = {n: next(iter(homes.values())) for n, homes in found.items() if len(homes) == 1}
+        single = {
+            n: next(iter(homes.values())) for n, homes in definitions.items() if len(homes) == 1
+        }
         return single, mistakes
 
     def _methods_of(self, path: Path) -> dict[str, Method]:
@@ -220,10 +223,10 @@ class Workspace:
         return methods
 
     def study(self, name: str) -> Study:
-        """A study's config, by its name; what it ``extends`` gives the keys that it leaves out.
+        """Return a study's config; keys that it leaves out come from the study that it ``extends``.
 
         Raises:
-            UserError: There is no such study, or it or one that it extends is wrong.
+            UserError: There is no such study, or it or one that it extends is invalid.
         """
         if name not in self._studies:
             own, *bases = self.study_files(name)
@@ -234,10 +237,10 @@ class Workspace:
         return self._studies[name]
 
     def study_files(self, name: str) -> list[Path]:
-        """The file of a study, and those of the studies that it extends, nearest first.
+        """Return the file of a study, and those of the studies that it extends, nearest first.
 
         Raises:
-            UserError: One isn't there, or they go round in a circle.
+            UserError: One is missing, or a study extends itself.
         """
         files: list[Path] = []
         base: Any = name
@@ -251,11 +254,11 @@ class Workspace:
         return files
 
     def recipe(self, name: str) -> Recipe:
-        """A recipe, by its name."""
+        """Return a recipe by its name."""
         return self._load(Recipe, "recipes", name, "recipe")
 
     def published(self, dataset: str) -> Published | None:
-        """The published recipe for a data set; None if ``config/published`` has none.
+        """Return the published recipe for a data set; None if ``config/published`` has none.
 
         Raises:
             UserError: Its file is wrong.
@@ -264,7 +267,7 @@ class Workspace:
         return parse(Published, self._read(path), str(path)) if path.exists() else None
 
     def compare(self, run: Run, devices: int | None = None) -> Comparison | None:
-        """How a run differs from the published recipe; None if none was published for such a run.
+        """Compare a run with the published recipe; None if none was published for such a run.
 
         Args:
             run: The run.
@@ -277,31 +280,31 @@ class Workspace:
         return compare(run.config, count, self.published(run.config.dataset))
 
     def references(self, study: str) -> list[Reference]:
-        """What a study's numbers are held against, in the study's order.
+        """Return the reported results with which a study is compared, in the study's order.
 
         Raises:
             UserError: A file is wrong, about another data set, or about an unknown method.
         """
         source = f"{self.study_path(study)}: key 'references'"
         dataset = self.recipe(self.study(study).recipe).dataset
-        methods, found = ["fp", *self.methods], []
+        methods, loaded = ["fp", *self.methods], []
         for name in self.study(study).references:
-            found.append(self._load(Reference, "reference", name, "reference"))
-            if found[-1].dataset != dataset:
+            loaded.append(self._load(Reference, "reference", name, "reference"))
+            if loaded[-1].dataset != dataset:
                 raise UserError(
-                    f"{source}: '{name}' is about {found[-1].dataset}, but the study's recipe "
+                    f"{source}: '{name}' is about {loaded[-1].dataset}, but the study's recipe "
                     f"trains on {dataset}"
                 )
-            for value in found[-1].values:
+            for value in loaded[-1].values:
                 if value.method not in methods and not self._methods[1]:
                     raise UserError(
                         f"{self.root / 'config' / 'reference' / name}.yaml: unknown method "
                         f"'{value.method}' ({suggest(value.method, methods)})"
                     )
-        return found
+        return loaded
 
     def files(self, kind: str) -> list[Path]:
-        """The files of one kind under ``config/``, by name; not hidden ones, as editors leave.
+        """Return the files of one kind under ``config/``, sorted by name, without hidden ones.
 
         Args:
             kind: ``studies``, ``methods``, ``recipes`` or ``reference``.
@@ -324,29 +327,29 @@ class Workspace:
 
     @property
     def recipe_names(self) -> list[str]:
-        """The recipes that have a file."""
+        """Names of the recipes that have a file."""
         return [path.stem for path in self.files("recipes")]
 
     @property
     def runtimes_path(self) -> Path:
-        """The file of measured time limits, which need not exist."""
+        """File of measured time limits, which need not exist."""
         return self.root / "config" / "runtimes.yaml"
 
     @cached_property
     def runtimes(self) -> dict[str, Minutes]:
-        """Time limits by recipe, model and stage that stand in for the recipes'."""
+        """Measured time limits by recipe, model and stage, which replace the recipes'."""
         return read(self.runtimes_path, self.recipe_names)
 
     def study_path(self, name: str) -> Path:
-        """The file that defines a study."""
+        """Return the file that defines a study."""
         return self.root / "config" / "studies" / f"{name}.yaml"
 
     def recipe_path(self, name: str) -> Path:
-        """The file that defines a recipe."""
+        """Return the file that defines a recipe."""
         return self.root / "config" / "recipes" / f"{name}.yaml"
 
     def grid(self, name: str) -> Grid:
-        """A study's cells; expanded on first use."""
+        """Return a study's cells; expanded on first use."""
         if name not in self._grids:
             study, path = self.study(name), self.study_path(name)
             self._require("recipes", study.recipe, "recipe", f"{path}: key 'recipe': ")
@@ -370,21 +373,21 @@ class Workspace:
         return self._grids[name]
 
     def _check_methods(self, study: Study) -> None:
-        """Tell of mistakes in the files of methods, if a study lacks one that may stand there."""
-        found, mistakes = self._methods
-        if mistakes and not found.keys() >= set(study.methods):
+        """Report mistakes in method files, if a study lacks a method that may be in one of them."""
+        methods, mistakes = self._methods
+        if mistakes and not methods.keys() >= set(study.methods):
             raise UserError("\n".join(mistakes))
 
     def find(self, run_id: str) -> tuple[Run, list[str]]:
-        """A run by its id, and the studies that it belongs to.
+        """Return a run by its id, and the studies that it belongs to.
 
-        Studies whose files are wrong are passed over, so that a slip in one never stops the runs
-        of another.
+        Studies whose files are wrong are skipped, so that a mistake in one never stops the runs of
+        another.
 
         Raises:
             UserError: No study has this run.
         """
-        found: Run | None = None
+        match: Run | None = None
         homes: list[str] = []
         broken: list[str] = []
         for name in self.study_names:
@@ -394,21 +397,21 @@ class Workspace:
                 broken.append(str(error))
                 continue
             if run is not None:
-                found, homes = run, [*homes, name]
-        if found is None:
+                match, homes = run, [*homes, name]
+        if match is None:
             self._refuse_elsewhere()
             text = f"no study under config/ has a run '{run_id}'; `ofq runs STUDY` lists a study's"
             raise UserError("\n".join(dict.fromkeys([text, *broken])))
-        return found, homes
+        return match, homes
 
     def uses(self, run: Run, studies: list[str]) -> dict[str, list[str]]:
-        """The studies that a run belongs to, and the methods that it is a stage of."""
+        """Return the studies that a run belongs to, and the methods that it is a stage of."""
         cells = [cell for name in studies for cell in self.grid(name).cells]
         methods = [c.method for c in cells if any(run in last.chain() for last in c.runs)]
         return {"studies": studies, "methods": list(dict.fromkeys(methods))}
 
     def _refuse_elsewhere(self) -> None:
-        """Tell somebody whom nothing is found for that this is no checkout, if it isn't."""
+        """Raise an error if this isn't a checkout, which explains why a name is unknown."""
         if not (self.root / "config" / "studies").is_dir():
             raise UserError(f"no config/studies in {self.root.resolve()}: run this in a checkout")
 
@@ -420,8 +423,8 @@ class Workspace:
         Args:
             kind: The folder below ``config``.
             name: The file's name.
-            word: What it defines, for the error.
-            where: What the error begins with.
+            word: The kind of definition, for the error.
+            where: Beginning of the error.
             others: Names that are allowed without a file.
         """
         path = self.root / "config" / kind / f"{name}.yaml"
@@ -437,7 +440,7 @@ class Workspace:
 
 
 def _problem_of(name: str) -> str | None:
-    """Why commands, folders and targets can't hold a name; ``fp`` is the baseline's."""
+    """Return why a name is invalid in commands, folders and targets, or None if it is valid."""
     if not NAME.fullmatch(name):
         return "allowed: letters, digits, '_', '-', '.' and '+', a letter or digit first"
     return "'fp' names the full-precision baseline" if name == "fp" else None
@@ -449,5 +452,5 @@ def _check_name(name: str, path: Path, word: str) -> None:
 
 
 def _variable(dataset: str) -> str:
-    """Return the environment variable that says where a data set lies."""
+    """Return the environment variable that gives a data set's place."""
     return re.sub(r"\W", "_", dataset.upper()) + "_DIR"

@@ -1,4 +1,4 @@
-"""Finished runs as packed weights or ONNX, and models from packed files."""
+"""Export of finished runs as packed weights or ONNX, and loading of packed files."""
 
 from ofq.export.packed import export_run, load_packed, save_packed
 

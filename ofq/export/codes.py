@@ -1,4 +1,4 @@
-"""Quantized weights as packed integer codes, and models that hold weights quantized already."""
+"""Packing of quantized weights as integer codes, and models that hold only quantized weights."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ _BYTE = 8
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A quantized weight of shape (rows, ...).
+    """Quantized weight of shape (rows, ...) as packed codes.
 
     Attributes:
-        quantizer: Registered name of its quantizer, which says what codes stand for.
+        quantizer: Registered name of its quantizer, which defines how codes are decoded.
         bits: Bits per code.
         shape: Shape of the weight.
-        codes: As of :func:`pack`, uint8.
-        scale: The quantization scale, float32; broadcasts over the weight.
+        codes: Result of :func:`pack`, uint8.
+        scale: Quantization scale, float32; broadcasts over the weight.
     """
 
     quantizer: str
@@ -35,11 +35,10 @@ class PackedWeight:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Integer codes of b bits each, bit by bit in bytes.
+    """Pack integer codes of b bits each into bytes.
 
-    A code is in two's complement; it and the next one follow each other from the lowest bit of the
-    row's first byte upwards, across bytes. Only a row's last byte may have bits to spare, which
-    are 0.
+    Codes are in two's complement and follow each other without gaps, from the lowest bit of the
+    row's first byte upwards, across bytes. Only a row's last byte may have unused bits, all 0.
 
     Args:
         codes: (rows, n), int8, from −2^(b−1) to 2^(b−1) − 1.
@@ -53,7 +52,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
-    """The codes (rows, columns), int8, that :func:`pack` has made bytes of.
+    """Unpack the codes (rows, columns), int8, from the result of :func:`pack`.
 
     Args:
         packed: (rows, ⌈columns·b/8⌉), uint8.
@@ -63,17 +62,17 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
     each = _bits(packed, _BYTE).flatten(1)[:, : columns * bits]
     unsigned = _number(each.unflatten(1, (columns, bits)))
     sign = 2 ** (bits - 1)
-    # bytes wrap around, so this is the sign's extension at 8 bits too
+    # bytes wrap around, so this sign extension is correct at 8 bits too
     return ((unsigned ^ sign) - sign).view(torch.int8)
 
 
 def _bits(numbers: Tensor, count: int) -> Tensor:
-    """The lowest bits of bytes, lowest first, along a new last dimension."""
+    """Return the lowest bits of bytes, lowest first, along a new last dimension."""
     return (numbers.unsqueeze(-1) >> _places(count, numbers.device)) & 1
 
 
 def _number(bits: Tensor) -> Tensor:
-    """The bytes that bits along the last dimension make."""
+    """Combine bits along the last dimension into bytes."""
     return (bits << _places(bits.shape[-1], bits.device)).sum(-1, dtype=torch.uint8)
 
 
@@ -83,10 +82,10 @@ def _places(count: int, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def pack_weights(model: nn.Module) -> dict[str, PackedWeight]:
-    """Pack all quantized weights of a model, by layer, those of first and last layers too.
+    """Pack all quantized weights of a model by layer, including first and last layers.
 
     Raises:
-        UserError: A quantizer doesn't say exactly what its codes stand for.
+        UserError: A quantizer's decoded codes don't equal its quantized weight.
     """
     return {name: _packed(name, layer, quantizer) for name, layer, quantizer in _quantized(model)}
 
@@ -117,10 +116,10 @@ def _packed(name: str, layer: LowBit, quantizer: WeightQuantizer) -> PackedWeigh
 
 
 def _codes(quantizer: WeightQuantizer, latent: Tensor, quantized: Tensor) -> Tensor:
-    """The codes of a quantized weight, float32.
+    """Compute the codes of a quantized weight, float32.
 
-    Found from its values, on which no rounding threshold lies: by a latent weight's position, a
-    weight next to a threshold could get another code than by the forward pass.
+    They are computed from quantized values, which are far from rounding thresholds: from latent
+    weights, one next to a threshold could get another code than in the forward pass.
     """
     zero = quantizer.decode(torch.zeros_like(quantized), quantizer.scale(latent))
     # a row of zeros may have step 0
@@ -130,21 +129,21 @@ def _codes(quantizer: WeightQuantizer, latent: Tensor, quantized: Tensor) -> Ten
 
 @torch.no_grad()
 def hold_weights(model: nn.Module, packed: Mapping[str, PackedWeight]) -> nn.Module:
-    """Let the layers of a quantized model hold given weights, and quantize none any more.
+    """Replace the weights of a quantized model by packed ones, which it no longer quantizes.
 
-    A layer's parameter ``weight`` then is the quantized weight itself; of query and key under QKR
-    only their product remains. Such a model is for evaluation.
+    A layer's parameter ``weight`` is then the quantized weight itself; of query and key under QKR
+    only their product remains. Such a model is for evaluation only.
 
     Args:
-        model: The model, which is changed; what its layers held is lost.
+        model: The model, which is changed in place; its own weights are lost.
         packed: All of its quantized weights, by layer.
 
     Returns:
         The model.
 
     Raises:
-        UserError: They are of another model: layers are missing or left over, or differ in bits,
-            shape or quantizer.
+        UserError: The weights are of another model: layers are missing or extra, or differ in
+            bits, shape or quantizer.
     """
     layers = {name: (layer, quantizer) for name, layer, quantizer in _quantized(model)}
     if layers.keys() != packed.keys():
@@ -156,7 +155,7 @@ def hold_weights(model: nn.Module, packed: Mapping[str, PackedWeight]) -> nn.Mod
 
 
 def _unpacked(name: str, packed: PackedWeight, layer: LowBit, quantizer: WeightQuantizer) -> Tensor:
-    """The values of a packed weight, if it fits its layer."""
+    """Decode a packed weight; refuse one that doesn't fit its layer."""
     latent = layer.latent_weight()
     rows, columns = len(latent), latent[0].numel()
     wanted = {
@@ -167,9 +166,9 @@ def _unpacked(name: str, packed: PackedWeight, layer: LowBit, quantizer: WeightQ
         "bytes": (tuple(packed.codes.shape), (rows, -(-columns * quantizer.bits // _BYTE))),
         "scales": (tuple(packed.scale.shape), tuple(quantizer.scale(latent).shape)),
     }
-    for what, (given, own) in wanted.items():
-        if given != own:
-            raise UserError(f"not a weight of this model: {name} has {what} {given}, not {own}")
+    for what, (actual, own) in wanted.items():
+        if actual != own:
+            raise UserError(f"not a weight of this model: {name} has {what} {actual}, not {own}")
     if not packed.scale.isfinite().all():
         raise UserError(f"not a weight of this model: {name} has scales that aren't finite")
     codes = unpack(packed.codes, packed.bits, columns).view(packed.shape)

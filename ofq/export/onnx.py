@@ -1,4 +1,4 @@
-"""Finished runs as ONNX files."""
+"""Export of finished runs as ONNX files."""
 
 import importlib.util
 import warnings
@@ -14,28 +14,29 @@ from ofq.export.packed import finished
 from ofq.export.qdq import with_nodes
 
 OPSET = 21
-"""The first in which QuantizeLinear says what it makes of a number without a zero point."""
+"""ONNX opset: the first in which QuantizeLinear's output type needs no zero point."""
 
 
 def export_onnx(workspace: Workspace, run: Run, path: Path) -> int:
     """Write a finished run's model as an ONNX file for images (batch, channels, height, width).
 
     Args:
-        workspace: Where the run is.
+        workspace: Workspace that contains the run.
         run: The run, of a quantized model.
         path: The file to write.
 
     Returns:
-        Its size in bytes.
+        The size of the file in bytes.
 
     Raises:
-        UserError: As of :func:`ofq.export.packed.finished`; a package is missing; or ONNX has no
+        UserError: As for :func:`ofq.export.packed.finished`; a package is missing; or ONNX has no
             nodes for the model.
     """
     _require("onnx", "onnxscript")
-    done = finished(workspace, run)
-    about = {"run": run.id, "model": run.config.model, **done.quantization.payload(brief=True)}
-    save_onnx(done.model, _images(done.unquantized), path, {k: str(v) for k, v in about.items()})
+    result = finished(workspace, run)
+    about = {"run": run.id, "model": run.config.model, **result.quantization.payload(brief=True)}
+    metadata = {k: str(v) for k, v in about.items()}
+    save_onnx(result.model, _images(result.unquantized), path, metadata)
     return path.stat().st_size
 
 
@@ -44,15 +45,15 @@ def save_onnx(model: nn.Module, images: torch.Tensor, path: Path, metadata: dict
 
     Args:
         model: The model, which is left unchanged.
-        images: Any two images or more; the file takes any number.
+        images: Example input of two images or more; the file accepts any number.
         path: The file to write.
-        metadata: What the file says of itself.
+        metadata: Metadata of the file.
 
     Raises:
         UserError: ONNX has no nodes for one of its weights.
     """
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of torch, about itself
+        warnings.simplefilter("ignore")  # torch's own deprecations
         program = torch.onnx.export(
             with_nodes(model).cpu(),
             (images,),

@@ -1,9 +1,9 @@
-"""Finished runs as files of packed weights, and models from such files.
+"""Export of finished runs as files of packed weights, and loading of such files.
 
-A packed file is a safetensors file. A quantized weight ``W`` of shape (rows, ...) is two tensors:
-``W.codes``, its integer codes as :func:`ofq.export.codes.pack` lays them out, and
-``W.scale``, float32, a scale per row. Everything else is stored as the model has it. The metadata
-hold :class:`Contents` as JSON under ``ofq``, and a SHA-256 of all that under ``sha256``.
+A packed file is a safetensors file. A quantized weight ``W`` of shape (rows, ...) is stored as two
+tensors: ``W.codes``, its integer codes in the layout of :func:`ofq.export.codes.pack`, and
+``W.scale``, float32, a scale per row. All other tensors are stored unchanged. The metadata contain
+:class:`Contents` as JSON under ``ofq``, and a SHA-256 of contents and tensors under ``sha256``.
 """
 
 import copy
@@ -35,15 +35,15 @@ from ofq.training.weights import fit_weights, read_weights, safetensors_bytes
 
 _CONTENTS, _HASH = "ofq", "sha256"
 _HEADS = ("head.weight", "head.fc.weight")
-_LONGEST = 2**18  # letters of a file's metadata
-_SHOWN = 1000  # letters of a message
-_SLACK = 2  # weights of a model for each number in its file
+_LONGEST = 2**18  # characters of a file's metadata
+_SHOWN = 1000  # characters of a message
+_SLACK = 2  # largest ratio of weights of a model to numbers in its file
 _IMPOSSIBLE = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
-"""What torch and timm raise where a file asks for what can't be, such as 2^70 classes."""
+"""Exceptions of torch and timm for impossible contents of a file, such as 2^70 classes."""
 
 
 class Form(Strict):
-    """What the tensors of a packed weight don't say of it.
+    """Description of a packed weight, in addition to its tensors.
 
     Attributes:
         layer: Name of the layer whose ``weight`` it is.
@@ -59,15 +59,15 @@ class Form(Strict):
 
 
 class Contents(Strict):
-    """What a packed file's metadata say.
+    """Metadata of a packed file.
 
     Attributes:
         format: Version of the layout.
         model: Name of the full-precision model.
-        classes: Number of its classes; 0 for a model without head.
-        model_args: What its constructor gets beside.
-        quantization: How it was quantized, but for the module that registers the quantizer:
-            reading a file imports nothing that the file names, and passes a module over.
+        classes: Number of its classes; 0 for a model without a head.
+        model_args: Further arguments of its constructor.
+        quantization: Its quantization, without the module that registers the quantizer: loading a
+            file ignores a module that the file names, rather than import it.
         weights: The packed weights.
     """
 
@@ -81,12 +81,12 @@ class Contents(Strict):
 
 @dataclass(frozen=True)
 class Exported:
-    """A run's packed file.
+    """Packed file of a run.
 
     Attributes:
-        path: Where it is.
+        path: Path of the file.
         size: Its size in bytes.
-        full_precision: Bytes of the full-precision model's weights.
+        full_precision: Size in bytes of the full-precision model's weights.
     """
 
     path: Path
@@ -96,14 +96,14 @@ class Exported:
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run's model.
+    """Model of a finished run.
 
     Attributes:
-        model: With the run's weights.
-        unquantized: The full-precision model, with fresh weights.
+        model: The quantized model, with the run's weights.
+        unquantized: The full-precision model, with initial weights.
         classes: Number of their classes.
-        model_args: What their constructor gets beside.
-        quantization: How the model is quantized.
+        model_args: Further arguments of their constructor.
+        quantization: Quantization of the model.
     """
 
     model: nn.Module
@@ -114,15 +114,15 @@ class Finished:
 
 
 def finished(workspace: Workspace, run: Run) -> Finished:
-    """The quantized model that a run has ended with.
+    """Load the quantized model of a finished run.
 
     Args:
-        workspace: Where the run is.
+        workspace: Workspace that contains the run.
         run: The run.
 
     Raises:
         UserError: The run is of a full-precision model or isn't finished, or its weights are
-            damaged.
+            missing or damaged.
     """
     config, folder = run.config, run_folder(workspace, run)
     workspace.refuse_bundle("export")
@@ -143,26 +143,26 @@ def finished(workspace: Workspace, run: Run) -> Finished:
 
 
 def export_run(workspace: Workspace, run: Run, path: Path) -> Exported:
-    """Write a finished run's model with packed weights, and note its size in the run folder.
+    """Write a finished run's model with packed weights, and record its size in the run folder.
 
     Args:
-        workspace: Where the run is.
+        workspace: Workspace that contains the run.
         run: The run, of a quantized model.
         path: The file to write.
 
     Raises:
-        UserError: As of :func:`finished`, or its weight quantizer can't be exported.
+        UserError: As for :func:`finished`, or its weight quantizer can't be exported.
     """
-    done = finished(workspace, run)
+    result = finished(workspace, run)
     save_packed(
-        done.model,
+        result.model,
         run.config.model,
-        done.classes,
-        done.quantization,
+        result.classes,
+        result.quantization,
         path,
-        model_args=done.model_args,
+        model_args=result.model_args,
     )
-    state = done.unquantized.state_dict()
+    state = result.unquantized.state_dict()
     full_precision = sum(t.numel() * t.element_size() for t in state.values())
     size = path.stat().st_size
     sizes = {"packed_bytes": size, "full_precision_bytes": full_precision}
@@ -189,12 +189,12 @@ def save_packed(
         model: The model, which is left unchanged.
         name: Name of the full-precision model.
         classes: Number of its classes.
-        quantization: How it was quantized.
+        quantization: Its quantization.
         path: The file to write.
-        model_args: What the model's constructor got beside.
+        model_args: Further arguments of the model's constructor.
 
     Raises:
-        UserError: A weight quantizer doesn't say exactly what its codes stand for.
+        UserError: A weight quantizer's decoded codes don't equal its quantized weight.
     """
     packed = pack_weights(model)
     tensors = hold_weights(copy.deepcopy(model), packed).state_dict()
@@ -215,20 +215,20 @@ def save_packed(
     )
     text = contents.model_dump_json()
     metadata = {"format": "pt", _CONTENTS: text, _HASH: _sha256(text, tensors)}
-    # by Python, whose errors say what is wrong with the disk
+    # written by Python, whose errors tell what is wrong with the disk
     write_file(path, lambda to: to.write_bytes(safetensors_bytes(tensors, metadata)))
 
 
 def load_packed(path: Path) -> nn.Module:
-    """The model of a packed file, in eval mode.
+    """Load the model of a packed file, in eval mode.
 
-    Its logits equal those of the fake-quantized model that was exported, bit by bit on the same
-    machine: only where another processor rounds an elementwise product and sum otherwise can the
-    last bit of a weight differ. It holds quantized weights alone and can't be trained on.
+    Its logits equal those of the exported fake-quantized model exactly on the same machine. On
+    another processor, which may round an elementwise product and sum differently, the last bit of a
+    weight can differ. The model holds only quantized weights and can't be trained further.
 
     Args:
-        path: A file that ``ofq export`` has written. A weight quantizer that isn't one of this
-            package must be registered before, by importing its module.
+        path: A file written by ``ofq export``. A weight quantizer from outside this package must be
+            registered first, by importing its module.
 
     Raises:
         UserError: The file is missing or damaged, isn't a packed file, or can't be rebuilt here:
@@ -256,7 +256,7 @@ def load_packed(path: Path) -> nn.Module:
 
 
 def _check_quantizer(quantization: Quantization) -> None:
-    """Make sure that a file's weight quantizer is there without an import of the file's choice.
+    """Refuse a weight quantizer that isn't registered, rather than import the module a file names.
 
     Raises:
         UserError: It isn't registered.
@@ -271,7 +271,7 @@ def _check_quantizer(quantization: Quantization) -> None:
 
 
 def _take_packed(contents: Contents, tensors: dict[str, Tensor]) -> dict[str, PackedWeight]:
-    """Take the packed weights out of a file's tensors."""
+    """Remove the packed weights from a file's tensors and return them by layer."""
     packed: dict[str, PackedWeight] = {}
     for form in contents.weights:
         parts = [f"{form.layer}.weight.{part}" for part in ("codes", "scale")]
@@ -285,7 +285,7 @@ def _take_packed(contents: Contents, tensors: dict[str, Tensor]) -> dict[str, Pa
 def _check_size(
     contents: Contents, tensors: dict[str, Tensor], packed: dict[str, PackedWeight]
 ) -> None:
-    """Refuse to build a model that is much larger than what the file holds.
+    """Refuse to build a model that is much larger than the contents of its file.
 
     Under QKR a file has more codes than its model has weights, but never far fewer.
     """
@@ -302,7 +302,7 @@ def _check_size(
 
 
 def _check_types(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """Make sure that loading converts no tensor, and that none is left for later inputs to set."""
+    """Refuse tensors that loading would convert, and empty ones, which later inputs would set."""
     for name, tensor in tensors.items():
         if name in own and tensor.dtype != own[name].dtype:
             raise UserError(f"{name} is {tensor.dtype}, not {own[name].dtype}")
@@ -311,7 +311,7 @@ def _check_types(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> None:
 
 
 def _read(path: Path) -> tuple[Contents, dict[str, Tensor]]:
-    """A packed file's contents and tensors, which are what was written."""
+    """Read a packed file's contents and tensors, and verify their hash."""
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: not a file")
     try:
@@ -319,7 +319,7 @@ def _read(path: Path) -> tuple[Contents, dict[str, Tensor]]:
             metadata = file.metadata() or {}
             text = metadata.get(_CONTENTS, "")
             if len(text) > _LONGEST:
-                raise SafetensorError(f"metadata of {len(text):,} letters")
+                raise SafetensorError(f"metadata of {len(text):,} characters")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
@@ -328,16 +328,16 @@ def _read(path: Path) -> tuple[Contents, dict[str, Tensor]]:
     if not text:
         raise UserError(f"{path}: its weights aren't packed; `ofq export RUN` writes packed files")
     if metadata.get(_HASH) != _sha256(text, tensors):
-        raise UserError(f"{path}: damaged: this isn't what was written; export it anew")
+        raise UserError(f"{path}: damaged: its contents don't match its SHA-256; export it again")
     source = f"{path}: metadata '{_CONTENTS}'"
     try:
         return parse(Contents, read_json(text, source), source), tensors
-    except UserError as error:  # a file has one writer, so its first mistake is enough
+    except UserError as error:  # a program wrote the file, so one mistake is enough to report
         raise UserError(printable(str(error).partition("\n")[0])[:_SHOWN]) from None
 
 
 def _sha256(contents: str, tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of contents, then of tensors by name, each with its name, type and shape."""
+    """Return the SHA-256 of contents, then of tensors by name, each with name, type and shape."""
     digest = hashlib.sha256(contents.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())

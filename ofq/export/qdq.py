@@ -1,4 +1,4 @@
-"""Quantized models for ONNX: codes behind QuantizeLinear and DequantizeLinear nodes."""
+"""Conversion of quantized models to QuantizeLinear and DequantizeLinear nodes, for ONNX."""
 
 import copy
 
@@ -16,22 +16,22 @@ from ofq.quantization.quantizers.base import WeightQuantizer
 from ofq.quantization.quantizers.lsq import LSQ, floored
 
 _QUANTIZE, _DEQUANTIZE = "ai.onnx::QuantizeLinear", "ai.onnx::DequantizeLinear"
-_TYPES = {torch.int8: 3, torch.uint8: 2}  # by ONNX's numbers
+_TYPES = {torch.int8: 3, torch.uint8: 2}  # ONNX's data types
 
 
 @torch.no_grad()
 def with_nodes(model: nn.Module) -> nn.Module:
-    """A copy of a quantized model that can only be exported to ONNX.
+    """Return a copy of a quantized model that can only be exported to ONNX.
 
-    Weights are integer codes behind DequantizeLinear; a grid without a level at zero, such as
-    StatsQ's, has odd codes and half its step. Activations go through QuantizeLinear, Clip to their
-    bits, and DequantizeLinear. All nodes have scale 1, and the scales are factors before and behind
-    them: where a node has several, onnxruntime 1.32 fuses it with products that round activations
-    anew, or that fail.
+    Weights are integer codes followed by DequantizeLinear; a grid without a level at zero, such as
+    StatsQ's, has odd codes and half its step. Activations pass through QuantizeLinear, Clip to
+    their bits, and DequantizeLinear. All nodes have scale 1, and the scales are factors before and
+    after them: onnxruntime 1.32 fuses a node with several scales into products that round
+    activations again, or that fail.
 
     Raises:
-        UserError: A weight's levels aren't evenly spaced around zero, so that there is no such node
-            for them.
+        UserError: A weight's levels aren't evenly spaced around zero, so no such node represents
+            them; or an activation quantizer isn't LSQ.
     """
     model = copy.deepcopy(model).eval()
     for name, module in list(model.named_modules()):
@@ -53,7 +53,7 @@ def with_nodes(model: nn.Module) -> nn.Module:
 
 
 class _Weight(nn.Module):
-    """A weight's codes (rows, ...) and its scales, in the place of its quantizer."""
+    """Replacement of a weight's quantizer by its codes (rows, ...) and scales."""
 
     codes: Tensor
     scale: Tensor
@@ -67,7 +67,7 @@ class _Weight(nn.Module):
 
     @classmethod
     def of(cls, name: str, latent: Tensor, quantizer: WeightQuantizer) -> "_Weight":
-        """The codes of a weight, odd and doubled where its grid has no level at zero."""
+        """Make the codes of a weight, on a grid of half steps where it has no level at zero."""
         quantized = quantizer(latent)
         rows = (len(latent), *[1] * (latent.ndim - 1))
         step = quantizer.step_size(latent).expand(rows)
@@ -83,7 +83,7 @@ class _Weight(nn.Module):
         )
 
     def forward(self, weight: Tensor | None = None) -> Tensor:
-        """The dequantized weight, whatever is given."""
+        """Return the dequantized weight, for any argument."""
         return _dequantized(self.codes, self.one) * self.scale
 
 
@@ -92,7 +92,7 @@ def _dequantized(codes: Tensor, one: Tensor) -> Tensor:
 
 
 class _QueryKey(nn.Module):
-    """A merged query-key weight as codes, in the place of :class:`MergedQueryKey`."""
+    """Replacement of :class:`MergedQueryKey` that holds the codes of its weight."""
 
     def __init__(self, weight: _Weight, heads: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class _QueryKey(nn.Module):
 
 
 class _Activation(nn.Module):
-    """An activation's quantizer as nodes."""
+    """Replacement of an activation quantizer by nodes."""
 
     scale: Tensor
     one: Tensor
@@ -122,7 +122,7 @@ class _Activation(nn.Module):
             self.register_buffer(name, torch.tensor(code, dtype=kind))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The quantized activation."""
+        """Quantize an activation by nodes."""
         axes = {axis % x.ndim for axis in self.axes}
         scale = self.scale.reshape([n if d in axes else 1 for d, n in enumerate(x.shape)])
         kind, steps = self.low.dtype, x / scale
@@ -139,5 +139,5 @@ class _Activation(nn.Module):
         return _dequantized(codes, self.one) * scale
 
     def product(self, product: type[Product], x: Tensor, *others: Tensor | None) -> Tensor:
-        """A product of the quantized activation with others."""
+        """Return the product of the quantized activation with other tensors."""
         return product.forward(self(x), *others)

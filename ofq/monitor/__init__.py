@@ -1,1 +1,1 @@
-"""What is told of runs from outside: their status, what is wrong with them, what they will cost."""
+"""Monitoring of runs from outside: status, diagnosis, and planning of costs."""

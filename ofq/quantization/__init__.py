@@ -1,4 +1,4 @@
-"""StatsQ, LSQ, QKR, CGA and the oscillation tracker on timm's models, without training."""
+"""StatsQ, LSQ, QKR, CGA and the oscillation tracker for timm's models, for any training loop."""
 
 from ofq import torchvision_shim
 

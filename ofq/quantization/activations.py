@@ -1,4 +1,4 @@
-"""What every activation quantizer offers, and the registry by which methods name them."""
+"""Base class and registry of activation quantizers."""
 
 import copy
 import math
@@ -15,22 +15,23 @@ from ofq.quantization.quantizers.base import check_bits
 
 
 class ActivationQuantizer(nn.Module, ABC):
-    """Fake-quantizes an activation, by learnable state along one axis.
+    """Base class of modules that fake-quantize an activation, with learnable state along an axis.
 
-    The first tensor sets the state (:meth:`initialize`), as calibration has it. A parameter is
-    empty before that; its size then follows from the data, or from a checkpoint that is loaded.
+    The first tensor, in calibration, sets the state (:meth:`initialize`). Until then each parameter
+    is empty; its size follows from that tensor, or from a checkpoint that is loaded.
 
     Args:
         bits: Bit-width, 2 to 8.
-        axis: The dimension, or dimensions, that the state runs over; None for one number.
+        axis: The dimension or dimensions along which the state has an entry per index; None for one
+            entry.
         signed: Whether codes may be negative.
 
     Attributes:
-        batch_ratio: How many times the images of one pass a gradient factor counts
-            (:func:`ofq.quantization.set_gradient_batch`).
+        batch_ratio: Images that a gradient factor counts, as a multiple of those in one forward
+            pass (:func:`ofq.quantization.set_gradient_batch`).
 
     Raises:
-        UserError: Another bit-width.
+        UserError: The bit-width isn't allowed.
     """
 
     batch_ratio: float = 1.0
@@ -46,22 +47,22 @@ class ActivationQuantizer(nn.Module, ABC):
 
     @property
     def range(self) -> tuple[int, int]:
-        """The lowest and the highest code."""
+        """Lowest and highest code."""
         if self.signed:
             return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
         return 0, 2**self.bits - 1
 
     @abstractmethod
     def initialize(self, x: Tensor) -> None:
-        """Set the state from a tensor; assign to ``.data``, which keeps parameters' identity."""
+        """Set the state from a tensor, by assignment to ``.data``: parameters stay the same."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """Quantize a tensor, differentiably; calls :meth:`prepare` first."""
+        """Quantize a tensor differentiably, after a call of :meth:`prepare`."""
 
     @property
     def is_set(self) -> bool:
-        """Whether the state is set."""
+        """Return whether the state is set."""
         return all(
             parameter.numel() > 0
             for parameter in self._parameters.values()
@@ -97,15 +98,15 @@ class ActivationQuantizer(nn.Module, ABC):
         return twin
 
     def reset(self) -> None:
-        """Forget the state, so that the next tensor sets it."""
+        """Clear the state, so that the next tensor sets it."""
         for parameter in self.parameters(recurse=False):
             parameter.data = parameter.data.new_empty(0)
 
     def along_axis(self, values: Tensor, x: Tensor) -> Tensor:
-        """Return state, a number per index of the axis, in a shape that broadcasts over ``x``.
+        """Reshape state, a number per index of the axis, so that it broadcasts over ``x``.
 
         Raises:
-            UserError: The tensor's axis has another length.
+            UserError: The tensor's axis differs in length from the state.
         """
         shape = [1] * x.ndim
         for dimension in self.axis:
@@ -119,16 +120,16 @@ class ActivationQuantizer(nn.Module, ABC):
         return values.reshape(shape)
 
     def product(self, product: type[Product], x: Tensor, *others: Tensor | None) -> Tensor:
-        """Return a product of the quantized tensor with others."""
+        """Return the product of the quantized ``x`` with other tensors."""
         self.prepare(product.operand(x, *others))
         return product.forward(self(x), *others)
 
     def extra_repr(self) -> str:
-        """Bits, axis and sign."""
+        """Return bits, axis and sign for the module's repr."""
         return f"bits={self.bits}, axis={self.axis}, signed={self.signed}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # the size of the state follows from the data, so take it from the checkpoint
+        # calibration data determine the size of the state, so take it from the checkpoint
         for name, parameter in self.named_parameters(recurse=False):
             loaded = state_dict.get(f"{prefix}{name}")
             if loaded is not None and loaded.shape != parameter.shape:
@@ -141,12 +142,12 @@ _Quantizer = TypeVar("_Quantizer", bound=Callable[..., ActivationQuantizer])
 
 
 def register_activation_quantizer(name: str) -> Callable[[_Quantizer], _Quantizer]:
-    """Class decorator that makes an activation quantizer available under a name.
+    """Return a class decorator that registers an activation quantizer under a name.
 
     The class is called with bits, axis and sign, and with the method's options as keywords.
 
     Raises:
-        UserError: It is no activation quantizer, or the name is taken by another one.
+        UserError: The class is no :class:`ActivationQuantizer`, or another one has the name.
     """
 
     def register(quantizer: _Quantizer) -> _Quantizer:
@@ -164,7 +165,7 @@ def register_activation_quantizer(name: str) -> Callable[[_Quantizer], _Quantize
 
 
 def _place(quantizer: object) -> tuple[str, str]:
-    """Where it is defined; the same if it is defined anew, as by a cell of a notebook."""
+    """Return a class's module and name, which stay the same if a notebook cell is run again."""
     return getattr(quantizer, "__module__", ""), getattr(quantizer, "__qualname__", "")
 
 
@@ -174,8 +175,8 @@ def activation_quantizer_names() -> list[str]:
 
 
 def activation_quantizer_name(quantizer: ActivationQuantizer) -> str:
-    """Return the name under which an activation quantizer is registered; else its class's."""
-    names = (name for name, made in _REGISTRY.items() if made is type(quantizer))
+    """Return an activation quantizer's registered name, or its class's name if it has none."""
+    names = (name for name, maker in _REGISTRY.items() if maker is type(quantizer))
     return next(names, type(quantizer).__name__)
 
 
@@ -191,12 +192,12 @@ def make_activation_quantizer(
     Args:
         name: The registered name.
         bits: Bit-width.
-        axis: As of :class:`ActivationQuantizer`.
+        axis: As in :class:`ActivationQuantizer`.
         signed: Whether codes may be negative.
-        options: What the quantizer takes beside.
+        options: Further keyword arguments of the quantizer.
 
     Raises:
-        UserError: No quantizer has this name, or it doesn't take these bits or options.
+        UserError: No quantizer has this name, or it doesn't accept these bits or options.
     """
     if name not in _REGISTRY:
         allowed = ", ".join(activation_quantizer_names())

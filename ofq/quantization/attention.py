@@ -1,7 +1,7 @@
-"""Quantized attention, with query and key apart or reparameterized as one (QKR).
+"""Quantized attention, with separate query and key weights or reparameterized as one (QKR).
 
 Shapes: B batch (for Swin: batch × windows), N tokens, H heads, d channels per head, C = H·d; M
-columns of logits, which are N keys and maybe padding (:mod:`ofq.quantization.products`).
+columns of logits: N keys and possibly padding (:mod:`ofq.quantization.products`).
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ from ofq.quantization.quantizers.base import WeightQuantizer
 
 
 class AttentionLogits(nn.Module):
-    """What gives an attention its logits and values.
+    """Base class of modules that compute the logits and values of an attention.
 
     Maps tokens (B, N, C) to unscaled logits (B, H, N, M) and values (B, H, N, d).
     """
@@ -45,12 +45,12 @@ class AttentionLogits(nn.Module):
         probability_quantizer: Passthrough | ActivationQuantizer,
         mask: Tensor | None,
     ) -> Tensor:
-        """What is attended to by tokens (B, N, C), of that shape.
+        """Return the values of each head, weighted by quantized attention probabilities: (B, N, C).
 
         Args:
-            x: The tokens.
+            x: Tokens (B, N, C).
             scale: Factor on the logits.
-            probability_quantizer: Of the softmax.
+            probability_quantizer: Quantizer of the attention probabilities.
             mask: Added to the logits; broadcasts against (B, H, N, N).
         """
         logits, v = self(x)
@@ -64,7 +64,7 @@ def attend(
     scale: float = 1.0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Softmax of logits (B, H, N, M), quantized, times values (B, H, N, d): (B, N, H·d)."""
+    """Multiply quantized softmax of logits (B, H, N, M) by values (B, H, N, d): (B, N, H·d)."""
     tokens, channels = v.shape[-2:]
     if mask is not None:
         logits, scale = logits * scale + padded_like(mask, logits), 1.0
@@ -78,7 +78,7 @@ def attend(
 
 
 class SeparateLogits(AttentionLogits):
-    """Logits and values from one quantized qkv layer; query and key are quantized apart.
+    """Logits and values from one quantized qkv layer; query and key are quantized separately.
 
     Args:
         qkv: Linear layer C → 3C.
@@ -124,7 +124,7 @@ class SeparateLogits(AttentionLogits):
         probability_quantizer: Passthrough | ActivationQuantizer,
         mask: Tensor | None,
     ) -> Tensor:
-        """See :meth:`AttentionLogits.attended`."""
+        """Compute the result by the fused kernel where it fits, else by separate operations."""
         qkv = self.qkv(x, self._quantizers)
         q, k, v = self._quantizers
         if (
@@ -145,30 +145,30 @@ class SeparateLogits(AttentionLogits):
 
 
 def merge(q_weight: Tensor, k_weight: Tensor, heads: int) -> Tensor:
-    """W_q[h]ᵀ W_k[h] of every head, stacked: two (C, C) weights give (H·C, C)."""
+    """Compute W_q[h]ᵀ W_k[h] of every head, stacked: two (C, C) weights give (H·C, C)."""
     q_HdC = q_weight.unflatten(0, (heads, -1))
     k_HdC = k_weight.unflatten(0, (heads, -1))
-    # in float32 under autocast too, so that codes are the same everywhere
+    # in float32 even under autocast, so that codes are the same on every device
     device = q_weight.device.type
     with torch.autocast("cpu" if device == "meta" else device, enabled=False):  # meta has none
         return (q_HdC.transpose(1, 2).float() @ k_HdC.float()).flatten(0, 1)
 
 
 class MergedQueryKey(nn.Module, LowBit):
-    """The merged query-key weight of every head, quantized per row.
+    """Merged query-key weight of every head, quantized per row.
 
-    One quantizer stands where there were two, so oscillations of query and key no longer feed
-    each other. A row is one (head, channel) pair. Gradients reach W_q and W_k through the product.
+    One quantizer replaces two, so oscillations of query and key no longer influence each other. A
+    row is one (head, channel) pair. Gradients reach W_q and W_k through the product.
 
     Args:
-        q_weight, k_weight: Weights of the full-precision model, each (C, C); copied, and frozen
-            where they don't require a gradient.
+        q_weight, k_weight: Weights of the full-precision model, each (C, C); copied, with their
+            ``requires_grad``.
         weight_quantizer: Quantizer of the (H·C, C) product.
         heads: H.
 
     Attributes:
-        trainable: Set while annealing: maps positions on the quantization grid to a mask of the
-            entries of the product that pass a gradient to W_q and W_k.
+        trainable: Set during CGA: maps positions on the quantization grid to a mask of the entries
+            of the product that pass a gradient to W_q and W_k.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class MergedQueryKey(nn.Module, LowBit):
         self.trainable: Callable[[Tensor], Tensor] | None = None
 
     def latent_weight(self) -> Tensor:
-        """The product, (H·C, C)."""
+        """Return the product of W_q and W_k, (H·C, C)."""
         return merge(self.q_weight, self.k_weight, self.heads)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -198,7 +198,7 @@ class MergedQueryKey(nn.Module, LowBit):
 
 
 class FixedQueryKey(nn.Module):
-    """A merged query-key weight that is quantized already, without W_q and W_k.
+    """Merged query-key weight that is already quantized, without W_q and W_k.
 
     Args:
         weight: The quantized product, (H·C, C).
@@ -225,8 +225,8 @@ class QKRLogits(AttentionLogits):
     Args:
         input_quantizer: Activation quantizer of x.
         merged: The merged query-key weight.
-        z_quantizer: Quantizer of z, (B, N, H, C).
-        v: Linear layer of the values, without input quantizer.
+        z_quantizer: Activation quantizer of z, (B, N, H, C).
+        v: Linear layer of the values, without an input quantizer.
         v_quantizer: Activation quantizer with a scale per channel.
     """
 
@@ -258,10 +258,10 @@ class QuantizedAttention(nn.Module):
     """Multi-head attention with quantized operands; softmax stays in floating point.
 
     Args:
-        scores: Gives logits and values.
+        scores: Computes logits and values.
         probability_quantizer: Unsigned quantizer of the attention probabilities, a scale per query.
         proj: Output layer.
-        proj_drop: Dropout of the layer replaced.
+        proj_drop: Dropout behind it, taken from the original layer.
         scale: Factor on the logits, 1/√d.
     """
 
@@ -283,14 +283,14 @@ class QuantizedAttention(nn.Module):
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        """Map tokens (B, N, C) to (B, N, C); an additive mask may be given, causality may not."""
+        """Map tokens (B, N, C) to (B, N, C), optionally with an additive mask, never causally."""
         assert not is_causal, "vision transformers attend to all tokens"
         attended = self.scores.attended(x, self.scale, self.probability_quantizer, attn_mask)
         return self.proj_drop(self.proj(attended))
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, N, C) → (B, H, N, d)."""
+    """Reshape (B, N, C) to (B, H, N, d)."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
@@ -298,20 +298,20 @@ class RelativePositionBias(nn.Module):
     """Swin's learned bias on the logits of a window, by relative position of query and key.
 
     Args:
-        table: ((2·Wh − 1)·(2·Ww − 1), H), taken over from the full-precision layer.
-        index: (N, N) rows of the table, N = Wh·Ww.
+        table: ((2·Wh − 1)·(2·Ww − 1), H), the parameter of the full-precision layer.
+        index: Row of the table for each query and key, (N, N), N = Wh·Ww.
     """
 
     index: Tensor
 
     def __init__(self, table: nn.Parameter, index: Tensor) -> None:
         super().__init__()
-        # not under timm's name, which timm exempts from weight decay: the released code decays it
+        # not under the name that timm exempts from weight decay: the released code decays it
         self.table = table
         self.register_buffer("index", index.clone(), persistent=False)
 
     def forward(self) -> Tensor:
-        """The bias (H, N, N)."""
+        """Return the bias (H, N, N)."""
         return self.table[self.index].permute(2, 0, 1)
 
 
@@ -320,7 +320,7 @@ class QuantizedWindowAttention(QuantizedAttention):
 
     Args:
         bias: The window's position bias.
-        **parts: As of :class:`QuantizedAttention`.
+        **parts: Arguments of :class:`QuantizedAttention`.
     """
 
     def __init__(self, bias: RelativePositionBias, **parts: Any) -> None:
@@ -328,7 +328,7 @@ class QuantizedWindowAttention(QuantizedAttention):
         self.bias = bias
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """Map tokens (images · windows, N, C), with a mask (windows, N, N) of 0 and −100."""
+        """Map tokens (images · windows, N, C) to that shape; mask (windows, N, N) of 0 and −100."""
         logits, v = self.scores(x)
         logits = logits * self.scale + padded_like(self.bias(), logits)
         if mask is not None:

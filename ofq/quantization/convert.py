@@ -1,4 +1,4 @@
-"""Turning a timm model into a quantized one, and setting its activation scales."""
+"""Conversion of timm models into quantized ones, and calibration of activation scales."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -59,32 +59,33 @@ def quantize(
     first_last_bits: tuple[int, int] = (8, 8),
     layer_bits: Mapping[str, tuple[int, int]] | None = None,
 ) -> nn.Module:
-    """A quantized copy of a timm ViT, DeiT (plain or distilled) or Swin; the model is unchanged.
+    """Return a quantized copy of a timm ViT, DeiT (plain or distilled) or Swin.
 
-    In every block qkv, proj, fc1 and fc2 (Swin: the patch-merging reductions too) get the given
+    In every block qkv, proj, fc1 and fc2 (Swin: also the patch-merging reductions) get the given
     bits; patch embedding and heads get LSQ at 8 bits. LayerNorm, softmax, GELU, residuals and
-    embeddings stay in floating point. All weights are taken over with their dtype, device and
-    ``requires_grad``, so what is frozen stays frozen; the scales and shifts that quantization adds
-    are trainable. Activation scales are set by :func:`calibrate`.
+    embeddings stay in floating point. Weights keep their dtype, device and ``requires_grad``, so
+    frozen ones stay frozen; the scales and shifts that quantization adds are trainable. Activation
+    scales are set by :func:`calibrate`.
 
     Args:
-        model: The full-precision model.
-        weight_bits: 2 to 8, or 32 = off.
-        activation_bits: 2 to 8, or 32 = off.
+        model: The full-precision model, which is left unchanged.
+        weight_bits: 2 to 8, or 32 for off.
+        activation_bits: 2 to 8, or 32 for off.
         weight_quantizer: ``statsq``, ``lsq`` or another registered name.
-        qkr: Whether query and key are merged and quantized as one; ``"lowrank"`` gives the
+        qkr: Whether query and key are merged and quantized as one weight; ``"lowrank"`` for the
             low-rank form.
-        options: What the weight quantizer takes beside its bits.
+        options: Keyword arguments of the weight quantizer other than its bits.
         activation_quantizer: ``lsq`` or another registered name, for block activations.
-        activation_options: What the activation quantizer takes beside bits, axis and sign.
+        activation_options: Keyword arguments of the activation quantizer other than bits, axis and
+            sign.
         first_last_bits: Weight and activation bits of patch embedding and heads.
         layer_bits: Weight and activation bits by pattern of layer names in the given model, such
-            as ``{"blocks.0.*": (4, 4)}``; the last match wins. An attention's activations go with
-            its ``qkv``.
+            as ``{"blocks.0.*": (4, 4)}``; the last match wins. Activations of an attention have the
+            bits of its ``qkv``.
 
     Raises:
-        UserError: A bit-width or name isn't allowed, a pattern matches no layer, or the model is
-            quantized already or has a part that can't be quantized faithfully.
+        UserError: A bit-width or name isn't allowed, a pattern matches no layer, the model is
+            already quantized, or OFQ doesn't define how to quantize a part of it.
 
     Example:
         >>> import ofq.quantization, timm
@@ -182,14 +183,14 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
     """Set all activation scales from one batch.
 
     Runs the model once, in eval mode and without gradient; each quantizer takes its scale from
-    inputs that the quantizers before it have already quantized. Scales set earlier are forgotten.
-    A model is calibrated before it is trained, copied (as for an exponential moving average) or
-    wrapped for data-parallel training, since the number of scales isn't known before.
+    inputs that the quantizers before it have already quantized. Earlier scales are discarded.
+    Calibrate a model before it is trained, copied (as for an exponential moving average) or wrapped
+    for data-parallel training, since the number of scales isn't known before.
 
     Args:
         model: A quantized model, in float32.
-        images: (B, channels, H, W), as the training data gives them: finite floating-point
-            numbers of the size that the model was made for.
+        images: (B, channels, H, W), normalized as for training: finite floating-point numbers, of
+            the size that the model was made for.
 
     Raises:
         UserError: The model isn't quantized, is wrapped for data-parallel training or isn't in
@@ -243,11 +244,11 @@ def _check_float32(model: nn.Module) -> None:
 
 
 def _check_images(model: nn.Module, images: object) -> None:
-    """Refuse what can't calibrate a model.
+    """Refuse images that can't calibrate a model.
 
     Raises:
-        UserError: The images are no tensor, none, no floating-point numbers, not finite, on
-            another device, or of another size than the model's.
+        UserError: They are no floating-point tensor, empty, not finite, on another device than the
+            model, or not of the model's size.
     """
     if not isinstance(images, Tensor):
         raise UserError(
@@ -288,11 +289,11 @@ def _check_size(embedding: PatchEmbed, images: Tensor) -> None:
 
 
 def set_gradient_batch(model: nn.Module, counted: int, per_pass: int) -> None:
-    """Let the gradient scale g of all activation quantizers count another batch than a pass has.
+    """Set the batch size that the gradient factor g of all activation quantizers counts.
 
-    With ``counted`` the images of a whole optimizer step, accumulation and data-parallel training
-    give the scales the gradients of one big batch. With the paper's per-device batch (140 for
-    DeiT-T), any number of devices gives its gradients.
+    By default it is that of one forward pass. With the images of a whole optimizer step, gradient
+    accumulation and data-parallel training give scales the gradients of one large batch. With the
+    paper's per-device batch (140 for DeiT-T), any number of devices gives the paper's gradients.
 
     Args:
         model: A quantized model.
@@ -392,7 +393,7 @@ def _convert_patch_merging(merging: nn.Module, scheme: Scheme, path: str) -> nn.
     assert isinstance(reduction, nn.Linear)
     merging.reduction = scheme.at(f"{path}.reduction").linear(reduction, "reduction")
     if reduction.bias is None:
-        # the released code learns one; zero leaves the full-precision function as it is
+        # the released code learns one; zero preserves the full-precision function
         merging.reduction.bias = nn.Parameter(
             reduction.weight.new_zeros(reduction.out_features), reduction.weight.requires_grad
         )
@@ -436,5 +437,5 @@ def _refuse_leftovers(model: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and not isinstance(module, done):
             owner = type(model.get_submodule(name.rpartition(".")[0])).__name__
             raise UserError(
-                f"can't quantize {name}: OFQ says nothing of a {type(module).__name__} in a {owner}"
+                f"can't quantize {name}: OFQ defines no {type(module).__name__} in a {owner}"
             )

@@ -1,4 +1,4 @@
-"""Activation quantizers with their shifts, and quantized linear and convolution layers."""
+"""Activation quantizers with shifts, and quantized linear, convolution and MLP layers."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,13 +19,13 @@ from ofq.quantization.quantizers.lsq import LSQ
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A low-bit weight of a model, as annealing and tracking see it.
+    """Low-bit weight of a model, as CGA and the oscillation tracker see it.
 
     Attributes:
         layer: The layer's name within the model.
-        roles: The rows that each role (q, k, v, proj, fc1, fc2, qk, reduction) takes.
+        roles: Rows of each role (q, k, v, proj, fc1, fc2, qk, reduction).
         quantizer: Its quantizer.
-        owner: The layer; its ``latent_weight()`` is the weight that gets quantized.
+        owner: The layer, whose ``latent_weight()`` is the weight before quantization.
     """
 
     layer: str
@@ -34,34 +34,34 @@ class QuantizedWeight:
     owner: "LowBit"
 
     def latent(self) -> Tensor:
-        """The weight before quantization."""
+        """Return the weight before quantization."""
         return self.owner.latent_weight()
 
 
 class LowBit:
-    """Mixin of the layers with a quantized weight; those with roles get annealed and tracked."""
+    """Mixin of layers with a quantized weight; CGA and the tracker handle those with roles."""
 
     roles: Mapping[str, slice]
     weight_quantizer: nn.Module
 
     def latent_weight(self) -> Tensor:
-        """The weight before quantization, rows first."""
+        """Return the weight before quantization, rows first."""
         raise NotImplementedError
 
 
 def own_parameter(values: Tensor, trainable: bool | None = None) -> nn.Parameter:
-    """Copy a part of a parameter into a parameter of its own, of the same dtype and device.
+    """Copy a part of a parameter into a new parameter of the same dtype and device.
 
     Args:
         values: The part.
-        trainable: Whether it requires a gradient; None for as ``values`` does.
+        trainable: Whether it requires a gradient; None to follow ``values``.
     """
     trainable = values.requires_grad if trainable is None else trainable
     return nn.Parameter(values.detach().clone(), requires_grad=trainable)
 
 
 def wrapper_of(model: nn.Module) -> str | None:
-    """Return the name of what wraps a model: ``torch.compile`` or a parallel class, or None."""
+    """Return the name of a model's wrapper (``torch.compile`` or a parallel class), or None."""
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         return type(model).__name__
     return "torch.compile" if isinstance(getattr(model, "_orig_mod", None), nn.Module) else None
@@ -75,11 +75,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def quantized_model(model: nn.Module, why: str = "") -> nn.Module:
-    """Return a quantized model without what wraps it.
+    """Unwrap a quantized model.
 
     Args:
         model: The model.
-        why: Opens the error.
+        why: Prefix of the error's message.
 
     Raises:
         UserError: The model has no quantized layer.
@@ -111,10 +111,10 @@ def parameter_weights(model: nn.Module) -> list[QuantizedWeight]:
 
 
 class Passthrough(nn.Module):
-    """An activation that stays in floating point; what activation quantizers refine.
+    """Identity for an activation that stays in floating point; base class of quantized ones.
 
     Attributes:
-        before: The shift before the quantizer, flat; None if there is none.
+        before: The shift before the quantizer, flat; None without one.
     """
 
     before: nn.Parameter | None
@@ -124,27 +124,27 @@ class Passthrough(nn.Module):
         self.register_parameter("before", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The activation, shifted and quantized."""
+        """Shift and quantize an activation."""
         return self.shifted(x)
 
     def shifted(self, x: Tensor) -> Tensor:
-        """The same for an ``x`` to which ``before`` was added already, with a layer's bias."""
+        """Quantize an ``x`` that already includes ``before``, as part of a layer's bias."""
         return x
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """A linear map of the quantized activation."""
+        """Apply a linear map to the quantized activation."""
         return Linear.forward(self(x), weight, bias)
 
     def product(self, product: type[Product], x: Tensor, *others: Tensor | None) -> Tensor:
-        """A product of :meth:`shifted` of ``x`` with others."""
+        """Return the product of ``self.shifted(x)`` with other tensors."""
         return product.forward(self.shifted(x), *others)
 
 
 class PreShifted(Passthrough):
-    """An activation quantizer behind one learnable shift: Q(x + before).
+    """Activation quantizer behind one learnable shift: Q(x + before).
 
-    For keys, or QKR's merged activation: a shift after the quantizer would add the same number to
-    every logit of a query, which softmax cancels, so its gradient is rounding noise.
+    For keys, and QKR's merged activation: a shift after the quantizer would add the same number to
+    every logit of a query, which softmax cancels, so its gradient would be rounding noise.
 
     Args:
         quantizer: The quantizer.
@@ -159,21 +159,21 @@ class PreShifted(Passthrough):
         self.quantizer = quantizer
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shift, then :meth:`shifted`."""
+        """Shift and quantize an activation."""
         assert self.before is not None
         return self.shifted(x + self.before.view(self.shape))
 
     def shifted(self, x: Tensor) -> Tensor:
-        """Quantize."""
+        """Quantize an ``x`` that already includes ``before``."""
         return self.quantizer(x)
 
     def product(self, product: type[Product], x: Tensor, *others: Tensor | None) -> Tensor:
-        """Quantize and multiply."""
+        """Return the product of ``self.shifted(x)`` with other tensors."""
         return self.quantizer.product(product, x, *others)
 
 
 class Shifted(PreShifted):
-    """An activation quantizer between two learnable shifts: Q(x + before) + after.
+    """Activation quantizer between two learnable shifts: Q(x + before) + after.
 
     The shifts start at zero and are trained (released code: ``move_b4``, ``move_aft``).
 
@@ -187,27 +187,27 @@ class Shifted(PreShifted):
         self.after = nn.Parameter(torch.zeros(math.prod(shape)))
 
     def shifted(self, x: Tensor) -> Tensor:
-        """Quantize, shift."""
+        """Quantize an ``x`` that already includes ``before``, then add ``after``."""
         return super().shifted(x) + self.after.view(self.shape)
 
     def product(self, product: type[Product], x: Tensor, *others: Tensor | None) -> Tensor:
-        """Quantize, shift and multiply."""
+        """Return the product of ``self.shifted(x)`` with other tensors."""
         return product.forward(self.shifted(x), *others)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """A linear map, which takes the shift after the quantizer into its bias."""
+        """Apply a linear map to the quantized activation, with ``after`` folded into its bias."""
         assert self.before is not None
         bias = self.bias_with_after(weight, bias)
         return self.quantizer.product(Linear, shift_channels(x, self.before), weight, bias)
 
     def bias_with_after(self, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The bias of a linear map behind this quantizer, with what it makes of ``after``."""
+        """Return the bias of a linear map behind this quantizer, plus the map of ``after``."""
         shift = weight @ self.after
         return shift if bias is None else bias + shift
 
 
 def shifted_bias(bias: Tensor | None, *quantizers: Passthrough) -> Tensor | None:
-    """A layer's bias with the shifts of the quantizers that its output is split between."""
+    """Add to a bias the first shifts of the quantizers that the output is split between."""
     shifts: list[Tensor] = [q.before for q in quantizers if q.before is not None]
     if not shifts:
         return bias
@@ -216,15 +216,15 @@ def shifted_bias(bias: Tensor | None, *quantizers: Passthrough) -> Tensor | None
 
 
 class QuantizedLinear(nn.Linear, LowBit):
-    """A linear layer that quantizes its input and its weight.
+    """Linear layer that quantizes its input and its weight.
 
-    Takes over the parameters of the layer it replaces.
+    It uses the parameters of the layer it replaces.
 
     Args:
         linear: The layer to quantize.
         weight_quantizer: A :class:`WeightQuantizer`, or an identity.
         input_quantizer: An activation quantizer.
-        roles: The rows of each role; none for the first and last layers.
+        roles: Rows of each role; empty for the first and last layers.
     """
 
     def __init__(
@@ -241,7 +241,7 @@ class QuantizedLinear(nn.Linear, LowBit):
         self.roles = roles
 
     def latent_weight(self) -> Tensor:
-        """The weight (out, in)."""
+        """Return the weight (out, in)."""
         return self.weight
 
     def forward(self, x: Tensor, followers: Sequence[Passthrough] = ()) -> Tensor:
@@ -249,14 +249,14 @@ class QuantizedLinear(nn.Linear, LowBit):
 
         Args:
             x: The input.
-            followers: Quantizers that the output is split between; their first shifts are added
-                by the bias, at no cost.
+            followers: Quantizers that the output is split between; the bias includes their first
+                shifts, at no cost.
         """
         weight = self.weight_quantizer(self.weight)
         return self.input_quantizer.linear(x, weight, shifted_bias(self.bias, *followers))
 
     def takes_gelu(self, x: Tensor) -> bool:
-        """Whether :meth:`of_gelu` can be had; hooks want to see GELU's output."""
+        """Return whether :meth:`of_gelu` applies; not with hooks, which need GELU's output."""
         quantizer = self.input_quantizer
         hooks = (
             self._forward_hooks,
@@ -269,19 +269,19 @@ class QuantizedLinear(nn.Linear, LowBit):
         return fitting.ready(quantizer.quantizer, axis=-2)
 
     def of_gelu(self, x: Tensor) -> Tensor:
-        """The layer of GELU(x), where GELU and the input's quantizer are one kernel."""
+        """Apply the layer to GELU(x), with GELU and the input's quantizer in one kernel."""
         quantizer = self.input_quantizer
         assert isinstance(quantizer, Shifted)
         assert quantizer.before is not None
         weight = self.weight_quantizer(self.weight)
         lsq = quantizer.quantizer
-        assert isinstance(lsq, LSQ)  # of which alone there is a kernel
+        assert isinstance(lsq, LSQ)  # the kernel supports no other quantizer
         quantized = fused.gelu_lsq(x, quantizer.before, lsq)
         return F.linear(quantized, weight, quantizer.bias_with_after(weight, self.bias))
 
 
 class QuantizedMlp(nn.Module):
-    """A transformer's MLP: two quantized layers with GELU between them, and dropout behind each.
+    """MLP of a transformer: two quantized layers with GELU between them, and dropout behind each.
 
     Args:
         fc1, fc2: The layers.
@@ -304,12 +304,12 @@ class QuantizedMlp(nn.Module):
 
 
 class ImageMlp(QuantizedMlp):
-    """Swin's MLP, on rows and columns of the image: its activation scales run over the columns.
+    """MLP of Swin on rows and columns of the image: activation scales are per column.
 
-    timm gives it the positions flattened, torchvision (hence the released code) doesn't.
+    timm's input has flattened positions; torchvision's, and so the released code's, hasn't.
 
     Args:
-        mlp: What it computes.
+        mlp: The MLP whose layers it uses.
         width: Columns of the image.
     """
 
@@ -323,7 +323,7 @@ class ImageMlp(QuantizedMlp):
 
 
 def wrong_size(given: Sequence[int], wanted: Sequence[int], patch: Sequence[int]) -> UserError:
-    """Return the error for images of another size (H, W) than a model quantizes."""
+    """Return the error for images whose size (H, W) isn't the one that a model is quantized for."""
     (height, width), (rows, columns) = given, wanted
     tokens = [(h // patch[0]) * (w // patch[1]) for h, w in (given, wanted)]
     return UserError(
@@ -334,15 +334,15 @@ def wrong_size(given: Sequence[int], wanted: Sequence[int], patch: Sequence[int]
 
 
 class QuantizedConv2d(nn.Conv2d, LowBit):
-    """A convolution of patches (the patch embedding) that quantizes its input and its weight.
+    """Convolution of patches (the patch embedding) that quantizes its input and its weight.
 
-    Patches don't overlap, so the convolution is a linear map of each of them, whose gradients cost
-    a fraction of a general convolution's.
+    Patches don't overlap, so the convolution is computed as a linear map of each patch, whose
+    gradients cost a fraction of a general convolution's.
 
     Args:
-        conv: The layer to quantize, whose parameters it takes over.
+        conv: The layer to quantize, whose parameters it uses.
         weight_quantizer: A :class:`WeightQuantizer`, or an identity.
-        input_quantizer: An :class:`Shifted`, or an identity.
+        input_quantizer: A :class:`Shifted`, or an identity.
     """
 
     def __init__(
@@ -365,7 +365,7 @@ class QuantizedConv2d(nn.Conv2d, LowBit):
         self.roles = {}
 
     def latent_weight(self) -> Tensor:
-        """The weight (out, in, h, w)."""
+        """Return the weight (out, in, h, w)."""
         return self.weight
 
     def forward(self, x: Tensor) -> Tensor:

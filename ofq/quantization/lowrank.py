@@ -1,4 +1,4 @@
-"""QKR in low-rank form: query and key weights each as a product of two quantized factors."""
+"""QKR in low-rank form: query and key weights are each a product of two quantized factors."""
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +10,12 @@ from ofq.quantization.layers import Passthrough, QuantizedLinear, own_parameter
 class LowRankLogits(AttentionLogits):
     """Logits and values with W_q = U_q V_qᵀ and W_k = U_k V_kᵀ of inner width C/2.
 
-    U and V are quantized separately, between them the activation stays in floating point; query,
-    key and value are quantized as without QKR.
+    U and V are quantized separately, and the activation between them stays in floating point;
+    query, key and value are quantized as without QKR.
 
     Args:
         input_quantizer: Activation quantizer of the tokens.
-        q, k: V then U, as two linear layers each.
+        q, k: V, then U, each pair as two linear layers.
         v: Linear layer of the values.
         q_quantizer, k_quantizer: Activation quantizers with a scale per token.
         v_quantizer: Activation quantizer with a scale per channel.
@@ -51,9 +51,9 @@ class LowRankLogits(AttentionLogits):
 
 
 def factorize(weight: Tensor, bias: Tensor | None) -> tuple[nn.Linear, nn.Linear]:
-    """Two linear layers whose composition is the best approximation of one at half its rank.
+    """Factorize a linear layer into two whose composition approximates it best at half its rank.
 
-    By truncated SVD; each factor takes the square root of the singular values.
+    By truncated SVD; each factor includes the square roots of the singular values.
 
     Args:
         weight: (out, in).

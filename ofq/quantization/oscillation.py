@@ -1,4 +1,4 @@
-"""How often quantized weights flip between codes (Nagel et al. 2022, arXiv 2203.11086)."""
+"""Tracker of weight oscillation between codes (Nagel et al. 2022, arXiv 2203.11086)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ofq.quantization.quantizers.base import WeightQuantizer, near_threshold
 
 
 class CodeHistory(nn.Module):
-    """What has become of the integer codes of one weight, step by step.
+    """Flips and oscillations of the integer codes of one weight, over optimizer steps.
 
     With Δ = previous − current code, a *flip* is Δ ≠ 0, and an *oscillation* is a flip whose
     direction is opposite to that weight's last flip. The oscillation frequency is
@@ -23,8 +23,8 @@ class CodeHistory(nn.Module):
         momentum: m.
 
     Attributes:
-        frequency: f of each weight, float32.
-        flips: Flips of each row since :meth:`reset_flips`.
+        frequency: f of each entry of the weight, float32.
+        flips: Number of flips in each row since :meth:`reset_flips`.
     """
 
     previous: Tensor
@@ -41,12 +41,12 @@ class CodeHistory(nn.Module):
         self.register_buffer("flips", torch.zeros_like(codes[:, 0], dtype=torch.int64))
 
     def observe(self, codes: Tensor) -> Tensor:
-        """Take in the codes after one more step, int8.
+        """Update the history with the codes after one more step, int8.
 
         Returns:
             1 for each weight that oscillated, 0 for others; float32.
         """
-        # in float32, which compiled code handles in vectors, int8 and masks not; codes are exact
+        # in float32, where codes are exact: compiled code vectorizes it, but not int8 and masks
         last = self.direction.float()
         direction = (self.previous.float() - codes).clamp_(-1, 1)
         flipped = direction.abs()
@@ -58,20 +58,20 @@ class CodeHistory(nn.Module):
         return oscillated
 
     def reset_flips(self) -> None:
-        """Start counting flips anew."""
+        """Set the count of flips to zero."""
         self.flips.zero_()
 
 
 @dataclass(frozen=True)
 class Oscillation:
-    """Oscillation figures of the weights of one role in one layer, or of several together.
+    """Oscillation metrics of the weights of one role in one layer.
 
     Attributes:
         layer: The layer's name.
         role: q, k, v, proj, fc1, fc2, qk (merged query-key) or reduction.
         weights: Number of weights.
         oscillation_rate: Percentage of weights with f above the threshold.
-        flips: Flips per 1,000 weights and step, since the last summary.
+        flips: Flips per 1,000 weights and step since the last summary.
         in_boundary_range: Percentage of weights inside the boundary range of a rounding threshold.
     """
 
@@ -84,24 +84,24 @@ class Oscillation:
 
 
 class OscillationTracker(nn.Module):
-    """Follows the codes of all low-bit weights of a quantized model.
+    """Tracker of the codes of all low-bit weights of a quantized model.
 
-    All state is in buffers, so it goes into a checkpoint with ``state_dict()``.
+    All state is in buffers, so ``state_dict()`` holds it for checkpoints.
 
     Args:
-        model: A quantized model, as it is before the first step.
+        model: A quantized model before its first step.
         momentum: m of the oscillation frequency.
-        threshold: A weight is oscillating if its frequency is above this. One oscillation keeps a
-            weight above 0.005 for 69 steps at m = 0.01.
-        boundary_range: Half the width, in quantization steps, of the band around a threshold in
-            which weights are counted.
-        compiled: Whether to compile :meth:`update` into one pass over each weight; on the CPU that
-            needs a C++ compiler, and takes some seconds at the first step.
-        required: Whether a model without quantized layers is refused; otherwise nothing of it is
-            followed.
+        threshold: A weight counts as oscillating if its frequency is above this. One oscillation
+            keeps a weight above 0.005 for 69 steps at m = 0.01.
+        boundary_range: Largest distance to a rounding threshold, in quantization steps, at which
+            weights are counted as inside the boundary range.
+        compiled: Whether to compile :meth:`update` into one pass over each weight; on the CPU this
+            needs a C++ compiler and some seconds at the first step.
+        required: Whether to refuse a model without quantized layers; otherwise nothing of it is
+            tracked.
 
     Raises:
-        UserError: The model isn't quantized.
+        UserError: The model isn't quantized, and ``required``.
 
     Example:
         >>> import ofq.quantization, timm, torch
@@ -144,16 +144,16 @@ class OscillationTracker(nn.Module):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights after an optimizer step."""
+        """Update all histories with the weights after an optimizer step."""
         self.steps += 1
         for weight, history in self._pairs():
             self._observe(history, weight.quantizer, weight.latent().detach())
 
     @torch.no_grad()
     def summary(self) -> list[Oscillation]:
-        """The figures of each layer and role; waits for the device, and counts flips anew."""
+        """Return the metrics of each layer and role, and reset flips; waits for the device."""
         steps = max(1, int(self.steps))
-        found = []
+        summary = []
         for weight, history in self._pairs():
             quantizer = weight.quantizer
             near = near_threshold(
@@ -165,7 +165,7 @@ class OscillationTracker(nn.Module):
             oscillating = history.frequency > self.threshold
             for role, rows in weight.roles.items():
                 count = near[rows].numel()
-                found.append(
+                summary.append(
                     Oscillation(
                         weight.layer,
                         role,
@@ -177,7 +177,7 @@ class OscillationTracker(nn.Module):
                 )
             history.reset_flips()
         self.steps.zero_()
-        return found
+        return summary
 
 
 def _observe(history: CodeHistory, quantizer: WeightQuantizer, latent: Tensor) -> None:
@@ -185,7 +185,7 @@ def _observe(history: CodeHistory, quantizer: WeightQuantizer, latent: Tensor) -
 
 
 def combine(parts: list[Oscillation]) -> dict[str, Any]:
-    """Figures of several layers or roles together, weighted by their numbers of weights."""
+    """Average the metrics of several layers or roles, weighted by their numbers of weights."""
     total = sum(part.weights for part in parts)
 
     def mean(name: str) -> float:

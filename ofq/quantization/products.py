@@ -1,8 +1,8 @@
-"""The products of a transformer that have a quantized operand, with their gradients.
+"""Products in a transformer that have a quantized operand, with their gradients.
 
 Shapes: B batch, N tokens, H heads, d channels per head, C = H·d. Rows of logits and probabilities
-have M ≥ N columns: N keys, and on a GPU padding to whole vectors, since tensor cores take about
-three times as long for a matrix of 197 columns as for one of 200.
+have M ≥ N columns: N keys, and on a GPU padding to a multiple of the vector size, since tensor
+cores take about three times as long for a matrix of 197 columns as for one of 200.
 """
 
 from typing import Any, Protocol
@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_VECTORS = {"cuda": 8}  # entries by which a device likes to load them, where it minds
+_VECTORS = {"cuda": 8}  # entries per vector load, of devices where alignment matters
 
 
 def column_sums(rows: Tensor) -> Tensor:
-    """Sums over all rows: (rows, columns) give (columns,).
+    """Sum over all rows: (rows, columns) give (columns,).
 
-    On the CPU as a product, which compiled code leaves to the matrix library: its own loops run
-    down one column after another, and fuse into them, again and again, what the rows are computed
-    from. On a GPU it is the library that is slow at it.
+    On the CPU as a matrix product, which compiled code leaves to the matrix library: its own loop
+    would run down one column after another and recompute the rows for each. On a GPU the library is
+    the slower one.
     """
     if rows.is_cuda:
         return rows.sum(0, dtype=torch.float32)
@@ -27,7 +27,7 @@ def column_sums(rows: Tensor) -> Tensor:
 
 
 def _padded(x: Tensor, dimension: int) -> Tensor:
-    """A tensor with zeros at the end of a dimension, so that it is whole vectors long."""
+    """Pad a dimension with zeros to a multiple of the device's vector size."""
     missing = -x.shape[dimension] % _VECTORS.get(x.device.type, 1)
     return _with_zeros(x, dimension, missing) if missing else x
 
@@ -38,13 +38,13 @@ def _with_zeros(x: Tensor, dimension: int, count: int) -> Tensor:
 
 
 def padded_like(summand: Tensor, logits: Tensor) -> Tensor:
-    """What is added to logits, with zeros for their padding."""
+    """Pad a summand of logits (..., N) with zeros to their M columns."""
     missing = logits.shape[-1] - summand.shape[-1]
     return _with_zeros(summand, -1, missing) if missing else summand
 
 
 def without_padding(logits: Tensor, keys: int) -> Tensor:
-    """Logits (..., M), those of padding −∞, so that softmax makes 0 of them."""
+    """Set the padding of logits (..., M) to −∞, so that softmax gives 0 there."""
     if logits.shape[-1] == keys:
         return logits
     padding = torch.arange(logits.shape[-1], device=logits.device) >= keys
@@ -52,7 +52,7 @@ def without_padding(logits: Tensor, keys: int) -> Tensor:
 
 
 def separate_logits(queries: Tensor, keys: Tensor) -> Tensor:
-    """Q Kᵀ: (B, H, N, d) and (B, H, N, d) give (B, H, N, M)."""
+    """Compute Q Kᵀ: (B, H, N, d) and (B, H, N, d) give (B, H, N, M)."""
     return queries @ _padded(keys, -2).transpose(-2, -1)
 
 
@@ -67,40 +67,40 @@ class _Shift(torch.autograd.Function):
 
 
 def shift_channels(x: Tensor, shift: Tensor) -> Tensor:
-    """The sum of an activation (..., C) and a shift (C,)."""
+    """Add a shift (C,) to an activation (..., C)."""
     return _Shift.apply(x, shift)
 
 
 class Product(Protocol):
-    """A product of a quantized operand x̂ with other tensors, and its gradients."""
+    """Product of a quantized operand x̂ with other tensors, and its gradients."""
 
     @staticmethod
     def operand(x: Tensor, *others: Any) -> Tensor:
-        """What x is without padding, of which scales are made: all of it, unless it has padding."""
+        """Return ``x`` without its padded columns; scales are initialized from it."""
         return x
 
     @staticmethod
     def forward(x: Tensor, *others: Any) -> Tensor:
-        """The product of x̂ with the others."""
+        """Return the product of x̂ with the others."""
 
     @staticmethod
     def gradients(upstream: Tensor, x: Tensor, *others: Any) -> tuple[Tensor | None, ...]:
-        """The gradients of x̂ and of each of the others."""
+        """Return the gradients of x̂ and of each of the others."""
 
 
 class Linear(Product):
-    """x̂ Wᵀ + bias: (..., in), (out, in) and (out,) or None give (..., out)."""
+    """Linear map x̂ Wᵀ + bias: (..., in), (out, in) and (out,) or None give (..., out)."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """See :class:`Product`."""
+        """Return x̂ Wᵀ + bias."""
         return F.linear(x, weight, bias)
 
     @staticmethod
     def gradients(
         upstream: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        """See :class:`Product`."""
+        """Return the gradients of x̂, weight and bias."""
         flat = upstream.flatten(0, -2)
         return (
             upstream @ weight,
@@ -110,21 +110,21 @@ class Linear(Product):
 
 
 class Values(Product):
-    """P̂ V: attention probabilities (B, H, N, M) and values (B, H, N, d) give (B, H, N, d)."""
+    """Attention P̂ V: probabilities (B, H, N, M) and values (B, H, N, d) give (B, H, N, d)."""
 
     @staticmethod
     def operand(x: Tensor, values: Tensor) -> Tensor:
-        """The probabilities without padding."""
+        """Return the probabilities without padding."""
         return x[..., : values.shape[-2]]
 
     @staticmethod
     def forward(x: Tensor, values: Tensor) -> Tensor:
-        """See :class:`Product`."""
+        """Return P̂ V."""
         return x @ _padded(values, -2)
 
     @staticmethod
     def gradients(upstream: Tensor, x: Tensor, values: Tensor) -> tuple[Tensor | None, ...]:
-        """See :class:`Product`."""
+        """Return the gradients of probabilities and values."""
         of_values = x.transpose(-2, -1) @ upstream
         return (
             upstream @ _padded(values, -2).transpose(-2, -1),
@@ -137,16 +137,16 @@ class MergedLogits(Product):
 
     @staticmethod
     def forward(z: Tensor, tokens: Tensor) -> Tensor:
-        """See :class:`Product`."""
-        # heads and keys side by side: one product per image, without a copy of x for each head,
-        # and the keys that softmax runs over next to each other
+        """Return the logits X Ẑᵀ."""
+        # heads and keys in one dimension: one product per image, without a copy of x for each
+        # head, and the keys that softmax runs over are contiguous
         merged = _padded(z, 1).transpose(1, 2).flatten(1, 2)
         logits_BNHM = (tokens @ merged.transpose(1, 2)).unflatten(-1, (z.shape[2], -1))
         return logits_BNHM.transpose(1, 2)
 
     @staticmethod
     def gradients(upstream: Tensor, z: Tensor, tokens: Tensor) -> tuple[Tensor | None, ...]:
-        """See :class:`Product`."""
+        """Return the gradients of ẑ and tokens."""
         upstream = upstream.transpose(1, 2).flatten(2)
         merged = _padded(z, 1).transpose(1, 2).flatten(1, 2)
         of_merged = upstream.transpose(1, 2) @ tokens

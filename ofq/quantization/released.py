@@ -1,16 +1,17 @@
-"""The authors' released code: the layout of its checkpoints, and annealing as it does it.
+"""Checkpoint layout of the authors' released code, and CGA with its deviations from the paper.
 
-Names and shapes are those of commit 7ed37d1: a timm 0.5.4 DeiT, or torchvision's Swin, whose layers
-were replaced by quantized ones. What differs from our layout beyond names:
+Names and shapes are those of commit 7ed37d1: a timm 0.5.4 DeiT, or torchvision's Swin, with layers
+replaced by quantized ones. Differences from our layout beyond names:
 
-- query, key and value share one shift before their quantizers (``move_qkv_b4``), ours have three;
-- shifts that softmax cancels are parameters there, whose gradient is rounding noise; ours don't
-  exist;
-- StatsQ has a parameter (``clip_val``) that nothing reads;
-- there the scales are created by the first forward pass, so a checkpoint loaded before it loses
-  them silently; ours take their number from the checkpoint;
-- Swin's patch-merging reductions have a bias that the full-precision model lacks. There it starts
-  at random, ours at zero.
+- there query, key and value share one shift before their quantizers (``move_qkv_b4``), here each
+  has its own;
+- there shifts that softmax cancels are parameters, whose gradient is rounding noise; here there are
+  none;
+- there StatsQ has a parameter (``clip_val``) that nothing reads;
+- there the first forward pass creates the scales, so a checkpoint loaded before it loses them
+  silently; here their number is taken from the checkpoint;
+- Swin's patch-merging reductions have a bias that the full-precision model lacks: there it starts
+  at random, here at zero.
 """
 
 import re
@@ -27,14 +28,14 @@ from ofq.quantization.layers import QuantizedWeight
 from ofq.quantization.quantizers.base import WeightQuantizer, near_threshold
 from ofq.quantization.techniques.cga import AsPaper
 
-# parts of a released name → ours; of two that begin alike, the longer one comes first
+# parts of a released name → ours; where one is a prefix of another, the longer one comes first
 _PARTS = {
     # quantized linear layers and the patch embedding (``qlinear.py``)
     "input_quant_fn": "input_quantizer.quantizer",
     "move_b4.bias": "input_quantizer.before",
     "move_aft.bias": "input_quantizer.after",
     "lsqw_fn": "weight_quantizer.lsq",
-    # attention, query and key apart (``attention.py``, ``swin_attention_and_mlp.py``)
+    # attention, separate query and key (``attention.py``, ``swin_attention_and_mlp.py``)
     "qkv": "scores.qkv",
     "quan_a_q_fn": "scores.q_quantizer.quantizer",
     "quan_a_k_fn": "scores.k_quantizer.quantizer",
@@ -71,15 +72,15 @@ DROPPED = {
     "move_qkx_aft.bias": "it adds the same to all logits of a query, which softmax cancels",
     "relative_position_index": "it follows from the window size",
 }
-"""Tensors of a released checkpoint that have no part in the model's function, with the reason."""
+"""Tensors of a released checkpoint that have no effect on the model, with the reason."""
 
 
 @dataclass(frozen=True)
 class ReleasedState:
-    """A released checkpoint in our layout.
+    """Released checkpoint in our layout.
 
     Attributes:
-        state: What ``load_state_dict`` takes.
+        state: State dict for ``load_state_dict``.
         dropped: Name and reason of each tensor that was left out.
     """
 
@@ -88,13 +89,13 @@ class ReleasedState:
 
 
 def convert_released_state(state: Mapping[str, Tensor], model: nn.Module) -> ReleasedState:
-    """Map a released checkpoint to a quantized model's layout; nothing may be missing or left over.
+    """Convert a released checkpoint to a quantized model's layout; refuse missing or extra tensors.
 
     Args:
         state: Tensors under the released names (``state_dict`` of the file), with or without a
             leading ``module.``.
         model: A quantized model, or a part of one that the names are relative to. It needn't be
-            calibrated; where it isn't, the number of each activation scale is the checkpoint's.
+            calibrated: then the numbers of activation scales are taken from the checkpoint.
 
     Raises:
         UserError: Tensors are missing, left over or of another shape; the first few are listed.
@@ -118,8 +119,8 @@ def convert_released_state(state: Mapping[str, Tensor], model: nn.Module) -> Rel
         ],
     }
     if any(problems.values()):
-        found = "; ".join(f"{what}: {some(which)}" for what, which in problems.items() if which)
-        raise UserError(f"this checkpoint doesn't fit the model (bits, QKR, size): {found}")
+        summary = "; ".join(f"{what}: {some(which)}" for what, which in problems.items() if which)
+        raise UserError(f"this checkpoint doesn't fit the model (bits, QKR, size): {summary}")
     return ReleasedState(
         {n: _as(converted[n], wanted[n]) for n in shared},
         [(name, DROPPED[_leaf(name)]) for name, ours in names.items() if not ours],
@@ -127,18 +128,18 @@ def convert_released_state(state: Mapping[str, Tensor], model: nn.Module) -> Rel
 
 
 def released_names(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Our names of each released tensor or module: none if dropped, three if kept in parts."""
+    """Map each released tensor or module to our names: none if dropped, three if split."""
     names = list(names)
     swin = any(re.match(r"(module\.)?features\.", name) for name in names)
     return {name: _our_names(timm_name(name, swin)) for name in names}
 
 
 def timm_name(name: str, swin: bool) -> str:
-    """Timm's name of a full-precision tensor or module of the released code.
+    """Return timm's name of a full-precision tensor or module of the released code.
 
     Args:
         name: A name of timm 0.5.4's DeiT, or of torchvision's Swin.
-        swin: Which of the two.
+        swin: Whether it is of Swin.
     """
     name = name.removeprefix("module.")
     if not swin:
@@ -149,7 +150,7 @@ def timm_name(name: str, swin: bool) -> str:
 
 
 def _swin_place(match: re.Match[str]) -> str:
-    # torchvision numbers embedding, stage, merging, stage, …; timm's merging opens the next layer
+    # torchvision numbers embedding, stage, merging, stage, …; timm's merging begins the next layer
     number, part = int(match[1]), match[2] or ""
     if number == 0:
         return "patch_embed" + {".0": ".proj", ".2": ".norm", "": ""}[part]
@@ -166,14 +167,14 @@ def _our_names(name: str) -> tuple[str, ...]:
 
 
 def _leaf(name: str) -> str:
-    """The last part of a name, with the part before if the last is only ``bias``."""
+    """Return the last part of a name, with the part before it if the last is only ``bias``."""
     *rest, last = name.split(".")
     return f"{rest[-1]}.{last}" if rest and last == "bias" else last
 
 
 def _split(tensor: Tensor, parts: int) -> tuple[Tensor, ...]:
     if parts > 1 and (tensor.ndim == 0 or len(tensor) % parts):
-        return (tensor,) * parts  # of a wrong shape, which is told with the others
+        return (tensor,) * parts  # of a wrong shape, which is reported with the others
     return tensor.chunk(parts) if parts > 1 else (tensor,) * parts
 
 
@@ -189,14 +190,14 @@ def _as(tensor: Tensor, wanted: Tensor) -> Tensor:
 
 
 class AsReleased(AsPaper):
-    """Annealing as the released code does it, where that differs from the paper.
+    """Rule of CGA in the released code, which differs from the paper in three points.
 
-    It leaves QKR's merged weight alone (its mask acts on a detached tensor); it matches no layer of
-    a Swin without QKR (so there is nothing to anneal, which is an error here); and a threshold
-    counts only between the lowest and the highest code that some weight of the matrix has now.
+    It excludes QKR's merged weight (its mask acts on a detached tensor); it matches no layer of a
+    Swin without QKR (so CGA has no weight, which is an error here); and a threshold counts only
+    between the lowest and the highest code that some weight of the matrix has now.
 
     Args:
-        model: The quantized model to anneal.
+        model: The quantized model to apply CGA to.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -204,12 +205,12 @@ class AsReleased(AsPaper):
         self._matches_names = merged or not isinstance(model, SwinTransformer)
 
     def anneals(self, weight: QuantizedWeight) -> bool:
-        """Everything but merged weights, or nothing at all."""
+        """Return whether CGA applies to a weight: not if merged, nor in a Swin without QKR."""
         return self._matches_names and not isinstance(weight.owner, MergedQueryKey)
 
     def trainable(
         self, position: Tensor, boundary_range: float, quantizer: WeightQuantizer
     ) -> Tensor:
-        """The mask for thresholds between codes that occur."""
+        """Return the mask of entries near thresholds between codes that occur."""
         lowest, highest = torch.aminmax(position.round())
         return near_threshold(position, boundary_range, lowest, highest)

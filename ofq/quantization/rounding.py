@@ -1,4 +1,4 @@
-"""LSQ's rounding with its gradients (Esser et al. 2020), by itself and inside a product."""
+"""LSQ's rounding with its gradients (Esser et al. 2020), alone and fused into a product."""
 
 import math
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from ofq.quantization.products import Product
 
 
 class Rounding(NamedTuple):
-    """What LSQ does beside its scale.
+    """Code range and gradient factor of an LSQ quantizer.
 
     Attributes:
         low: The lowest code.
@@ -23,13 +23,13 @@ class Rounding(NamedTuple):
     gradient_scale: float
 
     def quantize(self, x: Tensor, scale: Tensor) -> Tensor:
-        """round(clamp(x/s, low, high))·s."""
-        # the last step not in place: of an autograd function whose result some step changed in
-        # place, torch 2.11's compiler loses the gradient
+        """Compute round(clamp(x/s, low, high))·s."""
+        # the last step isn't in place: torch 2.11's compiler loses the gradient of an autograd
+        # function whose result was modified in place
         return (x / scale).clamp_(self.low, self.high).round_() * scale
 
     def gradients(self, upstream: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients of x and of the scale."""
+        """Return the gradients of x and of the scale."""
         ratio = x / scale
         closed = _just_outside(self.low, self.high)
         inside = torch.ops.aten.hardtanh_backward(upstream, ratio, *closed)
@@ -41,18 +41,21 @@ class Rounding(NamedTuple):
 
 
 def _sum_to(x: Tensor, like: Tensor) -> Tensor:
-    """The sum of a tensor over the dimensions in which another has length 1.
+    """Sum a tensor over the dimensions in which another has length 1.
 
-    First over the last ones, within a row: compiled code does that in the pass that computes x.
+    The last dimensions come first, within a row: compiled code fuses that with computing x.
     """
-    kept = [d for d in range(x.ndim) if like.shape[d] > 1]
-    within = list(range(max(kept, default=-1) + 1, x.ndim))
+    long = [d for d in range(x.ndim) if like.shape[d] > 1]
+    within = list(range(max(long, default=-1) + 1, x.ndim))
     rows = x.sum(within, keepdim=True) if within else x
     return rows.sum_to_size(like.shape)
 
 
 def _just_outside(low: int, high: int) -> tuple[float, float]:
-    """The float32 numbers next to an interval, which make an operator's open interval closed."""
+    """Return the float32 numbers just outside an interval.
+
+    An operator that takes an open interval then includes the bounds.
+    """
     below = low - _float32_spacing(low) if low else -torch.finfo(torch.float32).tiny
     return below, high + _float32_spacing(high)
 
@@ -62,7 +65,7 @@ def _float32_spacing(number: int) -> float:
 
 
 class _Quantize(torch.autograd.Function):
-    """Saves its input and the scale only."""
+    """LSQ's rounding that saves only its input and the scale for backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, rounding: Rounding) -> Tensor:
@@ -77,10 +80,10 @@ class _Quantize(torch.autograd.Function):
 
 
 class _QuantizedProduct(torch.autograd.Function):
-    """Saves the operand as it came in, and quantizes it again in backward.
+    """Product that saves its operand unquantized, and quantizes it again in backward.
 
-    Autograd by itself would keep it twice, as it came in and quantized; the arithmetic costs less
-    than moving another tensor of its size through memory.
+    Autograd would save it twice, unquantized and quantized; quantizing again costs less than moving
+    another tensor of its size through memory.
     """
 
     @staticmethod
@@ -99,7 +102,7 @@ class _QuantizedProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, *others = ctx.saved_tensors
-        # under autocast the product, hence its gradient, is of lower precision
+        # under autocast the product, and so its gradient, has lower precision
         operands = [
             None if tensor is None else tensor.to(upstream.dtype)
             for tensor in (ctx.rounding.quantize(x, scale), *others)
@@ -107,20 +110,20 @@ class _QuantizedProduct(torch.autograd.Function):
         of_quantized, *of_others = ctx.product.gradients(upstream, *operands)
         del operands
         of_x = ctx.rounding.gradients(of_quantized.to(x.dtype), x, scale)
-        found = (
+        gradients = (
             None if gradient is None else gradient.to(other.dtype)
             for gradient, other in zip(of_others, others, strict=True)
         )
-        return None, None, *of_x, *found
+        return None, None, *of_x, *gradients
 
 
 def lsq_quantize(x: Tensor, scale: Tensor, rounding: Rounding) -> Tensor:
-    """round(clamp(x/s, low, high))·s with LSQ's gradients.
+    """Compute round(clamp(x/s, low, high))·s with LSQ's gradients.
 
     Args:
-        x: What is quantized, float32.
+        x: The tensor to quantize, float32.
         scale: s, in a shape that broadcasts over ``x``.
-        rounding: Codes, and the factor on the gradient of s.
+        rounding: Code range, and the factor on the gradient of s.
     """
     return _Quantize.apply(x, scale, rounding)
 
@@ -128,13 +131,13 @@ def lsq_quantize(x: Tensor, scale: Tensor, rounding: Rounding) -> Tensor:
 def lsq_product(
     product: type[Product], x: Tensor, scale: Tensor, rounding: Rounding, *others: Tensor | None
 ) -> Tensor:
-    """The product of :func:`lsq_quantize` of a tensor with others, in little memory.
+    """Multiply :func:`lsq_quantize` of a tensor with others, in little memory.
 
     Args:
-        product: Which product.
-        x: What is quantized, float32.
+        product: The product.
+        x: The tensor to quantize, float32.
         scale: s, in a shape that broadcasts over ``x``.
-        rounding: Codes, and the factor on the gradient of s.
-        *others: What the product takes beside the quantized tensor.
+        rounding: Code range, and the factor on the gradient of s.
+        *others: Other operands of the product.
     """
     return _QuantizedProduct.apply(product, rounding, x, scale, *others)

@@ -1,4 +1,4 @@
-"""How each part of a model is quantized: bits by layer, and what makes logits and values."""
+"""Quantization scheme of a model: bits and quantizers by layer, and the form of attention."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -29,16 +29,17 @@ _TOKEN, _CHANNEL, _TOKEN_AND_HEAD = -2, -1, (1, 2)
 
 @dataclass(frozen=True)
 class Scheme:
-    """How the parts of one model are quantized.
+    """Quantizers and bits of the parts of one model.
 
     Attributes:
-        weight_bits: Of block weights; 32 = off.
-        activation_bits: Of block activations; 32 = off.
+        weight_bits: Bits of block weights; 32 for off.
+        activation_bits: Bits of block activations; 32 for off.
         weight_quantizer: Registered name.
-        options: What the weight quantizer takes beside its bits.
+        options: Keyword arguments of the weight quantizer other than its bits.
         activation_quantizer: Registered name.
-        activation_options: What the activation quantizer takes beside bits, axis and sign.
-        scores: Makes the part of an attention that gives logits and values.
+        activation_options: Keyword arguments of the activation quantizer other than bits, axis and
+            sign.
+        scores: Makes the part of an attention that computes logits and values.
         first_last_bits: Weight and activation bits of patch embedding and heads.
         layer_bits: Weight and activation bits by pattern of layer names.
     """
@@ -54,22 +55,22 @@ class Scheme:
     layer_bits: Mapping[str, tuple[int, int]]
 
     def at(self, layer: str) -> "Scheme":
-        """The scheme of one layer: the last pattern that matches its name gives the bits."""
-        found = [bits for pattern, bits in self.layer_bits.items() if fnmatchcase(layer, pattern)]
-        if not found:
+        """Return the scheme of one layer; the last pattern that matches its name gives the bits."""
+        matches = [bits for pattern, bits in self.layer_bits.items() if fnmatchcase(layer, pattern)]
+        if not matches:
             return self
-        return replace(self, weight_bits=found[-1][0], activation_bits=found[-1][1])
+        return replace(self, weight_bits=matches[-1][0], activation_bits=matches[-1][1])
 
     def first_last(self, layer: str) -> tuple[int, int]:
-        """Weight and activation bits of a patch embedding or head."""
-        ends = replace(
+        """Return the weight and activation bits of a patch embedding or head."""
+        default = replace(
             self, weight_bits=self.first_last_bits[0], activation_bits=self.first_last_bits[1]
         )
-        own = ends.at(layer)
+        own = default.at(layer)
         return own.weight_bits, own.activation_bits
 
     def weight(self, weight: Tensor) -> nn.Module:
-        """The quantizer of a weight."""
+        """Make the quantizer of a weight."""
         return make_weight_quantizer(self.weight_quantizer, self.weight_bits, weight, self.options)
 
     def quantizer(self, axis: int | tuple[int, ...], signed: bool = True) -> ActivationQuantizer:
@@ -79,25 +80,25 @@ class Scheme:
         )
 
     def activation(self, channels: int, axis: int = _TOKEN, signed: bool = True) -> Passthrough:
-        """The quantizer of an activation (B, N, channels), with shifts before and after."""
+        """Make the quantizer of an activation (B, N, channels), with shifts before and after."""
         if self.activation_bits == OFF:
             return Passthrough()
         return Shifted(self.quantizer(axis, signed), channels)
 
     def logit(self, *shape: int, axis: int | tuple[int, ...] = _TOKEN) -> Passthrough:
-        """The quantizer of keys, or of QKR's merged activation."""
+        """Make the quantizer of keys, or of QKR's merged activation."""
         if self.activation_bits == OFF:
             return Passthrough()
         return PreShifted(self.quantizer(axis), *shape)
 
     def probability(self) -> Passthrough | ActivationQuantizer:
-        """The quantizer of attention probabilities."""
+        """Make the quantizer of attention probabilities."""
         if self.activation_bits == OFF:
             return Passthrough()
         return self.quantizer(_TOKEN, signed=False)
 
     def linear(self, linear: nn.Linear, role: str, signed: bool = True) -> QuantizedLinear:
-        """A quantized layer in the place of a linear one."""
+        """Make the quantized layer that replaces a linear one."""
         return QuantizedLinear(
             linear,
             self.weight(linear.weight),
@@ -168,7 +169,7 @@ def _value_layer(qkv: nn.Linear, scheme: Scheme) -> QuantizedLinear:
 
 
 def _inner_layer(linear: nn.Linear, role: str, scheme: Scheme) -> QuantizedLinear:
-    """A layer whose input is quantized already, or stays in floating point."""
+    """Make a layer whose input is already quantized, or stays in floating point."""
     rows = {role: slice(0, linear.out_features)}
     return QuantizedLinear(linear, scheme.weight(linear.weight), Passthrough(), rows)
 

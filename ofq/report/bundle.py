@@ -1,19 +1,19 @@
-"""Bundles: a study's records, config and report in one file, from which its report is made anew.
+"""Bundles: a study's records, config and report in one file, from which its report can be rebuilt.
 
 A bundle is a tar archive, compressed by xz, of one folder that is named like the study and laid out
 like a checkout::
 
-    STUDY/bundle.json       what it is: :class:`Contents`, with each file's SHA-256
+    STUDY/bundle.json       the table of contents (:class:`Contents`), with each file's SHA-256
     STUDY/config/           the study, what it extends, its recipe, references and all methods
-    STUDY/results/runs/     of each run, the files that the report is made of; no weights
-    STUDY/logs/train/       of runs that haven't finished, the errors that their logs end with
+    STUDY/results/runs/     each run's files from which the report is made; no weights
+    STUDY/logs/train/       last errors in the logs of unfinished runs
     STUDY/reports/STUDY/    the report
 
-The same records make the same bytes: members are sorted and have neither time nor owner.
+Equal records make equal bytes: members are sorted and have neither time nor owner.
 
-A bundle may come from anybody. Unpacking takes only regular files whose names :data:`_NAMES` has,
-checks a size before it reads so much, writes the site's config itself, and lets the folder appear
-when all of it has been checked.
+Bundles are untrusted. Unpacking accepts only regular files whose names match :data:`_NAMES`,
+checks each size before reading, writes the site's config itself, and creates the folder only
+after all of it has been checked.
 """
 
 import hashlib
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from ofq.report.collect import Records
 
 ENDING = ".tar.xz"
-"""How a bundle's name ends."""
+"""Suffix of a bundle's name."""
 
-_UNFINISHED = ("run.json", "events.jsonl")  # they tell why a run's numbers are missing
+_UNFINISHED = ("run.json", "events.jsonl")  # from which the reason of missing numbers is known
 _SITE = "config/config.yaml"
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,199}"
@@ -64,7 +64,7 @@ _NAMES = re.compile(
     rf"|logs/train/{_RUN}\.log"
     rf"|reports/{_PART}/(({_TABLES})\.(html|md|tex|csv|parquet)|figures/{_PART}\.(svg|png))"
 )
-"""The names of files in a bundle, beside ``bundle.json``; bundling writes no others."""
+"""Allowed names of files in a bundle, beside ``bundle.json``; bundling writes no others."""
 
 _LARGEST = 2**27  # bytes of a file in a bundle
 _LARGEST_RECORD = 2**23  # bytes of one that is JSON
@@ -78,8 +78,8 @@ _XZ = b"\xfd7zXZ\0"
 
 _SHOWN = 1000  # letters of a message
 
-_PERSONAL = ("host", "pid", "slurm", "visible_gpus")  # facts of an attempt that stay at home
-_TEXTS = ("command", "diff", "untracked", "origin")  # others that may hold secrets, and paths
+_PERSONAL = ("host", "pid", "slurm", "visible_gpus")  # keys of an attempt that are left out
+_TEXTS = ("command", "diff", "untracked", "origin")  # keys that may hold secrets and paths
 _HOME = re.compile(r"/(?:home|Users)/[^/\s'\":;,]+")
 
 
@@ -87,7 +87,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def _are_named(files: dict[str, str]) -> dict[str, str]:
-    for path, digest in files.items():  # as a whole, so that a million mistakes are one error
+    for path, digest in files.items():  # one validator for all, so that many mistakes are one error
         if not _NAMES.fullmatch(path):
             raise ValueError(f"no file of a bundle lies in {path[:_SHOWN]}")
         if not _SHA256.fullmatch(digest):
@@ -96,7 +96,7 @@ def _are_named(files: dict[str, str]) -> dict[str, str]:
 
 
 class Contents(Strict):
-    """What ``bundle.json`` says.
+    """Table of contents of a bundle: ``bundle.json``.
 
     Attributes:
         format: Version of the layout.
@@ -112,27 +112,27 @@ class Contents(Strict):
 def bundle(workspace: Workspace, study: str, path: Path) -> "Records":
     """Write a study's bundle.
 
-    Its report is made from what the bundle holds, and nothing else. A run that is being trained
-    counts as interrupted in it. Names of hosts, ids of processes and jobs, and logs but for their
-    last error are left out; credentials and home folders are replaced in the text that is kept.
+    Its report is made from the bundle's content alone. A run that is being trained counts as
+    interrupted. Host names, process and job ids, and all of the logs except their last error are
+    left out; credentials and home folders are replaced in the remaining text.
 
     Args:
         workspace: The checkout.
-        study: The study's name; one of its cells at least has a finished run.
-        path: The file to write, which appears when it is whole.
+        study: The study's name; at least one of its cells has a finished run.
+        path: The file to write, which appears when it is complete.
 
     Returns:
-        What its report was made from.
+        The records that its report was made from.
 
     Raises:
-        UserError: The study is wrong, or has no report (:func:`ofq.report.build`); the file's
-            folder isn't there, or another file stands there; or it is too large for a bundle.
+        UserError: The study is invalid, or has no report (:func:`ofq.report.build`); the file's
+            folder is missing, or another file is in its place; or it is too large for a bundle.
     """
     if not path.parent.is_dir() and path.parent != workspace.reports:
         raise UserError(f"{path}: expected a file in a folder that exists")
     if os.path.lexists(path) and not _is_xz(path):
         raise UserError(f"{path}: is there already, and is no bundle; give another file")
-    from ofq.report.write import write_report  # takes a second, which unpacking needn't wait for
+    from ofq.report.write import write_report  # imported here, since it takes a second
 
     with tempfile.TemporaryDirectory() as name:
         copy = Workspace(Path(name))
@@ -142,7 +142,7 @@ def bundle(workspace: Workspace, study: str, path: Path) -> "Records":
             records = write_report(copy, study, copy.reports / study)
             if records.damaged:
                 raise next(iter(records.damaged.values()))
-        except UserError as error:  # found in the copy, to be mended in the original
+        except UserError as error:  # found in the copy, but to be corrected in the original
             text = str(error).replace(str(copy.results), str(workspace.results))
             raise UserError(text.replace(str(copy.root), str(workspace.root))) from None
         for file in set(copy.results.rglob("*.parquet")) - records.curves.files:
@@ -153,20 +153,20 @@ def bundle(workspace: Workspace, study: str, path: Path) -> "Records":
 
 
 def unbundle(path: Path, out: Path | None = None) -> Workspace:
-    """Unpack a bundle into a folder of its own, in which ``ofq report`` makes its report anew.
+    """Unpack a bundle into a new folder, in which ``ofq report`` rebuilds its report.
 
     Args:
         path: The bundle.
-        out: The folder, which appears when it is whole and must not exist before; left out, named
-            like the study, in the current folder.
+        out: The folder, which must not exist and appears when it is complete; left out, named like
+            the study, in the current folder.
 
     Returns:
         The folder, as a checkout with one study.
 
     Raises:
-        UserError: The file is missing or damaged, isn't a bundle, has members that a bundle hasn't,
-            such as links or files outside its folder, is larger than a bundle may be, or its config
-            or records can't be read; or ``out`` exists.
+        UserError: The file is missing or damaged, isn't a bundle, has forbidden members such as
+            links or files outside its folder, is too large, or its config or records can't be
+            read; or ``out`` exists.
     """
     with _opened(path) as archive:
         members = archive.members()
@@ -195,15 +195,15 @@ def _copy_config(workspace: Workspace, study: str, copy: Workspace) -> None:
     files += [dataset] if dataset.exists() else []
     for file in (*files, *sorted((config / "methods").glob("*.yaml"))):
         name = file.relative_to(workspace.root)
-        if _NAMES.fullmatch(name.as_posix()):  # not an editor's or a file manager's own
+        if _NAMES.fullmatch(name.as_posix()):  # skips files of editors and file managers
             _copy(file, copy.root / name)
     _write_site(copy.root, study)
 
 
 def _write_site(root: Path, study: str) -> None:
-    """Write the config of a bundle's site: not the one that it comes from, nor any of a bundle's.
+    """Write the minimal site config of a bundle, never the original's or one from an archive.
 
-    A site tells of folders that are written to, and of addresses.
+    A site config may name folders to write to, and addresses.
     """
     write_text(root / _SITE, f'studies: ["{study}"]\n')
 
@@ -223,7 +223,7 @@ def _copy_records(workspace: Workspace, study: str, copy: Workspace) -> None:
 
 
 def _depersonalize(twin: RunFolder) -> None:
-    """Leave out of a copied provenance what tells of persons and machines, and no report reads."""
+    """Remove personal and machine-related keys, which no report reads, from a copied provenance."""
     if (twin.path / "provenance.json").exists():
         provenance = twin.provenance()
         attempts = [
@@ -236,15 +236,15 @@ def _depersonalize(twin: RunFolder) -> None:
         ]
         facts = read_manifest(twin.path)
         write_json(twin.path / "provenance.json", provenance | {"attempts": attempts})
-        if facts is not None:  # of the copy, as it now is
+        if facts is not None:  # the manifest must describe the changed copy
             own = {PROVENANCE: facts_of(twin.path / PROVENANCE)}
             write_manifest(twin.path, facts | own)
 
 
 def _copy_events(folder: RunFolder, twin: RunFolder) -> None:
-    """Copy what happened to an unfinished run, without where."""
-    kept = ("event", "time", "code", "seconds", "devices", "cause")
-    rows = [{key: row[key] for key in kept if key in row} for row in folder.events()]
+    """Copy an unfinished run's events, without host names and ids."""
+    keys = ("event", "time", "code", "seconds", "devices", "cause")
+    rows = [{key: row[key] for key in keys if key in row} for row in folder.events()]
     for row in rows:
         if "cause" in row:
             row["cause"] = _without_secrets(row["cause"])
@@ -255,7 +255,7 @@ def _copy_events(folder: RunFolder, twin: RunFolder) -> None:
 
 
 def _copy_error(log: Path, to: Path) -> None:
-    """Write the error that a log ends with, if it does; the rest of a log may hold anything."""
+    """Write the last error of a log, if there is one; the rest may hold anything."""
     error = last_error(log) if log.exists() else None
     if error is not None:
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -287,7 +287,7 @@ def _is_xz(path: Path) -> bool:
 
 def _pack(root: Path, study: str, to: Path) -> None:
     paths = {p.relative_to(root).as_posix(): p for p in root.rglob("*") if p.is_file()}
-    # a report may have tables in formats of the user's own
+    # a report may have tables in formats of the user's own, which unpacking would refuse
     paths = {n: p for n, p in paths.items() if _NAMES.fullmatch(n) or not n.startswith("reports/")}
     sizes = {name: path.stat().st_size for name, path in paths.items()}
     _check_fitting(sizes)
@@ -301,10 +301,10 @@ def _pack(root: Path, study: str, to: Path) -> None:
 
 
 def _check_fitting(sizes: dict[str, int]) -> None:
-    """Refuse to write what unpacking would refuse.
+    """Refuse to write a bundle that unpacking would refuse.
 
     Raises:
-        UserError: A name is none of a bundle's, or there is more than a bundle may hold.
+        UserError: A file's name or size isn't allowed, or there are too many files or bytes.
     """
     for name, size in sizes.items():
         if not _NAMES.fullmatch(name):
@@ -319,7 +319,7 @@ def _check_fitting(sizes: dict[str, int]) -> None:
 
 
 def _largest(name: str) -> int:
-    """The most bytes that a bundle's file may have."""
+    """Return the largest allowed size of a bundle's file, in bytes."""
     if name.endswith(".yaml"):
         return LARGEST_YAML
     return _LARGEST_RECORD if name.endswith((".json", ".jsonl", ".log")) else _LARGEST
@@ -332,14 +332,14 @@ def _add(archive: tarfile.TarFile, name: str, file: IO[bytes], size: int) -> Non
 
 
 class _Unsound(Exception):
-    """What an archive holds isn't what a bundle holds."""
+    """Raised when an archive's content isn't a bundle's."""
 
 
 class _Archive:
-    """Reads a compressed tar archive of regular files from its beginning to its end.
+    """Sequential reader of a compressed tar archive of regular files.
 
-    Of tarfile it takes the parser of a header alone. Its readers follow links, fill the holes of
-    sparse files, and read attributes whole, however long the archive says they are.
+    Uses only tarfile's parser of headers: tarfile's readers follow links, fill the holes of sparse
+    files, and read attributes in full, however long the archive says they are.
 
     Args:
         file: The compressed archive.
@@ -350,10 +350,10 @@ class _Archive:
         self._xz = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY)
 
     def read(self, size: int) -> bytes:
-        """Read that many bytes.
+        """Read a number of bytes.
 
         Raises:
-            _Unsound: There are fewer.
+            _Unsound: The archive ends early.
         """
         content = bytearray()
         while len(content) < size:
@@ -361,7 +361,7 @@ class _Archive:
         return bytes(content)
 
     def pieces(self, size: int) -> Iterator[bytes]:
-        """Read a member's content piece by piece, and what fills its last block."""
+        """Yield a member's content piece by piece, and read the padding of its last block."""
         for start in range(0, size, _PIECE):
             yield self.read(min(_PIECE, size - start))
         self.read(-size % _BLOCK)
@@ -370,7 +370,7 @@ class _Archive:
         """Yield name and size of each member, whose content must be read before the next one.
 
         Raises:
-            _Unsound: One isn't a regular file, or the archive isn't a bundle's.
+            _Unsound: A member isn't a regular file or is too large, or the layout isn't a bundle's.
         """
         while any(header := self.read(_BLOCK)):
             member, name = tarfile.TarInfo.frombuf(header, "utf-8", "strict"), None
@@ -386,7 +386,7 @@ class _Archive:
         self._end()
 
     def _end(self) -> None:
-        """Read what fills the last record, and make sure that nothing follows."""
+        """Read the padding of the last record, and refuse anything after it."""
         left = tarfile.RECORDSIZE
         while not self._xz.eof:
             rest = self._decompressed(left + 1, last=True)
@@ -397,7 +397,7 @@ class _Archive:
             raise _Unsound("it goes on after its end")
 
     def _long_name(self, size: int) -> str:
-        """The path in an extended header, which a bundle's members have for nothing else."""
+        """Return the path in an extended header, its only use in a bundle."""
         if not 0 <= size <= 4 * _BLOCK:
             raise _Unsound("a header of a kind that no bundle has")
         record = b"".join(self.pieces(size))
@@ -422,7 +422,7 @@ class _Archive:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[_Archive]:
-    """A bundle for reading from its beginning to its end, whatever is wrong with it."""
+    """Open a bundle for sequential reading; turn all errors of its content into user errors."""
     try:
         if path.exists() and not path.is_file():
             raise _Unsound("not a file")
@@ -442,7 +442,7 @@ def _read_contents(archive: _Archive, members: Iterator[tuple[str, int]]) -> Con
     if not name.endswith(f"/{BUNDLE}") or size > 4 * _LARGEST_RECORD:
         raise _Unsound(f"it doesn't begin with {BUNDLE}")
     text = b"".join(archive.pieces(size))
-    if text.count(b",") + text.count(b":") > 3 * _MOST_FILES:  # parsed, it may take much memory
+    if text.count(b",") + text.count(b":") > 3 * _MOST_FILES:  # parsing it could take much memory
         raise _Unsound(f"more than {_MOST_FILES:,} files")
     try:
         contents = Contents.model_validate_json(text)
@@ -466,7 +466,7 @@ def _unpack(
     folder: Path,
     room: int,
 ) -> None:
-    """Write each file that a bundle's contents name, if the archive has these and no others."""
+    """Write the files listed in a bundle's contents; refuse missing and unlisted ones."""
     missing = dict(contents.files)
     for member, size in members:
         name = member.removeprefix(f"{contents.study}/")
@@ -484,7 +484,7 @@ def _unpack(
 
 
 def _write(pieces: Iterator[bytes], path: Path) -> str:
-    """Write a file, and give its SHA-256."""
+    """Write a file, and return its SHA-256."""
     digest = hashlib.sha256()
     with path.open("xb") as target:
         for piece in pieces:
@@ -494,10 +494,10 @@ def _write(pieces: Iterator[bytes], path: Path) -> str:
 
 
 def _check_content(folder: Path, contents: Contents) -> None:
-    """Make sure that an unpacked bundle's config and records can be read.
+    """Refuse an unpacked bundle whose config or records can't be read.
 
     Raises:
-        _Unsound: They can't.
+        _Unsound: A file can't be read.
     """
     workspace = Workspace(folder)
     try:

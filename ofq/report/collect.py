@@ -1,4 +1,4 @@
-"""Run folders → tidy frames; everything a report says comes from here."""
+"""Collection of run folders into tidy frames, from which all of a report is made."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +21,11 @@ from ofq.tracking.sent import mlflow_runs
 
 @dataclass(frozen=True)
 class Records:
-    """What a study's run folders hold.
+    """Records of a study's run folders.
 
     Every frame has the columns of :data:`ofq.report.curves.KEYS`; rates are in percent, flips per
-    1,000 weights and step. Curves are those of quantized cells, QAT first and CGA after it, epochs
-    and steps counted on.
+    1,000 weights and step. Curves are those of quantized cells, QAT first and CGA after it, with
+    epochs and steps numbered continuously.
 
     Attributes:
         name: The study's name.
@@ -33,16 +33,17 @@ class Records:
         cells: Its cells, full-precision baselines first.
         runs: One row per cell and seed: run id, chain of runs, final numbers, oscillation; the
             commits of all the chain's attempts, ``-dirty`` where code differed from them, ``none``
-            outside git, ``+MODULE@HASH`` for the user's own module; and what the recipes of its
-            stages differ in.
-        curves: Reads the curves.
-        metrics: Those of the metrics, one row per cell, seed and epoch.
-        correct: Which evaluation images each run is right about, by its id, where that is kept.
-        references: What the study's numbers are held against.
-        reasons: Why a cell's number or a part of its seeds is missing, by model, bits and method:
+            outside git, ``+MODULE@HASH`` for the user's own module; and the differences of its
+            stages' recipes from the published one.
+        curves: Reader of the curves.
+        metrics: Curves of the metrics, one row per cell, seed and epoch.
+        correct: Masks of the evaluation images that each run classifies correctly, by the run's
+            id, where they are recorded.
+        references: Reported results with which the study is compared.
+        reasons: Why a cell's result or some of its seeds are missing, by model, bits and method:
             ``damaged`` with the files' names, ``failed``, ``running``, ``interrupted`` or
             ``not run``.
-        damaged: What is wrong with damaged records, by the run's id; nothing of them is shown.
+        damaged: Faults of damaged records, by the run's id; these runs are left out.
     """
 
     name: str
@@ -58,34 +59,34 @@ class Records:
 
     @property
     def primary(self) -> str:
-        """The column of the number that the study is about: ``top1`` or ``loss``."""
+        """Column of the study's primary measure: ``top1`` or ``loss``."""
         return str(self.runs["primary"].iloc[0])
 
     @property
     def labels(self) -> dict[str, str]:
-        """What tables and figures print for each quantized method, in the study's order."""
+        """Label of each quantized method in tables and figures, in the study's order."""
         return {c.method: c.label for c in self.cells if c.method != "fp"}
 
     def of(self, frame: pd.DataFrame, **keys: str | int) -> pd.DataFrame:
-        """The rows of a frame whose key columns have the given values."""
+        """Return the rows of a frame whose key columns have the given values."""
         masks = [(frame[key] == value).to_numpy(bool) for key, value in keys.items()]
         return frame[np.logical_and.reduce(masks)] if masks else frame
 
     def runs_of(self, cell: Cell) -> pd.DataFrame:
-        """The rows of ``runs`` of a cell."""
+        """Return the rows of ``runs`` of a cell."""
         return self.of(self.runs, model=cell.model, bits=cell.bits, method=cell.method)
 
 
 def collect(workspace: Workspace, study: str, damaged: dict[str, Damaged] | None = None) -> Records:
-    """Read a study's records; what hasn't finished or is damaged is passed over, and said.
+    """Read a study's records; skip runs that are unfinished or damaged, and give the reasons.
 
     Args:
         workspace: The checkout's config.
         study: The study's name.
-        damaged: What is known to be wrong already, by the run's id.
+        damaged: Known faults, by the run's id.
 
     Raises:
-        UserError: No cell has a finished run whose record is whole.
+        UserError: No cell has a finished run whose record is sound.
     """
     faults = dict(damaged or {})
     while True:
@@ -135,15 +136,15 @@ def _collect(workspace: Workspace, study: str, damaged: dict[str, Damaged]) -> R
 
 @dataclass(frozen=True)
 class _Opened:
-    """What is read of a finished run at once; tables are read later.
+    """Content of a finished run that is read at once; tables are read later.
 
     Attributes:
         record: The record; None if it is damaged.
-        fault: What is wrong with it.
-        result: The final numbers.
-        origin: What is kept of its provenance.
+        fault: The fault of a damaged record.
+        result: The final results.
+        origin: The part of its provenance that reports show.
         sizes: Sizes of its exported model.
-        correct: Which evaluation images it is right about.
+        correct: Mask of the evaluation images that it classifies correctly.
     """
 
     record: Record | None = None
@@ -173,7 +174,7 @@ def _open(path: Path, name: str, damaged: dict[str, Damaged]) -> _Opened | None:
 
 
 def _damaged_links(run: Run, damaged: dict[str, Damaged]) -> list[Damaged]:
-    """What is damaged of a run, and of those before it that its curves are made of."""
+    """Return the faults of a run, and of the earlier runs that its curves are made of."""
     counted = [link for link in run.chain() if link is run or link.config.stage != "fp"]
     return [damaged[link.id] for link in counted if link.id in damaged]
 
@@ -191,41 +192,41 @@ def _nothing_to_show(study: str, faults: list[Damaged]) -> str:
 def _reasons(
     workspace: Workspace, study: str, shown: set[str], damaged: dict[str, Damaged]
 ) -> dict[tuple[str, str, str], str]:
-    """Why cells lack numbers: damage, or the furthest that any run on the way there has come."""
+    """Return why cells lack results: damage, or the state of the runs in their chains."""
     cells = workspace.grid(study).cells
     lacking = [cell for cell in cells if any(run.id not in shown for run in cell.runs)]
     if not lacking:
         return {}
-    watch = StudyStatus(workspace, study)
-    states = {name: status.state for name, status in watch.read().items()}
-    found: dict[tuple[str, str, str], str] = {}
+    status = StudyStatus(workspace, study)
+    states = {name: run.state for name, run in status.read().items()}
+    reasons: dict[tuple[str, str, str], str] = {}
     for cell in lacking:
         missing = [run for run in cell.runs if run.id not in shown]
         files = dict.fromkeys(f.file for run in missing for f in _damaged_links(run, damaged))
         on_the_way = {states[link.id] for run in missing for link in run.chain()}
         state = next((s for s in ("failed", "running", "interrupted") if s in on_the_way), None)
-        found[cell.place] = f"damaged: {', '.join(files)}" if files else state or "not run"
-    return found
+        reasons[cell.place] = f"damaged: {', '.join(files)}" if files else state or "not run"
+    return reasons
 
 
 def mid_epoch(metrics: pd.DataFrame) -> int:
-    """The median epoch of the QAT stage: half the training done, the learning rate still high."""
+    """Return the median epoch of the QAT stage, when the learning rate is still high."""
     return int(_middle(metrics.loc[metrics["stage"] == "qat", "epoch"].max()))
 
 
 def _middle(last: Any) -> Any:
-    """The median epoch of stages with so many, one number or many."""
+    """Return the median epoch of stages of given length, a number or an array."""
     return (last + 1) // 2
 
 
 def _runs(rows: list[dict[str, Any]], metrics: pd.DataFrame) -> pd.DataFrame:
-    """``runs``, of its rows and of the oscillation in the curves; sizes are whole numbers."""
+    """Return ``runs``, from its rows and the oscillation in the curves; sizes are integers."""
     frame = pd.DataFrame(rows).merge(_oscillation(metrics), "left", on=KEYS)
     return frame.astype({c: "Int64" for c in frame.columns if c.endswith("_bytes")})
 
 
 def _final(cell: Cell, run: Run, result: dict[str, Any]) -> dict[str, Any]:
-    """What one cell and seed ended with."""
+    """Return the final results of one cell and seed."""
     names = ("primary", "top1", "loss", "correct", "images", "epochs", "steps", "seconds")
     return {
         **names_of(cell, run),
@@ -237,11 +238,11 @@ def _final(cell: Cell, run: Run, result: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Origin:
-    """What is kept of a run's ``provenance.json``.
+    """Part of a run's ``provenance.json`` that reports show.
 
     Attributes:
-        commits: Those of its attempts.
-        differences: What its recipe differs in from the published one; None if none was published.
+        commits: The commits of its attempts.
+        differences: Differences of its recipe from the published one; None if none was published.
     """
 
     commits: list[str]
@@ -256,7 +257,7 @@ class _Origin:
 
 
 def _commit(attempt: dict[str, Any]) -> str:
-    """As ``git describe --dirty`` would have it; and the user's own modules, by their hashes."""
+    """Return the commit as ``git describe --dirty`` has it, with hashes of the user's modules."""
     changed = attempt["diff"] or attempt["untracked"]
     own = attempt.get("modules") or [attempt.get("module")]
     modules = [f"+{module['name']}@{str(module['sha256'])[:8]}" for module in own if module]
@@ -266,7 +267,7 @@ def _commit(attempt: dict[str, Any]) -> str:
 def _origin_of(
     run: Run, origins: dict[str, _Origin], damaged: dict[str, Damaged]
 ) -> dict[str, str]:
-    """What a run's chain was made by: every attempt of every stage; ``damaged`` if unreadable."""
+    """Return the origin of a run's chain, all attempts of all stages; ``damaged`` if unreadable."""
     chain = list(reversed(list(run.chain())))
     known = {link.config.stage: origins[link.id] for link in chain if link.id in origins}
     compared = {s: o.differences for s, o in known.items() if o.differences is not None}
@@ -282,19 +283,21 @@ def _origin_of(
 
 
 def _oscillation(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Oscillation mid-run and at the end of each run's chain; NaN where there is none."""
+    """Return the oscillation mid-run and at the end of each run's chain; NaN if not recorded."""
     quantities = ["oscillation_rate", "flips", "in_boundary_range"]
-    kept = metrics.reindex(columns=[*KEYS, "stage", "epoch", *quantities])
-    last = kept[kept["stage"] == "qat"].groupby(KEYS)["epoch"].max().rename("last").reset_index()
-    known = kept.merge(last, "left", on=KEYS)
+    curves = metrics.reindex(columns=[*KEYS, "stage", "epoch", *quantities])
+    last = (
+        curves[curves["stage"] == "qat"].groupby(KEYS)["epoch"].max().rename("last").reset_index()
+    )
+    known = curves.merge(last, "left", on=KEYS)
     moments = {
         "mid": known[known["epoch"] == _middle(known["last"])],
-        "end": kept.drop_duplicates(KEYS, keep="last"),
+        "end": curves.drop_duplicates(KEYS, keep="last"),
     }
     sides = [
         rows.set_index(KEYS)[quantities].add_suffix(f"_{moment}")
         for moment, rows in moments.items()
     ]
     columns = [f"{q}_{moment}" for q in quantities for moment in moments]
-    found = pd.concat(sides, axis=1)[columns].reset_index()
-    return found.astype({key: "str" for key in KEYS if key != "seed"})
+    summary = pd.concat(sides, axis=1)[columns].reset_index()
+    return summary.astype({key: "str" for key in KEYS if key != "seed"})

@@ -1,4 +1,4 @@
-"""A study's cells summarized over seeds, and its methods compared pair by pair."""
+"""Summaries of a study's cells over seeds, and pairwise comparisons of its methods."""
 
 import math
 from collections.abc import Sequence
@@ -25,15 +25,15 @@ from ofq.report.verdicts import Distance, distance, exactly, judge
 
 
 def summarize_cells(records: Records) -> pd.DataFrame:
-    """One row per cell.
+    """Summarize each cell over its seeds.
 
     Returns:
-        The cell's names; ``n`` finished seeds; ``missing``, why others aren't; for each measure
-        ``_mean``, ``_std``, ``_low``, ``_high`` (95 % t interval over seeds; of one seed's accuracy
-        Wilson's over its images, which ``by_images`` says); ``best``: whether the primary number is
-        the best at these bits, shown against every other method; ``megabytes`` of the packed model,
-        of full precision for the baseline, if runs were exported; ``runs``, ``seeds`` and
-        ``commits`` that the number is made of, with spaces between.
+        One row per cell: the cell's names; ``n`` finished seeds; ``missing``, the reason why others
+        aren't finished; for each measure ``_mean``, ``_std``, ``_low``, ``_high`` (95 % t interval
+        over seeds; for one seed's accuracy Wilson's over its images, then ``by_images`` is true);
+        ``best``: whether the primary measure is shown to be the best at these bits, against every
+        other method; ``megabytes`` of the packed model, of full precision for the baseline, if runs
+        were exported; ``runs``, ``seeds`` and ``commits`` behind the result, separated by spaces.
     """
     best, rows = _best(records), []
     for cell in records.cells:
@@ -49,7 +49,7 @@ def summarize_cells(records: Records) -> pd.DataFrame:
 
 
 def _origin(runs: pd.DataFrame) -> dict[str, str]:
-    """Where a cell's number comes from; ``runs`` of the report has the rest, by run."""
+    """Return the runs, seeds and commits of a cell; the table ``runs`` has the rest, by run."""
     commits = [commit for of_run in runs["commit"] for commit in of_run.split()]
     return {
         "runs": " ".join(runs["run"]),
@@ -60,28 +60,28 @@ def _origin(runs: pd.DataFrame) -> dict[str, str]:
 
 def _summary(runs: pd.DataFrame, measure: Measure) -> dict[str, float]:
     values = runs[measure.key].dropna()
-    found = dict.fromkeys(("mean", "std", "low", "high"), math.nan)
+    fields = dict.fromkeys(("mean", "std", "low", "high"), math.nan)
     if len(values):
         summary = measure.over_seeds(values)
-        found = {key: getattr(summary, key) for key in found}
+        fields = {key: getattr(summary, key) for key in fields}
     if measure is TOP1 and by_images(runs):
-        found["low"], found["high"] = images_interval(values.iloc[0], images_of(runs))
-    return {f"{measure.key}_{key}": value for key, value in found.items()}
+        fields["low"], fields["high"] = images_interval(values.iloc[0], images_of(runs))
+    return {f"{measure.key}_{key}": value for key, value in fields.items()}
 
 
 def by_images(runs: pd.DataFrame) -> bool:
-    """Whether the interval of a cell's accuracy is one over images: one seed, of so many."""
+    """Return whether a cell's interval is over images: one seed with a known number of images."""
     return len(runs) == 1 and bool(runs["top1"].notna().all()) and images_of(runs) > 0
 
 
 def images_of(runs: pd.DataFrame) -> int:
-    """The number of evaluation images of a cell's runs; 0 if their records don't say."""
+    """Return the number of evaluation images of a cell's runs; 0 if it isn't recorded."""
     images = runs["images"].iloc[0]
     return 0 if pd.isna(images) else int(images)
 
 
 def _size(records: Records, cell: Cell) -> dict[str, float]:
-    """Megabytes of a cell's model; all seeds' models are equally large."""
+    """Return the megabytes of a cell's model, which are equal for all seeds."""
     if "packed_bytes" not in records.runs:
         return {}
     if cell.method == "fp":
@@ -92,28 +92,28 @@ def _size(records: Records, cell: Cell) -> dict[str, float]:
 
 
 def compare(records: Records) -> pd.DataFrame:
-    """The study's comparisons of two methods (:func:`pairs`), on the same seeds.
+    """Compare the study's pairs of methods (:func:`pairs`) on the same seeds.
 
     Returns:
         One row per measure, model, bits and pair: ``mean`` of method − against, ``std``,
         ``low``, ``high``, ``p``, ``p_holm`` (the family is all pairs of one measure),
         ``verdict``, and ``detectable``, the smallest difference that as many seeds with this
-        spread would show with 80 % power at the strictest step of the correction. Further, of
-        accuracy whatever the measure, ``gained`` and ``lost``, the images that only the method or
-        only the other is right about, with McNemar's ``p_mcnemar`` and ``p_mcnemar_holm`` (the
-        family is all pairs): from the lowest seed that has both, as those of others are often the
-        same images; empty where runs don't keep what they are right about.
+        standard deviation would show with 80 % power at the strictest step of the correction.
+        Further, for accuracy whatever the measure, ``gained`` and ``lost``, the images that only
+        the method or only the other classifies correctly, with McNemar's ``p_mcnemar`` and
+        ``p_mcnemar_holm`` (the family is all pairs): for the lowest seed that has both, since other
+        seeds often have the same images; empty where correct images aren't recorded.
     """
     frames = [_compare_one(records, measure) for measure in measures(records.primary)]
-    found = pd.concat(frames, ignore_index=True)
+    comparisons = pd.concat(frames, ignore_index=True)
     names = ["model", "bits", "method", "against"]
     images = [
         (*pair, *_disagreement(records, *pair))
-        for pair in found[names].drop_duplicates().itertuples(index=False, name=None)
+        for pair in comparisons[names].drop_duplicates().itertuples(index=False, name=None)
     ]
     marks = pd.DataFrame(images, columns=[*names, "gained", "lost", "p_mcnemar"])
     marks = marks.assign(p_mcnemar_holm=holm(marks["p_mcnemar"].tolist()))
-    return found.merge(marks, on=names, how="left")
+    return comparisons.merge(marks, on=names, how="left")
 
 
 def _compare_one(records: Records, measure: Measure) -> pd.DataFrame:
@@ -134,7 +134,7 @@ def _compare_one(records: Records, measure: Measure) -> pd.DataFrame:
 
 
 def tested(summaries: Sequence[Summary]) -> pd.DataFrame:
-    """Differences of one family, each tested against 0.
+    """Test each difference of one family against 0.
 
     Returns:
         One row per difference: its summary, ``p``, ``p_holm`` and ``verdict``.
@@ -155,24 +155,24 @@ _REPORTED = [
 
 
 def hold_against(records: Records) -> pd.DataFrame:
-    """The study's numbers beside those that were reported (:mod:`ofq.report.verdicts`).
+    """Compare the study's results with reported ones (:mod:`ofq.report.verdicts`).
 
     Returns:
-        One row per reported number of one of the study's cells: ``n`` seeds, ``mean``,
+        One row per reported result of one of the study's cells: ``n`` seeds, ``mean``,
         ``reported`` with ``status``, ``source`` and ``reference``, ``difference``, ``low``,
         ``high``, ``p``, ``p_holm`` (the family is all trained rows), ``detectable``,
-        ``by_images``, ``verdict``, and the origin of our number as in :func:`summarize_cells`;
-        ``missing`` says why there is none.
+        ``by_images``, ``verdict``, and the origin of our result as in :func:`summarize_cells`;
+        ``missing`` is the reason why there is none.
     """
     reported = _reported(records)
     cells = [cell for cell in records.cells if cell.place in reported]
     runs_by_cell = [records.runs_of(cell) for cell in cells]
     family = sum(not runs.empty and not _untrained(runs) for runs in runs_by_cell)
-    rows, found = [], []
+    rows, distances = [], []
     for cell, runs in zip(cells, runs_by_cell, strict=True):
         title, value = reported[cell.place]
         missing = records.reasons.get(cell.place)
-        found.append(_distance(runs, value, family, whole=missing is None))
+        distances.append(_distance(runs, value, family, whole=missing is None))
         rows.append(
             {
                 "model": cell.model, "bits": cell.bits, "method": cell.method, "label": cell.label,
@@ -181,24 +181,24 @@ def hold_against(records: Records) -> pd.DataFrame:
                 "missing": missing, **_origin(runs),
             }
         )  # fmt: skip
-    adjusted = holm([d.p for d in found])
+    adjusted = holm([d.p for d in distances])
     verdicts = [
         judge(d, p) if d.n else _without_number(row["missing"])
-        for d, p, row in zip(found, adjusted, rows, strict=True)
+        for d, p, row in zip(distances, adjusted, rows, strict=True)
     ]
-    facts = pd.DataFrame([asdict(d) for d in found], columns=list(Distance.__annotations__))
+    facts = pd.DataFrame([asdict(d) for d in distances], columns=list(Distance.__annotations__))
     return (
         pd.DataFrame(rows, columns=_REPORTED).join(facts).assign(p_holm=adjusted, verdict=verdicts)
     )
 
 
 def _without_number(missing: object) -> str:
-    """The verdict on a cell without a number, given why there is none."""
+    """Return the verdict on a cell without a result, given the reason."""
     return "damaged" if str(missing).startswith("damaged") else "not run"
 
 
 def _distance(runs: pd.DataFrame, value: Value, family: int, whole: bool) -> Distance:
-    """How far a cell is; while seeds are missing, the images alone say nothing of it."""
+    """Return a cell's distance; no interval over images is given while seeds are missing."""
     if runs.empty:
         return Distance(0, math.nan)
     if _untrained(runs):
@@ -208,25 +208,25 @@ def _distance(runs: pd.DataFrame, value: Value, family: int, whole: bool) -> Dis
 
 
 def _untrained(runs: pd.DataFrame) -> bool:
-    """Whether a cell's runs evaluate given weights."""
+    """Return whether a cell's runs evaluate given weights."""
     return bool((runs["chain"] == runs["run"]).all() and (runs["steps"] == 0).all())
 
 
 def _reported(records: Records) -> dict[tuple[str, str, str], tuple[str, Value]]:
-    """Each cell's reported number, with the title of the first reference that has it."""
-    found: dict[tuple[str, str, str], tuple[str, Value]] = {}
+    """Return each cell's reported result, with the title of the first reference that has it."""
+    reported: dict[tuple[str, str, str], tuple[str, Value]] = {}
     for reference in records.references:
         for value in reference.values:
-            found.setdefault(value.cell, (reference.title, value))
-    return found
+            reported.setdefault(value.cell, (reference.title, value))
+    return reported
 
 
 def pairs(study: Study) -> list[tuple[str, str]]:
-    """(method, against) of every comparison.
+    """Return (method, against) of every comparison.
 
-    The study's contrasts, if it has any. If it has factors, each of them added to each combination
-    of the others, then all of them against none; else each technique added, then each method
-    against the first.
+    These are the study's contrasts, if it has any. If it has factors, each of them added to each
+    combination of the others, then all of them against none; else each method against the one
+    before it, then each against the first.
     """
     methods = study.methods
     if study.contrasts:
@@ -252,7 +252,7 @@ def _factor_by_factor(study: Study) -> list[tuple[str, str]]:
 def difference(
     records: Records, measure: Measure, model: str, bits: str, method: str, against: str
 ) -> Summary | None:
-    """Paired differences of two methods, summarized; None if no seed has both numbers."""
+    """Summarize paired differences of two methods; None if no seed has both results."""
     runs = records.of(records.runs, model=model, bits=bits)
     one, other = (
         records.of(runs, method=name).set_index("seed")[measure.key] for name in (method, against)
@@ -264,10 +264,10 @@ def difference(
 def _disagreement(
     records: Records, model: str, bits: str, method: str, against: str
 ) -> tuple[float, float, float]:
-    """McNemar's test of two methods, of the lowest seed whose marks both kept.
+    """Apply McNemar's test to two methods, for the lowest seed with recorded images of both.
 
     Returns:
-        Images gained and lost, and p; NaN where there is no such seed.
+        Numbers of images gained and lost, and p; NaN if there is no such seed.
     """
     runs = records.of(records.runs, model=model, bits=bits)
     one, other = (
@@ -278,18 +278,18 @@ def _disagreement(
         for mine in (records.of(runs, method=name) for name in (method, against))
     )
     shared = [(one[seed], other.get(seed)) for seed in sorted(one)]
-    kept = [(a, b) for a, b in shared if a is not None and b is not None and len(a) == len(b)]
-    if not kept:
+    masks = [(a, b) for a, b in shared if a is not None and b is not None and len(a) == len(b)]
+    if not masks:
         return math.nan, math.nan, math.nan
-    found = mcnemar(*kept[0])
-    return found.gained, found.lost, found.p
+    test = mcnemar(*masks[0])
+    return test.gained, test.lost, test.p
 
 
 def _best(records: Records) -> set[tuple[str, str, str]]:
-    """The places of cells whose primary number is shown to be the best at their bits.
+    """Return the cells whose primary measure is shown to be the best at their bits.
 
-    That takes every paired test against another method, so the largest of their p-values counts;
-    corrected is for the number of a table's columns.
+    That requires every paired test against another method, so the largest of their p-values
+    counts, corrected for the number of a table's columns.
     """
     study, places, p_values = records.study, [], []
     for model, bits in product(study.models, study.bits):
@@ -301,7 +301,7 @@ def _best(records: Records) -> set[tuple[str, str, str]]:
 
 
 def _p_of_being_best(records: Records, model: str, bits: str, method: str) -> float:
-    """The largest p-value of the tests against other methods; 1 if one is as good, or not there."""
+    """Return the largest p-value against other methods; 1 if one is as good, or has no result."""
     measure = measures(records.primary)[0]
     others = [name for name in records.study.methods if name != method]
     gaps = [difference(records, measure, model, bits, method, other) for other in others]

@@ -1,7 +1,7 @@
-"""Run folders' tables → the curves of a study's cells, in one frame.
+"""Curves of a study's cells, read from run folders' tables into one frame.
 
-A report of thousands of runs spends most of its time here, so that tables are read once, stay
-Arrow's until the last moment, and become one frame at once.
+A report of thousands of runs spends most of its time here, so tables are read once, stay in
+Arrow's format as long as possible, and are converted to one frame at once.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,17 +18,17 @@ from ofq.config.fields import Stage
 from ofq.runs.record import RESULT, Damaged, Record, Table
 
 KEYS = ["model", "bits", "method", "seed"]
-"""The columns that name a run of a cell in every frame."""
+"""Columns that identify a run of a cell in every frame."""
 
 _STAGES: dict[Table, tuple[Stage, ...]] = {"noise": ("noise",)}
-"""The stages that have a table's rows, for tables that others have than the quantized trainings."""
+"""Stages that record a table, for tables recorded by others than the quantized trainings."""
 
 
 class DamagedTables(Exception):
-    """Tables of some runs are damaged, so that nothing of these runs may be shown.
+    """Raised when tables of some runs are damaged, so that nothing of these runs may be shown.
 
     Attributes:
-        faults: What is wrong, by the run's id.
+        faults: The faults, by the run's id.
     """
 
     def __init__(self, faults: dict[str, Damaged]) -> None:
@@ -38,12 +38,12 @@ class DamagedTables(Exception):
 
 @dataclass(frozen=True)
 class _Piece:
-    """What one run of a chain adds to a cell's curve.
+    """Part of a cell's curve that one run of a chain gives.
 
     Attributes:
         names: Values of :data:`KEYS` and ``stage`` in each of its rows.
         rows: Its rows.
-        before: Epochs and steps of the runs before it, by column.
+        before: Number of epochs and steps of the runs before it, by column.
     """
 
     names: dict[str, Any]
@@ -52,17 +52,17 @@ class _Piece:
 
 
 def names_of(cell: Cell, run: Run) -> dict[str, Any]:
-    """The values of :data:`KEYS` for a cell's run."""
+    """Return the values of :data:`KEYS` for a cell's run."""
     return dict(zip(KEYS, (*cell.place, run.config.seed), strict=True))
 
 
 class Curves:
-    """A study's curves: the tables of its quantized cells, each chain of runs as one.
+    """Reader of a study's curves: tables of its quantized cells, each chain of runs as one.
 
     Args:
         links: Cells, each with one of its finished runs.
-        runs: Where the run folders are.
-        records: Those of the study's finished runs, by the run's id.
+        runs: Folder of the run folders.
+        records: Records of the study's finished runs, by the run's id.
 
     Attributes:
         files: The files that were read so far.
@@ -87,27 +87,26 @@ class Curves:
         bits: str | None = None,
         first_seed: bool = False,
     ) -> pd.DataFrame:
-        """One table of all cells, or of those of one model or bits; no other files are opened.
+        """Read one table of all cells, or of those of one model or bits; open no other files.
 
-        Its rows are, for each cell and seed: of ``metrics`` an epoch's; of ``layers`` an epoch's
-        and layer's role; of ``trajectories`` a recorded step's and weight's; of ``histograms`` a
-        recorded epoch's and role; of ``sign_changes`` an epoch's, role's and boundary range's; of
-        ``joint_flips`` an epoch's and attention layer's; of ``noise`` a draw's of injected noise,
-        step 0 without.
+        For each cell and seed it has one row for: each epoch (``metrics``); epoch, layer and role
+        (``layers``); recorded step and weight (``trajectories``); recorded epoch and role
+        (``histograms``); epoch, role and boundary range (``sign_changes``); epoch and attention
+        layer (``joint_flips``); draw of injected noise, step 0 being without (``noise``).
 
         Args:
-            table: Which.
-            model: Of which cells; None for all.
-            bits: Likewise.
-            first_seed: Whether to read one run of each cell: of those with the table, that of the
-                lowest seed.
+            table: The table's name.
+            model: Model of the cells; None for all.
+            bits: Bits of the cells; None for all.
+            first_seed: Whether to read only one run of each cell: that of the lowest seed among
+                those with the table.
 
         Returns:
-            The runs' rows with :data:`KEYS` and ``stage``, epochs and steps counted on, text as
-            categories; empty if no run has any.
+            The rows with :data:`KEYS` and ``stage``, epochs and steps numbered continuously over
+            stages, text as categories; empty if no run has any.
 
         Raises:
-            DamagedTables: Tables are damaged, or missing where the run ended with one; or a run
+            DamagedTables: Tables are damaged, or missing although the run recorded them; or a run
                 that others build on hasn't finished.
         """
         key = (table, model, bits, first_seed)
@@ -165,7 +164,7 @@ def _of_lowest_seed(links: list[tuple[Cell, Run]]) -> list[tuple[Cell, Run]]:
 
 
 def _stages(run: Run, wanted: tuple[Stage, ...]) -> list[Run]:
-    """The runs of a chain that curves are made of, first stage first."""
+    """Return the runs of a chain that curves are made of, first stage first."""
     return [link for link in reversed(list(run.chain())) if link.config.stage in wanted]
 
 
@@ -175,7 +174,7 @@ def _pieces(
     tables: Mapping[str, pa.Table],
     records: Mapping[str, Record],
 ) -> Iterator[_Piece]:
-    """One chain as one curve."""
+    """Yield the parts of one chain's curve."""
     epochs = steps = 0
     for link in stages:
         rows, result = tables[link.id], records[link.id].result
@@ -187,16 +186,16 @@ def _pieces(
 
 def _join(pieces: list[_Piece]) -> pd.DataFrame:
     rows = pa.concat_tables([piece.rows for piece in pieces], promote_options="permissive")
-    # a name stands in many rows, and is looked for in all of them
+    # a name repeats in many rows, and categories make filtering by it fast
     frame = rows.to_pandas(strings_to_categorical=True)
-    # a column of nothing but None has no type of its own
+    # a column of only None has no type
     frame = frame.astype({c: float for c in frame.columns if frame[c].isna().all()})
     places = np.repeat(np.arange(len(pieces)), [len(piece.rows) for piece in pieces])
     names = pd.DataFrame([piece.names for piece in pieces])
     names = names.astype({c: "category" for c in names.columns if c != "seed"})
     frame = pd.concat([frame, names.take(places).reset_index(drop=True)], axis=1)
-    # CGA's state at epoch 0 is that of QAT's end
-    kept = (frame["stage"] != "cga") | (frame.get("epoch", 1) > 0)
+    # CGA's epoch 0 repeats the state at the end of QAT
+    mask = (frame["stage"] != "cga") | (frame.get("epoch", 1) > 0)
     for column in [c for c in ("epoch", "step") if c in frame]:
         frame[column] += np.array([piece.before[column] for piece in pieces])[places]
-    return frame[kept].reset_index(drop=True)
+    return frame[mask].reset_index(drop=True)

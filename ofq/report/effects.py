@@ -12,10 +12,10 @@ from ofq.report.statistics import summarize
 
 
 def effects(records: Records) -> pd.DataFrame:
-    """What each factor does by itself, and what factors do together beyond that.
+    """Compute main effects and interactions of a study's factors.
 
     For k factors at levels ±1, the effect of a set of factors on one seed is the sum over the 2^k
-    methods of their numbers times the product of the set's levels, over 2^(k−1): for one factor the
+    methods of their results times the product of the set's levels, over 2^(k−1): for one factor the
     mean difference of having and not having it, for several the interaction (Box, Hunter and
     Hunter, *Statistics for Experimenters*). Seeds are the replicates.
 
@@ -37,25 +37,25 @@ def _effects(records: Records, measure: Measure) -> pd.DataFrame:
         {f: [1 if m in study.factors[f] else -1 for m in study.methods] for f in factors},
         index=study.methods,
     )
-    rows, found = [], []
+    rows, summaries = [], []
     for model in study.models:
         for bits in study.bits:
             runs = records.of(records.runs, model=model, bits=bits)
             table = runs.pivot_table(values=measure.key, index="seed", columns="method")
-            table = table.reindex(columns=study.methods).dropna()  # seeds with all methods alone
+            table = table.reindex(columns=study.methods).dropna()  # keeps seeds with all methods
             for order in range(1, len(factors) + 1):
                 for chosen in combinations(factors, order):
                     if len(table):
                         product = signs[list(chosen)].prod(axis=1).to_numpy()
                         values = table.to_numpy() @ product / 2 ** (len(factors) - 1)
-                        found.append(summarize(np.asarray(values)))
+                        summaries.append(summarize(np.asarray(values)))
                         rows.append((measure.key, model, bits, " × ".join(chosen), order))
     frame = pd.DataFrame(rows, columns=["measure", "model", "bits", "effect", "order"])
-    return frame.join(tested(found))
+    return frame.join(tested(summaries))
 
 
 def effect_rows(records: Records, found: pd.DataFrame) -> list[dict[str, str]]:
-    """Effects on the primary number, as printed."""
+    """Return effects on the primary measure, as printed."""
     if found.empty:
         return []
     measure = measures(records.primary)[0]

@@ -1,4 +1,4 @@
-"""What was found, in sentences made of the statistics alone."""
+"""Findings in sentences, generated from the statistics alone."""
 
 import math
 from collections.abc import Hashable, Iterable
@@ -12,15 +12,15 @@ from ofq.report.collect import Records
 from ofq.report.measures import TOP1, Measure, measures, p_text
 
 Fact = dict[Hashable, Any]
-"""One row of the differences."""
+"""Row of the differences."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One comparison in words.
+    """Comparison of two methods in words.
 
     Attributes:
-        place: The bits, and the model where there are several.
+        place: The bits, preceded by the model where there are several.
         verdict: One of :func:`ofq.report.statistics.verdict`.
         text: The sentence.
     """
@@ -32,12 +32,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found about one measure.
+    """Findings about one measure.
 
     Attributes:
         name: The measure's name.
-        summary: How many differences there are, by verdict, and which are told.
-        items: Those that are told.
+        summary: Numbers of differences by verdict, and which of them are listed.
+        items: The listed ones.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Findings:
     items: list[Finding]
 
     def by_place(self) -> dict[str, list[Finding]]:
-        """The items under the place that each is about, in order."""
+        """Group the items by their place, in order."""
         return {
             place: [item for item in self.items if item.place == place]
             for place in dict.fromkeys(item.place for item in self.items)
@@ -56,21 +56,21 @@ def describe(records: Records, differences: pd.DataFrame) -> list[Findings]:
     """Put the differences of :func:`ofq.report.compare.compare` into words.
 
     Returns:
-        One entry for each measure that the study has numbers of, in order.
+        One entry for each measure that the study has results of, in order.
     """
-    found = []
+    entries = []
     for measure in measures(records.primary):
         rows = differences[differences["measure"] == measure.key]
         if not rows.empty:
-            told = [fact for fact in rows.to_dict("records") if _is_told(records, fact)]
-            items = [_finding(records, measure, fact, len(rows)) for fact in told]
+            listed = [fact for fact in rows.to_dict("records") if _is_listed(records, fact)]
+            items = [_finding(records, measure, fact, len(rows)) for fact in listed]
             summary = f"{_summary(rows['verdict'])} Below: {_scope(records)}."
-            found.append(Findings(measure.name, summary, items))
-    return found
+            entries.append(Findings(measure.name, summary, items))
+    return entries
 
 
-def _is_told(records: Records, fact: Fact) -> bool:
-    """Whether a pair is among those to be read first; identical ones aren't."""
+def _is_listed(records: Records, fact: Fact) -> bool:
+    """Return whether a pair is listed as a finding; identical ones aren't."""
     study, pair = records.study, (fact["method"], fact["against"])
     if fact["verdict"] == "identical":
         return False
@@ -115,7 +115,7 @@ def _finding(records: Records, measure: Measure, fact: Fact, family: int) -> Fin
 
 
 def _questions(records: Records, fact: Fact) -> list[str]:
-    """What the study's contrasts ask of a pair."""
+    """Return the questions of the study's contrasts about a pair."""
     pair = (fact["method"], fact["against"])
     return [c.question for c in records.study.contrasts if (c.method, c.against) == pair]
 

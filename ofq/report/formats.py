@@ -1,4 +1,4 @@
-"""The formats that a report's tables are written in."""
+"""File formats of a report's tables."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from ofq.report.tables import Table, to_markdown, verdicts_to_markdown
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 FRAMES = ("table", "runs", "differences", "verdicts", "effects", "noise")
-"""What a report may have a frame of."""
+"""Names of the frames that a report may have."""
 
 
 @dataclass(frozen=True)
 class Tables:
-    """A report's tables.
+    """Tables of a report.
 
     Attributes:
         printed: The study's table, as printed.
-        verdicts: What :func:`ofq.report.compare.hold_against` found; may be empty.
-        notes: What a reader must know to compare with what was reported.
+        verdicts: Result of :func:`ofq.report.compare.hold_against`; may be empty.
+        notes: The references' notes on the comparison with reported results.
         frames: Every table in full precision, by its name in :data:`FRAMES`.
     """
 
@@ -36,11 +36,11 @@ class Tables:
 Write = Callable[[Tables, Path], None]
 
 FORMATS: dict[str, Write] = {}
-"""What writes the tables into a folder, by the ending of its files' names."""
+"""Functions that write the tables into a folder, by the suffix of their files."""
 
 
 def table_format(ending: str) -> Callable[[Write], Write]:
-    """Register a function that writes tables in one format, to files with one ending.
+    """Register a function that writes tables in one format, to files with one suffix.
 
     Example:
         >>> @table_format("json")
@@ -87,7 +87,7 @@ def _csv(tables: Tables, folder: Path) -> None:
 
 
 def inert(cell: Any) -> Any:
-    """Return a cell of a CSV file so that a spreadsheet takes no text for a formula.
+    """Return a cell of a CSV file such that a spreadsheet takes no text for a formula.
 
     Text that begins like a formula gets an apostrophe before it; numbers stay as they are.
     """

@@ -1,4 +1,4 @@
-"""The study's table as LaTeX for the package booktabs, as wide as a page of the class article."""
+"""LaTeX of the study's table for the package booktabs, as wide as a page of the class article."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -23,15 +23,15 @@ _LATEX = UnicodeToLatexEncoder(
     unknown_char_policy="keep",
     unknown_char_warning=False,
 )
-"""For pdfTeX; what it can't print, such as Chinese, is left to XeTeX and LuaTeX."""
+"""Encoder for pdfTeX; characters that it can't print, such as Chinese, need XeTeX or LuaTeX."""
 
 
 def to_latex(table: Table, verdicts: pd.DataFrame) -> str:
-    """The study's number: methods by bits, and below each what was reported.
+    """Return the table of the primary measure: methods by bits, reported results below each.
 
     Args:
         table: The table as printed.
-        verdicts: What :func:`ofq.report.compare.hold_against` found; may be empty.
+        verdicts: Result of :func:`ofq.report.compare.hold_against`; may be empty.
     """
     reported = {
         row["cell"]: f"{row['reported']} ({row['difference']})" for row in verdict_rows(verdicts)
@@ -50,7 +50,7 @@ def to_latex(table: Table, verdicts: pd.DataFrame) -> str:
 
 
 def measures_to_latex(table: Table) -> str:
-    """The measures beside the study's number: methods by measures, for each model and bits.
+    """Return the table of the other measures: methods by measures, for each model and bits.
 
     Args:
         table: The table as printed.
@@ -75,7 +75,7 @@ def _by_model(table: Table) -> Iterator[tuple[str, list[Row]]]:
 
 
 def _heading(names: list[str], columns: int) -> list[str]:
-    """A line over the rows that it is about, if there is something to say."""
+    """Return a heading over rows, or nothing if it has no text."""
     text = escape_latex(", ".join(names))
     line = rf"\multicolumn{{{columns + 1}}}{{l}}{{\textit{{{text}}}}} \\"
     return [r"\addlinespace", line] if names else []
@@ -104,5 +104,5 @@ def _tabular(notes: list[str], columns: list[str], body: list[str]) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Plain text as LaTeX source."""
+    """Return plain text as LaTeX source."""
     return str(_LATEX.unicode_to_latex(text))

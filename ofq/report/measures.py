@@ -1,4 +1,4 @@
-"""The numbers that a report compares: what they are called, and how they are printed."""
+"""Measures that a report compares: their names and how they are printed."""
 
 import math
 from dataclasses import dataclass, replace
@@ -15,15 +15,15 @@ POINTS = f"{SPACE}points"
 
 @dataclass(frozen=True)
 class Measure:
-    """One column of ``runs.csv`` that tables show and that methods are compared by.
+    """Column of ``runs.csv`` that tables show and by which methods are compared.
 
     Attributes:
         key: The column.
-        name: What the page calls it.
+        name: Its name on the page.
         heading: Its column heading in the table.
-        unit: Unit of a difference, after a space that keeps it on the line.
+        unit: Unit of a difference, after a non-breaking space.
         spec: Format of a value.
-        best: 1 if more is better, −1 if less is, 0 if neither is best by itself.
+        best: 1 if more is better, −1 if less is, 0 if neither is.
         most: The largest possible value; the least is 0.
     """
 
@@ -36,27 +36,27 @@ class Measure:
     most: float = math.inf
 
     def over_seeds(self, values: ArrayLike) -> Summary:
-        """Values of (n,) seeds, summarized; the interval ends where no value is possible."""
-        found = summarize(values)
-        low, high = np.clip([found.low, found.high], 0, self.most).tolist()
-        return replace(found, low=low, high=high)
+        """Summarize values of (n,) seeds; the interval is clipped to possible values."""
+        summary = summarize(values)
+        low, high = np.clip([summary.low, summary.high], 0, self.most).tolist()
+        return replace(summary, low=low, high=high)
 
     def text(self, value: float) -> str:
-        """A value as printed; an en dash where there is none."""
+        """Format a value; an en dash if there is none."""
         return "–" if math.isnan(value) else format(value, self.spec).replace("-", MINUS)
 
     def signed(self, value: float) -> str:
-        """A difference with its sign, unless it rounds to zero."""
+        """Format a difference with its sign, unless it rounds to zero."""
         text = self._with_sign(value)
         return text[1:] if not text.strip("+−0.") else text
 
     def interval(self, low: float, high: float) -> str:
-        """An interval in brackets, signs at ends that round to zero too; empty if there is none."""
+        """Format an interval in brackets, always with signs; empty if there is none."""
         ends = f"{self._with_sign(low)},{SPACE}{self._with_sign(high)}"
         return "" if math.isnan(low) else f"[{ends}]"
 
     def reach(self, difference: float) -> str:
-        """A detectable difference as printed, of which there may be none that is possible."""
+        """Format a detectable difference; ``> MOST`` if it exceeds the possible ones."""
         return f"> {self.most:g}" if difference > self.most else self.text(difference)
 
     def _with_sign(self, value: float) -> str:
@@ -64,7 +64,7 @@ class Measure:
 
 
 def p_text(p: float) -> str:
-    """A p-value as printed; an en dash where there is none."""
+    """Format a p-value; an en dash if there is none."""
     if math.isnan(p):
         return "–"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
@@ -92,9 +92,9 @@ OSCILLATION_END = Measure(
 )
 
 SIZE = Measure("megabytes", "size", "size (MB)", f"{SPACE}MB", ".3g", -1)
-"""Of a model's file; nothing that methods are compared by, as it has no spread."""
+"""Size of a model's file; methods aren't compared by it, since it doesn't vary over seeds."""
 
 
 def measures(primary: str) -> tuple[Measure, Measure, Measure]:
-    """The measures of a study by its primary number, that one first."""
+    """Return the measures of a study, the primary one first."""
     return (TOP1 if primary == "top1" else LOSS, OSCILLATION_MID, OSCILLATION_END)

@@ -1,4 +1,4 @@
-"""Injected noise: how models with other codes compare with the models that training ended on."""
+"""Injected noise: accuracy of models with changed codes, compared with the trained models."""
 
 import pandas as pd
 
@@ -7,7 +7,7 @@ from ofq.report.curves import KEYS
 
 
 def draws(records: Records) -> pd.DataFrame:
-    """Every draw beside the model without noise.
+    """Return every draw beside the model without noise.
 
     Returns:
         One row per cell, seed and draw: ``step``, the draw's number from 1; ``changed``, the
@@ -19,6 +19,6 @@ def draws(records: Records) -> pd.DataFrame:
         return rows
     plain = rows.loc[rows["step"] == 0, [*KEYS, "top1"]]
     plain = plain.rename(columns={"top1": "top1_without"})
-    kept = rows.loc[rows["step"] > 0, [*KEYS, "step", "changed", "top1"]]
-    both = kept.merge(plain, on=KEYS)
+    noisy = rows.loc[rows["step"] > 0, [*KEYS, "step", "changed", "top1"]]
+    both = noisy.merge(plain, on=KEYS)
     return both.assign(gain=both["top1"] - both["top1_without"])

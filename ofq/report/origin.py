@@ -1,4 +1,4 @@
-"""Where a number of a table comes from, as text."""
+"""Origin of a number in a table, as text."""
 
 import math
 from collections.abc import Hashable
@@ -18,7 +18,7 @@ from ofq.report.tables import verdict_rows
 
 
 def explain(workspace: Workspace, study: str, cell: str) -> str:
-    """Lead from a cell of a study's table to its runs.
+    """Describe the runs behind a cell of a study's table.
 
     Args:
         workspace: The checkout's config.
@@ -27,24 +27,24 @@ def explain(workspace: Workspace, study: str, cell: str) -> str:
             ``FP/fp``; ``MODEL/BITS/METHOD`` in a study of several models.
 
     Returns:
-        The number and its verdict, then for each seed: value, run, chain of runs, commit, what its
-        recipe differs in, its runs in MLflow, and the command that makes it again.
+        The result and its verdict, then for each seed: value, run, chain of runs, commit, recipe
+        differences, its runs in MLflow, and the command that repeats it.
 
     Raises:
         UserError: The study has no such cell, or none of its cells has a finished run.
     """
-    found = _find(workspace, study, cell)
+    target = _find(workspace, study, cell)
     records = collect(workspace, study)
-    runs = records.runs_of(found)
-    missing = records.reasons.get(found.place)
-    lines = [f"{found.label}, {found.bits}, {found.model}, study {study}"]
+    runs = records.runs_of(target)
+    missing = records.reasons.get(target.place)
+    lines = [f"{target.label}, {target.bits}, {target.model}, study {study}"]
     if missing:
-        count = f"{len(found.runs) - len(runs)} of {len(found.runs)} seeds"
+        count = f"{len(target.runs) - len(runs)} of {len(target.runs)} seeds"
         lines.append(f"{count} are missing ({missing}): ofq status {study}")
-    mine = {link.id for run in found.runs for link in run.chain()}
+    mine = {link.id for run in target.runs for link in run.chain()}
     lines += [f"damaged: {fault}" for name, fault in records.damaged.items() if name in mine]
     if not runs.empty:
-        lines += [_number(records, runs), *_verdicts(records, found)]
+        lines += [_number(records, runs), *_verdicts(records, target)]
     for run in runs.to_dict("records"):
         lines += ["", *_origin(records, run)]
     if not (workspace.root / "Snakefile").exists():
@@ -66,13 +66,13 @@ def _find(workspace: Workspace, study: str, name: str) -> Cell:
 
 def _number(records: Records, runs: pd.DataFrame) -> str:
     measure = measures(records.primary)[0]
-    found = measure.over_seeds(runs[measure.key])
-    text = f"{measure.heading}: {measure.text(found.mean)}"
-    if found.n == 1:
+    summary = measure.over_seeds(runs[measure.key])
+    text = f"{measure.heading}: {measure.text(summary.mean)}"
+    if summary.n == 1:
         return f"{text} (one seed{_over_images(runs) if by_images(runs) else ''})"
-    interval = f", 95 % interval {measure.text(found.low)} to {measure.text(found.high)}"
-    spread = f" ± {measure.text(found.std)}, {found.n} seeds"
-    return text + spread + ("" if math.isnan(found.low) else interval)
+    interval = f", 95 % interval {measure.text(summary.low)} to {measure.text(summary.high)}"
+    spread = f" ± {measure.text(summary.std)}, {summary.n} seeds"
+    return text + spread + ("" if math.isnan(summary.low) else interval)
 
 
 def _over_images(runs: pd.DataFrame) -> str:

@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing beside it."""
+"""Page of a report: one self-contained HTML file."""
 
 import re
 from collections.abc import Iterable
@@ -20,12 +20,12 @@ from ofq.report.tables import Table, cell_name, verdict_rows
 from ofq.report.verdicts import MARGIN, RESOLUTION
 
 _PLAIN = " !$'()*+,/:;<=>?@[]"
-"""What may stand in a data URI inside double quotes as it is."""
+"""Characters that need no escape in a data URI inside double quotes."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as the page embeds it."""
+    """Figure as the page embeds it."""
 
     name: str
     caption: str
@@ -47,14 +47,14 @@ def write_page(
 
     Args:
         path: The page.
-        records: What the run folders hold.
+        records: Records of the run folders.
         table: The study's table.
-        differences: What :func:`ofq.report.compare.compare` found.
+        differences: Result of :func:`ofq.report.compare.compare`.
         found: ``verdicts`` of :func:`ofq.report.compare.hold_against` and ``effects`` of
             :func:`ofq.report.effects.effects`; either may be empty.
         figures: The figures, to be embedded.
-        absent: Why other figures aren't there, by name.
-        runs_path: Where the run folders lie, seen from the page's folder.
+        absent: Reasons why other figures are missing, by name.
+        runs_path: Path of the run folders, relative to the page's folder.
     """
     source = resources.files("ofq.report").joinpath("template.html.j2").read_text(encoding="utf-8")
     environment = Environment(
@@ -86,7 +86,7 @@ def write_page(
 
 
 def _picture(figure: Saved) -> Picture:
-    # as text: shorter than base64, and a bundle keeps it for little beside the file itself
+    # as text: shorter than base64, and compresses well beside the file itself in a bundle
     data = quote(" ".join(figure.svg.read_text(encoding="utf-8").split()), safe=_PLAIN)
     return Picture(figure.name, figure.caption, f"data:image/svg+xml,{data}", 96 * figure.width)
 
@@ -96,7 +96,7 @@ def _short(commit: str) -> str:
 
 
 def _commits(cells: Iterable[str]) -> list[str]:
-    """Every commit once."""
+    """Return every commit once, shortened."""
     return list(dict.fromkeys(_short(name) for cell in cells for name in cell.split()))
 
 
@@ -126,7 +126,7 @@ def _difference_rows(records: Records, differences: pd.DataFrame) -> list[dict[s
 
 
 def _images(row: pd.Series) -> str:
-    """Images that only one of the two is right about, with McNemar's p after Holm's correction."""
+    """Format the images that only one of two methods gets right, with McNemar's corrected p."""
     if pd.isna(row["gained"]):
         return "–"
     return f"+{row['gained']:.0f} {MINUS}{row['lost']:.0f}, p {p_text(row['p_mcnemar_holm'])}"

@@ -1,7 +1,7 @@
 """Means, paired differences, Holm's correction and power, on plain arrays.
 
-All intervals and tests over seeds are Student's t at 95 %: seeds are few, and their number is what
-limits what can be shown. Those over images are binomial.
+All intervals and tests over seeds are Student's t at 95 %, since their small number limits what can
+be shown. Those over images are binomial.
 """
 
 import math
@@ -15,18 +15,18 @@ from scipy import optimize, stats
 
 ALPHA = 0.05
 POWER = 0.8
-_QUANTILES = 20_000  # of which a mean is taken, for four digits
+_QUANTILES = 20_000  # enough for a mean of four digits
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean of n values with its spread.
+    """Mean of n values with standard deviation and interval.
 
     Attributes:
         n: Number of values (seeds).
         mean: Their mean.
         std: Sample standard deviation (n − 1); NaN for one value.
-        low, high: 95 % t interval of the mean; NaN where the values have no spread.
+        low, high: 95 % t interval of the mean; NaN where the values don't vary.
     """
 
     n: int
@@ -45,15 +45,15 @@ class Summary:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies wholly above or below 0."""
+        """Return whether the interval lies wholly above or below 0."""
         return self.low > 0 or self.high < 0
 
 
 def summarize(values: ArrayLike) -> Summary:
-    """Mean, sample standard deviation and 95 % t interval.
+    """Compute mean, sample standard deviation and 95 % t interval.
 
-    Values without any spread get no interval: with few seeds and countable images, equal values
-    are a coincidence and no measure of certainty.
+    Equal values get no interval: with few seeds and countable images, they are a coincidence and
+    no measure of certainty.
 
     Args:
         values: (n,) numbers, n ≥ 1.
@@ -61,7 +61,7 @@ def summarize(values: ArrayLike) -> Summary:
     x = np.asarray(values, dtype=np.float64)
     n, mean = len(x), float(x.mean())
     std = float(x.std(ddof=1)) if n > 1 else math.nan
-    # Rounding leaves equal differences a spread of some 1e-16, which must not count as one.
+    # Rounding leaves equal differences a deviation of some 1e-16, which must not count as one.
     if n > 1 and std <= 1e-12 * max(1.0, float(np.abs(x).max())):
         std = 0.0
     if not std > 0:
@@ -71,27 +71,27 @@ def summarize(values: ArrayLike) -> Summary:
 
 
 def images_interval(accuracy: float, images: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of one model's accuracy on other images of the same kind.
+    """Return Wilson's 95 % interval of one model's accuracy on other images of the same kind.
 
-    It knows nothing of other seeds.
+    It doesn't cover variation over seeds.
 
     Args:
-        accuracy: In percent.
+        accuracy: Accuracy in percent.
         images: Number of evaluation images, at least 1.
 
     Returns:
-        Its ends, in percent.
+        Lower and upper bound, in percent.
     """
     correct = round(accuracy / 100 * images)
-    found = stats.binomtest(correct, images).proportion_ci(1 - ALPHA, method="wilson")
-    return 100 * float(found.low), 100 * float(found.high)
+    interval = stats.binomtest(correct, images).proportion_ci(1 - ALPHA, method="wilson")
+    return 100 * float(interval.low), 100 * float(interval.high)
 
 
 def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
-    """Holm's step-down correction.
+    """Apply Holm's step-down correction.
 
     Args:
-        p_values: (m,) p-values of one family; NaN marks what was not tested and isn't counted.
+        p_values: (m,) p-values of one family; NaN marks untested ones, which aren't counted.
 
     Returns:
         (m,) adjusted p-values: rejecting those below 5 % keeps the chance of any false rejection
@@ -108,13 +108,13 @@ def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Discordance:
-    """On which images two methods disagree.
+    """Disagreement of two methods over images.
 
     Attributes:
-        gained: Images that only the first is right about.
-        lost: Images that only the second is right about.
-        p: Exact two-sided p-value of McNemar's test: whether a disagreement is as likely to go one
-            way as the other; NaN without any.
+        gained: Number of images that only the first classifies correctly.
+        lost: Number of images that only the second classifies correctly.
+        p: Exact two-sided p-value of McNemar's test that disagreements are equally likely either
+            way; NaN without any.
     """
 
     gained: int
@@ -123,13 +123,13 @@ class Discordance:
 
 
 def mcnemar(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Discordance:
-    """McNemar's exact test of two models.
+    """Apply McNemar's exact test to two models.
 
-    It is about these trained models on other images, and knows nothing of other seeds.
+    It is about these trained models on other images, and doesn't cover variation over seeds.
 
     Args:
-        one: (N,) which images the first is right about.
-        other: (N,) likewise of the second.
+        one: (N,) mask of the images that the first classifies correctly.
+        other: (N,) mask of the images that the second classifies correctly.
     """
     gained, lost = int((one & ~other).sum()), int((other & ~one).sum())
     if gained + lost == 0:
@@ -138,16 +138,16 @@ def mcnemar(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Discordance:
 
 
 def detectable(std: float, n: int, error: float | None = None, alpha: float = ALPHA) -> float:
-    """The smallest true difference that one t test would show with 80 % power.
+    """Return the smallest true difference that one t test would show with 80 % power.
 
     Args:
         std: Standard deviation of the values: of the differences, in a paired test.
-        n: Their number.
-        error: Standard error of what is tested; left out, that of the values' mean.
+        n: Number of values.
+        error: Standard error of the tested quantity; left out, that of the values' mean.
         alpha: The test's level.
 
     Returns:
-        The difference, in the unit of ``std``; NaN for fewer than two values or no spread.
+        The difference, in the unit of ``std``; NaN for fewer than two values or equal ones.
     """
     if n < 2 or not std > 0:
         return math.nan
@@ -156,10 +156,11 @@ def detectable(std: float, n: int, error: float | None = None, alpha: float = AL
 
 @lru_cache
 def _noncentrality(n: int, alpha: float) -> float:
-    """That of a two-sided t test of n values which has the power, in standard errors.
+    """Return the noncentrality at which a two-sided t test of n values has the power.
 
-    Given the sample's standard deviation over the true one, W = sqrt(χ²/(n − 1)), t is normal: the
-    power is a mean over W's quantiles. scipy's noncentral t fails at small levels.
+    It is in standard errors. Given the sample's standard deviation over the true one,
+    W = sqrt(χ²/(n − 1)), t is normal: the power is a mean over W's quantiles. scipy's noncentral t
+    fails at small levels.
     """
     critical = stats.t.ppf(1 - alpha / 2, n - 1)
     shares = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
@@ -173,12 +174,12 @@ def _noncentrality(n: int, alpha: float) -> float:
 
 
 def verdict(summary: Summary, p_holm: float) -> str:
-    """Put a paired difference into words.
+    """Return the verdict on a paired difference.
 
     Returns:
         ``holds``: the interval excludes 0, after correction too. ``suggestive``: it excludes 0,
         but not after correction. ``not shown``: it includes 0. ``identical``: 0 for every seed.
-        ``no interval``: one seed, or no spread.
+        ``no interval``: one seed, or equal differences in all seeds.
     """
     if math.isnan(summary.low):
         return "identical" if summary.n > 1 and abs(summary.mean) < 1e-12 else "no interval"

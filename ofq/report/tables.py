@@ -1,4 +1,4 @@
-"""The study's table, methods by bits, and the verdicts; as printed, and as Markdown."""
+"""Table of the study, methods by bits, and of the verdicts; as printed, and as Markdown."""
 
 import re
 from collections.abc import Hashable, Iterable
@@ -13,17 +13,17 @@ from ofq.report.measures import SIZE, TOP1, Measure, measures
 
 _LINE_END = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
 _MARKDOWN = re.compile(r"[\\`*<>&|~$#]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
-"""What Markdown would read: a low line at an end of a word, a bracket before a link's target."""
+"""Markdown syntax, including an underscore at a word's end and a bracket before a link target."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One number of the table, as printed.
+    """Entry of the table, as printed.
 
     Attributes:
-        text: The number, or why there is none.
+        text: The number, or the reason why there is none.
         best: Whether it is set bold.
-        cell: The cell that it is of, as :func:`cell_name` names it.
+        cell: Its cell, as :func:`cell_name` names it.
     """
 
     text: str
@@ -32,13 +32,13 @@ class Entry:
 
 
 def cell_name(cell: pd.Series | dict[Hashable, Any]) -> str:
-    """What links to a cell's runs are called, for a row of a frame that has the cell's names."""
+    """Return the link target of a cell's runs, given a row of a frame that has the cell's names."""
     return f"{cell['model']}/{cell['bits']}/{cell['method']}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method's row: its model and label, and one entry per bits and measure."""
+    """Row of a method: its model and label, and one entry per bits and measure."""
 
     model: str
     label: str
@@ -47,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The table as printed, before any markup.
+    """Table as printed, before any markup.
 
     Attributes:
         title: The study's title.
@@ -55,9 +55,9 @@ class Table:
         headings: The measures' headings.
         rows: Full precision first, then the methods, for one model after the other.
         seeds: Number of seeds.
-        name: Name of the measure that ``best`` is about.
+        name: Name of the measure that ``best`` refers to.
         methods: Number of methods, without full precision.
-        gaps: What is said about numbers that are missing.
+        gaps: Notes on missing results.
     """
 
     title: str
@@ -95,12 +95,12 @@ class Table:
 
     @property
     def many_models(self) -> bool:
-        """Whether the rows are of more than one model, so that each must say which."""
+        """Return whether the rows are of more than one model, so that each must name its model."""
         return len({row.model for row in self.rows}) > 1
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know to read the table."""
+        """Notes below the table."""
         return [*self._about_spread(), *self._about_size(), *self.gaps]
 
     def _about_spread(self) -> list[str]:
@@ -158,7 +158,7 @@ def _entry(cell: pd.Series, measure: Measure) -> Entry:
 
 
 def fewer_seeds(cell: pd.Series) -> str:
-    """The mark of a mean over fewer seeds than the study has; empty for all of them."""
+    """Return the mark of a mean over fewer seeds than the study has; empty for all of them."""
     if pd.isna(cell["missing"]):
         return ""
     damage = f"; {cell['missing']}" if is_damaged(cell["missing"]) else ""
@@ -166,7 +166,7 @@ def fewer_seeds(cell: pd.Series) -> str:
 
 
 def is_damaged(missing: object) -> bool:
-    """Whether seeds are missing since their records are damaged, given a cell's reason."""
+    """Return whether seeds are missing because of damaged records, given a cell's reason."""
     return isinstance(missing, str) and missing.startswith("damaged")
 
 
@@ -183,7 +183,7 @@ VERDICT_HEADINGS = (
 
 
 def verdict_rows(verdicts: pd.DataFrame) -> list[dict[str, str]]:
-    """What :func:`ofq.report.compare.hold_against` found, as printed, by heading."""
+    """Format the result of :func:`ofq.report.compare.hold_against` as rows, by heading."""
     rows = []
     for _, row in verdicts.iterrows():
         known = row["n"] > 0
@@ -224,7 +224,7 @@ def _verdict(row: pd.Series) -> str:
 
 
 def verdicts_to_markdown(verdicts: pd.DataFrame, notes: Iterable[str]) -> str:
-    """The verdicts as a GitHub-flavoured Markdown table, with the references' notes."""
+    """Return the verdicts as a GitHub-flavoured Markdown table, with the references' notes."""
     many = verdicts["model"].nunique() > 1
     names = [*(["model"] if many else []), *VERDICT_HEADINGS, "known from"]
     lines = [names, ["---"] * len(names)]
@@ -236,7 +236,7 @@ def verdicts_to_markdown(verdicts: pd.DataFrame, notes: Iterable[str]) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """A GitHub-flavoured Markdown table with its notes."""
+    """Return the table in GitHub-flavoured Markdown, with its notes."""
     names = ["model", "method"] if table.many_models else ["method"]
     columns = [
         escape_markdown(f"{bits} {heading}") for bits in table.groups for heading in table.headings
@@ -259,10 +259,10 @@ def _grid(lines: list[list[str]]) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Return plain text as one line of Markdown that shows it as it is, without HTML."""
+    """Return plain text as one line of Markdown that renders literally, without HTML."""
     return _MARKDOWN.sub(r"\\\g<0>", _LINE_END.sub(" ", text))
 
 
 def _paragraph(text: str) -> str:
-    """Plain text as a paragraph, not as a list or heading that it seems to begin."""
+    """Return plain text as a paragraph, escaped where it would begin a list or heading."""
     return re.sub(r"^(\d*)(?=[-+=.)])", r"\1\\", escape_markdown(text).strip())

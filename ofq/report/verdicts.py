@@ -1,14 +1,14 @@
-"""The verdict on each number that someone else reported too; the rule stands here and nowhere else.
+"""Verdicts on results that others reported too; the only definition of the rule.
 
-Measured are n trainings with different seeds; reported is a mean of m trainings, of which only the
-mean is known. If both are alike, the difference of the means has the standard error
+Our result is from n trainings with different seeds; the reported one is a mean of m trainings, of
+which only the mean is known. If both are alike, the difference of the means has the standard error
 s·√(1/n + 1/m), with the seeds' sample standard deviation s, and Student's t has n − 1 degrees of
 freedom: for one reported run that is the prediction interval of one more seed.
 
-With one seed of our own, or no spread, the interval is Wilson's, over the evaluation images. It
-leaves the seeds' spread out, for which the margin has to stand: tested is whether the difference
-exceeds that, and ``within noise`` counts from there, too. An evaluation of given weights has no
-error at all, and is no test: its difference exceeds the margin or doesn't.
+With one seed of our own, or equal results, the interval is Wilson's, over the evaluation images. It
+leaves out the seeds' variation, for which the margin stands in: the test is whether the difference
+exceeds the margin, and ``within noise`` is measured from there, too. An evaluation of given weights
+has no error at all, and is not tested: its difference exceeds the margin or doesn't.
 
 The first that applies:
 
@@ -39,24 +39,25 @@ from ofq.report.statistics import (
 )
 
 MARGIN = 0.5
-"""Points within which a number counts as reproduced."""
+"""Percentage points within which a result counts as reproduced."""
 
 RESOLUTION = 1.0
-"""Points of true difference that a study must be able to show, lest it is underpowered."""
+"""True difference in points that a study must be able to show, else it is underpowered."""
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far measured values are from a reported one.
+    """Distance of measured values from a reported one.
 
     Attributes:
         n: Number of measured values (seeds).
-        difference: Their mean less the reported value.
+        difference: Their mean minus the reported value.
         low, high: 95 % interval of the difference; NaN where no error is known.
-        p: Two-sided p-value of there being none; of it being within the margin, if ``by_images``;
+        p: Two-sided p-value of no difference; of a difference within the margin, if ``by_images``;
             NaN where no error is known, or there is none.
-        detectable: The smallest true difference that would be shown with 80 % power; NaN likewise.
-        by_images: Whether the error is that of the evaluation set alone, for want of seeds.
+        detectable: The smallest true difference that would be shown with 80 % power; NaN where no
+            error is known.
+        by_images: Whether the error is that of the evaluation set alone, for lack of seeds.
     """
 
     n: int
@@ -69,21 +70,21 @@ class Distance:
 
     @property
     def exact(self) -> bool:
-        """Whether it has no error."""
+        """Return whether it has no error."""
         return self.low == self.high
 
 
 def distance(
     values: ArrayLike, reported: float, runs: int = 1, images: int = 0, family: int = 1
 ) -> Distance:
-    """Hold trained models' accuracies against a reported one.
+    """Compare trained models' accuracies with a reported one.
 
     Args:
         values: (n,) accuracies in percent, one per seed, n ≥ 1.
         reported: The reported accuracy, in percent.
-        runs: Over how many trainings that one is a mean.
+        runs: Number of trainings of which the reported accuracy is the mean.
         images: Number of evaluation images; 0 if unknown.
-        family: How many trained numbers of the study are reported.
+        family: Number of the study's trained results that are reported.
     """
     ours = summarize(values)
     if not math.isnan(ours.low):
@@ -115,16 +116,16 @@ def _by_images(n: int, mean: float, reported: float, images: int, strictest: flo
 
 
 def exactly(value: float, reported: float) -> Distance:
-    """Hold an evaluation of given weights against a reported one, both accuracies in percent."""
+    """Compare an evaluation of given weights with a reported one, both accuracies in percent."""
     difference = value - reported
     return Distance(1, difference, difference, difference, detectable=0.0)
 
 
 def judge(found: Distance, p_holm: float) -> str:
-    """The verdict on a number that was measured.
+    """Return the verdict on a measured result.
 
     Args:
-        found: How far it is from the reported one.
+        found: Its distance from the reported one.
         p_holm: Its p-value after Holm's correction; NaN if it has none.
 
     Returns:

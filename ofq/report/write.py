@@ -1,4 +1,4 @@
-"""Putting a report together in a temporary folder, and that folder in the report's place."""
+"""Assembly of a report in a temporary folder, which then replaces the earlier report."""
 
 import os
 import tempfile
@@ -27,17 +27,17 @@ ENTRIES = {
     "measures.tex",
     *(f"{name}.{ending}" for name in FRAMES for ending in FORMATS),
 }
-"""What a report's folder may hold."""
+"""Allowed content of a report's folder."""
 
 _ADVICE = b"ofq explain "
-"""Stands in each page of a report."""
+"""Text that identifies a page as a report's."""
 
 _NOTES = {".snakemake_timestamp", ".DS_Store"}
-"""What Snakemake and macOS leave in folders."""
+"""Files that Snakemake and macOS leave in folders."""
 
 
 def write_report(workspace: Workspace, study: str, out: Path) -> Records:
-    """Write a report (:func:`ofq.report.build`), and give what it was made from."""
+    """Write a report (:func:`ofq.report.build`), and return the records it was made from."""
     _refuse_foreign(out, {*FIGURES, *workspace.study(study).figures})
     damaged: dict[str, Damaged] = {}
     while True:
@@ -45,7 +45,7 @@ def write_report(workspace: Workspace, study: str, out: Path) -> Records:
         try:
             with _replacing(out) as folder:
                 _fill(folder, records, os.path.relpath(workspace.results / "runs", out))
-        except DamagedTables as found:  # met by a figure: begin again without these runs
+        except DamagedTables as found:  # read by a figure: start again without these runs
             damaged = records.damaged | found.faults
         else:
             return records
@@ -67,7 +67,7 @@ def _fill(folder: Path, records: Records, runs_path: str) -> None:
 
 
 def _refuse_foreign(out: Path, figures: set[str]) -> None:
-    """Keep what isn't an earlier report from being replaced by a report.
+    """Refuse to replace anything but an earlier report.
 
     Raises:
         UserError: The folder, or its folder of figures, holds something else; or it is a link.
@@ -88,7 +88,7 @@ def _refuse_foreign(out: Path, figures: set[str]) -> None:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether something in a report's folder is a report's, by its name and kind."""
+    """Return whether an entry of a report's folder belongs to a report, by its name and kind."""
     if path.is_symlink() or path.is_dir() != (path.name == "figures"):
         return False
     if path.name == "index.html":

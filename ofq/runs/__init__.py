@@ -1,1 +1,1 @@
-"""One run, safely: from its config to its finished folder."""
+"""Execution of one run: locking, inputs, training or evaluation, and its run folder."""

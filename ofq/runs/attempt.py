@@ -1,4 +1,4 @@
-"""One attempt at a run: its lock, its record of what happened, and its way out."""
+"""One attempt at a run: it holds the lock and the GPUs, and records how it ended."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from ofq.stopping import Interrupted, StopRequest, passed
 
 CHECKPOINT = "checkpoint"
 SAVE_REQUEST = "save-requested"
-"""A file by which a running attempt is asked for a checkpoint, from any host."""
+"""Name of the file that requests a checkpoint of a running attempt, from any host."""
 
 _ADVICE = (
     "Change its recipe or method, which makes a new run; or `ofq train {} --again` tries once more "
@@ -29,14 +29,14 @@ ENDINGS = ("interrupted", "lost", "failed", "finished")
 
 @dataclass(frozen=True)
 class Options:
-    """How an attempt behaves.
+    """Options of an attempt.
 
     Attributes:
-        deadline: When to have left, by ``time.monotonic``.
-        wait: Whether to wait for another trainer that writes the run folder.
-        keep: Whether checkpoints stay when the run has finished.
-        again: Whether to try once more what is known to fail.
-        gpus: Number of GPUs to lease from those of this machine.
+        deadline: Time by which the attempt must have ended, by ``time.monotonic``.
+        wait: Whether to wait if another trainer writes the run folder.
+        keep: Whether to keep checkpoints when the run has finished.
+        again: Whether to retry a run that is known to fail.
+        gpus: Number of this machine's GPUs to lease.
     """
 
     deadline: float | None = None
@@ -47,15 +47,15 @@ class Options:
 
 
 class Attempt:
-    """An attempt under way.
+    """One attempt in progress.
 
     Args:
         folder: The run's folder, locked.
-        stop: What the training loop looks at.
-        options: How it behaves.
+        stop: The stop request that the training loop checks.
+        options: Its options.
 
     Attributes:
-        lease: Its GPUs.
+        lease: The lease of its GPUs.
     """
 
     def __init__(self, folder: RunFolder, stop: StopRequest, options: Options) -> None:
@@ -64,25 +64,25 @@ class Attempt:
         self.options = options
         self.lease = Lease()
         self._began = time.monotonic()
-        self._told = 0.0  # seconds of it that an ending on record tells of
+        self._recorded = 0.0  # seconds that an ending on record counts
         self._progress: dict[str, Any] = {}
         self._step = self._first = 0
 
     def start(self) -> None:
-        """Let its time count from here: what came before was waiting."""
+        """Start the clock of the attempt; time spent waiting before is not counted."""
         self._began = time.monotonic()
 
     def begin(self, step: int, total: int) -> None:
-        """Note where training starts."""
+        """Note the step at which training starts, and the total."""
         self._step = self._first = step
         self._progress = {"total": total, "began": time.monotonic()}
 
     def step(self, step: int) -> None:
-        """Note how far training is; costs nothing."""
+        """Note the current step; writes no file."""
         self._step = step
 
     def beat(self) -> None:
-        """What the lock's heartbeat does beside: show progress, look for a request to save."""
+        """Write ``progress.json`` and check for a checkpoint request; called at each heartbeat."""
         if (self.folder.path / SAVE_REQUEST).exists():
             self.stop.checkpoint = True
         if self._progress:
@@ -98,34 +98,34 @@ class Attempt:
             )
 
     def saved(self) -> None:
-        """Answer a request to save."""
+        """Remove the checkpoint request, which has been served."""
         (self.folder.path / SAVE_REQUEST).unlink(missing_ok=True)
 
     def note(self, kind: str, cause: str) -> None:
-        """Record an event, unless that is what fails."""
+        """Record an event; ignore a failure to write it."""
         with suppress(OSError):
             self.folder.event(kind, cause=cause)
 
     def clear(self) -> None:
-        """Remove what only matters while training."""
+        """Remove files that matter only during training."""
         for name in ("progress.json", SAVE_REQUEST):
             (self.folder.path / name).unlink(missing_ok=True)
 
     def end(self, ending: str, **facts: str) -> None:
-        """Record that the attempt ends here, with the seconds that no earlier ending tells of.
+        """Record the end of the attempt, with the seconds that no earlier ending has counted.
 
-        There are two where the final files couldn't be written after all.
+        An attempt has two endings where writing the final files failed after the first.
         """
-        seconds = time.monotonic() - self._began - self._told
+        seconds = time.monotonic() - self._began - self._recorded
         self.folder.event(ending, **facts, seconds=round(seconds, 3))
-        self._told += seconds
+        self._recorded += seconds
 
     def lost(self, cause: str) -> None:
-        """Note that the attempt ends here, since another of the run's processes was lost."""
+        """Record that the attempt was interrupted, because another rank was lost."""
         self.end("interrupted", cause=cause)
 
     def totals(self) -> dict[str, Any]:
-        """Time and devices over all attempts, this one included."""
+        """Return seconds, device hours and number of all attempts, this one included."""
         seconds = device_seconds = 0.0
         devices = attempts = 0
         events = self.folder.events()
@@ -143,7 +143,7 @@ class Attempt:
 
 
 def run_folder(workspace: Workspace, run: Run) -> RunFolder:
-    """The folder of a run."""
+    """Return the folder of a run."""
     return RunFolder(workspace.results / "runs" / run.id)
 
 
@@ -153,14 +153,14 @@ def attempt(
 ) -> Iterator[Attempt]:
     """Hold a run's folder and its GPUs, and record how the attempt ended.
 
-    The folder comes first: no GPU is held while another trainer writes it.
+    The folder is locked first, so that no GPU is held while another trainer writes it.
 
     Raises:
-        UserError: The folder can't be written, or there are too few GPUs.
+        UserError: The folder can't be written, or the machine has too few GPUs.
         LockHeld: Another trainer writes it.
-        NoDevice: The GPUs were leased to others until it had to leave.
-        RunFailed: The run failed before, and would again.
-        TryAgain: The attempt was interrupted, by a request or by its surroundings.
+        NoDevice: The GPUs were leased to others until the attempt had to end.
+        RunFailed: The run failed before, with the same code.
+        TryAgain: The attempt was interrupted, by a request or by a fault of its environment.
     """
     folder = run_folder(workspace, run)
     attempt = Attempt(folder, stop, options)
@@ -184,7 +184,7 @@ def attempt(
     except OSError as error:
         raise _no_fault_of_the_run(error, folder, run) from None
     finally:
-        with suppress(OSError):  # a disk that is gone must not have the last word
+        with suppress(OSError):  # an unreachable disk must not hide the original error
             if _is_complete(folder):
                 lock.remove()
                 attempt.clear()
@@ -195,19 +195,19 @@ def attempt(
 def _is_complete(folder: RunFolder) -> bool:
     try:
         return folder.complete()
-    except UserError:  # damaged: the attempt has told of it
+    except UserError:  # damaged: the attempt has reported it
         return False
 
 
 def _patience(options: Options, stop: StopRequest, console: Console) -> Callable[[Held], bool]:
-    """Whether to wait for another trainer, which is named once."""
-    told: list[str] = []
+    """Return a function that decides whether to wait for another trainer; it names that once."""
+    announced: list[str] = []
 
     def waits(held: Held) -> bool:
         if not options.wait or stop.cause is not None or passed(options.deadline):
             return False
-        if not told:
-            told.append(str(held))
+        if not announced:
+            announced.append(str(held))
             console.print(f"waiting for {held}, which trains this run", highlight=False)
         return True
 
@@ -225,7 +225,7 @@ def _lease(run: Run, stop: StopRequest, options: Options, console: Console) -> L
 
 
 def _note_death(folder: RunFolder, dead: Held) -> None:
-    """Record the end of an attempt that couldn't do so itself."""
+    """Record the end of an attempt that died without recording it."""
     events = folder.events()
     if events and events[-1]["event"] not in ENDINGS:
         opened = [event["time"] for event in events if event["event"] == "opened"]
@@ -235,7 +235,7 @@ def _note_death(folder: RunFolder, dead: Held) -> None:
 
 
 def _refuse_hopeless(folder: RunFolder, run: Run) -> None:
-    """Don't repeat what failed by its numbers, unless something that decides them changed."""
+    """Refuse a run whose numbers made it fail, unless code that decides them has changed."""
     events = folder.events()
     last = events[-1] if events else {}
     if last.get("event") == "failed" and last.get("code") == code_sha256(run.config.modules):
@@ -247,10 +247,10 @@ def _refuse_hopeless(folder: RunFolder, run: Run) -> None:
 
 @contextmanager
 def _recorded(attempt: Attempt, run: Run) -> Iterator[None]:
-    """Turn what ends an attempt into an event of the record, and into a message."""
+    """Record the end of an attempt as an event, and re-raise its cause with advice."""
 
     def ended(ending: str, cause: str, **facts: str) -> None:
-        with suppress(OSError):  # the disk is full or gone: the lock's end tells as much
+        with suppress(OSError):  # the next attempt then records the end from the lock
             attempt.end(ending, cause=cause, **facts)
 
     try:
@@ -277,7 +277,7 @@ def _recorded(attempt: Attempt, run: Run) -> Iterator[None]:
 
 
 def _no_fault_of_the_run(error: OSError, folder: RunFolder, run: Run) -> TryAgain:
-    """What to say when a disk is full, or a file system is away."""
+    """Return the error for a full disk or an unreachable file system."""
     return TryAgain(
         f"{error.filename or folder.path}: {error.strerror or error}; mend that, and "
         f"`ofq train {run.id}` goes on from the last checkpoint"

@@ -1,4 +1,4 @@
-"""What makes a checkpoint count: its manifest, written after it. Imports nothing of torch."""
+"""Manifests of checkpoints, and their verification; doesn't import torch."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from ofq.errors import UserError
 from ofq.runs.record import TABLES
 
 FORMAT = 3
-"""Raised when the state's layout changes, so that an older one isn't misread."""
+"""Version of the state's layout; incremented when that changes, so that none is misread."""
 
 
 _TABLES = {f"{table}.jsonl" for table in TABLES}
@@ -17,12 +17,12 @@ _UNREADABLE = (FileNotFoundError, IsADirectoryError, ValueError, RecursionError)
 
 
 def manifests(folder: Path) -> list[Path]:
-    """The ``step-N.json`` of each checkpoint in a folder, oldest first."""
+    """Return the ``step-N.json`` of each checkpoint in a folder, oldest first."""
     return sorted(folder.glob("step-*.json"))
 
 
 class OtherFormat(UserError):
-    """A checkpoint is of another version of this package; whole, and not to be read by this one."""
+    """Error: an undamaged checkpoint has a format that this version can't read."""
 
     def __init__(self, path: Path, form: object) -> None:
         super().__init__(
@@ -32,11 +32,11 @@ class OtherFormat(UserError):
 
 
 def examine(manifest: Path) -> str | None:
-    """What is wrong with a checkpoint, given its ``step-N.json``; None if nothing is.
+    """Return what is wrong with a checkpoint, given its ``step-N.json``; None if nothing is.
 
     Raises:
-        OtherFormat: It is of another version.
-        OSError: It can't be reached, which says nothing of it.
+        OtherFormat: It was written by another version.
+        OSError: It can't be reached; it may be intact.
     """
     path = manifest.with_suffix(".pt")
     try:
@@ -50,17 +50,17 @@ def examine(manifest: Path) -> str | None:
     if not path.is_file():
         return "is missing"
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    return None if found == expected else "is damaged: its SHA-256 is another"
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return None if digest == expected else "is damaged: its SHA-256 is another"
 
 
 def counted_rows(manifest: Path) -> dict[str, dict[str, Any]]:
     """Return rows, bytes and SHA-256 of each table that a checkpoint counts on, by file name.
 
-    Nothing for checkpoints of versions that didn't keep them.
+    Empty for checkpoints of versions that didn't record them.
 
     Raises:
-        ValueError: The manifest doesn't say so in its form.
+        ValueError: The manifest's entry for them is malformed.
     """
     tables = json.loads(manifest.read_bytes()).get("tables", {})
     form = {"rows": int, "bytes": int, "sha256": str}

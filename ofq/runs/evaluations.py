@@ -1,4 +1,4 @@
-"""Runs that train nothing: evaluations of weights that exist, recorded like trainings."""
+"""Runs that only evaluate existing weights; they are recorded like trainings."""
 
 import copy
 import time
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run comes to.
+    """Final model and metrics of a run.
 
     Attributes:
         model: Its model.
         metrics: Its last row of metrics.
-        primary: The main one of them.
-        correct: Which evaluation images are right, (images,); None where there is no such thing.
+        primary: Name of the main metric.
+        correct: Whether each evaluation image is classified correctly, (images,); None for a
+            regression or injected noise.
     """
 
     model: "nn.Module"
@@ -45,7 +46,7 @@ class Outcome:
 
 @dataclass
 class _Evaluation:
-    """An evaluation under way: of a run, in an attempt, shown on a console, on a device."""
+    """An evaluation in progress: its run, attempt, console and device."""
 
     workspace: Workspace
     run: Run
@@ -56,12 +57,12 @@ class _Evaluation:
 
     @cached_property
     def images(self) -> "LabelledImages":
-        """The evaluation images, made ready as for the training that the run builds on."""
+        """Evaluation images, preprocessed as for the training that the run builds on."""
         from ofq.training import evaluation
         from ofq.training.data.images import files_of
 
         config, parent = self.run.config, self.run.parent
-        files = files_of(self.workspace, self.run, self._hear)
+        files = files_of(self.workspace, self.run, self._on_unreadable)
         if files is None:
             return evaluation.in_memory(inputs.arrays(self.workspace, config))
         training = training_of(parent.config) if parent else None
@@ -74,9 +75,9 @@ class _Evaluation:
         )
 
     def measure(self, model: "nn.Module") -> "Evaluation":
-        """Measures of a model, and which images it is right about.
+        """Evaluate a model: its measures, and which images it classifies correctly.
 
-        Computed as in the training that the run builds on, whose model it is.
+        The precision is that of the training that the run builds on.
         """
         from ofq.training import evaluation
 
@@ -91,7 +92,7 @@ class _Evaluation:
         )
 
     def of(self, model: "nn.Module", **facts: Any) -> Outcome:
-        """Evaluate a model, and record it."""
+        """Evaluate a model and record the result."""
         self.attempt.folder.rewind(None)
         self.attempt.folder.event("started", **facts)
         evaluation = self.measure(model)
@@ -99,12 +100,12 @@ class _Evaluation:
         return Outcome(model, metrics, "top1", evaluation.correct)
 
     def record(self, measures: dict[str, float], step: int) -> dict[str, Any]:
-        """Record measures as those of no epoch."""
+        """Record measures as those of epoch 0, before any training."""
         metrics = {"epoch": 0, "step": step, "time": time.time(), **measures}
         self.attempt.folder.append("metrics", [metrics])
         return metrics
 
-    def _hear(self, name: str) -> None:
+    def _on_unreadable(self, name: str) -> None:
         if name not in self.named:
             self.named.add(name)
             note_unreadable(self.attempt, self.console, name)
@@ -134,19 +135,19 @@ def _pretrained(task: _Evaluation) -> Outcome:
 
 
 def _noise(task: _Evaluation) -> Outcome:
-    """Evaluate a trained model as it is, then with noise, draw by draw; goes on after the last."""
+    """Evaluate a trained model without noise, then with each draw; resume after the last one."""
     from ofq.quantization.techniques.noise import NOISES, NoiseInjection
     from ofq.training.build import trained
     from ofq.training.data.augmentation import randomness_of
 
     config, folder, attempt = task.run.config, task.attempt.folder, task.attempt
     assert isinstance(config, NoiseRun)
-    weights, wanted = inputs.weights(task.workspace, task.run.parent), config.noise
+    weights, settings = inputs.weights(task.workspace, task.run.parent), config.noise
     assert weights is not None
     model = trained(config, task.images.classes, weights)
     noisy = copy.deepcopy(model)
-    noise = NoiseInjection(noisy, wanted.boundary_range, NOISES[wanted.weights]())
-    rows, total = folder.rows("noise"), wanted.samples + 1
+    noise = NoiseInjection(noisy, settings.boundary_range, NOISES[settings.weights]())
+    rows, total = folder.rows("noise"), settings.samples + 1
     if [row.get("step") for row in rows] != list(range(len(rows))):  # some are lost
         folder.rewind(None)
         rows = []
@@ -164,7 +165,7 @@ def _noise(task: _Evaluation) -> Outcome:
 
 
 def _over_draws(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over the draws, and how these compare with the model as it is."""
+    """Return means over the draws, and their comparison with the model without noise."""
     plain, *draws = rows
     better = sum(row["top1"] > plain["top1"] for row in draws)
     return {
@@ -186,17 +187,17 @@ _KINDS: dict[str, Callable[[_Evaluation], Outcome]] = {
 def evaluate(
     workspace: Workspace, run: Run, attempt: Attempt, console: Console, group: "SingleProcess"
 ) -> Outcome:
-    """Do a run that has no training, in its opened folder.
+    """Execute a run that has no training, in its opened folder.
 
     Args:
-        workspace: Where the run's parents are.
+        workspace: Holds the run's parents.
         run: The run.
         attempt: The attempt.
         console: Where to show progress.
-        group: The process, whose device is used.
+        group: This process, whose device is used.
 
     Raises:
-        UserError: Something that the run needs can't be had.
+        UserError: Something that the run needs is missing or invalid.
         TryAgain: It was interrupted.
     """
     return _KINDS[run.config.stage](_Evaluation(workspace, run, attempt, console, group))

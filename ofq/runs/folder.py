@@ -1,22 +1,22 @@
-"""The run folder: the one true record of a run, as plain files.
+"""Run folder: the authoritative record of a run, as plain files.
 
 ========================  ==========================================================
 ``run.json``              the run's id and its whole resolved config
 ``provenance.json``       code, versions, machine and command of each attempt
-``events.jsonl``          each start, resumption, interruption, failure and the end
+``events.jsonl``          starts, resumptions, interruptions, failures and the end
 ``metrics.jsonl``         one row per epoch, appended while training
 ``layers.jsonl``          one row per epoch, layer and role
-``trajectories.jsonl``    one row per recorded step and weight, if the recipe asks for it
-``histograms.jsonl``      one row per recorded epoch, role and bits, likewise
-``sign_changes.jsonl``    one row per epoch, role and boundary range, likewise
-``joint_flips.jsonl``     one row per epoch and attention layer, likewise
+``trajectories.jsonl``    one row per probed step and weight, if the recipe asks for it
+``histograms.jsonl``      one row per probed epoch, role and bits, if asked for
+``sign_changes.jsonl``    one row per epoch, role and boundary range, if asked for
+``joint_flips.jsonl``     one row per epoch and attention layer, if asked for
 ``noise.jsonl``           one row per draw of injected noise, and one without (step 0)
-``progress.json``         how far a running attempt is
-``lock-N.json``           who writes the folder in the Nth attempt (``.free``: nobody now)
+``progress.json``         current step and pace of a running attempt
+``lock-N.json``           the writer in the Nth attempt (``.free``: released)
 ``checkpoint/``           resumable state; removed when the run has finished
 ``model.safetensors``     final weights
 ``metrics.parquet`` …     the tables above, written at the end
-``correct.npy``           a bit per evaluation image: whether the final model is right
+``correct.npy``           one bit per evaluation image: whether the final model is right
 ``result.json``           the final numbers, written last: with it, the run is complete
 ``packed.json``           bytes of the model's packed file, and in full precision, if exported
 ``manifest.json``         size and SHA-256 of each final file (:mod:`ofq.runs.record`)
@@ -87,7 +87,7 @@ REPORTED = (
     PACKED,
     *(f"{table}.parquet" for table in TABLES),
 )
-"""The files of a finished run that say where its numbers come from, and that reports read."""
+"""Files of a finished run that document its numbers and their origin; reports read them."""
 
 EVENTS = "events.jsonl"
 _LONGEST_LINE = 1 << 24
@@ -98,7 +98,7 @@ _log = logging.getLogger(__name__)
 
 
 def agrees(stored: Any, config: Any) -> bool:
-    """Whether a config is the stored one; keys that came later, with the default, may be added."""
+    """Return whether a config equals the stored one, apart from keys added or retired since."""
     if isinstance(stored, dict) and isinstance(config, dict):
         lasting = stored.keys() - _RETIRED
         return all(key in config and agrees(stored[key], config[key]) for key in lasting)
@@ -106,14 +106,14 @@ def agrees(stored: Any, config: Any) -> bool:
 
 
 class RunFolder:
-    """Reads and writes one run folder.
+    """Reader and writer of one run folder.
 
     Args:
-        path: The folder; it need not exist before :meth:`open`.
+        path: The folder; need not exist before :meth:`open`.
 
     Attributes:
-        guard: Called before each write; raises if this process may not write the folder (any more).
-        warn: Told of each torn line, once; by default, logs it.
+        guard: Called before each write; raises if this process doesn't hold the folder's lock.
+        warn: Called once for each torn line, with a message; logs it by default.
     """
 
     def __init__(self, path: Path) -> None:
@@ -126,8 +126,8 @@ class RunFolder:
         """Create the folder.
 
         Raises:
-            UserError: It mayn't be written.
-            OSError: It can't be for now, as on a full disk.
+            UserError: This user may not write it.
+            OSError: It can't be written for now, as on a full disk.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -164,10 +164,10 @@ class RunFolder:
         return Record.open(self.path)
 
     def description(self) -> dict[str, Any]:
-        """Return what ``run.json`` holds.
+        """Return the content of ``run.json``.
 
         Raises:
-            UserError: It is damaged, or there is none.
+            UserError: It is damaged or missing.
         """
         record = self.record()
         if record is not None:
@@ -177,10 +177,10 @@ class RunFolder:
         return content
 
     def provenance(self) -> dict[str, Any]:
-        """Return what ``provenance.json`` holds: facts of the run, and its ``attempts``.
+        """Return the content of ``provenance.json``: facts of the run, and its ``attempts``.
 
         Raises:
-            UserError: It is damaged, or there is none.
+            UserError: It is damaged or missing.
         """
         record = self.record()
         if record is not None:
@@ -190,15 +190,15 @@ class RunFolder:
         return content
 
     def attempts(self) -> list[dict[str, Any]]:
-        """Provenance of each attempt so far, oldest first."""
+        """Return the provenance of each attempt so far, oldest first."""
         exists = os.path.lexists(self.path / PROVENANCE)
         return self.provenance()["attempts"] if exists else []
 
     def progress(self) -> dict[str, Any]:
-        """Return what ``progress.json`` holds; nothing before the first heartbeat.
+        """Return the content of ``progress.json``; empty before the first heartbeat.
 
         Raises:
-            Damaged: It isn't what a trainer writes.
+            Damaged: Its content isn't what a trainer writes.
         """
         path = self.path / "progress.json"
         try:
@@ -211,56 +211,56 @@ class RunFolder:
         return content
 
     def verify(self, name: str) -> None:
-        """Make sure that a final file is what was written, if the run has finished.
+        """Verify a final file by its hash; does nothing while the run isn't finished.
 
         Raises:
-            Damaged: It isn't.
+            Damaged: The file isn't what the run wrote.
         """
         record = self.record()
         if record is not None:
             record.verify(name)
 
     def result(self) -> dict[str, Any] | None:
-        """Return the final numbers, as they were written; None while the run isn't finished.
+        """Return the content of ``result.json``; None while the run isn't finished.
 
         Raises:
-            Damaged: They aren't what was written.
+            Damaged: It isn't what the run wrote.
         """
         record = self.record()
         return None if record is None else record.content
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of the model's packed file (``packed_bytes``) and of its weights in full precision.
+        """Return bytes of the packed model (``packed_bytes``) and of its full-precision weights.
 
-        Nothing for a run that was never exported.
+        Empty for a run that was never exported.
         """
         record = self.record()
         return {} if record is None else record.sizes()
 
     def complete(self) -> bool:
-        """Whether the run has ended, with its numbers and its weights."""
+        """Return whether the run has finished and its result and weights are present."""
         return self.record() is not None and (self.path / WEIGHTS).exists()
 
     def is_record(self) -> bool:
-        """Whether this is the record of a run that has ended, without its weights."""
+        """Return whether this is the record of a finished run without its weights."""
         if (self.path / UNPACKED).exists():
             return True
         ended = self.record() is not None and not (self.path / WEIGHTS).exists()
         return ended and bool(self.damaged())
 
     def correct(self) -> "NDArray[np.bool_] | None":
-        """Which evaluation images the final model is right about, (images,) in their order.
+        """Return whether the final model is right about each evaluation image, (images,), in order.
 
-        None for a run without: a regression, or one from before this was recorded.
+        None for a regression, and for runs of versions that didn't record it.
 
         Raises:
-            Damaged: The file is damaged, or isn't of as many images as the result tells of.
+            Damaged: The file is damaged, or its number of images differs from the result's.
         """
         record = self.record()
         return None if record is None else record.correct()
 
     def state(self) -> State:
-        """What has become of the run; ``running`` only while its trainer shows signs of life."""
+        """Return the run's state; ``running`` only while its trainer's heartbeat is recent."""
         if self.record() is not None:
             return "done"
         if self._is_written():
@@ -271,24 +271,26 @@ class RunFolder:
         return "failed" if events[-1]["event"] == "failed" else "interrupted"
 
     def append(self, table: Table, rows: Iterable[dict[str, Any]]) -> None:
-        """Add rows to a table, in one write that is on the disk when this returns."""
+        """Append rows to a table in one write, and flush it to the disk."""
         self._append(f"{table}.jsonl", rows)
 
     def event(self, kind: str, **facts: Any) -> None:
-        """Note that something happened to the run now; credentials in the facts are redacted."""
-        said = {key: redact(v) if isinstance(v, str) else v for key, v in facts.items()}
-        self._append(EVENTS, [{"event": kind, "time": time.time(), **said}])
+        """Append an event to ``events.jsonl``, with the time; redact credentials in the facts."""
+        redacted = {key: redact(v) if isinstance(v, str) else v for key, v in facts.items()}
+        self._append(EVENTS, [{"event": kind, "time": time.time(), **redacted}])
 
     def events(self) -> list[dict[str, Any]]:
-        """All that happened to the run, in order."""
+        """Return all events of the run, in order."""
         return self._rows(EVENTS)
 
     def rows(self, table: Table) -> list[dict[str, Any]]:
-        """A table's rows so far, in order; a torn line is left out, and logged."""
+        """Return a table's rows so far, in order; torn lines are skipped and reported."""
         return self._rows(f"{table}.jsonl")
 
     def final_rows(self, table: Table) -> list[dict[str, Any]]:
-        """Return the rows that a finished run ended with: as they grew, where these are the same.
+        """Return the rows of a finished run's final table.
+
+        They are read from the ``.jsonl`` file where that holds the same rows.
 
         Raises:
             Damaged: The final table is damaged.
@@ -296,42 +298,42 @@ class RunFolder:
         record, name = self.record(), f"{table}.parquet"
         ended_with = record is not None and record.has(name)
         final = record.written_table(table).to_pylist() if record and ended_with else []
-        grown = self.rows(table)
-        return grown if same_rows(final, grown) else final
+        rows = self.rows(table)
+        return rows if same_rows(final, rows) else final
 
     def torn(self, name: str) -> list[int]:
-        """Numbers of the lines of one of the ``.jsonl`` files that can't be read, from 1.
+        """Return the numbers, from 1, of the unreadable lines of a ``.jsonl`` file.
 
-        A crash tears lines. Of many such lines the first thousand are given.
+        A crash tears lines. At most the first thousand are returned.
         """
         return list(islice((n for n, row in self._lines(name) if row is None), 1000))
 
     def grown(self) -> dict[str, dict[str, Any]]:
-        """Return rows, bytes and SHA-256 of each table so far, for a checkpoint to count on."""
+        """Return rows, bytes and SHA-256 of each table so far, for a checkpoint's manifest."""
         paths = [self.path / f"{table}.jsonl" for table in TABLES]
         return {path.name: _grown(path) for path in paths if path.exists()}
 
     def check_grown(self, counted: dict[str, dict[str, Any]], checkpoint: str) -> None:
-        """Make sure that no row is lost of those that a checkpoint counts on.
+        """Refuse tables that have lost rows since a checkpoint was saved.
 
         Args:
-            counted: What :meth:`grown` returned when it was saved.
-            checkpoint: Its name.
+            counted: Return value of :meth:`grown` when it was saved.
+            checkpoint: The checkpoint's name.
 
         Raises:
-            UserError: Rows are missing, or are others.
+            UserError: Rows are missing or have changed.
         """
         for name, known in counted.items():
             path = self.path / name
             try:
-                found = _grown(path, known["bytes"])
+                now = _grown(path, known["bytes"])
             except FileNotFoundError:
-                found = {"rows": 0}
-            if found != known:
-                raise UserError(self._lost_rows(path, found["rows"], known["rows"], checkpoint))
+                now = {"rows": 0}
+            if now != known:
+                raise UserError(self._lost_rows(path, now["rows"], known["rows"], checkpoint))
 
     def check_epochs(self, last: int) -> None:
-        """Make sure that ``metrics`` has the row of each epoch up to the one that ends at a step.
+        """Refuse ``metrics`` without a row for each epoch up to the one that ends at step ``last``.
 
         Raises:
             UserError: Rows are missing.
@@ -353,7 +355,7 @@ class RunFolder:
         )
 
     def write_json(self, name: str, data: Any) -> None:
-        """Replace one of the folder's JSON files; a finished run's manifest follows."""
+        """Replace one of the folder's JSON files, and update a finished run's manifest."""
         self.guard()
         if name == PACKED and (self.path / MANIFEST).exists():
             for place in (self.path / SEALED, self.path):
@@ -362,12 +364,12 @@ class RunFolder:
             write_json(self.path / name, data)
 
     def rewind(self, step: int | None) -> None:
-        """Drop what was recorded after a step, or all of it, so that each step stands once."""
+        """Drop the rows recorded after a step (all for None), so that no step is recorded twice."""
         for table in TABLES:
             path = self.path / f"{table}.jsonl"
             if path.exists():
-                kept = [r for r in self.rows(table) if step is not None and _is_until(r, step)]
-                text = "".join(json.dumps(row) + "\n" for row in kept)
+                rows = [r for r in self.rows(table) if step is not None and _is_until(r, step)]
+                text = "".join(json.dumps(row) + "\n" for row in rows)
                 self.guard()
                 write_file(path, lambda temporary, text=text: temporary.write_text(text))  # type: ignore[misc]
 
@@ -379,14 +381,14 @@ class RunFolder:
     ) -> None:
         """Write weights, final tables, the manifest and, last, ``result.json``.
 
-        All of it lies sealed before any of it is in its place, so that the files can be put back
-        if they are damaged, or deleted: Snakemake does so when it was killed while the job ran.
-        The sealed files are copies, since damage to a link is damage to both.
+        All files are written to ``sealed/`` before any is copied to its place, so that they can be
+        restored if damaged or deleted: Snakemake deletes outputs after it was killed while the job
+        ran. The sealed files are copies, since damage to a link is damage to both.
 
         Args:
-            result: The final numbers; the files' SHA-256 are added.
+            result: The final numbers; SHA-256 of the files is added.
             save_weights: Writes the weights to a path.
-            correct: Which evaluation images are right, (images,); kept as one bit each.
+            correct: Whether each evaluation image is right, (images,); stored as one bit each.
         """
         sealed = self.path / SEALED
         self.guard()
@@ -395,30 +397,30 @@ class RunFolder:
         for table in TABLES:
             self._write_parquet(table, sealed)
         _write_bits(correct, sealed / CORRECT)
-        made = {path.name: facts_of(path) for path in sorted(sealed.iterdir()) if _final(path)}
-        hashes = {name: facts.sha256 for name, facts in made.items()}
+        files = {path.name: facts_of(path) for path in sorted(sealed.iterdir()) if _final(path)}
+        hashes = {name: facts.sha256 for name, facts in files.items()}
         text = json.dumps({**result, "manifest": 1, "sha256": hashes}, indent=2) + "\n"
         for name in (DESCRIPTION, PROVENANCE):
             if (self.path / name).exists():
                 _copy(self.path / name, sealed / name)
-                made[name] = facts_of(sealed / name)
+                files[name] = facts_of(sealed / name)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        made[RESULT] = FileFacts(bytes=len(text.encode()), sha256=digest)
+        files[RESULT] = FileFacts(bytes=len(text.encode()), sha256=digest)
         self.guard()
-        write_manifest(sealed, made)
+        write_manifest(sealed, files)
         self.guard()
         write_text(sealed / RESULT, text)
         self._publish()
 
     def restore(self) -> bool:
-        """Put a finished run's files back from where they lie sealed; whether that was possible."""
+        """Restore a finished run's files from ``sealed/``; return whether the run is complete."""
         if self.complete() or self.damaged():
             return self.complete()
         self._publish()
         return True
 
     def damaged(self) -> list[str]:
-        """The sealed files that are missing or aren't what was written; all, if none was."""
+        """Return the missing or damaged sealed files; ``result.json`` if nothing is sealed."""
         try:
             sealed = Record.open(self.path / SEALED)
         except Damaged as damage:
@@ -459,7 +461,7 @@ class RunFolder:
             )
 
     def _remove_leftovers(self) -> None:
-        """Remove what a killed writer left half-written."""
+        """Remove temporary files that a killed writer left behind."""
         for folder in (self.path, self.path / "checkpoint", self.path / SEALED):
             for path in folder.glob(".*.tmp"):
                 path.unlink(missing_ok=True)
@@ -494,7 +496,7 @@ class RunFolder:
         return rows
 
     def _lines(self, name: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
-        """Each line's number and row, or None for a torn one."""
+        """Yield the number of each line, from 1, and its row; None for a torn one."""
         try:
             file = opened(self.path / name)
         except FileNotFoundError:
@@ -502,7 +504,7 @@ class RunFolder:
         with file:
             for number, line in enumerate(_bounded_lines(file), 1):
                 if not line.endswith(b"\n") and self._is_written():
-                    return  # on its way, not torn
+                    return  # still being written, not torn
                 row = _parsed(line)
                 wrong = row is not None and name == EVENTS and not _is_event(row)
                 yield number, None if wrong else row
@@ -513,7 +515,7 @@ class RunFolder:
 
 
 def same_rows(final: list[dict[str, Any]], grown: list[dict[str, Any]]) -> bool:
-    """Return whether rows are the same; a final table has all columns in each row."""
+    """Return whether rows are equal; a final table has all columns in each row."""
     columns = final[0].keys() if final else ()
     filled = [{column: row.get(column) for column in columns} for row in grown]
     return [*map(_comparable, final)] == [*map(_comparable, filled)]
@@ -524,7 +526,7 @@ def _comparable(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """A file's SHA-256 in hexadecimal."""
+    """Return a file's SHA-256 in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -534,7 +536,7 @@ def _final(path: Path) -> bool:
 
 
 def _write_bits(flags: "NDArray[np.bool_] | None", path: Path) -> None:
-    """Write flags as packed bits, if there are any."""
+    """Write flags as packed bits; without flags, remove the file."""
     if flags is None:
         path.unlink(missing_ok=True)
         return
@@ -548,7 +550,7 @@ def _write_bits(flags: "NDArray[np.bool_] | None", path: Path) -> None:
 
 
 def _sealed_names(sealed: Record) -> list[str]:
-    """The names of the files that lie sealed; early versions sealed no description of the run."""
+    """Return the names of the sealed files; early versions sealed no description of the run."""
     if sealed.files is not None:
         return sealed.names
     return [name for name in sealed.names if name not in (DESCRIPTION, PROVENANCE)]
@@ -559,7 +561,7 @@ def _copy(source: Path, to: Path) -> None:
 
 
 def _write_sizes(folder: Path, data: Any) -> None:
-    """Write ``packed.json`` beside a manifest, which never vouches for another one's content."""
+    """Write ``packed.json`` and its manifest entry, which at no moment names another content."""
     files = read_manifest(folder)
     if files is None:
         return
@@ -573,13 +575,13 @@ def _write_sizes(folder: Path, data: Any) -> None:
 
 
 def _ends_a_line(file: BinaryIO) -> bool:
-    """Whether a file's last line is whole; a crash may have torn it."""
+    """Return whether a file's last line is whole; a crash may have torn it."""
     file.seek(-1, os.SEEK_END)
     return file.read(1) == b"\n"
 
 
 def _bounded_lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file; the rest of one that is longer than any row is passed over."""
+    """Yield the lines of a file; skip the rest of one that is longer than any row."""
     while line := file.readline(_LONGEST_LINE):
         yield line
         while line and not line.endswith(b"\n"):
@@ -587,7 +589,7 @@ def _bounded_lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """A row, or None for a torn one."""
+    """Return a line's row, or None for a torn one."""
     if _HUGE.search(line):
         return None
     try:
@@ -598,7 +600,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_event(row: dict[str, Any]) -> bool:
-    """Whether a row is an event, whose facts are of the types that readers expect."""
+    """Return whether a row is an event with facts of the types that readers expect."""
     cause, seconds, devices = row.get("cause", ""), row.get("seconds", 0), row.get("devices", 0)
     return (
         isinstance(row.get("event"), str)
@@ -619,12 +621,12 @@ def _is_time(value: object) -> bool:
 
 
 def _is_until(row: dict[str, Any], step: int) -> bool:
-    """Whether a row was recorded at a step or before."""
+    """Return whether a row was recorded at a step or before."""
     return _is_count(row.get("step")) and row["step"] <= step
 
 
 def _grown(path: Path, size: int | None = None) -> dict[str, Any]:
-    """Rows, bytes and SHA-256 of a table's file, or of its first bytes."""
+    """Return rows, bytes and SHA-256 of a table's file, or of its first ``size`` bytes."""
     digest, rows, left = hashlib.sha256(), 0, size
     with opened(path) as file:
         while part := file.read(_BLOCK if left is None else min(_BLOCK, left)):

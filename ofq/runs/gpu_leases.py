@@ -1,8 +1,8 @@
 """GPUs of one machine, leased to the runs that train on it at the same time.
 
-A lease is an exclusive ``flock`` on a file that stands for a device. The kernel lets go of it when
-its process ends, however that happens, so a dead owner's lease needs no reclaiming. Processes that
-fork from the owner hold it too, as they hold the device's memory; programs that it starts don't.
+A lease is an exclusive ``flock`` on a file that stands for a device. The kernel releases it when
+its process ends, however that happens, so a dead owner's lease needs no reclaiming. Processes
+forked from the owner hold it too, as they hold the device's memory; programs that it starts don't.
 
 The files lie in ``/tmp``, at a path that depends on the user alone: a login session's own folders
 (``XDG_RUNTIME_DIR``, ``TMPDIR``) differ between two workflows of one user, or vanish while one
@@ -26,17 +26,17 @@ from ofq.errors import TryAgain, UserError
 from ofq.hardware import gpus
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-"""The variable by which CUDA is told what a process may use, before it starts."""
+"""Environment variable that limits the devices a process may use; CUDA reads it at its start."""
 
 _DEVICE = re.compile(r"\d+|(GPU|MIG)-[\w/-]+")
 _ROOT = Path("/tmp")
 _QUEUE = "queue"
-_LOOK = 0.5  # seconds between two attempts
+_POLL = 0.5  # seconds between two tries
 _OWNER = 200  # bytes read of an owner's description
 
 
 class NoDevice(TryAgain):
-    """The devices that a run needs were leased to others for as long as it could wait."""
+    """Error: the devices that a run needs were leased to others for as long as it could wait."""
 
 
 @dataclass
@@ -54,19 +54,19 @@ class Lease:
 
 
 def devices() -> list[str]:
-    """The devices that this process may lease: ``CUDA_VISIBLE_DEVICES``, or else the machine's.
+    """Return the devices this process may lease: ``CUDA_VISIBLE_DEVICES``, or all of the machine.
 
-    As CUDA does, this stops at the first name that can't be a device's.
+    Like CUDA, stop at the first name that can't be a device's.
     """
-    given = os.environ.get(VISIBLE)
-    if given is None:
+    visible = os.environ.get(VISIBLE)
+    if visible is None:
         return [str(index) for index in range(len(gpus()))]
-    found: list[str] = []
-    for name in given.split(","):
+    names: list[str] = []
+    for name in visible.split(","):
         if not _DEVICE.fullmatch(name.strip()):
             break
-        found.append(name.strip())
-    return found
+        names.append(name.strip())
+    return names
 
 
 def lease(
@@ -75,21 +75,21 @@ def lease(
     give_up: Callable[[], str | None] = lambda: None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Lease:
-    """Get devices for this process alone, all at once, and hide the others from it.
+    """Lease devices exclusively, all at once, and hide the others from this process.
 
-    Must come before CUDA starts. Those who wait take turns: one for many devices isn't overtaken
-    by others for few. Where torchrun or srun started this process, or where there is no device,
-    nothing is leased.
+    Call it before CUDA starts. Waiting processes queue: a request for many devices isn't overtaken
+    by others for few. Leases nothing where torchrun or srun started this process, or where there is
+    no device.
 
     Args:
         count: Number of devices.
-        owner: What is done with them, for others to read.
-        give_up: Asked while waiting: why to leave, if there is a cause.
-        tell: Told once what is waited for.
+        owner: Purpose of the lease, shown to other processes.
+        give_up: Called while waiting; returns the cause to stop waiting, or None.
+        tell: Called once with what is waited for.
 
     Raises:
-        UserError: There are never so many devices, or the leases can't be kept.
-        NoDevice: There was a cause to leave.
+        UserError: This process may never use so many devices, or lease files can't be made.
+        NoDevice: ``give_up`` returned a cause.
     """
     present = devices() if count and "RANK" not in os.environ else []
     if not present:
@@ -116,25 +116,25 @@ def _wait(
     give_up: Callable[[], str | None],
     tell: Callable[[str], None],
 ) -> tuple[list[int], list[str]]:
-    """Try until files could be taken; say once what is waited for."""
-    told = False
+    """Try until the files are locked; report once what is waited for."""
+    reported = False
     while True:
         descriptors, names = take()
         if descriptors:
             return descriptors, names
-        if not told:
-            told = True
+        if not reported:
+            reported = True
             tell(f"waiting for {what} {'; '.join(names)}")
         if (cause := give_up()) is not None:
             raise NoDevice(f"stopped by {cause}, while waiting for {what} {'; '.join(names)}")
-        time.sleep(_LOOK)
+        time.sleep(_POLL)
 
 
 def _take(names: list[str], count: int, owner: str) -> tuple[list[int], list[str]]:
-    """Lock some of the named files, or none.
+    """Lock ``count`` of the named files, or none.
 
     Returns:
-        The descriptors and names of those locked; or no descriptor, and who has the others.
+        Descriptors and names of the locked files; or no descriptor, and the owners of the others.
     """
     taken: dict[str, int] = {}
     owners: list[str] = []
@@ -156,7 +156,7 @@ def _take(names: list[str], count: int, owner: str) -> tuple[list[int], list[str
 
 
 def _sign(descriptors: Iterable[int], owner: str) -> None:
-    """Write who has a file; a full disk doesn't matter."""
+    """Write the owner into each locked file; ignore a full disk."""
     for descriptor in descriptors:
         with suppress(OSError):
             os.ftruncate(descriptor, 0)
@@ -179,15 +179,15 @@ def _scope() -> str:
 
 
 def _folder() -> Path:
-    """The user's folder of leases.
+    """Return the user's folder of lease files; make it if needed.
 
     Raises:
-        UserError: Something else has its name.
+        UserError: The path is not a folder of this user.
     """
     folder = _ROOT / f"ofq-leases-{os.getuid()}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+    facts = folder.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
         raise UserError(f"{folder}: not a folder of yours, so GPUs can't be leased; remove it")
     return folder

@@ -1,4 +1,4 @@
-"""What a run starts from: weights, files of the user's own, data, a teacher's kept answers."""
+"""Inputs of a run: weights, user-supplied files, data, cached teacher logits."""
 
 import hashlib
 import json
@@ -20,34 +20,34 @@ if TYPE_CHECKING:
 
 
 def hashes(workspace: Workspace, run: Run) -> dict[str, str]:
-    """SHA-256 of each file that a run starts from or is taught by, by file or run."""
-    found = {name: sha256(workspace.own_file(name)) for name in own_files(run.config).values()}
+    """Return the SHA-256 of each weights file that a run or its teacher starts from."""
+    digests = {name: sha256(workspace.own_file(name)) for name in own_files(run.config).values()}
     for needed in run.needs():
-        found[needed.id] = sha256(run_folder(workspace, needed).path / WEIGHTS)
-    return found
+        digests[needed.id] = sha256(run_folder(workspace, needed).path / WEIGHTS)
+    return digests
 
 
 def check_weights(workspace: Workspace, run: Run) -> None:
-    """Make sure that the weights of the runs that a run builds on are those that they ended with.
+    """Verify the weights of the runs that a run builds on against their records.
 
     Raises:
-        Damaged: They aren't.
+        Damaged: A file isn't what its run wrote.
     """
     for needed in run.needs():
         run_folder(workspace, needed).verify(WEIGHTS)
 
 
 def own_files(config: RunConfig) -> dict[str, str]:
-    """Return the files of the user's own that a run starts from, by the config's key."""
+    """Return the user-supplied files that a run starts from, by the config's key."""
     named = {key: getattr(config, key, None) for key in ("checkpoint", "pretrained")}
     return {key: name for key, name in named.items() if name and name != HUB}
 
 
 def check_files(workspace: Workspace, run: Run, console: Console) -> None:
-    """Read the user's own files of weights that a run starts from, and say what is taken of them.
+    """Read the user-supplied weights that a run starts from, and print which part is used.
 
     Raises:
-        UserError: One can't be read, or holds no weights.
+        UserError: A file can't be read, or holds no weights.
     """
     from ofq.training.weights import read_weights
 
@@ -59,30 +59,30 @@ def check_files(workspace: Workspace, run: Run, console: Console) -> None:
 
 
 def weights(workspace: Workspace, run: Run | None) -> Path | None:
-    """The weights of a run that another one builds on."""
+    """Return the weights file of a run that another one builds on; None without a run."""
     return None if run is None else run_folder(workspace, run).path / WEIGHTS
 
 
 def pretrained(workspace: Workspace, config: RunConfig) -> Path | None:
-    """The file of pretrained weights that a config names, if it names one."""
+    """Return the file of pretrained weights that a config names; None if it names none."""
     name = getattr(config, "pretrained", None)
     return None if name in (None, HUB) else workspace.own_file(name)
 
 
 def checked_data(workspace: Workspace, run: Run, studies: list[str]) -> DataFacts:
-    """Check the data of a run, before anything of it is written.
+    """Check the data of a run, before any file of the run is written.
 
     Args:
         workspace: The checkout.
         run: The run.
-        studies: Those that it belongs to.
+        studies: The studies that it belongs to.
 
     Returns:
-        What its record and its checkpoints say of them.
+        The facts of the data that its record and its checkpoints keep.
 
     Raises:
-        UserError: They can't be had, aren't what the recipe is for, or aren't those of the runs
-            and weights that this one builds on.
+        UserError: The data can't be read, don't fit the recipe, or aren't those of the runs and
+            weights that this one builds on.
     """
     from ofq.training.data import readers
     from ofq.training.data import source as data
@@ -106,21 +106,21 @@ def checked_data(workspace: Workspace, run: Run, studies: list[str]) -> DataFact
 
 
 def _compare(workspace: Workspace, run: Run, facts: DataFacts) -> None:
-    """Refuse data that aren't those of the runs, or whose classes aren't those of the weights."""
+    """Refuse data other than those of the runs, or with other classes than the weights."""
     from ofq.training.weights import recorded_facts
 
     for needed in run.needs():
         folder = run_folder(workspace, needed)
-        seen = recorded_facts(folder.path / WEIGHTS) or recorded(folder)
-        difference = facts.difference(seen) if seen else None
+        reference = recorded_facts(folder.path / WEIGHTS) or recorded(folder)
+        difference = facts.difference(reference) if reference else None
         if difference:
             raise UserError(
                 f"{run.id}: its data aren't those of {needed.id}, which it builds on: "
                 f"{difference}; put those back, or move {folder.path} away and train it again"
             )
     for name in own_files(run.config).values():
-        seen = recorded_facts(workspace.own_file(name))
-        difference = facts.difference(seen, images=False) if seen else None
+        reference = recorded_facts(workspace.own_file(name))
+        difference = facts.difference(reference, images=False) if reference else None
         if difference:
             raise UserError(
                 f"{run.id}: its data have other classes than those of {name}: {difference}"
@@ -128,7 +128,7 @@ def _compare(workspace: Workspace, run: Run, facts: DataFacts) -> None:
 
 
 def recorded(folder: RunFolder) -> DataFacts | None:
-    """What the newest attempt of a run saw of its data; None in records that are older than that.
+    """Return the facts of the data of a run's newest attempt; None for records without them.
 
     Raises:
         UserError: The record is damaged.
@@ -140,10 +140,10 @@ def recorded(folder: RunFolder) -> DataFacts | None:
 
 
 def arrays(workspace: Workspace, config: RunConfig) -> "Data":
-    """Load the data of a run that fit in memory.
+    """Load the in-memory data of a run.
 
     Raises:
-        UserError: They can't be had.
+        UserError: The data can't be read.
     """
     from ofq.training.data.source import load
 
@@ -153,18 +153,20 @@ def arrays(workspace: Workspace, config: RunConfig) -> "Data":
 
 
 def array_place(workspace: Workspace, config: RunConfig) -> Path | None:
-    """Return where data in memory are read from, if that is said, or must be."""
+    """Return the path that in-memory data are read from; None if they neither need nor name one."""
     if not config.data.needs_place and not config.data.place:
         return None
     return Path(workspace.data_place(config.dataset).at)
 
 
 def teacher_logits(workspace: Workspace, run: Run) -> Path | None:
-    """The file of the teacher's answers, named after all that decides them; runs share it.
+    """Return the file of cached teacher logits, named by a hash of all that decides them.
+
+    Runs share it. None for a run that caches none.
 
     Args:
         workspace: The checkout.
-        run: A run whose attempt is on record, with what it is made from now.
+        run: A run whose current attempt is on record, with its inputs.
     """
     config = run.config
     if not isinstance(config, QuantizedTraining) or not config.training.teacher.cached:

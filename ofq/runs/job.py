@@ -1,4 +1,4 @@
-"""One run, from its config to its finished folder: where study, training and record meet."""
+"""Execution of one run: checks, set-up of its folder, training or evaluation, result."""
 
 import platform
 from contextlib import nullcontext
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 
 def check(workspace: Workspace, run: Run, studies: list[str], gpus: int) -> None:
-    """Make sure that a run can start, before anything of it is written.
+    """Check that a run can start, before any of its files is written.
 
     Raises:
-        UserError: This is an unpacked bundle; the run has ended, but its weights are gone; a run
-            that it builds on isn't complete, a file that it starts from is missing, or it can't be
-            spread over the devices.
+        UserError: This is an unpacked bundle; the run has finished, but its weights are gone; a run
+            that it builds on isn't complete, a file that it starts from is missing, or its batch
+            can't be split over the devices.
     """
     workspace.refuse_bundle("train")
     for link in (run, *run.needs()):
@@ -63,12 +63,12 @@ def check(workspace: Workspace, run: Run, studies: list[str], gpus: int) -> None
 
 
 def _check_models(workspace: Workspace, run: Run, studies: list[str]) -> None:
-    """Refuse a model, or a way to quantize it, that this run or one that builds on it can't have.
+    """Refuse a model or quantization that is invalid for this run or one that builds on it.
 
-    A run that several studies share goes on if one of them is sound.
+    A run that several studies share is accepted if one of them is valid.
 
     Raises:
-        UserError: It names the first study's mistake.
+        UserError: The first study's mistake.
     """
     mistakes = []
     for study in studies:
@@ -83,7 +83,7 @@ def _check_models(workspace: Workspace, run: Run, studies: list[str]) -> None:
 
 
 def _check_models_of(workspace: Workspace, run: Run, study: str) -> None:
-    """Do so as one study has it: all its cells of the model build on the full-precision run."""
+    """Check the models of one study; all its cells of a model build on the full-precision run."""
     from ofq.training import models
 
     config, training = run.config, training_of(run.config)
@@ -125,21 +125,21 @@ def begin(
     attempt: Attempt,
     console: Console,
 ) -> "Devices | None":
-    """Make a run's locked folder ready for an attempt, with its provenance.
+    """Prepare a run's locked folder for an attempt, and record its provenance.
 
     Args:
-        workspace: Where the run's parents are.
-        run: What to train.
+        workspace: Holds the run's parents.
+        run: The run to train.
         studies: The studies that it belongs to.
         attempt: The attempt.
-        console: Where to say so if there is nothing to do, and where warnings go.
+        console: Shows warnings, and that a run is already complete.
 
     Returns:
-        What to train on; None if the run is complete, or its final files could be put back.
+        The devices to train on; None if the run is complete, or its final files were restored.
 
     Raises:
-        UserError: The folder holds a run of another config, or the data can't be had, or aren't
-            those that the run, or one that it builds on, began with.
+        UserError: The folder holds a run of another config, the data can't be read, or they differ
+            from those of the run's start or of a run that it builds on.
         TryAgain: torch can't use GPUs that were leased.
     """
     from ofq.training.distributed import choose
@@ -158,28 +158,28 @@ def begin(
     origin = {"inputs": inputs.hashes(workspace, run), "data": facts.record()}
     began = _began_with(attempt, origin, console)
     _record_attempt(workspace, run, studies, attempt, devices, began, origin)
-    _tell_unknown_code(attempt, console)
+    _warn_of_unknown_code(attempt, console)
     return devices
 
 
 def train(
     workspace: Workspace, run: Run, attempt: Attempt, console: Console, devices: "Devices"
 ) -> None:
-    """Do a run in its opened folder: train, or evaluate what exists.
+    """Execute a run in its opened folder: train, or evaluate existing weights.
 
     Training resumes where an earlier attempt stopped.
 
     Args:
-        workspace: Where the run's parents are.
-        run: What to train.
+        workspace: Holds the run's parents.
+        run: The run to train.
         attempt: The attempt.
-        console: Where to show progress.
-        devices: What to train on.
+        console: Shows progress.
+        devices: The devices to train on.
 
     Raises:
-        UserError: Something that the run needs can't be had.
-        RunFailed: It can't be trained to its end.
-        TryAgain: It was interrupted.
+        UserError: Something that the run needs is missing or invalid.
+        RunFailed: Training can't reach its end.
+        TryAgain: The attempt was interrupted.
     """
     from ofq.training.checkpoint import CheckpointStore
     from ofq.training.distributed import faults_told, take_part
@@ -201,18 +201,18 @@ def train(
 
         group = take_part(devices, run.resources.threads, check)
         with faults_told():
-            done = work(workspace, run, attempt, console, group)
+            outcome = work(workspace, run, attempt, console, group)
         group.destroy()
     attempt.end("finished")
-    result, facts = _result(run, done, attempt), inputs.recorded(folder)
-    folder.finish(result, lambda path: save_weights(done.model, path, facts), done.correct)
+    result, facts = _result(run, outcome, attempt), inputs.recorded(folder)
+    folder.finish(result, lambda path: save_weights(outcome.model, path, facts), outcome.correct)
     if not attempt.options.keep:
         CheckpointStore(folder.path / CHECKPOINT, folder.guard).clear()
-    console.print(f"finished {run.id}: {summary(done.metrics)}", highlight=False, soft_wrap=True)
+    console.print(f"finished {run.id}: {summary(outcome.metrics)}", highlight=False, soft_wrap=True)
 
 
 def _check_leased(attempt: Attempt, devices: "Devices") -> None:
-    """Don't go on at a CPU's pace where GPUs were leased that torch can't use."""
+    """Refuse to train on the CPU where GPUs were leased that torch can't use."""
     import torch
 
     if attempt.lease.devices and devices.kind == "cpu" and torch.version.cuda:
@@ -223,7 +223,7 @@ def _check_leased(attempt: Attempt, devices: "Devices") -> None:
 
 
 def _show_devices(run: Run, console: Console, devices: "Devices") -> None:
-    """Say where a run trains, and how a batch is spread; of one processor in one pass, nothing."""
+    """Print devices and split of the batch, unless it is one pass on one CPU."""
     training = training_of(run.config)
     if training is None:
         return
@@ -233,18 +233,18 @@ def _show_devices(run: Run, console: Console, devices: "Devices") -> None:
 
 
 def assist(workspace: Workspace, run: Run, gpus: int, stop: StopRequest) -> None:
-    """Take part in a run's training as one of its further processes, which keep no record.
+    """Train as one of ranks 1 to N - 1, which write no record.
 
     Args:
-        workspace: Where the run's parents are.
-        run: What to train.
+        workspace: Holds the run's parents.
+        run: The run to train.
         gpus: Number of GPUs that it trains on.
-        stop: What the training loop looks at.
+        stop: The stop request that the training loop checks.
 
     Raises:
-        UserError: Something that the run needs can't be had.
-        RunFailed: It can't be trained to its end.
-        TryAgain: It was interrupted, or the first process has gone.
+        UserError: Something that the run needs is missing or invalid.
+        RunFailed: Training can't reach its end.
+        TryAgain: Training was interrupted, or rank 0 has ended.
     """
     from ofq.training.data.images import files_of
     from ofq.training.data.loading import workers_watched
@@ -259,16 +259,16 @@ def assist(workspace: Workspace, run: Run, gpus: int, stop: StopRequest) -> None
 
 
 def _goes_on(attempt: Attempt) -> bool:
-    """Whether an attempt goes on where an earlier one ended."""
+    """Return whether an attempt resumes an earlier one."""
     if not attempt.folder.attempts():
         return False
     return bool(manifests(attempt.folder.path / CHECKPOINT) or attempt.folder.rows("noise"))
 
 
 def _check_goes_on(attempt: Attempt, facts: "DataFacts") -> None:
-    """Refuse to go on with other data than those that the run began with."""
-    seen = inputs.recorded(attempt.folder) if _goes_on(attempt) else None
-    difference = facts.difference(seen) if seen else None
+    """Refuse to resume with data other than those that the run began with."""
+    reference = inputs.recorded(attempt.folder) if _goes_on(attempt) else None
+    difference = facts.difference(reference) if reference else None
     if difference:
         raise UserError(
             f"{attempt.folder.path}: this run began with other data: {difference}; put those "
@@ -277,13 +277,14 @@ def _check_goes_on(attempt: Attempt, facts: "DataFacts") -> None:
 
 
 def _began_with(attempt: Attempt, origin: dict[str, Any], console: Console) -> dict[str, Any]:
-    """What a run is made from: now, or as it began where it goes on from a checkpoint."""
+    """Return the recorded inputs and data of a run: its current ones, or, resuming, its first."""
     if not _goes_on(attempt):
         return origin
     began = {key: attempt.folder.provenance().get(key, origin[key]) for key in origin}
     files = began["inputs"].items()
     for name in [name for name, digest in files if origin["inputs"].get(name) != digest]:
-        warn(attempt, console, f"{name} isn't what this run began with; it goes on nevertheless")
+        text = f"{name} isn't what this run began with; continuing from its checkpoint"
+        warn(attempt, console, text)
     return began
 
 
@@ -296,7 +297,7 @@ def _record_attempt(
     began: dict[str, Any],
     origin: dict[str, Any],
 ) -> None:
-    """Record that an attempt begins, and its provenance, with its own origin if that is another."""
+    """Record the start of an attempt and its provenance; its own origin only if that differs."""
     folder = attempt.folder
     resources = run.resources.model_dump(include={"threads", "compile", "loader"})
     facts = {**gather(workspace.root, run.config.modules), **devices.describe(), **resources}
@@ -320,8 +321,8 @@ def _record_attempt(
     )
 
 
-def _tell_unknown_code(attempt: Attempt, console: Console) -> None:
-    """Say so where git refuses a checkout; where there is none, nothing is amiss."""
+def _warn_of_unknown_code(attempt: Attempt, console: Console) -> None:
+    """Warn if git can't read a checkout; having none is no reason to warn."""
     reason = attempt.folder.attempts()[-1]["git_reason"]
     if reason is not None and NO_CHECKOUT not in reason:
         warn(attempt, console, f"the record lacks this code's commit or its changes: {reason}")
@@ -387,7 +388,7 @@ def _result(run: Run, done: Outcome, attempt: Attempt) -> dict[str, Any]:
 
 
 def _skipped(attempt: Attempt) -> dict[str, int]:
-    """How many images the run couldn't read and skipped, if any."""
+    """Return the number of unreadable images that were skipped; empty if none was."""
     events = attempt.folder.events()
     names = {event["image"] for event in events if event["event"] == "unreadable"}
     return {"unreadable_images": len(names)} if names else {}

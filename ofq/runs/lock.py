@@ -1,11 +1,12 @@
-"""One writer per run folder, on a shared file system too, without flock.
+"""Lock of a run folder: one writer, on shared file systems too, without ``flock``.
 
-A lock is a file ``lock-N.json`` that names its owner; the highest N holds. N is never used twice,
-and a file of that name is only ever made anew (``O_EXCL``), so of several trainers that find a dead
-owner one makes the next file, and an owner that was thought dead finds a higher one than its own.
+A lock is a file ``lock-N.json`` that names its owner; the one with the highest N is valid. N is
+never used twice, and the file is created exclusively (``O_EXCL``), so of several trainers that find
+a dead owner one creates the next file, and an owner wrongly thought dead finds a higher N than its
+own.
 
-An owner's heartbeat is the file's time of modification, set by the file system's clock. Others look
-at whether it *changes*, by a clock of their own that can't jump, so wall clocks decide nothing.
+An owner's heartbeat is the file's time of modification, set by the file system's clock. Others
+check whether it *changes*, timed by their own monotonic clock, so wall clocks decide nothing.
 """
 
 import json
@@ -29,29 +30,29 @@ BEAT = 5.0
 SILENCE = 60.0
 """Seconds without a heartbeat after which an owner may be dead."""
 
-_CONFIRMED = 3  # beats that a contender listens for before it takes a lock over
-_LARGEST = 1 << 16  # bytes of a lock's file that are looked at
+_CONFIRMED = 3  # beats that a contender waits for before it takes a lock over
+_LARGEST = 1 << 16  # bytes read of a lock's file
 _NAME = re.compile(r"lock-(\d+)\.(json|free)")
 
 
 class LockHeld(TryAgain):
-    """Another trainer writes this run folder."""
+    """Error: another trainer writes this run folder."""
 
 
 class LockLost(TryAgain):
-    """Another trainer has taken this run folder over; nothing more may be written to it."""
+    """Error: another trainer took this run folder over; this one must not write to it again."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lock.
+    """Owner of a lock: a process, identified across hosts and reuse of process ids.
 
     Attributes:
-        host: Its host's name.
+        host: Name of its host.
         pid: Its process id there.
-        slurm_job: Its Slurm job's id, if it is one.
-        machine: Boot and process namespace, in which the process id means something.
-        born: When the process started, in ticks since that boot; tells a reused process id.
+        slurm_job: Id of its Slurm job; None outside Slurm.
+        machine: Boot id and process namespace, in which the process id is valid.
+        born: Start of the process, in ticks since boot; distinguishes a reused process id.
         token: Unique to this owner.
     """
 
@@ -64,12 +65,12 @@ class Owner:
 
     @classmethod
     def this_process(cls) -> "Owner":
-        """The calling process."""
+        """Return the calling process as an owner."""
         pid, job = os.getpid(), os.environ.get("SLURM_JOB_ID")
         return cls(socket.gethostname(), pid, job, _machine(), _born(pid), uuid.uuid4().hex)
 
     def gone(self) -> bool:
-        """Whether the process has certainly ended; another machine's is never known to have."""
+        """Return whether the process has certainly ended; unknowable for another machine's."""
         return self.machine == _machine() and _born(self.pid) != self.born
 
     def __str__(self) -> str:
@@ -79,11 +80,11 @@ class Owner:
 
 @dataclass(frozen=True)
 class Held:
-    """A lock as it was found.
+    """A lock as read from the folder.
 
     Attributes:
         number: N.
-        owner: Its owner; None if the file can't be read, as while it is being written.
+        owner: Its owner; None if the file can't be parsed, such as while it is being written.
         beat: Time of the last heartbeat, in seconds since the epoch.
     """
 
@@ -92,11 +93,11 @@ class Held:
     beat: float
 
     def quiet(self) -> float:
-        """Seconds since the last heartbeat, by wall clocks: a hint, since they may jump."""
+        """Return seconds since the last heartbeat, by wall clocks: a hint, since they may jump."""
         return time.time() - self.beat
 
     def alive(self) -> bool:
-        """Whether the owner seems to be at work."""
+        """Return whether the owner seems to be alive."""
         if self.owner is not None and self.owner.gone():
             return False
         return self.quiet() < SILENCE
@@ -106,23 +107,23 @@ class Held:
 
 
 def holder(folder: Path) -> Held | None:
-    """The lock on a run folder, if there is one; its owner may be dead."""
+    """Return the lock on a run folder, whose owner may be dead; None if there is none."""
     number, held = _newest(folder)
     return _read(folder, number) if held else None
 
 
 class RunLock:
-    """The lock on a run folder.
+    """This process's lock on a run folder.
 
     Args:
         folder: The run folder, which exists.
-        on_beat: Called after each heartbeat, from the heart's thread.
+        on_beat: Called after each heartbeat, from the heartbeat's thread.
         on_loss: Called once, from that thread, when another trainer has taken the lock over.
         beat: Seconds between heartbeats.
         silence: Seconds without one after which an owner may be dead.
 
     Attributes:
-        number: N; it counts the folder's attempts.
+        number: N, which counts the folder's attempts.
     """
 
     def __init__(
@@ -144,16 +145,16 @@ class RunLock:
         self._heart = threading.Thread(target=self._live, daemon=True, name="heartbeat")
 
     def acquire(self, waits: Callable[[Held], bool] = lambda held: False) -> Held | None:
-        """Take the lock: a free one, or a dead owner's.
+        """Acquire the lock, if it is free or its owner is dead.
 
         Args:
-            waits: Asked about a living owner, again and again: whether to wait for it.
+            waits: Called repeatedly while a living owner holds it; returns whether to wait on.
 
         Returns:
-            The dead owner's lock, if that is whose place was taken.
+            The dead owner's lock, if one was taken over.
 
         Raises:
-            LockHeld: A living owner holds it, and ``waits`` said no.
+            LockHeld: A living owner holds it, and ``waits`` returned False.
         """
         while True:
             number, taken = _newest(self.folder)
@@ -170,10 +171,10 @@ class RunLock:
                 return held
 
     def check(self) -> None:
-        """Make sure that the lock is still this process's; to be called before each write.
+        """Check that this process still holds the lock; to be called before each write.
 
         Raises:
-            LockLost: It isn't.
+            LockLost: It doesn't.
         """
         number, taken = _newest(self.folder)
         held = _read(self.folder, number) if taken else None
@@ -182,7 +183,7 @@ class RunLock:
             raise LockLost(f"the lock on {self.folder} is {by}; stopped before writing to it")
 
     def release(self) -> None:
-        """Let the lock go; the number stays taken."""
+        """Release the lock; its number is not used again."""
         self._rest()
         try:
             self.check()
@@ -192,7 +193,7 @@ class RunLock:
         os.replace(own, own.with_suffix(".free"))
 
     def remove(self) -> None:
-        """Leave no trace of locks in a folder that nobody will write again."""
+        """Remove all lock files, from a folder that is complete."""
         self._rest()
         for path in self.folder.glob("lock-*"):
             path.unlink(missing_ok=True)
@@ -210,7 +211,7 @@ class RunLock:
         return now is not None and now.beat == held.beat
 
     def _make(self, number: int) -> bool:
-        """Make the next lock; False if another trainer was first."""
+        """Create the lock of a number; return False if another trainer was first."""
         self.number = number
         try:
             descriptor = os.open(self._path(), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -241,7 +242,7 @@ class RunLock:
                 self._on_loss()
                 return
             except OSError:
-                continue  # a file system that is away for a moment; `check` decides before a write
+                continue  # perhaps transient; `check` decides before each write
 
     def _rest(self) -> None:
         self._resting.set()
@@ -250,15 +251,15 @@ class RunLock:
 
 
 def _newest(folder: Path) -> tuple[int, bool]:
-    """The highest number, and whether it is held (not let go)."""
-    found = [m for name in os.listdir(folder) if (m := _NAME.fullmatch(name))]
-    return max(((int(m[1]), m[2] == "json") for m in found), default=(0, False))
+    """Return the highest number, and whether that lock is held (not released)."""
+    matches = [m for name in os.listdir(folder) if (m := _NAME.fullmatch(name))]
+    return max(((int(m[1]), m[2] == "json") for m in matches), default=(0, False))
 
 
 def _read(folder: Path, number: int) -> Held | None:
-    """A lock's file; None if it is gone by now."""
+    """Read a lock's file; None if it was removed."""
     try:
-        # opened, not only looked up: an NFS client then asks the server for the time
+        # opened, not only stat: an NFS client then asks the server for the time
         with opened(folder / f"lock-{number}.json") as file:
             beat, text = os.fstat(file.fileno()).st_mtime, file.read(_LARGEST)
     except FileNotFoundError:
@@ -267,7 +268,7 @@ def _read(folder: Path, number: int) -> Held | None:
 
 
 def _owner(text: bytes) -> Owner | None:
-    """The owner that a lock's file names; None if it can't be read, or names none."""
+    """Parse the owner in a lock's file; None if it can't be parsed."""
     try:
         owner = Owner(**json.loads(text))
     except (ValueError, TypeError, RecursionError):
@@ -286,7 +287,7 @@ def _machine() -> str:
 
 
 def _born(pid: int) -> str:
-    """Ticks from boot to a process's start; empty if there is no such process, or only a zombie."""
+    """Return ticks from boot to a process's start; empty for no such process, or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -295,7 +296,7 @@ def _born(pid: int) -> str:
 
 
 def _seen(pid: int) -> str:
-    """Stands in for a start time where there is no /proc."""
+    """Return a substitute for the start time where there is no /proc; empty for no process."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a bar in a terminal, plain lines elsewhere."""
+"""Progress display of a run: a bar in a terminal, plain lines elsewhere."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Batch = TypeVar("Batch", bound=tuple[Any, ...])
 
-_LINES = 10  # of an evaluation
+_LINES = 10  # printed per evaluation
 
 _MEASURES = {
     "top1": "top-1 {:.2f} %",
@@ -22,27 +22,28 @@ _MEASURES = {
 
 
 def summary(metrics: dict[str, Any]) -> str:
-    """One line of an epoch's main measures."""
+    """Format an epoch's main measures as one line."""
     parts = [form.format(metrics[key]) for key, form in _MEASURES.items() if key in metrics]
     return "  ".join(parts)
 
 
 class SteadyConsole(Console):
-    """One whose loss ends no run: if nobody reads it, or its disk is full, it falls silent."""
+    """Console whose write errors, such as a closed pipe or a full disk, end no run."""
 
     def print(self, *objects: Any, **how: Any) -> None:
-        """See rich's."""
+        """Print as rich does; ignore errors of the output."""
         with suppress(OSError):
             super().print(*objects, **how)
 
     def on_broken_pipe(self) -> None:
-        """Fall silent, where rich's would exit."""
+        """Discard further output, where rich would exit."""
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())  # nor fail as Python ends
+        # else flushing the stream at exit would fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 class Lines:
-    """A line per epoch, for logs and pipes.
+    """Progress as one line per epoch, for logs and pipes.
 
     Args:
         console: Where to print.
@@ -54,12 +55,12 @@ class Lines:
         self.epochs = epochs
 
     def begin(self, done: int | None, total: int) -> None:
-        """Say where training starts."""
+        """Print where training starts or resumes."""
         text = f"training {total} steps" if done is None else f"resuming after step {done}/{total}"
         self.console.print(text, highlight=False)
 
     def step(self, step: int) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def epoch(self, metrics: dict[str, Any]) -> None:
         """Print the epoch's line."""
@@ -67,11 +68,11 @@ class Lines:
         self.console.print(f"{where}  {summary(metrics)}", highlight=False, soft_wrap=True)
 
     def end(self) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 class Bar:
-    """A progress bar over steps, with the last epoch's measures under it.
+    """Progress bar over steps, with the last epoch's measures beside it.
 
     Args:
         console: A terminal.
@@ -96,7 +97,7 @@ class Bar:
         self.bar.start()
 
     def step(self, step: int) -> None:
-        """Move it on."""
+        """Advance the bar."""
         self.bar.update(self.task, completed=step)
 
     def epoch(self, metrics: dict[str, Any]) -> None:
@@ -105,22 +106,22 @@ class Bar:
         self.bar.update(self.task, epoch=epoch, measures=summary(metrics))
 
     def end(self) -> None:
-        """Leave the bar as it is."""
+        """Stop updating the bar, and leave it on the screen."""
         self.bar.stop()
 
 
 def display(console: Console, epochs: int) -> Bar | Lines:
-    """A bar if the console is a terminal, else lines."""
+    """Return a bar if the console is a terminal, else lines."""
     return Bar(console, epochs) if console.is_terminal else Lines(console, epochs)
 
 
 def counted(console: Console, batches: Iterable[Batch], images: int) -> Iterator[Batch]:
-    """Batches of images, as they come: with a bar in a terminal, else with a line now and then.
+    """Yield batches unchanged, and show progress: a bar in a terminal, else occasional lines.
 
     Args:
-        console: Where to show it.
+        console: Shows the progress.
         batches: Batches whose first part has a length.
-        images: Number of images in all.
+        images: Total number of images.
     """
     return (_with_bar if console.is_terminal else _with_lines)(console, batches, images)
 

@@ -1,4 +1,4 @@
-"""Where a run's numbers come from: code, versions, machine and command."""
+"""Provenance of a run's numbers: code, versions, machine and command."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ from ofq.console import printable
 from ofq.redact import holds_secrets, redact, redact_command
 
 NO_CHECKOUT = "not a git repository"
-"""Stands in git's reason where there is no checkout at all."""
+"""Part of git's error message where there is no checkout."""
 
 _FOLDERS = ("ofq", "config")
 _DIFF = (
@@ -30,11 +30,11 @@ _DIFF = (
     *("--no-renames", "--submodule=short", "--src-prefix=a/", "--dst-prefix=b/"),
 )
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_MOST = 1_000_000  # bytes of what git prints
-_LINE = 600  # bytes of what it says when it refuses
+_MOST = 1_000_000  # bytes kept of git's output
+_LINE = 600  # bytes kept of its error messages
 _MOST_NAMES = 1000
-_PATIENCE = 10.0  # seconds for each question to git
-_LOOK = 0.5
+_PATIENCE = 10.0  # seconds for each git command
+_POLL = 0.5  # seconds between two polls of it
 _LOCK = "requirements.lock"
 _PACKAGE = Path(__file__).parents[1]
 _SLURM = re.compile(
@@ -43,28 +43,27 @@ _SLURM = re.compile(
 
 
 class GitError(Exception):
-    """What git says, or what can be said of it, where it doesn't answer."""
+    """Error of git: its message, or why it gave no output."""
 
 
 def gather(root: Path, modules: Sequence[str] = ()) -> dict[str, Any]:
     """Collect the provenance of an attempt at a run, which starts now.
 
-    Whatever git does, or doesn't, ends no run: what it can't say is None, with the reason.
+    No failure of git ends a run: fields that it can't fill are None, with the reason.
 
     Args:
         root: The checkout.
-        modules: The user's own that the run needs.
+        modules: User modules that the run needs.
 
     Returns:
-        Plain JSON data. ``commit`` and ``diff`` are None where git can't tell them, and
-        ``git_reason`` says why (None if it can); ``diff`` is the uncommitted change to tracked
-        files under ``ofq`` and ``config`` (empty if there is none), cut at a megabyte;
-        ``withheld`` names the changed files that the diff leaves out, since such files hold
-        credentials; ``untracked`` names the other files there. ``code_sha256`` is of the package's
-        source as it runs, and ``modules`` has name and SHA-256 of each of the user's own, which
-        git needn't know (``module``, the first of them); ``packages`` has the versions of what it
-        depends on; ``visible_gpus`` the GPUs that it was given, None for any. Credentials are
-        redacted everywhere.
+        Plain JSON data. ``commit`` and ``diff`` are None where git fails, and ``git_reason`` says
+        why (None if it works); ``diff`` is the uncommitted change to tracked files under ``ofq``
+        and ``config`` (empty if there is none), cut at a megabyte; ``withheld`` names the changed
+        files that the diff leaves out, since such files hold credentials; ``untracked`` names the
+        other files there. ``code_sha256`` covers the package's source as it runs; ``modules`` has
+        name and SHA-256 of each user module, which git need not track, and ``module`` is the first
+        of them; ``packages`` has the versions of the dependencies; ``visible_gpus`` is
+        ``CUDA_VISIBLE_DEVICES``, None for any. Credentials are redacted everywhere.
     """
     lock = root / _LOCK
     own = [{"name": module, "sha256": module_sha256(module)} for module in modules]
@@ -91,14 +90,14 @@ def gather(root: Path, modules: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def code_sha256(modules: Sequence[str] = ()) -> str:
-    """SHA-256 of all code that decides a run's numbers, and of the versions that it runs with.
+    """Return the SHA-256 of all code that decides a run's numbers, and of package versions.
 
     Args:
-        modules: The user's own that the run needs.
+        modules: User modules that the run needs.
     """
     digest = hashlib.sha256(repr(sorted(_packages().items())).encode())
     for path in sorted(_PACKAGE.rglob("*.py")):
-        if not path.name.startswith(".") and path.is_file():  # an editor's lock is neither
+        if not path.name.startswith(".") and path.is_file():  # an editor's lock file is neither
             digest.update(path.read_bytes())
     for module in modules:
         digest.update(str(module_sha256(module)).encode())
@@ -106,24 +105,24 @@ def code_sha256(modules: Sequence[str] = ()) -> str:
 
 
 def module_sha256(module: str) -> str | None:
-    """SHA-256 of a module's source file; None if it can't be found.
+    """Return the SHA-256 of a module's source file; None if it can't be found.
 
-    Nothing is imported to find it, neither the module nor the packages that it lies in.
+    Imports neither the module nor the packages that it lies in.
     """
     try:
         source = _source(module)
         return hashlib.sha256(source.read_bytes()).hexdigest() if source else None
-    except Exception:  # whatever a finder raises: importing the module will tell
+    except Exception:  # finders raise anything; importing the module will report it
         return None
 
 
 def _source(module: str) -> Path | None:
-    """The source file of a module, as importing it would find it.
+    """Return the source file of a module, found as an import would find it.
 
     ``importlib.util.find_spec`` would import the packages that it lies in.
     """
     name, *parts = module.split(".")
-    folders = [os.getcwd(), *sys.path]  # modules of a user's own methods lie in the checkout
+    folders = [os.getcwd(), *sys.path]  # user modules of methods lie in the checkout
     spec = PathFinder.find_spec(name, folders) or _spec(name, None)
     for part in parts:
         if spec is None or spec.submodule_search_locations is None:
@@ -137,20 +136,20 @@ def _source(module: str) -> Path | None:
 
 
 def _spec(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
-    found = (finder.find_spec(name, path) for finder in sys.meta_path)
+    specs = (finder.find_spec(name, path) for finder in sys.meta_path)
     try:
-        return next((spec for spec in found if spec is not None), None)
+        return next((spec for spec in specs if spec is not None), None)
     except KeyError:  # no __init__.py within a package that isn't imported
         return ModuleSpec(name, None, is_package=True)
 
 
 def _packages() -> dict[str, str | None]:
-    """Versions of this package and of what it directly depends on."""
+    """Return the versions of this package and of its direct dependencies."""
     try:
-        wanted = metadata.requires("ofq") or []
+        needs = metadata.requires("ofq") or []
     except metadata.PackageNotFoundError:
-        wanted = []
-    names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in wanted if "extra ==" not in line]
+        needs = []
+    names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in needs if "extra ==" not in line]
     return {name: _version(name) for name in ["ofq", *names]}
 
 
@@ -169,7 +168,7 @@ def _sha256(path: Path) -> str | None:
 
 
 def _code(root: Path) -> dict[str, Any]:
-    """Commit, uncommitted changes and untracked files, as far as git tells them."""
+    """Return commit, uncommitted changes and untracked files, as far as git reports them."""
     code: dict[str, Any] = {"commit": None, "diff": None, "withheld": [], "untracked": []}
     code["git_reason"] = None
     try:
@@ -196,16 +195,16 @@ def _names(output: bytes) -> list[str]:
 
 
 def _text(output: bytes) -> str:
-    """Output as text: bytes that aren't UTF-8 are escaped, and what is cut off is said."""
+    """Decode output: escape bytes that aren't UTF-8, cut it at the limit, and say so."""
     text = output[:_MOST].decode(errors="backslashreplace").strip()
     return text if len(output) <= _MOST else f"{text}\n[cut after {_MOST:,} bytes]"
 
 
 def _git(root: Path, *arguments: str) -> bytes:
-    """What git prints; of more than a megabyte, little more than that.
+    """Run git and return its output, cut soon after a megabyte.
 
     Raises:
-        GitError: It can't be run, refuses, or takes too long.
+        GitError: Git can't be run, fails, or takes too long.
     """
     command = ["git", "-c", "core.quotepath=off", "-C", str(root), *arguments]
     environment = os.environ | {
@@ -225,21 +224,21 @@ def _git(root: Path, *arguments: str) -> bytes:
         raise GitError(f"git can't be run: {problem}") from None
     with process:
         try:
-            printed, said = _read(process)
+            output, messages = _read(process)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-    if process.returncode and len(printed) <= _MOST:
-        line = " ".join(_text(said[:_LINE]).split())
+    if process.returncode and len(output) <= _MOST:
+        line = " ".join(_text(messages[:_LINE]).split())
         raise GitError(printable(line) or f"git ended with exit code {process.returncode}")
-    return printed
+    return output
 
 
 def _read(process: "subprocess.Popen[bytes]") -> tuple[bytes, bytes]:
-    """What git prints and says until it ends, or has printed more than is kept.
+    """Return git's output and error messages, read until it ends or exceeds the limit.
 
     Raises:
-        GitError: It takes too long.
+        GitError: Git takes too long.
     """
     assert process.stdout is not None
     assert process.stderr is not None
@@ -251,15 +250,15 @@ def _read(process: "subprocess.Popen[bytes]") -> tuple[bytes, bytes]:
         while open_streams.get_map() and all(len(part) <= _MOST for part in read.values()):
             if time.monotonic() > deadline:
                 raise GitError(f"git hasn't answered within {_PATIENCE:g} s")
-            ready = open_streams.select(_LOOK)
+            ready = open_streams.select(_POLL)
             for key, _ in ready:
                 part = os.read(key.fd, 65536)
                 read[key.fd] += part
                 if not part:
                     open_streams.unregister(key.fd)
             if not ready and process.poll() is not None:
-                break  # what git has started holds its streams open
-    printed, said = read.values()
-    with suppress(subprocess.TimeoutExpired):  # its streams are closed, or it has printed enough
-        process.wait(_LOOK)
-    return bytes(printed), bytes(said)
+                break  # a child of git holds its streams open
+    output, messages = read.values()
+    with suppress(subprocess.TimeoutExpired):  # its streams are closed, or the limit is reached
+        process.wait(_POLL)
+    return bytes(output), bytes(messages)

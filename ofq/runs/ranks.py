@@ -1,9 +1,9 @@
 """Start and supervise ranks 1 to N - 1 of a multi-device run.
 
 torch's own starter (``torch.distributed.elastic.multiprocessing`` of 2.13, tried) hands on no
-descriptors, so the GPUs' lease would not cover the ranks, takes SIGTERM and SIGINT away from the
-first process, and leaves the ranks running when that is killed. When one rank exits with 75, it
-ends the others by SIGTERM, and 30 s later by SIGKILL, whether or not they have saved.
+descriptors, so the GPUs' lease would not cover the ranks, replaces rank 0's handlers of SIGTERM and
+SIGINT, and leaves the ranks running when rank 0 is killed. When one rank exits with 75, it ends the
+others by SIGTERM, and 30 s later by SIGKILL, whether or not they have saved.
 """
 
 import os
@@ -18,29 +18,29 @@ from contextlib import contextmanager, suppress
 
 from ofq.errors import RunFailed, TryAgain
 
-_LOOK = 0.5  # seconds between two looks at the ranks
-_DYING = 10.0  # seconds that one may take to end after its connection broke, or it was killed
-_GRACE = 20.0  # seconds that the first process has to notice by itself that one is gone
+_POLL = 0.5  # seconds between two polls of the ranks
+_DYING = 10.0  # seconds that a rank may take to end after its connection broke, or it was killed
+_GRACE = 20.0  # seconds that rank 0 has to notice by itself that another is lost
 
 _IN_GOOD_ORDER = (0, TryAgain.exit_code, RunFailed.exit_code)
 
 
 class RankLost(TryAgain):
-    """A rank was killed, or left before training began; the last checkpoint is good."""
+    """Error: a rank was killed, or ended before training began; the last checkpoint is valid."""
 
 
 class Ranks:
-    """The processes of ranks 1, 2, … on this machine; this process becomes rank 0.
+    """Processes of ranks 1 to N - 1 on this machine; this process becomes rank 0.
 
-    They keep no record and no state of their own, so they may be killed at any time; they end by
-    themselves when the first process does.
+    They write no record and keep no state, so they may be killed at any time; they end by
+    themselves when rank 0 does.
 
     Args:
         run_id: The run.
-        count: Number of the run's processes, the first one included.
-        leased: Descriptors that hold the lease of the GPUs, so that it lasts until the last of them
-            ends.
-        on_loss: Called from a thread with the reason, before it ends a first process that still
+        count: Number of ranks N.
+        leased: Descriptors that hold the lease of the GPUs; the ranks inherit them, so that the
+            lease lasts until the last rank ends.
+        on_loss: Called from a thread with the reason, before the thread ends a rank 0 that still
             waits for a lost rank.
     """
 
@@ -51,14 +51,14 @@ class Ranks:
 
         self._on_loss = on_loss
         self._over = threading.Event()
-        self._store = serve("127.0.0.1", 0)  # it finds a free port, and has it from then on
+        self._store = serve("127.0.0.1", 0)  # binds a free port, and keeps it
         shared = {
             "WORLD_SIZE": str(count),
             "LOCAL_WORLD_SIZE": str(count),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(self._store.port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is there, nobody need open it
-            "TORCHELASTIC_RUN_ID": secrets.token_hex(),  # apart from the keys of anyone else
+            "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is open already
+            "TORCHELASTIC_RUN_ID": secrets.token_hex(),  # separates its keys from other runs'
         }
         command = [sys.executable, "-m", "ofq", "assist", run_id]
         command += ["--devices", str(count), "--parent", str(os.getpid())]
@@ -76,7 +76,7 @@ class Ranks:
         threading.Thread(target=self._watch, daemon=True, name="ranks").start()
 
     def loss(self) -> Exception | None:
-        """Return the error to raise for the first rank that did not end in good order, if any."""
+        """Return the error for the first rank that ended abnormally; None if none did."""
         for rank, process in enumerate(self._processes, 1):
             code = process.poll()
             if code is None or code in _IN_GOOD_ORDER:
@@ -87,19 +87,19 @@ class Ranks:
         return None
 
     def awaited_loss(self) -> Exception | None:
-        """Return the same after a connection broke, which may be before its process has ended."""
+        """Return :meth:`loss` after a broken connection, waiting for the lost process to end."""
         until = time.monotonic() + _DYING
         while (loss := self.loss()) is None and time.monotonic() < until and self._any_lives():
-            time.sleep(_LOOK / 10)
+            time.sleep(_POLL / 10)
         return loss
 
     def check(self) -> None:
-        """Raise if a rank has ended, in whatever order: before training begins, none may."""
+        """Raise if any rank has ended; to be called before training begins."""
         if any(process.poll() is not None for process in self._processes):
             raise self.loss() or RankLost("a rank left before training began")
 
     def end(self) -> None:
-        """End them all with their loader workers, except those that the kernel does not let go."""
+        """Kill all ranks with their loader workers, and wait a limited time for their end."""
         self._over.set()
         for process in self._processes:
             if process.poll() is None:
@@ -114,14 +114,14 @@ class Ranks:
         return any(process.poll() is None for process in self._processes)
 
     def _watch(self) -> None:
-        """End a process that waits for a lost rank in NCCL, which it may do for ever."""
-        while not self._over.wait(_LOOK):
+        """End this process if it waits for a lost rank in NCCL, which has no time limit."""
+        while not self._over.wait(_POLL):
             loss = self.loss()
             if loss is not None and not self._over.wait(_GRACE):
                 try:
                     self._on_loss(str(loss))
                     print(f"ended, since {loss}", file=sys.stderr, flush=True)
-                finally:  # whatever a full disk says to that
+                finally:  # even if a full disk makes these fail
                     os._exit(TryAgain.exit_code)
 
 
@@ -129,17 +129,17 @@ class Ranks:
 def ranks(
     run_id: str, count: int, leased: Sequence[int], on_loss: Callable[[str], None]
 ) -> Iterator[Ranks]:
-    """Have the further ranks while the first process trains.
+    """Run ranks 1 to N - 1 while the body of the ``with`` statement trains as rank 0.
 
     Args:
         run_id: The run.
-        count: Number of the run's processes, the first one included.
-        leased: As of :class:`Ranks`.
-        on_loss: As of :class:`Ranks`.
+        count: Number of ranks N.
+        leased: As for :class:`Ranks`.
+        on_loss: As for :class:`Ranks`.
 
     Raises:
-        RankLost: One of them was killed.
-        RuntimeError: One of them failed.
+        RankLost: A rank was killed.
+        RuntimeError: A rank failed.
     """
     from ofq.training.meeting import OthersGone
 

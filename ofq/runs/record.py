@@ -1,4 +1,4 @@
-"""The one reader of finished runs: each file is read once, verified, and checked before it is used.
+"""Reader of finished runs, which verifies and validates each file before it is used.
 
 ``manifest.json`` holds size and SHA-256 of each final file, and a SHA-256 of these. Runs of earlier
 versions have none: their files are verified by the SHA-256 in ``result.json``, and that file by its
@@ -51,21 +51,21 @@ FINAL = (
     WEIGHTS,
     *(f"{table}.parquet" for table in TABLES),
 )
-"""The files of a finished run that its manifest may name."""
+"""Names of the files that a finished run's manifest may contain."""
 
 FIRST_EPOCH: dict[Table, int] = {
     "metrics": 0, "layers": 0, "sign_changes": 1, "joint_flips": 1,
 }  # fmt: skip
-"""The first epoch of the tables that have rows of every epoch."""
+"""First epoch of each table that has rows for every epoch."""
 
 _LARGEST_JSON = 1 << 26
 _LARGEST_TABLE = 1 << 28
-_MOST_VALUES = 1 << 22  # rows times columns of a table that no hash vouches for
+_MOST_VALUES = 1 << 22  # rows times columns of a table that no hash verifies
 _BLOCK = 1 << 20
 
 
 class Damaged(UserError):
-    """A file of a record can't be read, isn't what was written, or holds what no run writes.
+    """Error: a file of a record can't be read, differs from what was written, or is invalid.
 
     Args:
         path: The file.
@@ -211,13 +211,13 @@ class _Sizes(_Exact):
 class Record:
     """The final files of a finished run.
 
-    Every method raises :class:`Damaged` if a file that it needs can't be read, isn't what was
-    written, or holds what no run writes.
+    Every method raises :class:`Damaged` if a file that it needs can't be read, differs from what
+    was written, or is invalid.
 
     Args:
-        folder: The run folder, or the folder in it in which the final files lie sealed.
-        content: What ``result.json`` holds, not yet checked.
-        files: What the manifest says; None if the run has none.
+        folder: The run folder, or its folder of sealed files.
+        content: Content of ``result.json``, not yet validated.
+        files: Content of the manifest; None if the run has none.
 
     Attributes:
         content: As given.
@@ -259,7 +259,7 @@ class Record:
 
     @property
     def names(self) -> list[str]:
-        """The names of the final files that are known to belong to the run, in order."""
+        """Names of the final files that are known to belong to the run, in order."""
         if self.files is not None:
             return list(self.files)
         own = (DESCRIPTION, PROVENANCE, RESULT)
@@ -270,7 +270,7 @@ class Record:
         return [*own, *(name for name in others if (self.folder / name).exists()), *packed]
 
     def has(self, name: str) -> bool:
-        """Return whether the run ended with a file of this name, which may be lost by now."""
+        """Return whether the run ended with a file of this name, which may be missing now."""
         if self.files is not None:
             return name in self.files
         if self._hashes is not None and name not in (DESCRIPTION, PROVENANCE, RESULT, PACKED):
@@ -278,7 +278,7 @@ class Record:
         return (self.folder / name).exists()
 
     def read(self, name: str) -> bytes:
-        """Read a file that the run ended with, and verify those very bytes."""
+        """Read a final file and verify the bytes read."""
         path = f"{self.folder}/{name}"
         known = self.files.get(name) if self.files is not None else None
         largest = _LARGEST_TABLE if name.endswith((".parquet", ".npy")) else _LARGEST_JSON
@@ -293,7 +293,7 @@ class Record:
         return text
 
     def verify(self, name: str) -> None:
-        """Verify a file by its hash, in little memory, however large it is."""
+        """Verify a file by its hash, in blocks, so that large files need little memory."""
         path = self.folder / name
         expected = self._hashes.get(name) if self._hashes is not None else None
         try:
@@ -313,7 +313,7 @@ class Record:
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        """The final numbers: of their types, within their ranges, and agreeing with each other."""
+        """Final numbers, validated: their types, ranges and agreement with each other."""
         _check(_Result, f"{self.folder}/{RESULT}", self.content)
         if self.files is None and (self.folder / "metrics.parquet").exists():
             self._compare_with_last_row()
@@ -321,11 +321,11 @@ class Record:
 
     @property
     def seconds(self) -> float | None:
-        """Time that the run took over all its attempts; None if that isn't on record."""
+        """Seconds that the run took over all its attempts; None if not recorded."""
         return _check(_Time, self.folder / RESULT, self.content).seconds
 
     def check_places(self) -> None:
-        """Make sure that the other files are there, weights excepted, without reading them."""
+        """Refuse a record with missing files, weights excepted; reads none of them."""
         early = (DESCRIPTION, PROVENANCE) if self.files is None else ()
         unpacked = (self.folder / UNPACKED).exists()
         for name in () if unpacked else self.names:
@@ -334,25 +334,25 @@ class Record:
                 raise Damaged(path, "missing")
 
     def description(self) -> dict[str, Any]:
-        """Return what ``run.json`` holds."""
+        """Return the content of ``run.json``."""
         return self._json(DESCRIPTION, _Description)
 
     def provenance(self) -> dict[str, Any]:
-        """Return what ``provenance.json`` holds."""
+        """Return the content of ``provenance.json``."""
         return self._json(PROVENANCE, _Provenance)
 
     def written_provenance(self) -> dict[str, Any]:
-        """Return what ``provenance.json`` holds, even if it lacks what reports print of it."""
+        """Return the content of ``provenance.json``, even if keys that reports need are missing."""
         return self._json(PROVENANCE, _Begun)
 
     def sizes(self) -> dict[str, int]:
-        """Return bytes of the packed file and of full precision; nothing if never exported."""
+        """Return bytes of the packed file and of full precision; empty if never exported."""
         return self._json(PACKED, _Sizes) if self.has(PACKED) else {}
 
     def correct(self) -> "NDArray[np.bool_] | None":
-        """Return which evaluation images the final model is right about, (images,); None without.
+        """Return whether the final model is right about each evaluation image, (images,).
 
-        They are as many as ``result.json`` says.
+        Their number is that of ``result.json``. None if the run has no such file.
         """
         import numpy as np
 
@@ -372,9 +372,9 @@ class Record:
         return bits
 
     def table(self, table: Table) -> "pa.Table":
-        """Return a final table, no row of it missing; an empty one if the run ended without.
+        """Return a final table with no row missing; an empty one if the run has none.
 
-        ``metrics`` is never missing.
+        ``metrics`` must exist.
         """
         import pyarrow as pa
 
@@ -390,7 +390,7 @@ class Record:
         return _parsed_table(f"{self.folder}/{name}", self.read(name), trusted=self._vouched(name))
 
     def faults(self) -> Iterator[Damaged]:
-        """Find all that is wrong with the files, weights included, one fault for each."""
+        """Yield the first fault of each damaged file, weights included."""
         checks: dict[str, Callable[[], object]] = {
             RESULT: lambda: self.result,
             DESCRIPTION: self.description,
@@ -419,7 +419,7 @@ class Record:
         return self.files is not None or (self._hashes is not None and name in self._hashes)
 
     def _check_epochs(self, table: Table, rows: "pa.Table") -> None:
-        """Make sure that each epoch has as many rows as the others, up to the last one."""
+        """Refuse a table whose epochs, up to the last one, differ in their number of rows."""
         import numpy as np
 
         first = FIRST_EPOCH.get(table)
@@ -435,7 +435,8 @@ class Record:
         if (end := epochs.max()) != last:
             fault = f"ends at epoch {end}, but {RESULT} tells of {last}"
             raise Damaged(path, fault)
-        whole = end - first < len(epochs)  # else there isn't a row for each, nor room to count
+        # else some epoch has no row, and counting could exhaust the memory
+        whole = end - first < len(epochs)
         counts = np.bincount(epochs)[first:].tolist() if whole else [0, 1]
         if len(set(counts)) > 1 or (table == "metrics" and counts[0] != 1):
             raise Damaged(path, "rows of some epochs are missing, or stand twice")
@@ -452,12 +453,12 @@ class Record:
 
 
 def opened(path: Path | str) -> io.BufferedReader:
-    """Open a regular file for reading; anything else in its place can neither block nor be read.
+    """Open a regular file for reading; never blocks on a pipe or device in its place.
 
     Raises:
         Damaged: It is no regular file, or can't be opened.
         UserError: This user may not read it.
-        FileNotFoundError: There is none.
+        FileNotFoundError: It doesn't exist.
     """
     return os.fdopen(_descriptor(path)[0], "rb")
 
@@ -468,7 +469,7 @@ def read_bytes(path: Path | str, largest: int) -> bytes:
     Raises:
         Damaged: It is larger, no regular file, or can't be read.
         UserError: This user may not read it.
-        FileNotFoundError: There is none.
+        FileNotFoundError: It doesn't exist.
     """
     descriptor, size = _descriptor(path)  # not a file object, which costs as much as reading
     try:
@@ -486,7 +487,7 @@ def read_bytes(path: Path | str, largest: int) -> bytes:
 
 
 def _descriptor(path: Path | str) -> tuple[int, int]:
-    """Open a regular file, and tell its size."""
+    """Open a regular file; return its descriptor and size."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -504,10 +505,10 @@ def _descriptor(path: Path | str) -> tuple[int, int]:
 
 
 def parse_json(path: Path | str, text: bytes) -> dict[str, Any]:
-    """Parse the content of a file that holds a JSON object.
+    """Parse the content of a file as a JSON object.
 
     Raises:
-        Damaged: It doesn't.
+        Damaged: It isn't one.
     """
     try:
         content = json.loads(text.decode())
@@ -519,29 +520,29 @@ def parse_json(path: Path | str, text: bytes) -> dict[str, Any]:
 
 
 def read_object(path: Path | str) -> dict[str, Any]:
-    """Read a file that holds a JSON object, which no manifest names.
+    """Read a JSON object from a file that no manifest lists.
 
     Raises:
-        Damaged: It doesn't, or can't be read.
-        FileNotFoundError: There is none.
+        Damaged: It isn't one, or can't be read.
+        FileNotFoundError: The file doesn't exist.
     """
     return parse_json(path, read_bytes(path, _LARGEST_JSON))
 
 
 def check_description(path: Path | str, content: dict[str, Any]) -> None:
-    """Make sure that an object is what a ``run.json`` holds.
+    """Validate the content of a ``run.json``.
 
     Raises:
-        Damaged: It isn't.
+        Damaged: It is invalid.
     """
     _check(_Description, path, content)
 
 
 def check_begun(path: Path | str, content: dict[str, Any]) -> None:
-    """Make sure that an object is what the ``provenance.json`` of an unfinished run holds.
+    """Validate the content of an unfinished run's ``provenance.json``.
 
     Raises:
-        Damaged: It isn't.
+        Damaged: It is invalid.
     """
     _check(_Begun, path, content)
 
@@ -554,10 +555,10 @@ def facts_of(path: Path) -> FileFacts:
 
 
 def read_manifest(folder: Path) -> dict[str, FileFacts] | None:
-    """Read a folder's manifest; None if it has none.
+    """Read and verify a folder's manifest; None if it has none.
 
     Raises:
-        Damaged: It isn't what was written.
+        Damaged: It can't be read, or differs from what was written.
     """
     path = f"{folder}/{MANIFEST}"
     try:
@@ -605,7 +606,7 @@ def _unreadable(error: OSError) -> str:
 
 
 def _check(kind: type[_Model], path: Path | str, content: dict[str, Any]) -> _Model:
-    """Make sure that an object is of some kind."""
+    """Validate content as a pydantic model."""
     try:
         return kind.model_validate(content)
     except (ValidationError, RecursionError) as error:
@@ -625,7 +626,7 @@ def _first_problem(error: ValidationError | RecursionError) -> str:
 
 @lru_cache
 def _npy_header(count: int) -> bytes:
-    """What NumPy writes before so many bytes."""
+    """Return the header that NumPy writes before an array of ``count`` bytes."""
     import numpy as np
 
     file = io.BytesIO()
@@ -635,7 +636,7 @@ def _npy_header(count: int) -> bytes:
 
 
 def _parsed_table(path: Path | str, text: bytes, *, trusted: bool) -> "pa.Table":
-    """Parse a Parquet file; one that no hash vouches for, only if it claims to be small."""
+    """Parse a Parquet file; refuse one that no hash verifies if it claims too many rows."""
     import pyarrow as pa
     from pyarrow import parquet
 

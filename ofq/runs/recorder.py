@@ -1,4 +1,4 @@
-"""What training reports, written into the run folder and shown: the seam between the two."""
+"""Observer of a training that writes its reports into the run folder and shows progress."""
 
 import time
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """Writes what training reports into the run folder, and shows it (an ``Observer``).
+    """``Observer`` that writes training's reports into the run folder and shows progress.
 
     Args:
         attempt: The attempt.
         shown: The progress display.
-        console: Where warnings go.
+        console: Shows warnings.
     """
 
     def __init__(self, attempt: Attempt, shown: Bar | Lines, console: Console) -> None:
@@ -33,7 +33,7 @@ class Recorder:
         self._mark = time.perf_counter()
 
     def begin(self, done: int | None, total: int, recorded: int) -> None:
-        """Drop what was recorded after the checkpoint, and note the start.
+        """Drop rows recorded after the checkpoint, and record the start.
 
         Raises:
             UserError: Rows that the checkpoint counts on are missing.
@@ -63,19 +63,19 @@ class Recorder:
         self._mark = time.perf_counter()
 
     def recorded(self, table: Table, rows: list[dict[str, Any]]) -> None:
-        """Append what was recorded over an epoch."""
+        """Append rows that were recorded over an epoch."""
         self.folder.append(table, rows)
 
     def unreadable(self, name: str) -> None:
-        """Name an image that was skipped, and record it."""
+        """Warn of an image that was skipped, and record it."""
         note_unreadable(self.attempt, self.console, name)
 
     def taught(self, trainer: "Trainer") -> None:
-        """Record what the teacher cost in this attempt, if it answered in it."""
+        """Record the teacher's share of the time in this attempt, if it ran in it."""
         teacher = trainer.objective.teacher
-        answer = teacher.clock.mean() if teacher else None
-        if answer is not None and self._steps:
-            step, teaching = self._seconds / self._steps, answer * trainer.passes
+        per_pass = teacher.clock.mean() if teacher else None
+        if per_pass is not None and self._steps:
+            step, teaching = self._seconds / self._steps, per_pass * trainer.passes
             self.folder.event(
                 "taught",
                 seconds_per_step=round(step, 6),
@@ -84,23 +84,23 @@ class Recorder:
             )
 
     def saved(self, step: int) -> None:
-        """Answer a request to save."""
+        """Mark a checkpoint request as served."""
         self.attempt.saved()
         self._mark = time.perf_counter()
 
     def warn(self, text: str) -> None:
-        """Say it loudly, and record it."""
+        """Print a warning, and record it."""
         warn(self.attempt, self.console, text)
 
 
 def warn(attempt: Attempt, console: Console, text: str) -> None:
-    """Say something loudly, and record it."""
+    """Print a warning, and record it."""
     _say(console, text)
     attempt.note("warning", text)
 
 
 def note_unreadable(attempt: Attempt, console: Console, name: str) -> None:
-    """Name an image that was skipped, and record it."""
+    """Warn of an image that was skipped, and record it."""
     _say(console, f"{name}: not a readable image; it is skipped")
     attempt.folder.event("unreadable", image=name)
 

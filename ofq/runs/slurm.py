@@ -1,4 +1,4 @@
-"""Short jobs on a Slurm cluster: run by ``srun``, which waits and reports their end at once."""
+"""Short jobs on a Slurm cluster by ``srun``, which waits and reports their end at once."""
 
 import shlex
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ _OPTIONS = {
 
 
 def srun(resources: Mapping[str, Any], threads: int, comment: str) -> str:
-    """What to put before a command so that it runs as a job of its own, on one node.
+    """Return the prefix that makes a command run as a job of its own, on one node.
 
     Args:
-        resources: The job's, the site's ``default-resources`` included.
-        threads: CPU cores.
-        comment: What ``squeue`` shows beside the job.
+        resources: The job's resources, including the site's ``default-resources``.
+        threads: Number of CPU cores.
+        comment: Comment of the job, shown by ``squeue``.
 
     >>> srun({"runtime": 10, "mem_mb": 1500, "slurm_partition": "cpu"}, 1, "digits/run")
     'srun --quit-on-interrupt --job-name=ofq --nodes=1 --ntasks=1 --cpus-per-task=1 \
@@ -37,6 +37,6 @@ def srun(resources: Mapping[str, Any], threads: int, comment: str) -> str:
     for name, option in _OPTIONS.items():
         if (value := resources.get(name)) is not None:
             options[option] = value
-    given = [f"{option}={shlex.quote(str(value))}" for option, value in options.items()]
+    words = [f"{option}={shlex.quote(str(value))}" for option, value in options.items()]
     extra = str(resources.get("slurm_extra") or "")
-    return " ".join(["srun", "--quit-on-interrupt", *given, extra]).strip()
+    return " ".join(["srun", "--quit-on-interrupt", *words, extra]).strip()

@@ -1,1 +1,1 @@
-"""The mirror of run folders in MLflow."""
+"""Mirror of run folders in MLflow."""

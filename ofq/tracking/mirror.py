@@ -1,9 +1,9 @@
-"""Run folders as runs in MLflow, for browsing.
+"""Mirror of run folders as runs in MLflow, for browsing.
 
-A mirror only reads run folders, from a process of its own, so a slow or dead tracking server can
-never hold up training. While a run trains, its new epochs are appended. Once it has ended, MLflow
-is compared with the folder, point by point, and mended where they differ; so mirroring twice, or
-by several mirrors at once, comes to the same as mirroring once.
+A mirror only reads run folders, in a process of its own, so a slow or dead tracking server never
+delays training. While a run trains, its new epochs are appended. Once it has ended, MLflow is
+compared with the folder, point by point, and corrected where they differ; so mirroring is
+idempotent, also with several mirrors at once.
 """
 
 import re
@@ -23,8 +23,8 @@ from ofq.runs.folder import CORRECT, RESULT, TABLES, RunFolder
 from ofq.tracking.sent import Sent, note_sent
 from ofq.tracking.snapshot import Snapshot
 
-_ID = "ofq.run"  # the tag by which a run is found again
-_CONTENT = "ofq.content"  # and the one that says of what content all is there
+_ID = "ofq.run"  # the tag that identifies a run's mirror
+_CONTENT = "ofq.content"  # the tag with the digest of a completely mirrored run
 _STATES = {"running": "RUNNING", "done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 _POINTS_PER_CALL, _PARAMS_PER_CALL, _DIGEST = 1000, 100, 36  # MLflow's limits
 _FILES = (
@@ -37,18 +37,18 @@ _FILES = (
 
 @dataclass
 class _There:
-    """A run in MLflow, and which points it has: metrics and epochs."""
+    """A run in MLflow, and the points that it has, as pairs of metric and epoch."""
 
     run_id: str
     points: set[tuple[str, int]]
 
 
 class Mirror:
-    """Mirrors run folders into one MLflow store.
+    """Mirror of run folders in one MLflow store.
 
     Args:
         uri: MLflow's tracking URI.
-        results: The results folder; artifacts of a database lie there.
+        results: The results folder, which holds the artifacts of a database.
     """
 
     def __init__(self, uri: str, results: Path) -> None:
@@ -58,24 +58,24 @@ class Mirror:
 
     @cached_property
     def client(self) -> MlflowClient:
-        """MLflow's client; the store is opened, and made if need be, on first use."""
+        """MLflow's client; opens the store on first use, and creates it if needed."""
         return open_store(self.uri)
 
     def check(self) -> None:
-        """Ask the store for something; whatever MLflow raises if it doesn't answer."""
+        """Query the store, which raises MLflow's error if it doesn't answer."""
         self.client.search_experiments(max_results=1)
 
     def sync(self, folder: RunFolder) -> None:
-        """Bring a run's mirror up to date with its folder, creating it if need be.
+        """Update a run's mirror from its folder; create it if needed.
 
         Raises:
             UserError: It isn't a run folder, or the store is of another MLflow's schema.
-            Exception: Whatever MLflow raises when the store doesn't answer, or refuses.
+            Exception: Any error of MLflow's, if the store doesn't answer or refuses.
         """
         snapshot = Snapshot.take(folder)
         if snapshot is None:
             return
-        there = self._live.pop(snapshot.id, None)  # after an error, what is there isn't known
+        there = self._live.pop(snapshot.id, None)  # after an error its points are unknown
         if there is None or snapshot.state != "running":
             run = self._claim(snapshot)
             if _up_to_date(run, snapshot):
@@ -93,12 +93,12 @@ class Mirror:
     def sync_report(self, study: str, dataset: str, report: Path) -> None:
         """Mirror a study's report (tables, figures, page) as the artifacts of one run."""
         key = f"report/{study}"
-        found = self._find(dataset, f"tags.`{_ID}` = '{key}'")
-        if not found:
+        runs = self._find(dataset, f"tags.`{_ID}` = '{key}'")
+        if not runs:
             tags = {_ID: key, "mlflow.runName": key, "study": study, "stage": "report"}
-            found = [self.client.create_run(self._experiment(dataset), tags=tags)]
-        self.client.log_artifacts(found[0].info.run_id, str(report))
-        self.client.set_terminated(found[0].info.run_id)
+            runs = [self.client.create_run(self._experiment(dataset), tags=tags)]
+        self.client.log_artifacts(runs[0].info.run_id, str(report))
+        self.client.set_terminated(runs[0].info.run_id)
 
     def _finish(self, run_id: str, snapshot: Snapshot, folder: RunFolder) -> None:
         record = folder.record()
@@ -115,28 +115,28 @@ class Mirror:
         note_sent(folder, self.uri, Sent(run_id, snapshot.last_epoch, snapshot.digest()))
 
     def _claim(self, snapshot: Snapshot) -> Run:
-        """The one run in MLflow for a run folder.
+        """Return the one run in MLflow for a run folder; create it if needed.
 
-        Of several mirrors that make one at the same moment, on whatever hosts, each finds all of
-        them afterwards, and all keep the same.
+        If several mirrors create one at the same moment, on any hosts, each finds all of them
+        afterwards, and all keep the same one.
         """
         dataset = snapshot.config["dataset"]
-        wanted = f"tags.`{_ID}` = '{snapshot.id}' and attributes.start_time = {snapshot.started}"
-        found = self._find(dataset, wanted)
-        if not found:
+        condition = f"tags.`{_ID}` = '{snapshot.id}' and attributes.start_time = {snapshot.started}"
+        runs = self._find(dataset, condition)
+        if not runs:
             experiment, tags = self._experiment(dataset), _tags(snapshot)
             self.client.create_run(experiment, start_time=snapshot.started, tags=tags)
-            found = self._find(dataset, wanted)
-        kept, *others = sorted(found, key=lambda run: run.info.run_id)
+            runs = self._find(dataset, condition)
+        first, *others = sorted(runs, key=lambda run: run.info.run_id)
         for run in others:
             self.client.delete_run(run.info.run_id)
-        return kept
+        return first
 
     def _compare(self, run: Run, snapshot: Snapshot) -> _There:
-        """Find out what is there already, and start anew if it contradicts the folder.
+        """Compare MLflow's points with the folder; replace the run in MLflow if they contradict it.
 
-        That is so when a training went on from a checkpoint and came to other numbers than before
-        it was killed, since MLflow can't take points back.
+        They do when a training resumed from a checkpoint and reached other numbers than before it
+        was killed, since MLflow can't delete points.
         """
         points = self._points(run)
         if not _agree(points, snapshot):
@@ -146,11 +146,11 @@ class Mirror:
         return _There(run.info.run_id, set(points))
 
     def _points(self, run: Run) -> dict[tuple[str, int], list[float]]:
-        found = defaultdict(list)
+        points = defaultdict(list)
         for key in run.data.metrics:
             for point in self.client.get_metric_history(run.info.run_id, key):
-                found[key, point.step].append(point.value)
-        return found
+                points[key, point.step].append(point.value)
+        return points
 
     def _describe(self, run: Run, snapshot: Snapshot) -> None:
         run_id = run.info.run_id
@@ -193,13 +193,13 @@ def _up_to_date(run: Run, snapshot: Snapshot) -> bool:
 
 
 def _agree(points: dict[tuple[str, int], list[float]], snapshot: Snapshot) -> bool:
-    """Whether MLflow's points are the folder's; a resumed training may still lack the last ones."""
+    """Return whether MLflow's points are the folder's, which may lack the last ones on resuming."""
     expected = {(p.key, p.epoch): p.value for p in snapshot.points()}
-    unsaid = float("inf") if snapshot.state == "done" else snapshot.last_epoch
+    last = float("inf") if snapshot.state == "done" else snapshot.last_epoch
     return all(
         len(values) == 1 and _same(values[0], expected[key, epoch])
         if (key, epoch) in expected
-        else epoch > unsaid
+        else epoch > last
         for (key, epoch), values in points.items()
     )
 
@@ -239,5 +239,5 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         name = f"{prefix}{key}"
         flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    # MLflow takes few characters in a name; patterns of layers have others
+    # MLflow allows few characters in a name; patterns of layers contain others
     return {re.sub(r"[^\w\-./ ]", "_", name): v for name, v in flat.items()}

@@ -1,4 +1,4 @@
-"""A mirror beside a trainer: started by it, following the run, awaited for a while at the end."""
+"""Mirror process beside a trainer: started by it, following its run, awaited at its end."""
 
 import logging
 import os
@@ -21,29 +21,29 @@ if TYPE_CHECKING:  # a trainer doesn't load MLflow
     from ofq.tracking.mirror import Mirror
 
 WAIT = 30.0
-"""Seconds that a trainer waits for its mirror, at most."""
+"""Longest time in seconds that a trainer waits for its mirror."""
 
 _LOG = "mirror.log"
-_LOOK = 0.5  # seconds between looks at a run folder
-_PAUSE = 5.0  # seconds between two messages to the server, while all goes well
+_POLL = 0.5  # seconds between polls of a run folder
+_PAUSE = 5.0  # seconds between two updates of the server
 _PATIENCE = 15.0  # seconds of failure after which an ended run's mirror gives up
-_LONGEST = 60.0  # seconds between tries, at most
-_LIMIT = 600.0  # seconds that a mirror may outlive its run, whatever it does
+_LONGEST = 60.0  # longest pause in seconds between tries
+_LIMIT = 600.0  # seconds that a mirror may outlive its run
 
 _log = logging.getLogger(__name__)
 
 
 def start_mirror(folder: RunFolder, run_id: str) -> "subprocess.Popen[bytes] | None":
-    """Start mirroring a run, in a process and session of its own, which no signal reaches.
+    """Start mirroring a run in a process and session of its own, apart from the trainer's signals.
 
-    To be called when the run folder's lock is held.
+    To be called while the run folder's lock is held.
 
     Args:
         folder: The run's folder.
         run_id: The run's id.
 
     Returns:
-        The process; None if it couldn't be started, which is no reason not to train.
+        The process; None if it couldn't be started, which doesn't prevent training.
     """
     try:
         with (folder.path / _LOG).open("ab") as output:
@@ -67,21 +67,21 @@ def await_mirror(
     console: Console,
     deadline: float | None = None,
 ) -> None:
-    """Wait for a run's mirror, for a while, and say what MLflow lacks then.
+    """Wait a limited time for a run's mirror, then print what MLflow lacks.
 
     To be called when the run has ended and the folder's lock is free again: while it is held, the
-    run counts as running, and the mirror goes on.
+    run counts as running, and the mirror continues.
 
     Args:
-        process: What :func:`start_mirror` returned.
+        process: The process that :func:`start_mirror` returned.
         folder: The run's folder.
         run_id: The run's id.
         uri: The tracking URI.
-        console: Where to say it.
-        deadline: When to have left, by ``time.monotonic``.
+        console: Shows what is missing.
+        deadline: Time by which to return, by ``time.monotonic``.
     """
     left = WAIT if deadline is None else deadline - time.monotonic()
-    with suppress(subprocess.TimeoutExpired):  # it goes on by itself
+    with suppress(subprocess.TimeoutExpired):  # it continues by itself
         process.wait(max(0.0, min(WAIT, left)))
     missing = lacking(folder, uri)
     if missing:
@@ -95,42 +95,42 @@ def follow(mirror: "Mirror", folder: RunFolder) -> bool:
     Follows one attempt, since the next one starts a mirror of its own.
 
     Args:
-        mirror: Where to.
+        mirror: The mirror.
         folder: The run's folder.
 
     Returns:
-        Whether all of it was mirrored; a store that fails is given up soon after the run's end.
+        Whether all of it was mirrored; gives up on a failing store soon after the run's end.
     """
     attempt = _attempt(folder)
     tries = _Tries(lambda: mirror.sync(folder))
-    seen: list[int] = []
+    previous: list[int] = []
     while not _ended(folder, attempt):
-        changed = _changed(folder)
-        if changed != seen and tries.due() and tries.work():
-            seen = changed
-        time.sleep(_LOOK)
+        current = _changed(folder)
+        if current != previous and tries.due() and tries.work():
+            previous = current
+        time.sleep(_POLL)
     while not tries.work():
         if tries.failing() > _PATIENCE:
             _log.warning("gave up: MLflow lacks %s", lacking(folder, mirror.uri))
             return False
-        time.sleep(_LOOK)
+        time.sleep(_POLL)
     return True
 
 
 def leave_with(folder: RunFolder, limit: float = _LIMIT) -> None:
-    """End this process, whatever it does, when its run has ended some time ago.
+    """Start a thread that ends this process some time after the end of its run.
 
-    A store may take a connection and never answer; no timeout of a library covers every case.
+    A store may accept a connection and never answer; no timeout of a library covers every case.
 
     Args:
         folder: The run's folder.
-        limit: Seconds that it may go on after the run's end.
+        limit: Seconds that it may continue after the run's end.
     """
     attempt = _attempt(folder)
 
     def watch() -> None:
         while not _ended(folder, attempt):
-            time.sleep(_LOOK)
+            time.sleep(_POLL)
         time.sleep(limit)
         _log.warning("gave up: the tracking server holds this process up")
         os._exit(1)
@@ -139,34 +139,34 @@ def leave_with(folder: RunFolder, limit: float = _LIMIT) -> None:
 
 
 class _Tries:
-    """Does something that a server may refuse, ever more rarely while it does.
+    """Retries of an action that a server may refuse, with growing pauses while it fails.
 
     Args:
-        action: What to do.
+        action: The action.
     """
 
     def __init__(self, action: Callable[[], None]) -> None:
         self._action = action
-        self._pause = _LOOK
+        self._pause = _POLL
         self._next = 0.0
         self._failing_since: float | None = None
 
     def due(self) -> bool:
-        """Whether it is time for another try."""
+        """Return whether it is time for another try."""
         return time.monotonic() >= self._next
 
     def failing(self) -> float:
-        """Seconds for which nothing has worked."""
+        """Return the seconds since the first of the current failures; 0 if there is none."""
         return 0.0 if self._failing_since is None else time.monotonic() - self._failing_since
 
     def work(self) -> bool:
-        """Try; whether it worked. The first failure of a row is logged, and its end."""
+        """Try, and return whether it worked; log only the start and end of a row of failures."""
         began = time.monotonic()
         try:
             self._action()
         except Exception as error:  # MLflow lets through what any of its libraries raises
             if self._failing_since is None:
-                self._failing_since, self._pause = began, _LOOK
+                self._failing_since, self._pause = began, _POLL
                 _log.warning("will try again: %s", reason(error))
             self._pause = min(2 * self._pause, _LONGEST)
             self._next = time.monotonic() + self._pause
@@ -178,7 +178,7 @@ class _Tries:
 
 
 def reason(error: Exception) -> str:
-    """An error in one line."""
+    """Return an error in one line."""
     kind = "UserError" if isinstance(error, UserError) else type(error).__name__
     return printable(" ".join(f"{kind}: {error}".split()))[:500]
 

@@ -1,6 +1,6 @@
-"""How far a run's mirrors are, noted in its folder, so that a trainer can say what MLflow lacks.
+"""Notes in a run's folder on what was sent to MLflow, so that a trainer can report what it lacks.
 
-The note only informs. What is in MLflow is looked up there.
+The notes only inform. Mirrors query MLflow itself for its content.
 """
 
 from contextlib import suppress
@@ -19,12 +19,12 @@ _NOTE = "mirror.json"
 
 @dataclass(frozen=True)
 class Sent:
-    """What has been sent of a run to one store.
+    """Note of the part of a run that was sent to one store.
 
     Attributes:
         run_id: The run's id in MLflow.
-        epoch: The last epoch.
-        content: The digest of the ended run all of which is there, files included.
+        epoch: The last epoch sent; -1 for none.
+        content: Digest of the ended run, if all of it was sent, files included; else empty.
     """
 
     run_id: str = ""
@@ -33,13 +33,13 @@ class Sent:
 
 
 def note_sent(folder: RunFolder, uri: str, sent: Sent) -> None:
-    """Note what has been sent to the store at a tracking URI, if the folder can be written."""
+    """Note the part sent to the store at a tracking URI; ignore a folder that can't be written."""
     with suppress(OSError):
         write_json(folder.path / _NOTE, _notes(folder) | {redact_uri(uri): asdict(sent)})
 
 
 def lacking(folder: RunFolder, uri: str) -> str:
-    """What the store at a tracking URI lacks of a run, in words; empty if nothing."""
+    """Describe what the store at a tracking URI lacks of a run; empty if it lacks nothing."""
     snapshot = Snapshot.take(folder)
     if snapshot is None:
         return ""
@@ -54,14 +54,14 @@ def lacking(folder: RunFolder, uri: str) -> str:
 
 
 def mlflow_runs(folder: RunFolder) -> list[str]:
-    """Ids of the runs in MLflow that mirror a run folder, one per store."""
+    """Return the ids of the runs in MLflow that mirror a run folder, one per store."""
     return [note["run_id"] for note in _notes(folder).values() if note.get("run_id")]
 
 
 def copy_run_ids(folder: RunFolder, copy: RunFolder) -> None:
-    """Note in a copy of a run folder what :func:`mlflow_runs` says, without the stores' addresses.
+    """Copy the ids of :func:`mlflow_runs` to a copy of a run folder, without the stores' addresses.
 
-    A folder that was never mirrored leaves no note.
+    Writes no note for a folder that was never mirrored.
     """
     ids = mlflow_runs(folder)
     if ids:
@@ -70,10 +70,10 @@ def copy_run_ids(folder: RunFolder, copy: RunFolder) -> None:
 
 
 def check_notes(folder: RunFolder) -> dict[str, dict[str, Any]]:
-    """Read a folder's notes, by store; none if there is no file of them.
+    """Read a folder's notes, by store; empty if there is no file of them.
 
     Raises:
-        Damaged: They can't be read.
+        Damaged: They can't be read, or are invalid.
     """
     path = folder.path / _NOTE
     try:
@@ -94,7 +94,7 @@ def _fits(note: dict[str, Any]) -> bool:
 
 
 def _notes(folder: RunFolder) -> dict[str, dict[str, Any]]:
-    """The notes; none, with a warning, if they can't be read: what is in MLflow isn't lost."""
+    """Read a folder's notes; warn of damaged ones, which affect nothing in MLflow."""
     try:
         return check_notes(folder)
     except UserError as damage:

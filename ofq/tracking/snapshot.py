@@ -1,4 +1,4 @@
-"""What of a run folder is mirrored, as it is at one moment."""
+"""Snapshot of the part of a run folder that is mirrored."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from ofq.runs.folder import RunFolder, State
 from ofq.runs.record import Damaged
 
 POINTS = 300
-"""Points per metric, about; a longer run is thinned, and its Parquet tables have every epoch."""
+"""Approximate most points per metric; of longer runs some epochs are sent, evenly spaced."""
 
 _NOT_METRICS = {"epoch", "step", "time"}
 
@@ -22,9 +22,9 @@ class Point:
 
     Attributes:
         key: The metric.
-        epoch: The epoch it was measured after.
+        epoch: The epoch after which it was measured.
         value: The value; NaN for any number that isn't finite.
-        timestamp: When it was recorded, in milliseconds since the epoch.
+        timestamp: Time of its recording, in milliseconds since the Unix epoch.
     """
 
     key: str
@@ -35,14 +35,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run folder's content.
+    """Content of a run folder at one moment.
 
     Attributes:
-        description: ``run.json``.
-        provenance: ``provenance.json``.
-        state: What has become of the run.
-        events: ``events.jsonl``.
-        rows: The table ``metrics``.
+        description: Content of ``run.json``.
+        provenance: Content of ``provenance.json``.
+        state: State of the run.
+        events: Content of ``events.jsonl``.
+        rows: Rows of the table ``metrics``.
     """
 
     description: dict[str, Any]
@@ -53,12 +53,12 @@ class Snapshot:
 
     @classmethod
     def take(cls, folder: RunFolder) -> "Snapshot | None":
-        """Read a run folder; None if nothing has happened in it yet.
+        """Read a run folder; None if it has no events yet.
 
         Raises:
             UserError: It isn't a run folder, or its record is damaged.
         """
-        state = folder.state()  # first: what a trainer writes from here on isn't taken for the end
+        state = folder.state()  # first, so that rows read later aren't taken for the final ones
         description, events = folder.description(), folder.events()
         if not events:
             return None
@@ -81,28 +81,28 @@ class Snapshot:
 
     @property
     def started(self) -> int:
-        """When the run began, in milliseconds; another time is another training."""
+        """Start of the run, in milliseconds; identifies the training."""
         return int(1000 * self.events[0]["time"])
 
     @property
     def ended(self) -> int:
-        """The last that is known of the run, in milliseconds."""
+        """Time of the last event or epoch, in milliseconds."""
         return int(1000 * max(entry["time"] for entry in [*self.events, *self.rows[-1:]]))
 
     @property
     def last_epoch(self) -> int:
-        """The last epoch that is recorded; -1 if none is."""
+        """Last epoch on record; -1 if there is none."""
         return max((row["epoch"] for row in self.rows), default=-1)
 
     def digest(self) -> str:
-        """A hash of all of it."""
+        """Return the SHA-256 of the whole content."""
         parts = [self.description, self.provenance, self.state, self.events, self.rows]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def points(self) -> list[Point]:
-        """The metrics of evenly chosen epochs, the run's first and last among them.
+        """Return the metrics of evenly spaced epochs, including the run's first and last.
 
-        Which epochs depends on the run's length alone, so a growing run never changes its mind.
+        The choice of epochs depends on the run's length alone, so it is stable as the run grows.
         """
         training = self.config["training"]
         last = training["epochs"] if training else 0
@@ -117,7 +117,7 @@ class Snapshot:
         ]
 
     def nonfinite(self) -> str:
-        """Which values aren't finite: MLflow has no infinity, so all are NaN there."""
+        """List the values that aren't finite: MLflow has no infinity, so all are NaN there."""
         return some(
             [
                 f"{key} is {value} after epoch {row['epoch']}"
@@ -129,7 +129,7 @@ class Snapshot:
 
 
 def _is_measured(row: dict[str, Any]) -> bool:
-    """Whether a row has its place, its time, and numbers."""
+    """Return whether a row has an epoch, a time and only numbers."""
     numbers = all(value is None or type(value) in (int, float) for value in row.values())
     return numbers and type(row.get("epoch")) is int and row.get("time") is not None
 

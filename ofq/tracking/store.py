@@ -1,4 +1,4 @@
-"""Opening an MLflow store: a tracking server, an SQLite file or another database."""
+"""MLflow stores: a tracking server, an SQLite file or another database."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from urllib.request import url2pathname
 from ofq.config.places import local_store
 from ofq.errors import UserError
 
-# Before MLflow is imported. Its own retries would hold a call for minutes; mirrors have their own.
+# MLflow reads these when imported. Its retries would block a call for minutes; mirrors retry.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -32,23 +32,23 @@ _SERVER = ("http://", "https://")
 
 
 def open_store(uri: str) -> MlflowClient:
-    """A client of a store that is ready for use.
+    """Return a client of a store, which is created or checked first.
 
     Raises:
         UserError: It is an SQLite file of another MLflow's schema.
     """
     for name in ("alembic", "mlflow", "urllib3"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is raised, and said once
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # errors are raised, and reported once
     if uri.startswith(_SQLITE):
         prepare_store(uri)
     elif not uri.startswith(_SERVER):
-        # fails at once, where MLflow's client would try for minutes
+        # fails at once, where MLflow's client would retry for minutes
         sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect().close()
     return MlflowClient(uri)
 
 
 def artifact_root(uri: str, results: Path) -> str | None:
-    """Where a store's artifacts lie: beside an SQLite file; None where a server keeps them."""
+    """Return the URI of a store's artifacts, beside an SQLite file; None if a server keeps them."""
     if uri.startswith(_SERVER):
         return None
     beside = _file(uri).parent if uri.startswith(_SQLITE) else results
@@ -56,13 +56,13 @@ def artifact_root(uri: str, results: Path) -> str | None:
 
 
 def prepare_store(uri: str) -> None:
-    """Create an SQLite store with its tables, if there is none yet.
+    """Create an SQLite store with its tables, or check an existing one.
 
     Several processes that open a fresh store at once would all fail in its migration; so each
-    migrates a file of its own, and the first to finish puts it in place.
+    migrates a file of its own, and the first to finish moves it into place.
 
     Raises:
-        UserError: There is one, of another MLflow's schema.
+        UserError: The existing store has another MLflow's schema.
     """
     store = _file(uri)
     if store.exists():
@@ -72,8 +72,8 @@ def prepare_store(uri: str) -> None:
     store.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=store.parent) as folder:
         fresh = Path(folder) / "mlflow.db"
-        fresh.touch()  # by the umask, which SQLite doesn't ask
-        # a URI, since MLflow writes the place of its first experiment into SQL unquoted
+        fresh.touch()  # with the umask's permissions, which SQLite ignores
+        # a URI, since MLflow writes its first experiment's location into SQL unquoted
         SqlAlchemyStore(local_store(fresh), (store.parent / _ARTIFACTS).resolve().as_uri())
         try:
             os.link(fresh, store)
@@ -82,9 +82,9 @@ def prepare_store(uri: str) -> None:
 
 
 def _adopt(store: Path) -> None:
-    """Give a store that was copied or moved with its checkout its own artifacts' places.
+    """Rewrite the artifact paths of a store that was copied or moved with its checkout.
 
-    MLflow keeps absolute places, so a copy would write into the original's artifacts.
+    MLflow stores absolute paths, so a copy would write into the original's artifacts.
     """
     own = (store.parent / _ARTIFACTS).resolve()
     with closing(sqlite3.connect(f"{store.resolve().as_uri()}?mode=rw", uri=True)) as connection:
@@ -106,7 +106,7 @@ def _adopt(store: Path) -> None:
 
 
 def _is_folder(uri: str, folder: Path) -> bool:
-    """Whether a place is a folder under another name, as where a file system is mounted twice."""
+    """Return whether a URI is a folder under another name, as where it is mounted twice."""
     try:
         return Path(url2pathname(urlsplit(uri).path)).samefile(folder)
     except OSError:
@@ -119,16 +119,16 @@ def _file(uri: str) -> Path:
 
 def _check_schema(store: Path) -> None:
     scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
-    found = _schema(store)
-    if found == scripts.get_current_head():
+    revision = _schema(store)
+    if revision == scripts.get_current_head():
         return
     anew = "or move the file away, and `ofq track sync` makes it anew from the run folders"
-    if found in {script.revision for script in scripts.walk_revisions()}:
+    if revision in {script.revision for script in scripts.walk_revisions()}:
         raise UserError(
             f"{store} was made by an older MLflow than {mlflow.__version__}: while nothing trains, "
             f"back it up and run `mlflow db upgrade {_SQLITE}{store}`; {anew}"
         )
-    if found is None:
+    if revision is None:
         raise UserError(f"{store} isn't an MLflow store: move the file away; it is made anew")
     raise UserError(
         f"{store} was made by a newer MLflow than {mlflow.__version__}: install that one, {anew}"
@@ -136,7 +136,7 @@ def _check_schema(store: Path) -> None:
 
 
 def _schema(store: Path) -> str | None:
-    """The revision of a file's tables; None if it isn't MLflow's."""
+    """Return the schema revision of an SQLite file; None if it isn't MLflow's."""
     with closing(sqlite3.connect(f"{store.resolve().as_uri()}?mode=rw", uri=True)) as connection:
         try:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}

@@ -1,4 +1,4 @@
-"""Mirroring many run folders and reports, one after the other, whatever becomes of each."""
+"""Mirroring of many run folders and reports, one after the other, past failures of some."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ofq.runs.folder import RunFolder
 from ofq.tracking.mirror import Mirror
 from ofq.tracking.mirroring import reason
 
-_LINES = 10  # outside a terminal
+_LINES = 10  # printed outside a terminal
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Item:
 
     Attributes:
         kind: ``run`` or ``report``.
-        name: The run's id or the study's name; either can be given to ``ofq track sync``.
-        send: Mirrors it.
+        name: The run's id or the study's name, as ``ofq track sync`` takes it.
+        send: Function that mirrors it.
     """
 
     kind: str
@@ -34,19 +34,19 @@ class Item:
 
 
 def find_items(workspace: Workspace, names: list[str]) -> list[Item]:
-    """What to mirror.
+    """Find the runs and reports to mirror.
 
     Args:
-        workspace: Where studies, run folders and reports are.
-        names: Studies, and ids of runs, which may be in no study any more; all of both if empty.
+        workspace: Holds studies, run folders and reports.
+        names: Studies, and ids of runs, which need not be in a study any more; all if empty.
 
     Raises:
-        UserError: A name is neither, or a named study is wrong.
+        UserError: A name is neither, or a named study is invalid.
     """
     runs = run_ids(workspace)
     if not names:
         return [_run(workspace, run) for run in runs] + _reports(workspace, workspace.study_names)
-    found: dict[tuple[str, str], Item] = {}
+    chosen: dict[tuple[str, str], Item] = {}
     for name in names:
         if name in workspace.study_names:
             of_study = [run for run in workspace.grid(name).runs() if run in runs]
@@ -56,26 +56,26 @@ def find_items(workspace: Workspace, names: list[str]) -> list[Item]:
         else:
             hint = suggest(name, [*workspace.study_names, *runs])
             raise UserError(f"'{name}' is neither a study nor a run that was started ({hint})")
-        found |= {(item.kind, item.name): item for item in items}
-    return list(found.values())
+        chosen |= {(item.kind, item.name): item for item in items}
+    return list(chosen.values())
 
 
 def run_ids(workspace: Workspace) -> list[str]:
-    """The runs that have a folder, whether or not a study has them still."""
+    """Return the ids of all runs that have a folder, including those in no study any more."""
     root = workspace.results / "runs"
     return sorted(str(path.parent.relative_to(root)) for path in root.glob("*/*/*/run.json"))
 
 
 def sync_items(mirror: Mirror, items: list[Item], console: Console) -> list[Item]:
-    """Mirror runs and reports; one that fails doesn't stop the others, a dead server does.
+    """Mirror runs and reports; continue after a failure, unless the server doesn't answer.
 
     Args:
-        mirror: Where to.
-        items: What to mirror.
-        console: Where to show progress and failures.
+        mirror: The mirror.
+        items: Runs and reports.
+        console: Shows progress and failures.
 
     Returns:
-        What remains to be mirrored.
+        The items that remain to be mirrored.
 
     Raises:
         UserError: The store is of another MLflow's schema.
@@ -97,7 +97,7 @@ def sync_items(mirror: Mirror, items: list[Item], console: Console) -> list[Item
 
 
 class _Shown:
-    """Progress: a bar in a terminal, else a line now and then."""
+    """Progress display: a bar in a terminal, else occasional lines."""
 
     def __init__(self, console: Console, total: int) -> None:
         self._console = console
@@ -126,7 +126,7 @@ class _Shown:
 
 
 def _send(mirror: Mirror, item: Item) -> str | None:
-    """Mirror one item, with a second try, since servers are busy at times; what went wrong."""
+    """Mirror one item, with a second try, since servers are busy at times; return the error."""
     problem = None
     for _ in range(2):
         try:
@@ -138,7 +138,7 @@ def _send(mirror: Mirror, item: Item) -> str | None:
 
 
 def _silence(mirror: Mirror) -> str | None:
-    """Why a store can't be used; None if it can."""
+    """Return why a store can't be used; None if it can."""
     try:
         mirror.check()
     except UserError:

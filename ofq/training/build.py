@@ -1,4 +1,4 @@
-"""From a run's config and its parents' weights to a trainer that is ready to run."""
+"""Construction of a trainer from a run's config and its parents' weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,15 +36,15 @@ from ofq.training.weights import load_weights
 
 @dataclass(frozen=True)
 class Inputs:
-    """The files that a run starts from.
+    """Files that a run starts from.
 
     Attributes:
         parent: Weights of the run that this one starts from.
-        teacher: Weights of the full-precision run that teaches.
-        pretrained: The file that the config's ``pretrained`` names, if it names one.
-        teacher_logits: The file that keeps the teacher's logits, where the config wants them kept;
-            it is made if it isn't there.
-        data: Where data in memory are read from, if that is said.
+        teacher: Weights of the full-precision run that is the teacher.
+        pretrained: The file that the config's ``pretrained`` names.
+        teacher_logits: The file of cached teacher logits, if the config wants them cached; created
+            if it doesn't exist.
+        data: Path that in-memory data are read from.
     """
 
     parent: Path | None = None
@@ -68,15 +68,15 @@ def build(
     Args:
         config: The run's config.
         inputs: The files that it starts from.
-        session: What surrounds the training.
-        files: Where a data set of image files lies; None for data in memory.
-        device_batch: The most images in one pass on one device; None for any number.
-        compiled: Whether the steps are compiled, and captured as CUDA graphs on a GPU.
+        session: Observer, checkpoints, stop request, pace and process group.
+        files: The data set of image files; None for in-memory data.
+        device_batch: Most images in one pass on one device; None for any number.
+        compiled: Whether to compile the steps, and on a GPU to capture them as CUDA graphs.
 
     Raises:
-        UserError: The data, the model, or weights that it starts from can't be had, the batch
-            can't be split over the devices, or nothing can be compiled here.
-        Interrupted: A stop is requested while the teacher's logits are made.
+        UserError: The data, the model or its initial weights are missing or invalid, the batch
+            can't be split over the devices, or compilation isn't possible here.
+        Interrupted: A stop is requested while the teacher logits are computed.
     """
     import_modules(config)
     seed_everything(config.seed)
@@ -89,16 +89,16 @@ def build(
     set_gradient_batch(model, counted=counted, per_pass=parts.images)
     group.broadcast_parameters(model)
     if training.distillation and isinstance(model, VisionTransformerDistilled):
-        model.set_distilled_training(True)  # both heads' logits, each for its own term
+        model.set_distilled_training(True)  # returns both heads' logits, each for its own term
 
     teacher = _teacher(config, data.classes, inputs, group.device, compiled)
     if teacher is not None and training.teacher.cached:
         assert inputs.teacher_logits is not None
         logits = cached_teacher_logits(inputs.teacher_logits, teacher, data, group, session.stop)
-        seen: Source = data.with_teacher_logits(logits)
+        source: Source = data.with_teacher_logits(logits)
         objective: Objective = Distillation(None)
     else:
-        seen, objective = data, _objective(data.classes, teacher)
+        source, objective = data, _objective(data.classes, teacher)
 
     techniques = make_techniques(config, model)
     group.seed_per_rank(config.seed)
@@ -106,7 +106,7 @@ def build(
     kind = GraphedTrainer if captured and all(t.capturable for t in techniques) else Trainer
     return kind(
         model,
-        seen,
+        source,
         objective,
         techniques,
         training,
@@ -118,18 +118,18 @@ def build(
 
 
 def make_techniques(config: TrainedRun, model: nn.Module) -> list[Technique]:
-    """Make the techniques that a run's config asks for.
+    """Create the techniques of a run's config.
 
     Args:
         config: The run's config.
         model: The model, calibrated or loaded.
     """
-    wanted: tuple[QatTechnique | Annealing, ...] = ()
+    configs: tuple[QatTechnique | Annealing, ...] = ()
     if isinstance(config, QatRun):
-        wanted = config.techniques
+        configs = config.techniques
     elif isinstance(config, CgaRun):
-        wanted = (config.annealing,)
-    return [make_technique(each.technique, model, each.options()) for each in wanted]
+        configs = (config.annealing,)
+    return [make_technique(each.technique, model, each.options()) for each in configs]
 
 
 def _data(
@@ -156,12 +156,12 @@ def _objective(classes: int, teacher: Teacher | None) -> Objective:
 def _teacher(
     config: TrainedRun, classes: int, inputs: Inputs, device: torch.device, compiled: bool
 ) -> Teacher | None:
-    """The full-precision model that teaches, if one does."""
+    """Return the full-precision teacher; None without distillation."""
     if classes == 0 or not config.training.distillation:
         return None
     weights = inputs.teacher or inputs.pretrained
     model = full_precision(config, classes, weights).to(device)
-    # on the CPU a model in full precision gains nothing by it
+    # on a CPU, capturing a full-precision model gains nothing
     captured = compiled and device.type == "cuda" and not config.training.teacher.cached
     return Teacher(model, config.training.teacher.precision, captured)
 
@@ -169,7 +169,7 @@ def _teacher(
 def full_precision(
     config: TrainedRun | PretrainedRun, classes: int, weights: Path | None
 ) -> nn.Module:
-    """The full-precision model with the given weights, else the hub's, else fresh ones.
+    """Build the full-precision model with the given weights, else the hub's, else fresh ones.
 
     Args:
         config: The run's config.
@@ -177,7 +177,7 @@ def full_precision(
         weights: A file of weights.
 
     Raises:
-        UserError: The weights can't be had, or don't fit the model.
+        UserError: The weights can't be read or downloaded, or don't fit the model.
     """
     training = training_of(config)
     drop_path = training.drop_path if training else 0.0
@@ -188,7 +188,7 @@ def full_precision(
 
 
 def trained(config: QuantizedTraining | NoiseRun, classes: int, weights: Path) -> nn.Module:
-    """The quantized model with the weights of a training that has ended.
+    """Build the quantized model with the weights of a finished training.
 
     Args:
         config: The config of that run, or of one that builds on it.
@@ -196,7 +196,7 @@ def trained(config: QuantizedTraining | NoiseRun, classes: int, weights: Path) -
         weights: The run's weights.
 
     Raises:
-        UserError: They can't be read, or don't fit the model.
+        UserError: The weights can't be read, or don't fit the model.
     """
     training = training_of(config)
     model = models.build(
@@ -211,9 +211,9 @@ def trained(config: QuantizedTraining | NoiseRun, classes: int, weights: Path) -
 def _initial_model(
     config: TrainedRun, data: Source, inputs: Inputs, device: torch.device
 ) -> nn.Module:
-    """Make the model as it is before the stage's first step, on a device.
+    """Build the model as it is before the stage's first step, on a device.
 
-    Calibration takes the whole first batch on each device: the same for any number of them.
+    Each rank calibrates on the whole first batch, so the scales don't depend on their number.
     """
     if isinstance(config, CgaRun):
         assert inputs.parent is not None

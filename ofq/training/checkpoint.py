@@ -1,4 +1,4 @@
-"""Resumable training state on disk: whole or not at all, hashed, the last two kept."""
+"""Checkpoints: resumable training state, written atomically, hashed; the last two are kept."""
 
 import hashlib
 import shutil
@@ -19,27 +19,27 @@ _KEPT = 2
 
 
 class Tables(Protocol):
-    """The growing tables of a run, whose rows a checkpoint counts on."""
+    """Growing tables of a run, whose rows a checkpoint counts on."""
 
     def grown(self) -> dict[str, dict[str, Any]]:
-        """Describe the tables as they are now."""
+        """Return rows, bytes and SHA-256 of each table now."""
 
     def check_grown(self, counted: dict[str, dict[str, Any]], checkpoint: str) -> None:
-        """Raise ``UserError`` if rows are lost since a checkpoint, given its description."""
+        """Raise ``UserError`` if rows are lost since :meth:`grown` returned ``counted``."""
 
 
 class CheckpointStore:
-    """The checkpoints of one run.
+    """Store of one run's checkpoints.
 
     A checkpoint is ``step-N.pt`` and, written after it, ``step-N.json`` with its SHA-256 and the
-    rows that it counts on; without the latter it doesn't count.
+    rows that it counts on; without the latter it is ignored.
 
     Args:
-        folder: Where they lie; made on the first save.
-        guard: Called before each write; raises if this process may not write (any more).
-        warn: Told of each checkpoint that can't be used, in a sentence.
+        folder: The folder of checkpoints; created on the first save.
+        guard: Called before each write; raises if this process doesn't hold the run's lock.
+        warn: Called with a sentence for each checkpoint that can't be used.
         tables: The tables that grow with the training, if rows are recorded.
-        facts: What the run sees of its data, which its checkpoints keep; None to keep nothing.
+        facts: Facts of the run's data, saved with each checkpoint; None to save none.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class CheckpointStore:
         """Save a state, and remove all but the last two.
 
         Raises:
-            OSError: It can't be written; the checkpoints before it are as they were.
+            OSError: It can't be written; earlier checkpoints are unchanged.
         """
         if self._facts is not None:
             state = {**state, "data": self._facts.record()}
@@ -77,13 +77,15 @@ class CheckpointStore:
         self._keep(manifests(self.folder)[-_KEPT:])
 
     def load(self) -> dict[str, Any] | None:
-        """The newest undamaged state, on the CPU, or None; damaged ones are told of and removed.
+        """Load the newest undamaged state on the CPU; warn of damaged ones and remove them.
+
+        None if there is no checkpoint. The errors below remove nothing.
 
         Raises:
-            OtherFormat: It is of another version of this package; nothing of it is removed.
+            OtherFormat: It was written by another version of this package.
             UserError: It holds no state, or that of a training on other data, or rows that it
-                counts on are lost; likewise.
-            OSError: It can't be read; likewise.
+                counts on are lost.
+            OSError: It can't be read.
         """
         for manifest in reversed(manifests(self.folder)):
             path = manifest.with_suffix(".pt")
@@ -108,8 +110,8 @@ class CheckpointStore:
             raise UserError(f"{path}: not a checkpoint of a training: {reason}") from None
         if not isinstance(state, dict):
             raise UserError(f"{path}: not a checkpoint of a training")
-        seen = facts_in(state.get("data"), str(path))
-        difference = self._facts.difference(seen) if self._facts and seen else None
+        facts = facts_in(state.get("data"), str(path))
+        difference = self._facts.difference(facts) if self._facts and facts else None
         if difference:
             raise UserError(f"{path}: of a training on other data: {difference}; put those back")
         return state
@@ -120,14 +122,14 @@ class CheckpointStore:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _keep(self, manifests: list[Path]) -> None:
-        kept = {manifest.stem for manifest in manifests}
+        names = {manifest.stem for manifest in manifests}
         for path in self.folder.glob("step-*"):
-            if path.stem not in kept:
+            if path.stem not in names:
                 path.unlink(missing_ok=True)
 
 
 class NoCheckpoints(CheckpointStore):
-    """For processes that get their state from the first one, which alone keeps checkpoints."""
+    """Store without checkpoints, for ranks 1 to N - 1, which get their state from rank 0."""
 
     def __init__(self) -> None:
         super().__init__(Path())
@@ -136,14 +138,14 @@ class NoCheckpoints(CheckpointStore):
         """Save nothing."""
 
     def load(self) -> None:
-        """Nothing."""
+        """Return None, so that the state comes from rank 0."""
 
     def clear(self) -> None:
         """Remove nothing."""
 
 
 class _Hashing:
-    """A file that hashes what is written to it: cheaper, and surer, than reading it again."""
+    """File that hashes what is written to it, which is cheaper and safer than reading it back."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -154,7 +156,7 @@ class _Hashing:
         self.hash.update(data)
         try:
             return self.file.write(data)
-        except OSError as error:  # torch would say no more than that writing failed
+        except OSError as error:  # torch would report only that writing failed
             self.error = error
             raise
 
@@ -164,7 +166,7 @@ class _Hashing:
 
 @contextmanager
 def _without_checksums() -> Iterator[None]:
-    """Let torch compute none of its own, which would cost a sixth of a save: there is a SHA-256."""
+    """Turn off torch's checksums, which cost a sixth of a save and repeat the SHA-256."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:

@@ -1,4 +1,4 @@
-"""Compiled training: torch.compile for the blocks of a model, which is where a step's time goes."""
+"""Compiled training: ``torch.compile`` of a model's blocks, which take most of a step's time."""
 
 import os
 import re
@@ -21,27 +21,27 @@ from ofq.quantization.layers import QuantizedConv2d
 from ofq.stopping import Interrupted, StopRequest
 
 _COMPILERS = ("g++", "clang++")
-_KEPT = 0.7  # of what backward would keep: on a CPU the rest is had again in almost no time
-_LINKING = 10.0  # seconds without a change after which no linker is still writing a file
+_KEPT = 0.7  # share of activations kept for backward; a CPU recomputes the rest at little cost
+_LINKING = 10.0  # seconds without a change after which no linker still writes a file
 
 
 def compile_blocks(model: nn.Module, device: torch.device) -> None:
     """Compile each block of a model, and the quantized patch embedding, when first called.
 
-    Blocks of equal shapes share their code. What lies around them stays as it is: alone, it gains
-    less than it costs to compile.
+    Blocks of equal shapes share their code. Other modules are not compiled: they gain less than
+    their compilation costs.
 
     Args:
         model: A transformer of timm's, quantized and calibrated, or in full precision.
-        device: Where it trains.
+        device: The device that it trains on.
 
     Raises:
         UserError: There is no C++ compiler, which the CPU's code needs.
     """
-    wanted = os.environ.get("CXX")
-    if device.type == "cpu" and not any(map(shutil.which, [wanted] if wanted else _COMPILERS)):
+    compiler = os.environ.get("CXX")
+    if device.type == "cpu" and not any(map(shutil.which, [compiler] if compiler else _COMPILERS)):
         raise UserError(
-            f"resources.compile is true, but there is no C++ compiler ({wanted or 'g++'}); "
+            f"resources.compile is true, but there is no C++ compiler ({compiler or 'g++'}); "
             "install one, name it in CXX, or set compile: false"
         )
     if device.type == "cpu":
@@ -49,7 +49,7 @@ def compile_blocks(model: nn.Module, device: torch.device) -> None:
     _remove_torn_libraries()
     parts = (Block, SwinTransformerBlock, QuantizedConv2d)
     blocks = [module for module in model.modules() if isinstance(module, parts)]
-    # one code for each shape: a Swin's stages have more of them than torch compiles unasked
+    # one code for each shape: a Swin's stages have more shapes than torch's limit
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, len(blocks))
     for block in blocks:
@@ -57,24 +57,24 @@ def compile_blocks(model: nn.Module, device: torch.device) -> None:
 
 
 def uncompiled() -> AbstractContextManager[object]:
-    """Run compiled parts as plain PyTorch.
+    """Return a context in which compiled parts run as plain PyTorch.
 
-    For evaluation, which would need code of its own for each size of a batch, and for hooks.
+    For evaluation, which would compile code for each batch size, and for hooks.
     """
     return torch.compiler.set_stance("force_eager")
 
 
 @contextmanager
 def interruptible(stop: StopRequest) -> Iterator[None]:
-    """Tell what interrupts compilers, now or in an earlier process, from failures of a run.
+    """Convert errors of interrupted compilers, which are no failures of the run.
 
     Args:
-        stop: Why to stop, if there is a reason.
+        stop: The stop request.
 
     Raises:
-        Interrupted: A stop was requested, of which compilers, being processes, may have died.
-        TryAgain: A compiler was killed; or a process that was killed has left part of a compiled
-            header, which is removed.
+        Interrupted: A stop was requested; its signal may have killed compilers too.
+        TryAgain: A compiler was killed, or a killed process left an incomplete compiled header,
+            which is removed.
         OSError: Torch's cache can't be written.
     """
     try:
@@ -86,10 +86,10 @@ def interruptible(stop: StopRequest) -> Iterator[None]:
             raise error.inner_exception from None
         if "Killed signal terminated program" in str(error):
             raise TryAgain("a compiler was killed, perhaps for want of memory") from error
-        found = re.search(r" -include (\S+)", str(error))
-        if found is None or "cannot read PCH file" not in str(error):
+        match = re.search(r" -include (\S+)", str(error))
+        if match is None or "cannot read PCH file" not in str(error):
             raise
-        header = Path(f"{found[1]}.gch")
+        header = Path(f"{match[1]}.gch")
         header.unlink(missing_ok=True)
         raise TryAgain(
             f"{header}, in torch's cache, was left half-written by a process that was killed; it "
@@ -98,9 +98,9 @@ def interruptible(stop: StopRequest) -> Iterator[None]:
 
 
 def _remove_torn_libraries() -> None:
-    """Remove what processes that were killed have left half-written in torch's cache.
+    """Remove libraries that killed processes left incomplete in torch's cache.
 
-    Torch would load it, of which a process can die.
+    Torch would load them, which can crash a process.
     """
     if sys.platform != "linux":
         return
@@ -114,7 +114,7 @@ def _remove_torn_libraries() -> None:
 
 
 def _is_whole(library: Path) -> bool:
-    """Whether an ELF file reaches as far as its header says: its sections' table comes last."""
+    """Return whether an ELF file reaches the end of its section table, which comes last."""
     with library.open("rb") as file:
         header = file.read(64)
     if len(header) < 64 or header[:4] != b"\x7fELF":

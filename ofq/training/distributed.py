@@ -1,7 +1,7 @@
-"""Devices and processes: one process for each device that a run trains on.
+"""Devices and ranks: one process for each device that a run trains on.
 
-A run's processes hold the same weights at every moment. Each takes its share of every batch; the
-gradients are averaged before the optimizer steps, so all of them take the same step.
+All ranks of a run hold the same weights. Each takes its part of every batch; the gradients are
+averaged before the optimizer steps, so all ranks take the same step.
 """
 
 import os
@@ -23,17 +23,17 @@ from ofq.training.meeting import OthersGone, join
 
 Kind = Literal["cuda", "cpu"]
 
-_APART = 1_000_003  # between the seeds of two processes
+_APART = 1_000_003  # difference between the seeds of two ranks
 
 
 @dataclass(frozen=True)
 class Devices:
-    """What a run trains on.
+    """Devices that a run trains on.
 
     Attributes:
-        count: Number of devices, and of processes.
-        kind: GPUs, or the processor, which then stands in for each of them.
-        gpus: Number of GPUs that were asked for.
+        count: Number of devices, and of ranks.
+        kind: GPUs, or the CPU, which all ranks then share.
+        gpus: Number of GPUs requested.
     """
 
     count: int
@@ -46,10 +46,10 @@ class Devices:
         return "on the CPU, since there is no CUDA" if self.gpus else "on the CPU"
 
     def describe(self) -> dict[str, Any]:
-        """What the record says of them.
+        """Return the facts of the devices for the record.
 
         Returns:
-            ``devices``: names, one per process; ``driver``, ``cuda`` and ``cudnn``: versions, None
+            ``devices``: names, one per rank; ``driver``, ``cuda`` and ``cudnn``: versions, None
             without a GPU.
         """
         gpu = self.kind == "cuda"
@@ -62,7 +62,7 @@ class Devices:
 
 
 def choose(gpus: int) -> Devices:
-    """The devices for a run that asks for some GPUs; without CUDA, so many processes on the CPU.
+    """Return the devices of a run; without CUDA, the requested number of ranks on the CPU.
 
     Args:
         gpus: Number of GPUs, leased already; 0 for the CPU.
@@ -72,16 +72,16 @@ def choose(gpus: int) -> Devices:
 
 
 class SingleProcess:
-    """The only process of a run: rank 0 of 1.
+    """Process group of a run on one device: rank 0 of 1.
 
-    Several ranks agree on what this one decides by itself (:class:`ProcessGroup`).
+    Collective operations are trivial here; :class:`ProcessGroup` has them for several ranks.
 
     Args:
-        device: What it computes on.
+        device: Device of the rank.
 
     Attributes:
-        rank: Number of this process, from 0; the first one writes the record.
-        count: Number of processes.
+        rank: Number of this rank, from 0; rank 0 writes the record.
+        count: Number of ranks.
     """
 
     rank = 0
@@ -91,59 +91,59 @@ class SingleProcess:
         self.device = device
 
     def all_reduce_mean(self, tensors: list[Tensor]) -> None:
-        """Replace each tensor by its mean over the processes; doesn't wait for the device."""
+        """Replace each tensor by its mean over the ranks; doesn't wait for the device."""
 
     def all_reduce_sum(self, sums: Tensor) -> Tensor:
-        """The sum of a tensor over the processes."""
+        """Return the sum of a tensor over the ranks; may change the tensor."""
         return sums
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """Each process's value, by rank."""
+        """Return each rank's value, by rank."""
         return [value]
 
     def broadcast_object(self, value: Any) -> Any:
-        """The first process's value."""
+        """Return rank 0's value."""
         return value
 
     def broadcast_parameters(self, model: nn.Module) -> None:
-        """Give a model the first process's parameters and buffers."""
+        """Replace a model's parameters and buffers by rank 0's."""
 
     def agree(self, cause: str | None, save: bool) -> tuple[str | None, bool]:
-        """Why to stop, if any process has a cause, and whether any wants a checkpoint."""
+        """Return a cause to stop, if any rank has one, and whether any rank wants a checkpoint."""
         return cause, save
 
     def part(self, examples: int) -> slice:
-        """This process's part of some examples; the parts differ by one in length at most."""
+        """Return this rank's part of some examples; the parts differ by at most one in length."""
         return slice(examples * self.rank // self.count, examples * (self.rank + 1) // self.count)
 
     def barrier(self) -> None:
-        """Wait for the other processes to come here."""
+        """Wait until all ranks have called this."""
 
     def seed_per_rank(self, seed: int) -> None:
-        """Let random numbers, as of drop path, differ between the processes from here on."""
+        """Seed each rank differently, so that stochastic depth is independent across ranks."""
 
     def destroy(self) -> None:
-        """Take leave of the other processes."""
+        """Leave the process group."""
 
 
 SINGLE_PROCESS = SingleProcess(torch.device("cpu"))
-"""The default: one process on the CPU."""
+"""Default process group: one rank on the CPU."""
 
 
 class ProcessGroup(SingleProcess):
-    """One of several processes that train one run.
+    """Process group of a run on several devices, seen from one rank.
 
-    Joins the others by torchrun's environment variables: ``RANK``, ``LOCAL_RANK``, ``WORLD_SIZE``,
-    ``MASTER_ADDR`` and ``MASTER_PORT``.
+    Joins the other ranks by torchrun's environment variables: ``RANK``, ``LOCAL_RANK``,
+    ``WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT``.
 
     Args:
-        kind: What the processes compute on. Tensors there travel by NCCL on GPUs; decisions, and
-            all else in main memory, by gloo.
-        check: Called while this process waits for the others to come; raises to leave.
+        kind: Kind of the devices. Tensors on GPUs are communicated by NCCL, tensors and objects in
+            main memory by gloo.
+        check: Called while this rank waits for the others to join; raises to stop waiting.
 
     Raises:
-        UserError: A variable is missing, or there are fewer GPUs than processes on this machine.
-        OthersGone: Another process didn't come; raised by all methods, too, if one has gone.
+        UserError: A variable is missing, or there are fewer GPUs than ranks on this machine.
+        OthersGone: Another rank didn't join; raised by all methods, too, if one has ended.
     """
 
     def __init__(self, kind: Kind, check: Callable[[], None] = lambda: None) -> None:
@@ -153,10 +153,10 @@ class ProcessGroup(SingleProcess):
         self.count = distributed.get_world_size()
 
     def all_reduce_mean(self, tensors: list[Tensor]) -> None:
-        """One reduction of all tensors in a fixed layout.
+        """Replace each tensor by its mean over the ranks, in one reduction of a fixed layout.
 
-        So the order of sums, and with it the last bits, are the same after a resumption, for any
-        number of processes.
+        The order of sums, and so their last bits, are then equal after a resumption, for any number
+        of ranks.
         """
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         with _reaching():
@@ -167,64 +167,64 @@ class ProcessGroup(SingleProcess):
             tensor.copy_(part.view_as(tensor))
 
     def all_reduce_sum(self, sums: Tensor) -> Tensor:
-        """See :meth:`SingleProcess.all_reduce_sum`."""
+        """Return the sum of a tensor over the ranks, computed in place."""
         with _reaching():
             distributed.all_reduce(sums)
         return sums
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """See :meth:`SingleProcess.all_gather_object`."""
+        """Return each rank's value, by rank."""
         values = [None] * self.count
         with _reaching():
             distributed.all_gather_object(values, value)
         return values
 
     def broadcast_object(self, value: Any) -> Any:
-        """See :meth:`SingleProcess.broadcast_object`."""
+        """Return rank 0's value."""
         values = [value]
         with _reaching():
             distributed.broadcast_object_list(values)
         return values[0]
 
     def broadcast_parameters(self, model: nn.Module) -> None:
-        """See :meth:`SingleProcess.broadcast_parameters`."""
+        """Replace a model's parameters and buffers by rank 0's."""
         for tensor in model.state_dict().values():
             with _reaching():
                 distributed.broadcast(tensor, src=0)
 
     def agree(self, cause: str | None, save: bool) -> tuple[str | None, bool]:
-        """One small reduction in main memory; doesn't wait for the device."""
+        """Agree on stopping and saving in main memory; doesn't wait for the device."""
         wishes = torch.tensor([cause is not None, save], dtype=torch.uint8)
         with _reaching():
             distributed.all_reduce(wishes, distributed.ReduceOp.MAX)
         stop, save = wishes.tolist()
         if stop:
-            cause = next(found for found in self.all_gather_object(cause) if found is not None)
+            cause = next(each for each in self.all_gather_object(cause) if each is not None)
         return cause, bool(save)
 
     def barrier(self) -> None:
-        """See :meth:`SingleProcess.barrier`; doesn't wait for the device."""
+        """Wait until all ranks have called this; doesn't wait for the device."""
         self.all_gather_object(None)
 
     def seed_per_rank(self, seed: int) -> None:
-        """See :meth:`SingleProcess.seed_per_rank`."""
+        """Seed this rank with a seed of its own."""
         seed_everything(seed + _APART * self.rank)
 
     def destroy(self) -> None:
-        """See :meth:`SingleProcess.destroy`."""
-        with suppress(RuntimeError):  # the others may be gone
+        """Leave the process group, even if other ranks have ended."""
+        with suppress(RuntimeError):  # other ranks may have ended
             distributed.destroy_process_group()
 
 
 def take_part(
     devices: Devices, threads: int, check: Callable[[], None] = lambda: None
 ) -> SingleProcess:
-    """Set up this rank's device and join the others; ends with :meth:`SingleProcess.destroy`.
+    """Set up this rank's device and join the others; leave by :meth:`SingleProcess.destroy`.
 
     Args:
-        devices: What the run trains on.
-        threads: CPU threads of all processes; the number decides the last bits of sums.
-        check: As of :class:`ProcessGroup`.
+        devices: The run's devices.
+        threads: CPU threads over all ranks; the number affects the last bits of sums.
+        check: As for :class:`ProcessGroup`.
     """
     torch.set_num_threads(max(1, threads // devices.count))
     return (
@@ -236,31 +236,31 @@ def take_part(
 
 def seed_everything(seed: int) -> None:
     """Seed torch, NumPy and Python, and ask torch for deterministic algorithms."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS's aren't
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS is nondeterministic
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # what that does besides, at the cost of a pass over each new tensor: nothing reads such memory
+    # by default this also fills new tensors, at the cost of a pass over each; nothing reads them
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def gradients(model: nn.Module) -> Iterable[Tensor]:
-    """The gradients that the last backward passes left, in the order of the parameters."""
+    """Return the gradients of the last backward passes, in the order of the parameters."""
     return (p.grad for p in model.parameters() if p.grad is not None)
 
 
-_BUGS = ("device-side assert", "illegal memory access")  # of code, not of a device
+_BUGS = ("device-side assert", "illegal memory access")  # faults of code, not of a device
 _OWN_FAULTS = (torch.OutOfMemoryError, torch.AcceleratorError)
 
 
 @contextmanager
 def faults_told() -> Iterator[None]:
-    """Tell of a GPU's faults in a way that a person understands.
+    """Convert torch's errors for a GPU's faults to errors with advice.
 
     Raises:
-        UserError: Its memory is too small.
-        TryAgain: It failed, or somebody else holds it.
+        UserError: The GPU's memory is too small.
+        TryAgain: The GPU failed, or another process uses it exclusively.
     """
     try:
         yield
@@ -278,7 +278,7 @@ def faults_told() -> Iterator[None]:
 
 @contextmanager
 def _reaching() -> Iterator[None]:
-    """Around what needs the other processes."""
+    """Convert errors of collective operations to :class:`OthersGone`."""
     try:
         yield
     except _OWN_FAULTS:
@@ -287,7 +287,7 @@ def _reaching() -> Iterator[None]:
         if "DataLoader worker" in str(error):  # torch raises that anywhere in the main thread
             raise
         reason = str(error).partition("\n")[0]
-        raise OthersGone(f"another process of this run is gone ({reason})") from None
+        raise OthersGone(f"another rank of this run is gone ({reason})") from None
 
 
 def _own_device(kind: Kind) -> torch.device:
@@ -303,7 +303,7 @@ def _own_device(kind: Kind) -> torch.device:
 def _driver() -> str | None:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.partition("\n")[0].strip()
+    return result.stdout.partition("\n")[0].strip()

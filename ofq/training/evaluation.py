@@ -1,4 +1,4 @@
-"""Top-1 and top-5 of a model on a labelled data set, without training."""
+"""Evaluation of a model on labelled images, outside training."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """What a model is evaluated on.
+    """Labelled images for an evaluation.
 
     Attributes:
-        batches: Images (B, channels, H, W) and labels (B,), each image once; made anew whenever
-            they are gone through.
-        images: Number of images in all.
+        batches: Images (B, channels, H, W) and labels (B,), each image once; can be iterated
+            repeatedly.
+        images: Total number of images.
         classes: Number of classes.
     """
 
@@ -42,7 +42,7 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class _Anew:
-    """Batches that are made anew for each pass over them."""
+    """Iterable that calls ``make`` for each iteration."""
 
     make: Callable[[], Iterator[Batch]]
 
@@ -58,18 +58,18 @@ def evaluate(
     group: SingleProcess = SINGLE_PROCESS,
     precision: Precision = "fp32",
 ) -> Evaluation:
-    """Measure a model, and show how far it is.
+    """Evaluate a model, and show progress.
 
     Args:
         model: The model.
-        images: What it is measured on.
-        console: Where to show progress.
-        stop: Looked at after every batch.
-        group: The process, whose device is used.
-        precision: What products are computed in; codes on a threshold are others in another.
+        images: The images.
+        console: Shows progress.
+        stop: Stop request, checked after every batch.
+        group: Process group, whose device is used.
+        precision: Precision of products; it decides the codes of values on a threshold.
 
     Returns:
-        Its measures, independent of the batch size but for rounding, and which images are right.
+        Measures, independent of the batch size up to rounding, and which images are right.
 
     Raises:
         UserError: An image can't be read.
@@ -99,19 +99,19 @@ def image_files(
     args: ModelArgs | None = None,
     about: Dataset | None = None,
 ) -> LabelledImages:
-    """The validation split of a data set of image files.
+    """Open the validation split of a data set of image files.
 
-    Labels count the classes in natural order, as timm's and torchvision's readers do. Images are
-    resized, cropped and normalized.
+    Labels number the classes in natural order, as timm's readers do. Images are resized, cropped
+    and normalized.
 
     Args:
-        files: Where it lies; of a folder, it, or its subfolder ``val`` or ``validation``, holds the
-            classes.
-        model: The timm model's name.
-        images: Crop and interpolation; None for those that timm has for the model.
+        files: Location and loading of the images; a folder, or its subfolder ``val`` or
+            ``validation``, contains the classes.
+        model: Name of the timm model.
+        images: Crop and interpolation; None for timm's of the model.
         batch_size: Images per batch; the last batch may be smaller.
-        args: What the model's constructor gets.
-        about: What the data set is; None for size, mean and deviation of the model.
+        args: Arguments of the model's constructor.
+        about: The data set; None for mean and standard deviation of the model.
 
     Raises:
         UserError: There are no validation images, or timm doesn't know the model's image size and

@@ -1,4 +1,4 @@
-"""The authors' released checkpoints as quantized models of this package."""
+"""Import of the authors' released checkpoints as quantized models of this package."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ from ofq.training.weights import layout_of, read_weights
 
 @dataclass(frozen=True)
 class Imported:
-    """A released checkpoint, imported.
+    """Imported model of a released checkpoint.
 
     Attributes:
         model: The quantized model with the checkpoint's weights and scales; it needs no
             calibration.
-        dropped: Name and reason of each tensor that has no part in the model's function.
+        dropped: Name and reason of each tensor that the model's function doesn't use.
     """
 
     model: nn.Module
     dropped: list[tuple[str, str]]
 
     def reasons(self) -> dict[str, list[str]]:
-        """The dropped tensors' names by reason."""
+        """Return the dropped tensors' names by reason."""
         groups: dict[str, list[str]] = {}
         for name, reason in self.dropped:
             groups.setdefault(reason, []).append(name)
@@ -46,12 +46,12 @@ def import_released(
     """Build a quantized model from a checkpoint in the released layout.
 
     Args:
-        path: A file as of :func:`ofq.training.weights.read_weights`, under the released names.
-        name: The timm model.
-        quantization: How the checkpoint was quantized.
+        path: A file as for :func:`ofq.training.weights.read_weights`, with the released names.
+        name: Name of the timm model.
+        quantization: The checkpoint's quantization.
         classes: Number of classes of its heads.
-        say: As of :func:`ofq.training.weights.read_weights`.
-        args: What the model's constructor gets beside.
+        say: As for :func:`ofq.training.weights.read_weights`.
+        args: Further arguments of the model's constructor.
 
     Raises:
         UserError: The file can't be read, or doesn't fit the model: tensors are missing, left

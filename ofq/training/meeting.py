@@ -1,4 +1,4 @@
-"""Let the ranks of a run find each other, within minutes or not at all."""
+"""Rendezvous of the ranks of a run, with a time limit and interruptible waits."""
 
 import os
 import socket
@@ -13,27 +13,27 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from ofq.errors import TryAgain, UserError
 
-_PATIENCE = 300.0  # seconds in which all ranks must have come
-_LOOK = 0.2  # seconds between two looks for them
+_PATIENCE = 300.0  # seconds in which all ranks must have joined
+_POLL = 0.2  # seconds between two polls for them
 _NETWORKS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 class OthersGone(TryAgain):
-    """This process can't reach the others of its run."""
+    """Error: this rank can't reach the others of its run."""
 
 
 def serve(host: str, port: int) -> TCPStore:
-    """Open the store by which ranks meet.
+    """Open the store for the rendezvous of ranks.
 
-    Where the host is the loopback interface, only this machine can connect to it; torch's own
-    listener takes every interface.
+    If the host is the loopback interface, only this machine can connect to it; torch's own
+    listener accepts connections on every interface.
 
     Args:
-        host: This machine, as the ranks name it.
-        port: Where it listens; 0 for any free port.
+        host: This machine's name for the ranks.
+        port: Port to listen on; 0 for any free port.
 
     Raises:
-        OthersGone: The port is taken.
+        OthersGone: The port is in use.
     """
     try:
         if not _loopback(host):
@@ -56,12 +56,12 @@ def join(backend: str, check: Callable[[], None]) -> None:
     """Join the process group of a run's ranks, by torchrun's environment variables.
 
     Args:
-        backend: As of ``torch.distributed.init_process_group``.
-        check: Called while this rank waits for others; raises to leave.
+        backend: As for ``torch.distributed.init_process_group``.
+        check: Called while this rank waits for others; raises to stop waiting.
 
     Raises:
         UserError: A variable is missing or isn't a number.
-        OthersGone: The others didn't come in time, or have left.
+        OthersGone: The others didn't join in time, or have ended.
     """
     rank, count, port = (_number(name) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
     host = _variable("MASTER_ADDR")
@@ -88,13 +88,13 @@ def join(backend: str, check: Callable[[], None]) -> None:
                 backend, store=store, rank=rank, world_size=count, timeout=left
             )
         except ValueError as error:
-            raise UserError(f"several processes, but {error}") from None
+            raise UserError(f"several ranks, but {error}") from None
     patient = distributed.constants.default_pg_timeout
     distributed.distributed_c10d._set_pg_timeout(patient)
 
 
 def _reached(host: str, port: int, until: float, check: Callable[[], None]) -> Store:
-    """Connect to the store; first without torch, which can't be interrupted while it tries."""
+    """Connect to the store; poll without torch, whose own connecting can't be interrupted."""
     while True:
         with suppress(OSError), socket.create_connection((host, port), timeout=1.0):
             break
@@ -108,7 +108,7 @@ def _wait(reason: str, until: float, check: Callable[[], None]) -> None:
         raise OthersGone(
             f"the ranks of this run didn't meet within {_PATIENCE / 60:g} minutes: {reason}"
         )
-    time.sleep(_LOOK)
+    time.sleep(_POLL)
 
 
 @contextmanager
@@ -120,7 +120,7 @@ def _meeting() -> Iterator[None]:
 
 
 def _name() -> str:
-    """Return what keeps a run's keys apart from others' in a store, such as an earlier start's."""
+    """Return a prefix that separates this start's keys in a store from those of other starts."""
     variables = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
     return "/".join(["ofq", *(os.environ.get(name, "0") for name in variables)])
 
@@ -135,14 +135,14 @@ def _loopback(host: str) -> bool:
 def _variable(name: str) -> str:
     value = os.environ.get(name)
     if not value:
-        raise UserError(f"several processes, but the environment variable {name} isn't set")
+        raise UserError(f"several ranks, but the environment variable {name} isn't set")
     return value
 
 
 def _number(name: str) -> int:
     value = _variable(name)
     if not value.isdecimal():
-        raise UserError(f"several processes, but {name} is {value!r}; expected a number from 0")
+        raise UserError(f"several ranks, but {name} is {value!r}; expected a number from 0")
     return int(value)
 
 

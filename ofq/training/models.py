@@ -1,4 +1,4 @@
-"""Building models by name: timm's, and this package's small ones."""
+"""Models by name: timm's, and this package's small ones."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -24,13 +24,13 @@ _DIGITS = (1, 8, 8)
 
 @register_model
 def micro_deit_patch2_8(pretrained: bool = False, **options: object) -> VisionTransformer:
-    """A DeiT for 8 × 8 grey images: patch 2, width 48, depth 4, 3 heads.
+    """Build a DeiT for 8 × 8 grey images: patch 2, width 48, depth 4, 3 heads.
 
-    Xavier linears and a position embedding of standard deviation 0.2, since timm's initial weights
-    train too slowly at this size.
+    Linear layers are initialised by Xavier's method, the position embedding with standard deviation
+    0.2, since timm's initial weights train too slowly at this size.
 
     Raises:
-        UserError: Pretrained weights are asked for; there are none.
+        UserError: Pretrained weights are requested; there are none.
     """
     if pretrained:
         raise UserError("micro_deit_patch2_8 has no pretrained weights")
@@ -52,7 +52,7 @@ def micro_deit_patch2_8(pretrained: bool = False, **options: object) -> VisionTr
 
 
 class ToyRegression(nn.Module):
-    """One row of weights, y = w·x: the least in which quantized training oscillates.
+    """Linear regression y = w·x: the smallest model in which quantized weights oscillate.
 
     Args:
         weights: Number of weights.
@@ -69,7 +69,7 @@ class ToyRegression(nn.Module):
 
 
 def toy_weights(model: str) -> int:
-    """The number of weights of ``toy_regression_N``.
+    """Return the number of weights N of ``toy_regression_N``.
 
     Raises:
         UserError: The name has another form.
@@ -83,18 +83,17 @@ def toy_weights(model: str) -> int:
 def build(
     name: str, classes: int, drop_path: float = 0.0, args: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """A full-precision model with fresh weights.
+    """Build a full-precision model with fresh weights.
 
     Args:
-        name: timm's, or one of this package.
+        name: Name of a model of timm or of this package.
         classes: Number of classes.
-        drop_path: Highest rate of stochastic depth; timm's own defaults, such as Swin's 0.1, don't
-            count.
-        args: What its constructor gets beside, such as ``img_size``.
+        drop_path: Highest rate of stochastic depth; overrides timm's defaults, such as Swin's 0.1.
+        args: Further arguments of its constructor, such as ``img_size``.
 
     Raises:
-        UserError: Neither timm nor this package has a model of this name, it has no paths to drop,
-            or doesn't take these arguments.
+        UserError: Neither timm nor this package has a model of this name, it has no stochastic
+            depth, or doesn't take these arguments.
     """
     if name.startswith(_TOY):
         if drop_path:
@@ -109,7 +108,7 @@ def build(
         )
     except UserError:
         raise
-    except Exception as error:  # each architecture raises its own, for what it doesn't take
+    except Exception as error:  # each architecture raises its own errors for invalid arguments
         reason = str(error).partition("\n")[0]
         raise UserError(f"timm's {name} can't be built for this: {reason}") from None
 
@@ -135,22 +134,21 @@ def check(
     drop_path: float = 0.0,
     args: Mapping[str, Any] | None = None,
 ) -> None:
-    """Refuse a model that can't be built, quantized as wanted, or fed with a data set.
+    """Refuse a model that can't be built, quantized as configured, or used with a data set.
 
-    The model is built and quantized without memory for its weights, on torch's meta device, which
+    The model is built and quantized on torch's meta device, without memory for its weights, which
     takes some 0.1 s.
 
     Args:
-        name: As of :func:`build`.
-        ways: How it is to be quantized, in each of some ways, and what says so, for the error.
-        source: What names the model, for the error.
-        dataset: A data set that comes with the package; None, or another one, for any size of
-            images.
-        drop_path: As of :func:`build`.
-        args: As of :func:`build`.
+        name: As for :func:`build`.
+        ways: Quantizations of the model, each after its place in the config, for errors.
+        source: Place of the model's name in the config, for errors.
+        dataset: A data set of this package; None, or another one, for any size of images.
+        drop_path: As for :func:`build`.
+        args: As for :func:`build`.
 
     Raises:
-        UserError: It names the part that can't be quantized, or what isn't allowed.
+        UserError: Names the part that can't be quantized, or the value that isn't allowed.
     """
     try:
         model = _draft(name, drop_path, args)
@@ -168,7 +166,7 @@ def check(
 
 
 def _check_inputs(model: nn.Module, dataset: str) -> None:
-    """Refuse a model that doesn't take what a data set gives."""
+    """Refuse a model that doesn't take the inputs of a data set."""
     if isinstance(model, ToyRegression) != (dataset == "toy_regression"):
         allowed = f"{_TOY}N" if dataset == "toy_regression" else "a classifier of images"
         raise UserError(f"can't be trained on {dataset}; allowed: {allowed}")
@@ -183,7 +181,7 @@ def _check_inputs(model: nn.Module, dataset: str) -> None:
 
 
 def _draft(name: str, drop_path: float, args: Mapping[str, Any] | None) -> nn.Module:
-    """Build a model on the meta device; really, if it needs numbers to be built."""
+    """Build a model on the meta device; on the CPU, if its construction needs values."""
     try:
         with torch.device("meta"):
             return build(name, 2, drop_path, args)
@@ -202,14 +200,14 @@ def _check_way(model: nn.Module, way: Quantization) -> None:
         make_weight_quantizer(way.weight_quantizer, bits[0], torch.eye(8), way.options)
     except UserError:
         raise
-    except Exception:  # one of the user's own may need a weight of another shape than this
+    except Exception:  # a user's quantizer may need a weight of another shape
         return
 
 
 def from_hub(
     name: str, classes: int, drop_path: float = 0.0, args: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """A full-precision model with the weights that timm's hub has for it; as :func:`build`.
+    """Build a full-precision model with the weights of timm's hub; arguments as :func:`build`.
 
     Raises:
         UserError: There is no such model, it has no weights for so many classes, or they can't be
@@ -220,7 +218,7 @@ def from_hub(
     if about is None:
         raise UserError(f"{name} has no pretrained weights; give a local file as 'pretrained'")
     if about.num_classes != classes:
-        # timm would start the head anew, and an untrained head must neither start nor teach a run
+        # timm would initialise a new head, and no run or teacher may start from an untrained one
         raise UserError(
             f"timm's weights of {name} are for {about.num_classes} classes, the data set has "
             f"{classes}; give a local file as 'pretrained'"
@@ -262,7 +260,7 @@ def _check_name(name: str) -> None:
 
 
 def quantized(model: nn.Module, wanted: Quantization) -> nn.Module:
-    """A quantized copy of a model, as a config says.
+    """Return a copy of a model quantized by a config.
 
     Raises:
         UserError: The module that registers the method's weight quantizer can't be imported, or
@@ -276,7 +274,7 @@ def quantized(model: nn.Module, wanted: Quantization) -> nn.Module:
 
 
 def _arguments(wanted: Quantization) -> tuple[tuple[int, int], dict[str, Any]]:
-    """Return the bits and the options of :func:`ofq.quantize` that a config says."""
+    """Return bits and options for :func:`ofq.quantize` from a config."""
     return parse_bits(wanted.bits), {
         "options": wanted.options,
         "activation_quantizer": wanted.activation_quantizer,

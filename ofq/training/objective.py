@@ -1,4 +1,4 @@
-"""What is minimized, and what is measured on the test set."""
+"""Objectives: training losses, and measures on the test set."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ _FIVE = 5
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """Result of an evaluation.
 
     Attributes:
         measures: Measures by name: ``top1`` and ``top5`` in percent, ``loss``, and the counts
             ``correct`` and ``images``, as far as the objective has them.
-        correct: Which examples are right, (examples,) in the data set's order; None where there is
-            no right and wrong.
+        correct: Whether each example is classified correctly, (examples,) in the data set's order;
+            None for a regression.
     """
 
     measures: dict[str, float]
@@ -37,11 +37,11 @@ class Evaluation:
 
 
 class Objective(Protocol):
-    """A loss, and the measures that go with it.
+    """A training loss, and the measures of its evaluation.
 
     Attributes:
-        primary: The measure that tables show: ``top1`` or ``loss``.
-        teacher: The model that answers during training; None without one.
+        primary: The measure in tables: ``top1`` or ``loss``.
+        teacher: The teacher that runs during training; None without one.
     """
 
     primary: str
@@ -53,9 +53,9 @@ class Objective(Protocol):
         """Return the training loss of one batch, a scalar.
 
         Args:
-            outputs: The model's: logits (B, classes), or class and distillation logits.
-            labels: As of :class:`~ofq.training.data.source.Batch`.
-            teacher_logits: (B, classes), where a teacher answers.
+            outputs: The model's outputs: logits (B, classes), or class and distillation logits.
+            labels: As for :class:`~ofq.training.data.source.Batch`.
+            teacher_logits: (B, classes); None without a teacher.
         """
 
     def evaluate(
@@ -76,13 +76,13 @@ class Classification:
     def loss(
         self, outputs: Outputs, labels: Tensor, teacher_logits: Tensor | None = None
     ) -> Tensor:
-        """Return the mean cross-entropy; of a distilled model, with the class head."""
+        """Return the mean cross-entropy, for a distilled model that of the class head."""
         return F.cross_entropy(widened(_class_logits(outputs)), labels)
 
     def evaluate(
         self, model: nn.Module, batches: Iterable[Batch], group: SingleProcess = SINGLE_PROCESS
     ) -> Evaluation:
-        """Measure ``top1``, ``loss``, ``correct``, ``images`` and, of five classes, ``top5``."""
+        """Measure ``top1``, ``loss``, ``correct``, ``images`` and, from five classes, ``top5``."""
         classes = 0
         marks: list[Tensor] = []
         sums = _Sums(group, "correct", "among_five", "loss", "images")
@@ -112,13 +112,13 @@ class Classification:
 
 
 class Distillation(Classification):
-    """Hard labels and a teacher, equally weighted (released code, ``KDLossSoftandHard``).
+    """Loss from hard labels and a teacher, equally weighted (released code, ``KDLossSoftandHard``).
 
     CE(distillation logits, softmax(teacher)) + CE(class logits, label) at temperature 1, without
     smoothing; with one head both terms use it.
 
     Args:
-        teacher: The full-precision model; None if batches carry its logits.
+        teacher: The full-precision model; None if batches include its logits.
     """
 
     def __init__(self, teacher: Teacher | None) -> None:
@@ -133,7 +133,7 @@ class Distillation(Classification):
 
 
 class Regression:
-    """Mean squared error."""
+    """Mean squared error, for training and evaluation."""
 
     primary = "loss"
     teacher: Teacher | None = None
@@ -173,10 +173,10 @@ def distillation_loss(outputs: Outputs, labels: Tensor, teacher_logits: Tensor) 
 
 
 def _in_order(marks: list[Tensor], group: SingleProcess) -> NDArray[np.bool_]:
-    """All processes' marks, batch by batch, in each of them the first process's part first.
+    """Return the marks of all ranks in the data set's order: by batch, then by rank.
 
-    A process has no part in a last batch with fewer examples than processes; so the lists differ
-    in length by one at most.
+    Some ranks have no part in a last batch with fewer examples than ranks, so the lists differ in
+    length by at most one.
     """
     lists = group.all_gather_object([batch.cpu().numpy() for batch in marks])
     parts = [part for batch in zip_longest(*lists) for part in batch if part is not None]
@@ -184,11 +184,11 @@ def _in_order(marks: list[Tensor], group: SingleProcess) -> NDArray[np.bool_]:
 
 
 class _Sums:
-    """Named sums over the batches of all processes, in float64 on the device.
+    """Named sums over the batches of all ranks, in float64 on the device.
 
     Args:
-        group: This process.
-        names: Of the sums.
+        group: The process group.
+        names: Names of the sums.
     """
 
     def __init__(self, group: SingleProcess, *names: str) -> None:
@@ -202,13 +202,13 @@ class _Sums:
             self._sums[name] += value
 
     def total(self) -> dict[str, float]:
-        """The sums; waits for the device."""
+        """Return the sums over all ranks; waits for the device."""
         sums = self._group.all_reduce_sum(torch.stack(list(self._sums.values())))
         return dict(zip(self._sums, sums.tolist(), strict=True))
 
 
 class _evaluating:
-    """Eval mode without gradients, then back to the mode before."""
+    """Context of eval mode without gradients, which restores the previous mode."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

@@ -1,4 +1,4 @@
-"""Optimizer and learning-rate schedule of a stage, both timm's."""
+"""Optimizer and learning-rate schedule of a stage, both from timm."""
 
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
@@ -10,10 +10,10 @@ from ofq.quantization import WeightQuantizer
 
 
 def make_optimizer(model: nn.Module, training: Training, scale_lr: float = 1.0) -> Optimizer:
-    """AdamW or SGD; no decay for one-dimensional parameters and embeddings.
+    """Create AdamW or SGD, without decay for one-dimensional parameters and embeddings.
 
     Args:
-        model: What it trains.
+        model: The model.
         training: The stage's hyperparameters.
         scale_lr: Factor on the learning rate of learned weight scales.
     """
@@ -45,7 +45,7 @@ def make_optimizer(model: nn.Module, training: Training, scale_lr: float = 1.0) 
 
 
 def make_schedule(optimizer: Optimizer, training: Training) -> CosineLRScheduler:
-    """Linear warm-up, a cosine from ``lr`` to ``min_lr``, the cooldown; epoch by epoch."""
+    """Create the schedule by epochs: linear warm-up, cosine from ``lr`` to ``min_lr``, cooldown."""
     return CosineLRScheduler(
         optimizer,
         t_initial=training.epochs - training.cooldown_epochs,

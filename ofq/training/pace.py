@@ -1,4 +1,4 @@
-"""How long the parts of training take; so, when to save, and what still fits into the time left."""
+"""Durations of the parts of training, to decide when to save and when to stop."""
 
 import math
 import time
@@ -8,19 +8,19 @@ from typing import Literal
 
 Part = Literal["step", "evaluation", "save"]
 
-_MARGIN = 1.5  # on what a part took, since the next one may take longer
-_MEMORY = 0.9  # of a part's longest time, from one time to the next
+_MARGIN = 1.5  # factor on a part's duration, since the next one may take longer
+_MEMORY = 0.9  # factor on a part's longest duration at each new measurement
 
 
 class Pace:
-    """Measures steps, evaluations and saves, by a clock that doesn't jump.
+    """Measurement of steps, evaluations and saves by a monotonic clock.
 
     Args:
         save_every: Seconds between checkpoints.
-        deadline: When to have left, by ``time.monotonic``; None for any time.
+        deadline: Time by which training must have ended, by ``time.monotonic``; None for no limit.
 
     Attributes:
-        seconds: What each part takes: the longest of the last times, older ones counting less.
+        seconds: Duration of each part: the longest measured, with older ones decaying.
     """
 
     def __init__(self, save_every: float = math.inf, deadline: float | None = None) -> None:
@@ -32,7 +32,7 @@ class Pace:
 
     @contextmanager
     def measure(self, part: Part) -> Iterator[None]:
-        """Measure a part that is done now."""
+        """Measure the part that runs in the body of the ``with`` statement."""
         began = time.monotonic()
         yield
         now = time.monotonic()
@@ -43,17 +43,17 @@ class Pace:
             self._moved = True
 
     def save_due(self) -> bool:
-        """Whether the last checkpoint is old enough for another."""
+        """Return whether the next checkpoint is due."""
         return time.monotonic() - self._saved_at > self.save_every
 
     def postpone(self) -> None:
-        """Let the next checkpoint be due later, since this one couldn't be saved."""
+        """Postpone the next checkpoint, since this one couldn't be saved."""
         self._saved_at = time.monotonic()
 
     def fits(self, part: Part) -> bool:
-        """Whether a part and a save after it still fit into the time left.
+        """Return whether a part and a save after it still fit into the time left.
 
-        True until something was done, so that every attempt moves on.
+        True until a step or evaluation is done, so that every attempt makes progress.
         """
         needed = _MARGIN * (self.seconds[part] + self.seconds["save"])
         return not self._moved or time.monotonic() + needed < self.deadline

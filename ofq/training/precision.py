@@ -1,4 +1,4 @@
-"""What products are computed in: autocast, by the names that recipes use."""
+"""Precision of products: autocast and loss scaling, by the names in recipes."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -11,11 +11,13 @@ _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def casting(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Compute products in a precision; parameters, sums over a batch and losses stay float32.
+    """Return a context that computes products in a precision.
+
+    Parameters, sums over a batch and losses stay float32.
 
     Args:
-        precision: Its name; ``fp32`` casts nothing.
-        device: Where they are computed.
+        precision: Name of the precision; ``fp32`` casts nothing.
+        device: Device of the computation.
     """
     if precision == "fp32":
         return nullcontext()
@@ -23,18 +25,18 @@ def casting(precision: Precision, device: torch.device) -> AbstractContextManage
 
 
 def loss_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
-    """What scales losses so that gradients of half precision don't vanish; in others, nothing does.
+    """Return a scaler of losses against vanishing float16 gradients; disabled otherwise.
 
     It skips a step whose gradients overflow, and scales less from then on. With a fused optimizer
     it never waits for the device.
 
     Args:
-        precision: What products are computed in.
-        device: Where.
+        precision: Precision of products.
+        device: Device of the computation.
     """
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """A tensor of half precision in float32; any other as it is."""
+    """Convert a tensor of half precision to float32; return any other unchanged."""
     return tensor.float() if tensor.dtype in _TYPES.values() else tensor

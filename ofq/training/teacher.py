@@ -1,4 +1,4 @@
-"""The full-precision teacher: its answers, what they cost, and answers that are kept in a file."""
+"""Full-precision teacher: its logits, their cost, and their cache on disk."""
 
 import time
 from collections.abc import Callable
@@ -22,17 +22,17 @@ _BATCH = 256
 
 
 class Teacher:
-    """A model in eval mode that answers without gradients, in a precision of its own.
+    """Teacher model in eval mode, run without gradients in a precision of its own.
 
     Args:
-        model: The full-precision model, on its device; a distilled one answers with the mean of its
-            heads, as it does in evaluation.
-        precision: What its products are computed in.
-        captured: Whether its blocks are compiled and its kernels captured (:class:`Graph`); needs a
+        model: The full-precision model, on its device; the logits of a distilled one are the mean
+            of its heads, as in evaluation.
+        precision: Precision of its products.
+        captured: Whether to compile its blocks and capture its kernels (:class:`Graph`); needs a
             GPU, and inputs of one shape.
 
     Attributes:
-        clock: What its answers cost.
+        clock: Device time of its forward passes.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Teacher:
             self._run = Graph(self._logits)
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """Logits (B, classes) in float32."""
+        """Return logits (B, classes) in float32."""
         self.clock.begin(inputs.device)
         logits = self._run(inputs)
         self.clock.end()
@@ -60,14 +60,13 @@ class Teacher:
 
 
 class Clock:
-    """Measures the device's time for something that happens often, without waiting for it.
+    """Measurement of the device time of repeated calls, without waiting for the device.
 
-    On a GPU one call at a time is under measurement; calls that come before it is done aren't
-    measured.
+    On a GPU one call at a time is measured; calls made before it has finished aren't measured.
 
     Attributes:
-        seconds: Of all measured calls.
-        calls: Their number.
+        seconds: Total time of the measured calls.
+        calls: Number of measured calls.
     """
 
     def __init__(self) -> None:
@@ -77,7 +76,7 @@ class Clock:
         self._events: list[torch.cuda.Event] = []
 
     def begin(self, device: torch.device) -> None:
-        """A call begins, on a device."""
+        """Mark the beginning of a call on a device."""
         if device.type == "cpu":
             self._began = time.perf_counter()
             return
@@ -89,14 +88,14 @@ class Clock:
             self._events = [_event()]
 
     def end(self) -> None:
-        """It ends."""
+        """Mark the end of the call."""
         if self._began is not None:
             self._count(time.perf_counter() - self._began)
         elif len(self._events) == 1:
             self._events.append(_event())
 
     def mean(self) -> float | None:
-        """Seconds per call; None if none was measured."""
+        """Return seconds per call; None if none was measured."""
         return self.seconds / self.calls if self.calls else None
 
     def _count(self, seconds: float) -> None:
@@ -113,24 +112,24 @@ def _event() -> torch.cuda.Event:
 def cached_teacher_logits(
     file: Path, teacher: Teacher, data: Source, group: SingleProcess, stop: StopRequest
 ) -> numpy.ndarray:
-    """A teacher's logits on all training examples, from a file, which is made if it isn't there.
+    """Load cached teacher logits on all training examples; compute the file if it doesn't exist.
 
-    The first process makes it; the others wait.
+    Rank 0 computes it; the others wait.
 
     Args:
-        file: Where they are kept, float32 (examples, classes); its name must tell teacher, data and
-            precision apart.
+        file: The cache, float32 (examples, classes); its name must identify teacher, data and
+            precision.
         teacher: The teacher.
-        data: What it answers on; each example must be the same in every epoch.
-        group: This process.
-        stop: Looked at after every batch.
+        data: The training data; each example must be equal in every epoch.
+        group: The process group.
+        stop: Stop request, checked after every batch.
 
     Returns:
-        The logits, read from the disk as they are needed.
+        The logits, memory-mapped.
 
     Raises:
         Interrupted: A stop is requested.
-        UserError: The file holds something else.
+        UserError: The file has another content.
     """
     if group.rank == 0 and not file.exists():
         batches = until(stop, data.in_order(_BATCH))
@@ -139,15 +138,15 @@ def cached_teacher_logits(
         write_file(file, lambda temporary: _save(numpy.concatenate(logits), temporary))
     group.barrier()
     try:
-        answers = numpy.load(file, mmap_mode="c")  # a copy of what is written to: nothing is
-        fits = answers.dtype == numpy.float32 and answers.shape == (data.examples, data.classes)
-    except (ValueError, EOFError):  # cut short, or of another kind
+        cached = numpy.load(file, mmap_mode="c")  # torch warns of read-only arrays
+        fits = cached.dtype == numpy.float32 and cached.shape == (data.examples, data.classes)
+    except (ValueError, EOFError):  # truncated, or of another format
         fits = False
     if not fits:
         raise UserError(f"{file}: not the teacher's answers on these images; remove it")
-    return answers
+    return cached
 
 
 def _save(logits: numpy.ndarray, path: Path) -> None:
-    with path.open("wb") as stream:  # by its name, NumPy would give the file another suffix
+    with path.open("wb") as stream:  # given a path, NumPy would append a suffix
         numpy.save(stream, logits)

@@ -1,4 +1,4 @@
-"""The training loop, from calibration or a checkpoint to the last epoch."""
+"""Training loop of a stage, from a calibrated model or a checkpoint to the last epoch."""
 
 import random
 import time
@@ -36,66 +36,65 @@ from ofq.training.probes import Probes, Table
 
 
 class Observer(Protocol):
-    """What training reports to; the one seam to records and progress bars."""
+    """Receiver of training's reports; the only interface to records and progress bars."""
 
     def begin(self, done: int | None, total: int, recorded: int) -> None:
-        """Training starts, or goes on where a checkpoint was taken; later records are void.
+        """Report that training starts or resumes; records after ``recorded`` are void.
 
         Args:
-            done: Steps already made; None at the very start.
-            total: Steps of the whole run.
-            recorded: The step of the last epoch that was reported before the checkpoint; -1 for
-                none.
+            done: Number of steps done; None at the start of the run.
+            total: Number of steps of the whole run.
+            recorded: Step of the last epoch that was reported before the checkpoint; -1 for none.
         """
 
     def step(self, step: int) -> None:
-        """An optimizer step was made."""
+        """Report an optimizer step."""
 
     def epoch(self, metrics: dict[str, Any], layers: list[dict[str, Any]]) -> None:
-        """An epoch ended (or, as epoch 0, none has begun)."""
+        """Report the end of an epoch; epoch 0 is the state before the first step."""
 
     def recorded(self, table: Table, rows: list[dict[str, Any]]) -> None:
-        """What was recorded over one epoch for a table."""
+        """Report the rows that probes recorded over an epoch for a table."""
 
     def saved(self, step: int) -> None:
-        """A checkpoint was saved."""
+        """Report that a checkpoint was saved."""
 
     def warn(self, text: str) -> None:
-        """Something went wrong that a person should know of; training goes on."""
+        """Report a fault that training survives."""
 
 
 class Silence:
-    """An observer that does nothing, for processes beside the first one."""
+    """Observer that ignores all reports, for ranks 1 to N - 1."""
 
     def begin(self, done: int | None, total: int, recorded: int) -> None:
-        """See :class:`Observer`, as all of these."""
+        """Ignore the start of training."""
 
     def step(self, step: int) -> None:
-        """Nothing."""
+        """Ignore a step."""
 
     def epoch(self, metrics: dict[str, Any], layers: list[dict[str, Any]]) -> None:
-        """Nothing."""
+        """Ignore an epoch."""
 
     def recorded(self, table: Table, rows: list[dict[str, Any]]) -> None:
-        """Nothing."""
+        """Ignore rows of probes."""
 
     def saved(self, step: int) -> None:
-        """Nothing."""
+        """Ignore a checkpoint."""
 
     def warn(self, text: str) -> None:
-        """Nothing."""
+        """Ignore a warning."""
 
 
 @dataclass
 class Session:
-    """What surrounds a training.
+    """Environment of a training.
 
     Attributes:
-        observer: Who hears of it.
-        checkpoints: Where state is kept, and looked for at the start.
-        stop: Looked at after every step.
-        pace: When to save, and when to leave.
-        group: This process among those of the run.
+        observer: Receiver of its reports.
+        checkpoints: Store of its state, from which it resumes.
+        stop: Stop request, checked after every step.
+        pace: Decides when to save and when to stop for the time limit.
+        group: Process group of the run.
     """
 
     observer: Observer = field(default_factory=Silence)
@@ -106,20 +105,20 @@ class Session:
 
 
 class Trainer:
-    """Trains one model for one stage, in one process or several.
+    """Training of one model for one stage, on one rank or several.
 
-    Several processes hold the same weights and do the same, each on its part of every batch; what
-    one of them can't know, such as a signal that another one got, they agree on between two steps.
+    All ranks hold the same weights and run the same steps, each on its part of every batch. They
+    exchange between two steps what only one of them knows, such as a signal that it received.
 
     Args:
-        model: The model, on the process's device; a quantized one is calibrated.
-        data: What it trains on.
-        objective: What it minimizes.
-        techniques: What is done about oscillation around each step, in this order.
+        model: The model, on the rank's device; a quantized one is calibrated.
+        data: The data set.
+        objective: The training loss and the measures.
+        techniques: Techniques against oscillation, applied around each step in this order.
         training: The stage's hyperparameters.
-        session: What surrounds it.
+        session: Observer, checkpoints, stop request, pace and process group.
         scale_lr: Factor on the learning rate of learned weight scales.
-        passes: Forward and backward passes that a process's part of a batch is split into.
+        passes: Number of forward and backward passes that a rank's part of a batch is split into.
         compiled: Whether the model's blocks, techniques and the tracker are compiled.
         tracked: Whether oscillation is tracked.
     """
@@ -170,17 +169,17 @@ class Trainer:
         self.correct: NDArray[np.bool_] | None = None  # of the last evaluation
 
     def train_step(self, batch: Batch) -> None:
-        """Make one optimizer step on a whole batch, of which this process has a part.
+        """Make one optimizer step on this rank's part of a batch.
 
-        Nothing here waits for the device.
+        Doesn't wait for the device.
         """
         progress = self.step / self.total_steps
         teacher = self.objective.teacher
         if teacher is not None:
-            answers = [teacher.logits(part.inputs) for part in batch.chunk(self.passes)]
-            batch = batch._replace(teacher_logits=torch.cat(answers))
+            logits = [teacher.logits(part.inputs) for part in batch.chunk(self.passes)]
+            batch = batch._replace(teacher_logits=torch.cat(logits))
         loss = self._forward_backward(batch, progress)
-        # each process's part counts alike, and all of them judge the loss alike
+        # parts have equal weight; the loss is reduced too, so that all ranks judge it alike
         self.group.all_reduce_mean([loss, *gradients(self.model)])
         self.probes.before_step(self.step + 1)
         self._update(progress)
@@ -190,7 +189,7 @@ class Trainer:
         self.watch.observe(loss, self.step)
 
     def _forward_backward(self, batch: Batch, progress: float) -> Tensor:
-        """Leave the gradients of the mean loss over this process's part; return that loss."""
+        """Compute the gradients of the mean loss over this rank's part; return that loss."""
         self.optimizer.zero_grad(set_to_none=True)
         mean = torch.zeros((), device=self.group.device)
         for inputs, labels, teacher_logits in batch.chunk(self.passes):
@@ -203,7 +202,7 @@ class Trainer:
         return mean
 
     def _update(self, progress: float) -> None:
-        """Step the optimizer by these gradients, under the techniques; look at the new codes."""
+        """Step the optimizer under the techniques, and track the oscillation of the new codes."""
         for technique in self.techniques:
             technique.before_step(progress)
         self.scaler.step(self.optimizer)
@@ -214,7 +213,7 @@ class Trainer:
             self.tracker.update()
 
     def _renew(self) -> None:
-        """Learning rates have changed, or state was loaded."""
+        """Prepare for changed learning rates or loaded state; does nothing here."""
 
     def run(self) -> dict[str, Any]:
         """Train to the end, from the newest checkpoint if there is one.
@@ -223,9 +222,9 @@ class Trainer:
             The last epoch's metrics.
 
         Raises:
-            Interrupted: A stop was requested, or the time is up; the state is saved.
-            TryAgain: Its surroundings stopped it (:func:`ofq.training.compile.interruptible`).
-            BadNumbers: Training can't go on; the last checkpoint is from before that.
+            Interrupted: A stop was requested, or the time limit reached; the state is saved.
+            TryAgain: A compiler was killed (:func:`ofq.training.compile.interruptible`).
+            BadNumbers: The numbers are invalid; the last checkpoint is from before that.
         """
         resumed = self.group.broadcast_object(self.checkpoints.load())
         if resumed is not None:
@@ -254,7 +253,7 @@ class Trainer:
         return Probes(self.model, settings, self.training.epochs, self.steps_per_epoch)
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
-        """What remains of an epoch's batches; epochs count from 1, and epoch 0 has none."""
+        """Yield the remaining batches of an epoch; epochs count from 1, and epoch 0 has none."""
         if epoch:
             self.model.train()
             self.schedule.step(epoch - 1)
@@ -264,7 +263,7 @@ class Trainer:
             yield from self.data.train_batches(epoch - 1, batch_size, first, self.group)
 
     def _finish_epoch(self, epoch: int) -> None:
-        """Evaluate and report after an epoch; after none, the model as it is at the start."""
+        """Evaluate and report after an epoch; for epoch 0, the model before the first step."""
         self._check_numbers()
         try:
             precise = casting(self.training.precision, self.group.device)
@@ -300,7 +299,7 @@ class Trainer:
             self._pause("step")
 
     def _pause(self, coming: Part) -> None:
-        """Between two parts of training: save if it is time to, and leave if it must be."""
+        """Save if a checkpoint is due, and stop if requested or out of time, on all ranks alike."""
         cause = self.stop.cause
         if cause is None and not self.pace.fits(coming):
             cause = "the time limit"
@@ -317,18 +316,18 @@ class Trainer:
                 self.pace.postpone()
 
     def _check_numbers(self) -> None:
-        """Raise if training has met numbers that it can't go on with; waits for the device."""
+        """Raise :class:`BadNumbers` for invalid losses or weights; waits for the device."""
         step = self.watch.first_bad_step()
         if step is not None:
             raise self._diagnosis(step)
-        found = first_bad_parameter(self.model) or zero_variance(self.model)
-        if found is not None:
-            raise BadNumbers(self.step, *found)
+        fault = first_bad_parameter(self.model) or zero_variance(self.model)
+        if fault is not None:
+            raise BadNumbers(self.step, *fault)
 
     def _diagnosis(self, step: int) -> BadNumbers:
-        """What made a step's loss bad: found by training up to it again from the last checkpoint.
+        """Return the cause of a step's bad loss, found by repeating it from the last checkpoint.
 
-        By now the bad loss has spoilt all weights, so that they tell nothing.
+        The current weights show no cause, since the bad loss has made all of them invalid.
         """
         good = self.group.broadcast_object(self.checkpoints.load())
         unknown = BadNumbers(step, "", "the loss isn't finite")
@@ -339,11 +338,11 @@ class Trainer:
         while True:
             for batch in self._batches(epoch):
                 if self.step == step - 1:
-                    found = first_bad_parameter(self.model) or first_bad_output(
+                    fault = first_bad_parameter(self.model) or first_bad_output(
                         self.model, batch.inputs
                     )
-                    anyones = next(filter(None, self.group.all_gather_object(found)), None)
-                    return BadNumbers(step, *anyones) if anyones else unknown
+                    first = next(filter(None, self.group.all_gather_object(fault)), None)
+                    return BadNumbers(step, *first) if first else unknown
                 if self.group.agree(self.stop.cause, save=False)[0] is not None:
                     return unknown
                 self.train_step(batch)
@@ -371,7 +370,7 @@ class Trainer:
         try:
             with self.pace.measure("save"):
                 self.checkpoints.save(self.step, state)
-        finally:  # a scheduler may end all processes once one has left
+        finally:  # a scheduler may end all ranks once one has ended
             self.group.barrier()
         self.stop.checkpoint = False
         self.observer.saved(self.step)
@@ -394,7 +393,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state.get("scaler", {}))  # older checkpoints have none
-        # older checkpoints have the state of the one technique that there could be
+        # older checkpoints have the state of the only technique
         saved = state["techniques"] if "techniques" in state else [state["stepper"]]
         for technique, own in zip(self.techniques, saved, strict=False):
             technique.load_state_dict(own)
@@ -402,20 +401,20 @@ class Trainer:
             self.tracker.load_state_dict(state["tracker"])
         self.loss_sum.copy_(state["loss_sum"])
         self.metrics = state["metrics"]
-        # as the run began, whatever its recipe says by now
+        # as when the run began, even if its recipe has changed
         self.probes = self._make_probes(ProbeConfig(**state["recordings"]["settings"]))
         self.probes.load_state_dict(state["recordings"]["state"])
         self.pace.seconds = state["seconds"]
         self.watch.reset()
         self._renew()
-        if self.group.rank < len(state["rng"]):  # else it goes on from its own seed
+        if self.group.rank < len(state["rng"]):  # else it continues from its own seed
             _set_rng_state(state["rng"][self.group.rank], self.group.device)
 
 
 class GraphedTrainer(Trainer):
-    """A trainer on a GPU whose step is two CUDA graphs; its techniques are capturable.
+    """Trainer on a GPU whose step is two CUDA graphs; all techniques must be capturable.
 
-    All batches have one shape.
+    All batches must have one shape.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -432,7 +431,7 @@ class GraphedTrainer(Trainer):
         self._update_graph()
 
     def _renew(self) -> None:
-        """Capture the update anew: rates are numbers in Python, and loaded state lies elsewhere."""
+        """Capture the update again: rates are Python numbers, and loaded state has new memory."""
         self._update_graph.forget()
 
     def _captured_backward(self, *batch: Tensor) -> Tensor:
@@ -440,13 +439,13 @@ class GraphedTrainer(Trainer):
 
     def _captured_update(self) -> None:
         for group in self.optimizer.param_groups:
-            if "capturable" in group:  # a fused AdamW is in any case, but torch wants to be told
+            if "capturable" in group:  # a fused AdamW always is, but torch checks the flag
                 group["capturable"] = capturing()
         super()._update(progress=0.0)
 
 
 def _by_role(parts: list[Oscillation]) -> dict[str, float]:
-    """Oscillation figures of the whole model, and the oscillation rate of each role."""
+    """Return oscillation measures of the whole model, and the oscillation rate of each role."""
     if not parts:
         return {}
     roles = dict.fromkeys(part.role for part in parts)

@@ -1,4 +1,4 @@
-"""Reading and writing weights: safetensors, and the files that ``torch.save`` makes."""
+"""Weights files: reads safetensors and files of ``torch.save``, writes safetensors."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ _PACKED = "ofq"  # in the metadata of a packed model
 _RELEASED = (".clip_val", ".input_quant_fn.s", ".lsqw_fn.s")
 _ALLOWED = "allowed: weights as .safetensors, or as torch.save writes a state dict (.pth, .pt)"
 _LARGEST_HEADER = 100_000_000  # bytes, as safetensors has it
-_HEAD = 512  # bytes that tell the kind of a file
+_HEAD = 512  # bytes that identify the kind of a file
 _LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # torch.save before its zip files
 _TEXT = frozenset({*range(32, 127), *b"\t\n\r"})
 _STARTS = {
@@ -48,7 +48,7 @@ _STARTS = {
     b"%PDF": "a PDF document",
     b"\x7fELF": "a program",
 }
-"""How files begin that are taken for weights by mistake."""
+"""First bytes of files that users mistake for weights, with their descriptions."""
 _DATA = "ofq.data"
 _COMPILED = re.compile(r"(?<![^.])_orig_mod\.")
 _PARALLEL = re.compile(r"^(module\.)+")
@@ -60,14 +60,13 @@ def read_weights(path: Path, say: Callable[[str], None] = lambda text: None) -> 
     Args:
         path: A ``.safetensors`` file, or one made by ``torch.save``: a plain state dict, or a
             mapping that holds one as ``state_dict_ema``, ``model_ema``, ``state_dict`` or
-            ``model``; of several the first one of these is taken, as timm does. ``module.`` at the
-            beginning of names and ``_orig_mod.`` anywhere in them are taken off.
-        say: Told, in a line, which of several is taken.
+            ``model``; of several the first of these is read, as by timm. ``module.`` at the
+            beginning of names and ``_orig_mod.`` anywhere in them are removed.
+        say: Called with a line if there are several, which names the one read.
 
     Raises:
-        UserError: The file is missing, damaged or of another kind, which the message names; it
-            holds no state dict; or it holds objects that can't be loaded without running code of
-            the file's own.
+        UserError: The file is missing, damaged or of another kind, which the message names; it has
+            no state dict; or it has objects that can't be loaded without running its code.
     """
     check_weights_file(path)
     weights = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path, say)
@@ -90,10 +89,10 @@ def check_weights_file(path: Path) -> None:
     """Refuse a file that isn't one of weights, by its first bytes.
 
     Args:
-        path: As of :func:`read_weights`.
+        path: As for :func:`read_weights`.
 
     Raises:
-        UserError: It is missing, empty or cut off, or of the kind that the message names.
+        UserError: It is missing, empty or truncated, or of another kind, which the message names.
     """
     if path.is_dir():
         raise UserError(f"{path}: a folder; {_ALLOWED}")
@@ -112,11 +111,12 @@ def check_weights_file(path: Path) -> None:
 
 
 def _kind_of(path: Path, head: bytes) -> str | None:
-    """Name what a file is instead of weights under this name; None for weights."""
+    """Describe a file that isn't one of weights; None for one of weights."""
     if not head:
         return "an empty file"
     size = int.from_bytes(head[:8], "little")
-    if head[8:9] == b"{" and size <= _LARGEST_HEADER:  # first, as a size may look like any start
+    # checked first, since a size may equal any of the starts below
+    if head[8:9] == b"{" and size <= _LARGEST_HEADER:
         if path.suffix != ".safetensors":
             return "a safetensors file by its content (rename it to .safetensors)"
         missing = 8 + size - path.stat().st_size
@@ -159,7 +159,7 @@ def _kind_of_zip(path: Path) -> str | None:
 
 
 def _damage(archive: zipfile.ZipFile, data: str) -> str | None:
-    """Name the first record whose checksum is wrong; torch itself looks at none."""
+    """Name the first record with a wrong checksum; torch itself checks none."""
     try:
         archive.read(data)
     except zipfile.BadZipFile:  # damaged, or saved without checksums, which torch can do
@@ -173,7 +173,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as file:
             packed = _PACKED in (file.metadata() or {})
         weights = load_file(path)
-    except Exception as error:  # damaged bytes end in any of them
+    except Exception as error:  # damaged bytes can raise anything
         raise UserError(
             f"{path}: not a readable safetensors file, cut off or damaged: {_brief(error)}"
         ) from None
@@ -185,7 +185,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def layout_of(names: Iterable[str]) -> str | None:
-    """Name the layout of weights whose tensors have these names, if it is a known one."""
+    """Name the layout of weights by their tensors' names; None for other layouts."""
     names = list(names)
     if any(".scores." in name for name in names):
         return "quantized weights of this package"
@@ -196,25 +196,25 @@ def layout_of(names: Iterable[str]) -> str | None:
 
 def _pickled(path: Path, say: Callable[[str], None]) -> dict[str, Tensor]:
     try:
-        # timm's CheckpointSaver keeps the command line beside the weights; it is plain data
+        # timm's CheckpointSaver stores the command line with the weights; it is plain data
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # the rest is advice on loading unsafely
         refused = re.search(r"GLOBAL (\S+)", str(error))
         reason = re.split(r"WeightsUnpickler error:\s*", str(error))[-1]
-        said = re.split(r"\s+(?:Please|Check|In PyTorch) ", reason)[0]
-        said = f"it needs {refused[1]}" if refused else said
+        brief = re.split(r"\s+(?:Please|Check|In PyTorch) ", reason)[0]
+        brief = f"it needs {refused[1]}" if refused else brief
         raise UserError(
             f"{path}: not a checkpoint, or not to be loaded safely, as data alone: "
-            f"{printable(said)}; save the model's state_dict() by itself"
+            f"{printable(brief)}; save the model's state_dict() by itself"
         ) from None
-    except Exception as error:  # damaged bytes end in any of them
+    except Exception as error:  # damaged bytes can raise anything
         raise UserError(
             f"{path}: not a readable file of torch.save, cut off or damaged: {_brief(error)}"
         ) from None
-    found = _state_dict(content)
-    if found is None:
+    weights = _state_dict(content)
+    if weights is None:
         raise UserError(
             f"{path}: holds no weights; expected a mapping of names to tensors, by itself or as "
             f"{' or '.join(repr(name) for name in _CONTAINERS)} of another mapping"
@@ -222,16 +222,16 @@ def _pickled(path: Path, say: Callable[[str], None]) -> dict[str, Tensor]:
     containers = _containers(content)
     if len(containers) > 1:
         say(f"{path}: holds {' and '.join(containers)}; {containers[0]} is taken, as timm does")
-    return found
+    return weights
 
 
 def _brief(error: Exception) -> str:
-    """The first sentence of an error of torch's, whose others tell of its code."""
+    """Return the first sentence of torch's error; the others concern its code."""
     return printable(str(error).split(". ")[0].partition("\n")[0]) or type(error).__name__
 
 
 def _containers(content: object) -> list[str]:
-    """The keys of a checkpoint under which weights may lie, the one to take first."""
+    """Return the keys of a checkpoint that may contain weights, in order of preference."""
     assert isinstance(content, Mapping)
     return [name for name in _CONTAINERS if content.get(name) is not None]
 
@@ -251,19 +251,19 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
 
     Args:
         model: A full-precision model, or a quantized one; it needn't be calibrated.
-        path: As of :func:`read_weights`.
+        path: As for :func:`read_weights`.
 
     Raises:
         UserError: The file is missing or damaged, or it is of another model: names are missing or
-            left over, shapes differ, or, if :func:`save_weights` made it, quantizers or bits do.
+            unexpected, shapes differ, or, if :func:`save_weights` wrote it, quantizers or bits do.
     """
     fit_weights(model, read_weights(path), path)
-    recorded, wanted = _recorded_forms(path), _forms(model)
+    recorded, own = _recorded_forms(path), _forms(model)
     if recorded:
         wrong = [
-            f"{layer} is {recorded.get(layer, 'unquantized')}, not {wanted.get(layer, 'quantized')}"
-            for layer in {**recorded, **wanted}
-            if recorded.get(layer) != wanted.get(layer)
+            f"{layer} is {recorded.get(layer, 'unquantized')}, not {own.get(layer, 'quantized')}"
+            for layer in {**recorded, **own}
+            if recorded.get(layer) != own.get(layer)
         ]
         if wrong:
             raise UserError(f"{path}: quantized otherwise: {printable(some(wrong))}")
@@ -271,7 +271,7 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
 
 
 def _forms(model: nn.Module) -> dict[str, str]:
-    """How each quantized weight and activation of a model is quantized, in words."""
+    """Describe the quantization of each quantized weight and activation of a model."""
     activations = {
         name: f"{'' if isinstance(module, LSQ) else activation_quantizer_name(module) + ', '}"
         f"{module.bits} bits"
@@ -286,7 +286,7 @@ def _forms(model: nn.Module) -> dict[str, str]:
 
 
 def _recorded_forms(path: Path) -> dict[str, str]:
-    """The same of the model that a file was made of; nothing for one in full precision."""
+    """Return the :func:`_forms` stored in a file; empty for a full-precision model."""
     forms = _metadata(path, _FORMS) or {}
     if not all(isinstance(form, str) for form in forms.values()):
         raise UserError(f"{path}: damaged: its metadata '{_FORMS}' can't be read")
@@ -294,7 +294,7 @@ def _recorded_forms(path: Path) -> dict[str, str]:
 
 
 def recorded_facts(path: Path) -> DataFacts | None:
-    """Read what the training of a weights file saw of its data; None if the file doesn't say.
+    """Return the facts of a weights file's training data; None if it has none.
 
     Raises:
         UserError: The file is damaged.
@@ -308,7 +308,7 @@ def _metadata(path: Path, key: str) -> dict[str, Any] | None:
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(key)
-    except Exception as error:  # damaged bytes end in any of them
+    except Exception as error:  # damaged bytes can raise anything
         raise UserError(f"{path}: not a readable safetensors file: {_brief(error)}") from None
     values = None if text is None else read_json(text, f"{path}: metadata '{key}'")
     if values is not None and not isinstance(values, dict):
@@ -317,42 +317,42 @@ def _metadata(path: Path, key: str) -> dict[str, Any] | None:
 
 
 def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> nn.Module:
-    """Load the named tensors that a file holds into a model, strictly, and return the model.
+    """Load the named tensors of a file into a model, strictly, and return the model.
 
     A checkpoint under other names, such as Microsoft's of Swin, is renamed by timm's filter for the
     model; one whose tensors the filter would change, as to fit another image size, is refused.
 
     Args:
-        model: As of :func:`load_weights`.
+        model: As for :func:`load_weights`.
         weights: The tensors.
-        path: The file, for the error.
+        path: The file, for errors.
 
     Raises:
-        UserError: They are of another model: names are missing or left over, or shapes differ.
+        UserError: They are of another model: names are missing or unexpected, or shapes differ.
     """
-    wanted = model.state_dict()
-    if weights.keys() != wanted.keys():
+    expected = model.state_dict()
+    if weights.keys() != expected.keys():
         weights = _renamed(model, weights)
     problems = {
-        "missing": [name for name in wanted if name not in weights],
-        "unexpected": [name for name in weights if name not in wanted],
+        "missing": [name for name in expected if name not in weights],
+        "unexpected": [name for name in weights if name not in expected],
         "of another shape": [
             f"{name} {tuple(weights[name].shape)} for {tuple(tensor.shape)}"
-            for name, tensor in wanted.items()
-            # a scale before calibration is empty, and takes its number from the file
+            for name, tensor in expected.items()
+            # an uncalibrated scale is empty, and is loaded from the file
             if name in weights and tensor.numel() and weights[name].shape != tensor.shape
         ],
         "of another type": [
             f"{name} {weights[name].dtype} for {tensor.dtype}"
-            for name, tensor in wanted.items()
+            for name, tensor in expected.items()
             if name in weights and not _converts(weights[name], tensor)
         ],
     }
     if any(problems.values()):
-        found = "; ".join(f"{what}: {some(names)}" for what, names in problems.items() if names)
+        faults = "; ".join(f"{what}: {some(names)}" for what, names in problems.items() if names)
         layout = layout_of(weights)
-        known = f" ({layout})" if layout and layout != layout_of(wanted) else ""
-        raise UserError(f"{path}: weights of another model{known}: {printable(found)}")
+        known = f" ({layout})" if layout and layout != layout_of(expected) else ""
+        raise UserError(f"{path}: weights of another model{known}: {printable(faults)}")
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -361,13 +361,13 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> 
 
 
 def _renamed(model: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Weights under the names that timm's filter for a model gives them, if that is all it does."""
+    """Rename weights by timm's filter for a model, unless it would also change tensors."""
     of_model = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if of_model is None:
         return weights
     try:
         renamed = of_model(dict(weights), model)
-    except Exception:  # of names that it doesn't expect; they are told of as they are
+    except Exception:  # it doesn't know these names; the caller reports them
         return weights
     same = {id(tensor) for tensor in weights.values()}
     fits = renamed.keys() == model.state_dict().keys()
@@ -375,29 +375,29 @@ def _renamed(model: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Te
 
 
 def _converts(given: Tensor, wanted: Tensor) -> bool:
-    """Whether numbers become those of another type without loss of kind."""
+    """Return whether a tensor may be loaded into one of another type: equal, or both floats."""
     both_floats = given.is_floating_point() and wanted.is_floating_point()
     return both_floats or given.dtype == wanted.dtype
 
 
 def save_weights(model: nn.Module, path: Path, facts: DataFacts | None = None) -> None:
-    """Save a model's weights as safetensors, with how they are quantized as metadata.
+    """Save a model's weights as safetensors, with their quantization as metadata.
 
     Args:
         model: The model.
-        path: Where.
-        facts: What its training saw of its data, kept as metadata too.
+        path: The file to write.
+        facts: Facts of its training data, saved as metadata too.
     """
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     about = {_FORMS: json.dumps(_forms(model))}
     if facts is not None:
         about[_DATA] = json.dumps(facts.record())
-    # by Python, as safetensors' own writing tells of a full disk by no OSError
+    # by Python, since safetensors' own writing raises no OSError for a full disk
     path.write_bytes(safetensors_bytes(tensors, about))
 
 
 def safetensors_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """Return the content of a safetensors file, the same for the same tensors and metadata.
+    """Return the content of a safetensors file, a function of tensors and metadata.
 
     The library writes the metadata's keys in an order that changes from call to call.
     """

@@ -1,4 +1,4 @@
-"""All checks of a run folder, one after the other."""
+"""Examination of a run folder by all checks in turn."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -42,19 +42,19 @@ _CHECKS: tuple[Callable[[ExaminedRun], Iterator[Finding]], ...] = (
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found in a run folder."""
+    """Findings of all checks of a run folder."""
 
     name: str
     findings: list[Finding]
 
     @property
     def sound(self) -> bool:
-        """Whether there is no problem."""
+        """Return whether there is no problem."""
         return not any(finding.level == "problem" for finding in self.findings)
 
 
 def examine(workspace: Workspace, name: str) -> Diagnosis:
-    """Check a run folder; changes nothing in it.
+    """Check a run folder; change nothing in it.
 
     Args:
         workspace: The checkout.
@@ -82,18 +82,18 @@ def examine(workspace: Workspace, name: str) -> Diagnosis:
 def _checked(
     check: Callable[[ExaminedRun], Iterator[Finding]], examined: ExaminedRun
 ) -> Iterator[Finding]:
-    """What a check finds; if it can't look, why."""
+    """Yield a check's findings, or the reason why it can't read the folder."""
     try:
         yield from check(examined)
     except Damaged as damage:
-        if (examined.path / damage.file).is_file():  # else the check of places says so
+        if (examined.path / damage.file).is_file():  # else the check of places reports it
             yield problem(f"{damage.file}: {damage.fault}", examined.anew)
     except (UserError, OSError) as error:
         yield problem(str(error), examined.anew)
 
 
 def _unpacked(examined: ExaminedRun) -> Iterator[Finding]:
-    """What is wrong with the files that came out of a bundle."""
+    """Yield the faults of files that came out of a bundle."""
     todo = "unpack the bundle again, into another folder"
     try:
         record = examined.folder.record()
@@ -110,7 +110,7 @@ def _examined(workspace: Workspace, name: str) -> ExaminedRun:
     path = Path(name) if Path(name).is_dir() else workspace.results / "runs" / name
     run_id = "/".join(path.resolve().parts[-3:])
     run, studies = _find(workspace, run_id)
-    if run is None and path.is_dir():  # of no study any more, or a folder that was moved elsewhere
+    if run is None and path.is_dir():  # no study has it any more, or the folder was moved
         run_id = _recorded_id(path)
         run, studies = _find(workspace, run_id)
     elif run is None:

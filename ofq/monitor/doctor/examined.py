@@ -1,4 +1,4 @@
-"""The run folder that is examined, and what its checks have in common."""
+"""Run folder under examination, with helpers that the checks share."""
 
 import shlex
 from collections.abc import Iterable
@@ -16,13 +16,13 @@ from ofq.runs.record import Record, read_object
 
 @dataclass(frozen=True)
 class ExaminedRun:
-    """A run folder.
+    """Run folder under examination.
 
     Attributes:
         workspace: The checkout.
         path: The folder.
         id: The run's id.
-        run: The run as a study has it; None if none has it (any more).
+        run: The run as a study defines it; None if no study does (any more).
         studies: The studies that have it.
     """
 
@@ -34,24 +34,24 @@ class ExaminedRun:
 
     @property
     def in_place(self) -> bool:
-        """Whether the folder is where the workflow looks for the run."""
+        """Return whether the folder is where the workflow expects the run."""
         return "/".join(self.path.resolve().parts[-3:]) == self.id
 
     @property
     def runs(self) -> Path:
-        """Where other runs' folders are."""
+        """Folder of the other runs' folders."""
         return self.path.resolve().parents[2] if self.in_place else self.workspace.results / "runs"
 
     @cached_property
     def folder(self) -> RunFolder:
-        """The folder, to be read."""
+        """Reader of the folder."""
         folder = RunFolder(self.path)
-        folder.warn = lambda text: None  # the checks say it themselves
+        folder.warn = lambda text: None  # the checks report it themselves
         return folder
 
     @cached_property
     def held(self) -> Held | None:
-        """The lock on it; None too if another thing is in its place, which a check tells of."""
+        """Lock on the folder; None also if the lock's place is taken, which a check reports."""
         try:
             return holder(self.path)
         except UserError:
@@ -59,25 +59,25 @@ class ExaminedRun:
 
     @property
     def running(self) -> bool:
-        """Whether a living trainer writes it, so that it may look unfinished at any moment."""
+        """Return whether a live trainer writes the folder, so that it may be incomplete."""
         held = self.held
         return held is not None and held.owner is not None and held.alive()
 
     @property
     def done(self) -> bool:
-        """Whether it claims to be complete."""
+        """Return whether the run claims to be complete."""
         return all((self.path / name).exists() for name in (RESULT, WEIGHTS))
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
-        """What happened to the run; nothing if that can't be read, which a check tells of."""
+        """Events of the run; empty if they can't be read, which a check reports."""
         try:
             return self.folder.events()
         except UserError:
             return []
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """One of its JSON files, if it can be read."""
+        """Return the content of one of its JSON files; None if it can't be read."""
         try:
             return read_object(self.path / name)
         except (FileNotFoundError, UserError):
@@ -85,11 +85,11 @@ class ExaminedRun:
 
     @property
     def train(self) -> str:
-        """The command that goes on with the run, or puts its final files back."""
+        """Command that resumes the run, or restores its final files."""
         return f"ofq train {self.id}"
 
     def put_back(self, name: str) -> str:
-        """The command that puts a file back from its sealed copy, or what to do without one."""
+        """Return the command that restores a file from its sealed copy, or advice without one."""
         sealed = self.path / SEALED
         try:
             record = Record.open(sealed)
@@ -102,18 +102,18 @@ class ExaminedRun:
 
     @property
     def anew(self) -> str:
-        """The command that trains it anew, and keeps what there is."""
+        """Command that trains the run anew, and keeps the damaged folder."""
         path = shlex.quote(str(self.path))
         return f"mv {path} {path}.damaged && {self.train}"
 
     @classmethod
     def copy(cls, source: Path, to: Path, names: list[str]) -> str:
-        """The command that copies files over damaged ones, or over what is in their place."""
+        """Return the command that copies files over damaged ones or folders in their place."""
         in_place = [to / name for name in names if (to / name).is_dir()]
         clear = f"{cls.remove(in_place)} && " if in_place else ""
         return clear + shlex.join(["cp", *(str(source / name) for name in names), str(to)])
 
     @staticmethod
     def remove(paths: Iterable[Path]) -> str:
-        """The command that removes some files."""
+        """Return the command that removes some files."""
         return "rm -r " + shlex.join(map(str, paths))

@@ -1,4 +1,4 @@
-"""The files: final ones, checkpoints, and what shouldn't be there."""
+"""Checks of files: final ones, checkpoints, and leftovers."""
 
 import os
 import shlex
@@ -26,16 +26,16 @@ from ofq.tracking import sent
 
 _NOTES = (EVENTS, "progress.json", "mirror.json", "mirror.log", SAVE_REQUEST)
 _BESIDE = (*_NOTES, *(f"{table}.jsonl" for table in TABLES))
-_DECLARED = (RESULT, WEIGHTS, "metrics.parquet")  # what the workflow asks of a run
+_DECLARED = (RESULT, WEIGHTS, "metrics.parquet")  # outputs that the workflow requires of a run
 
 
 def check_access(examined: ExaminedRun) -> Iterator[Finding]:
-    """All of it may be read; else nothing else can be said."""
+    """Check that all files can be read, which the other checks need."""
     paths = [examined.path, *examined.path.rglob("*")]
     denied = [path for path in paths if os.path.lexists(path) and not _may_be_read(path)]
     if denied:
         names = some([str(path.relative_to(examined.path)) for path in denied])
-        todo = f"chmod -R u+rX {shlex.quote(str(examined.path))}  by its owner, then look again"
+        todo = f"chmod -R u+rX {shlex.quote(str(examined.path))}  by its owner, then examine again"
         yield problem(f"no permission to read {names}", todo)
 
 
@@ -44,7 +44,7 @@ def _may_be_read(path: Path) -> bool:
 
 
 def check_places(examined: ExaminedRun) -> Iterator[Finding]:
-    """No folder is in a file's place, and no file in a folder's."""
+    """Check that no folder is in a file's place, and no file in a folder's."""
     files = {*_BESIDE, *(path.name for path in examined.path.glob("lock-*"))}
     for name in sorted(files):
         path = examined.path / name
@@ -60,7 +60,7 @@ def check_places(examined: ExaminedRun) -> Iterator[Finding]:
 
 
 def check_notes(examined: ExaminedRun) -> Iterator[Finding]:
-    """What the trainer and the mirror note beside the record can be read."""
+    """Check that the trainer's progress and the mirror's notes can be read."""
     checks = {
         "progress.json": (examined.folder.progress, ""),
         "mirror.json": (
@@ -78,7 +78,7 @@ def check_notes(examined: ExaminedRun) -> Iterator[Finding]:
 
 
 def check_final_files(examined: ExaminedRun) -> Iterator[Finding]:
-    """The final files are those that were written, in their place and sealed."""
+    """Check that the final files are as they were written, in place and sealed."""
     if examined.running:
         return
     own, sealed = _opened(examined.path), _opened(examined.path / SEALED)
@@ -110,7 +110,7 @@ def _opened(folder: Path) -> Record | None:
 
 
 def _fault(folder: Path) -> str | None:
-    """Why a record can't be opened."""
+    """Return why a record can't be opened; None if it can."""
     try:
         Record.open(folder)
     except Damaged as damage:
@@ -119,16 +119,16 @@ def _fault(folder: Path) -> str | None:
 
 
 def _names(record: Record) -> list[str]:
-    """The final files that lie sealed, ``result.json`` last."""
+    """Return the names of the final files that are sealed, ``result.json`` last."""
     if record.files is None:
-        kept = [name for name in record.names if name not in (DESCRIPTION, PROVENANCE, PACKED)]
+        names = [name for name in record.names if name not in (DESCRIPTION, PROVENANCE, PACKED)]
     else:
-        kept = [*record.names, MANIFEST]
-    return [*(name for name in kept if name != RESULT), RESULT]
+        names = [*record.names, MANIFEST]
+    return [*(name for name in names if name != RESULT), RESULT]
 
 
 def _is_as_written(known: Record, folder: Path, name: str) -> bool:
-    """Whether a file in a folder is the one that a record tells of."""
+    """Return whether a file in a folder is the one that a record describes."""
     try:
         if name == MANIFEST:
             return read_manifest(folder) == known.files
@@ -141,11 +141,11 @@ def _is_as_written(known: Record, folder: Path, name: str) -> bool:
 
 
 def _contents(examined: ExaminedRun, bad: list[str]) -> Iterator[Finding]:
-    """Files that are as they were written, but hold what no run writes."""
+    """Report files that are as they were written, but have invalid content."""
     record = _opened(examined.path)
     if record is None:
         return
-    tables = {f"{table}.parquet" for table in TABLES}  # the check of tables says more of them
+    tables = {f"{table}.parquet" for table in TABLES}  # which the check of tables covers
     for fault in record.faults():
         hidden = fault.file in tables and fault.fault != "missing"
         if fault.file not in bad and not hidden and fault.file != PROVENANCE:
@@ -153,7 +153,7 @@ def _contents(examined: ExaminedRun, bad: list[str]) -> Iterator[Finding]:
 
 
 def check_checkpoints(examined: ExaminedRun) -> Iterator[Finding]:
-    """What an unfinished run would go on from."""
+    """Check the checkpoints, from which an unfinished run resumes."""
     whole = False
     for manifest in reversed(manifests(examined.path / CHECKPOINT)):
         try:
@@ -168,7 +168,7 @@ def check_checkpoints(examined: ExaminedRun) -> Iterator[Finding]:
                 yield problem(lost, examined.anew)
             whole = True
             yield ok(f"checkpoint {manifest.stem} is whole")
-        elif not examined.running:  # a trainer removes old ones, under our eyes
+        elif not examined.running:  # a live trainer removes old ones during the check
             text = f"checkpoint {manifest.stem} {wrong}; it is passed over"
             yield warning(text, examined.train)
     sealed = examined.read(f"{SEALED}/{RESULT}") is not None
@@ -177,7 +177,7 @@ def check_checkpoints(examined: ExaminedRun) -> Iterator[Finding]:
 
 
 def _lost_rows(examined: ExaminedRun, manifest: Path) -> str | None:
-    """Which rows are lost that a checkpoint counts on."""
+    """Return which rows are lost that a checkpoint requires; None if none are."""
     try:
         examined.folder.check_grown(counted_rows(manifest), manifest.stem)
     except UserError as lost:
@@ -186,7 +186,7 @@ def _lost_rows(examined: ExaminedRun, manifest: Path) -> str | None:
 
 
 def check_leftovers(examined: ExaminedRun) -> Iterator[Finding]:
-    """Nothing is left of writers that were killed."""
+    """Check for files left by writers that were killed."""
     if examined.running:
         return
     places = (examined.path, examined.path / CHECKPOINT, examined.path / SEALED)
@@ -203,7 +203,7 @@ def check_leftovers(examined: ExaminedRun) -> Iterator[Finding]:
 
 
 def _has_trained(examined: ExaminedRun) -> bool:
-    """Whether there are steps to be lost; an evaluation has none."""
+    """Return whether the run has training steps to lose; an evaluation has none."""
     config = (examined.read("run.json") or {}).get("config") or {}
     return (examined.path / "metrics.jsonl").exists() and config.get("training") is not None
 
@@ -214,7 +214,7 @@ def _without_hashes(examined: ExaminedRun) -> Iterator[Finding]:
         yield problem(f"missing: {some(missing)}", examined.anew)
         return
     text = "the final files are from before hashes were kept; they can't be checked"
-    yield warning(text, f"nothing, if no doubt is left of them; else {examined.anew}")
+    yield warning(text, f"nothing, if you trust them; else {examined.anew}")
     yield from _contents(examined, [])
 
 
@@ -230,7 +230,7 @@ def _unsealed(examined: ExaminedRun, bad: list[str], names: list[str]) -> Iterat
 
 
 def _sealed(examined: ExaminedRun, bad: list[str], broken: list[str]) -> Iterator[Finding]:
-    """Final files that are bad in their place, where they lie sealed, or in both."""
+    """Report final files that are damaged in their place, among the sealed ones, or in both."""
     lost = [name for name in bad if name in broken]
     if lost:
         yield problem(f"damaged, in its place and sealed: {some(lost)}", examined.anew)

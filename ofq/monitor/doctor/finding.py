@@ -1,4 +1,4 @@
-"""What a check finds."""
+"""Findings of checks."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,13 +8,13 @@ Level = Literal["ok", "warning", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was checked.
+    """Result of one check.
 
     Attributes:
-        level: ``problem`` if something is lost or in the way, ``warning`` if it only deserves to
-            be known or mends itself.
-        text: What was found.
-        todo: What to do about it; a command wherever there is one.
+        level: ``problem`` if data are lost or the run is blocked, ``warning`` if it is only worth
+            knowing or resolves itself.
+        text: The finding in words.
+        todo: The remedy; a command wherever there is one.
     """
 
     level: Level
@@ -23,15 +23,15 @@ class Finding:
 
 
 def ok(text: str) -> Finding:
-    """Something is as it should be."""
+    """Return a finding that all is in order."""
     return Finding("ok", text)
 
 
 def warning(text: str, todo: str | None = None) -> Finding:
-    """Something deserves to be known."""
+    """Return a finding that is worth knowing, or resolves itself."""
     return Finding("warning", text, todo)
 
 
 def problem(text: str, todo: str) -> Finding:
-    """Something is lost or in the way."""
+    """Return a finding of lost data, or of something that blocks the run."""
     return Finding("problem", text, todo)

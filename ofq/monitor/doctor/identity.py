@@ -1,4 +1,4 @@
-"""Whose folder it is, and who writes it."""
+"""Checks of the folder's run and of its writer."""
 
 from collections.abc import Iterator
 
@@ -10,35 +10,35 @@ from ofq.runs.lock import SILENCE
 
 
 def check_identity(examined: ExaminedRun) -> Iterator[Finding]:
-    """``run.json`` is this run's, with the config that its study gives it."""
-    found = examined.read("run.json")
-    if found is None or not isinstance(found.get("config"), dict):
+    """Check that ``run.json`` is this run's, with the config that its study gives it."""
+    description = examined.read("run.json")
+    if description is None or not isinstance(description.get("config"), dict):
         # while the run isn't complete, the next attempt writes what is missing
         missing = not (examined.path / "run.json").exists() and not examined.done
         todo = examined.train if missing else examined.put_back("run.json")
         yield problem("run.json is missing or can't be read", todo)
         return
-    if found.get("id") != examined.id:
-        todo = f"move it to {examined.runs / str(found.get('id'))}"
-        yield problem(f"the folder is {found.get('id')}'s, by its run.json", todo)
+    if description.get("id") != examined.id:
+        todo = f"move it to {examined.runs / str(description.get('id'))}"
+        yield problem(f"the folder is {description.get('id')}'s, by its run.json", todo)
     elif not examined.in_place:
         place = examined.runs / examined.id
         yield warning(f"the workflow looks for it in {place}", f"move it to {place}")
     if examined.run is None:
         yield warning(
             "no study under config/ has this run any more: its config is only in run.json",
-            "nothing, unless a study is to have it: `git log -- config` tells of earlier ones",
+            "nothing, unless a study should have it: `git log -- config` shows earlier ones",
         )
-    elif agrees(found["config"], examined.run.config.payload()):
+    elif agrees(description["config"], examined.run.config.payload()):
         yield ok(f"run.json agrees with {_studies(examined)}")
     else:
         wanted = examined.run.config.payload()
-        keys = [k for k, v in found["config"].items() if not agrees(v, wanted.get(k))]
+        keys = [k for k, v in description["config"].items() if not agrees(v, wanted.get(k))]
         yield problem(f"run.json differs from {_studies(examined)} in {some(keys)}", examined.anew)
 
 
 def check_lock(examined: ExaminedRun) -> Iterator[Finding]:
-    """Nobody writes the folder, or somebody who is alive does."""
+    """Check that nobody holds the folder's lock, or a live process does."""
     held = examined.held
     if held is None:
         yield ok("nobody writes the folder")

@@ -1,4 +1,4 @@
-"""What the run was made from: the runs that it builds on, and files of the user's own."""
+"""Checks of a run's inputs: the runs that it builds on, and files of the user's own."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from ofq.runs.provenance import module_sha256
 
 
 def check_inputs(examined: ExaminedRun) -> Iterator[Finding]:
-    """Its parents are complete, and all that it was made from is still as it was then."""
+    """Check that the run's parents are complete, and that its inputs haven't changed since."""
     parents = _parents(examined)
     for name in parents:
         if not all((examined.runs / name / file).exists() for file in (RESULT, WEIGHTS)):
@@ -19,16 +19,16 @@ def check_inputs(examined: ExaminedRun) -> Iterator[Finding]:
             yield finding(f"{name}, which it builds on, isn't complete", f"ofq train {name}")
     recorded = (examined.read("provenance.json") or {}).get("inputs")
     if recorded is None and parents and examined.done:
-        todo = f"nothing, if no doubt is left of them; else {examined.anew}"
+        todo = f"nothing, if you trust them; else {examined.anew}"
         yield warning("the weights that it builds on aren't on record", todo)
     if not isinstance(recorded, dict):
-        return  # the checks of the record say so
+        return  # the checks of the record report it
     for name, expected in recorded.items():
         weights = examined.runs / name / WEIGHTS
         try:
             path = weights if name in parents else examined.workspace.own_file(name)
         except UserError as error:
-            todo = "mend the path where it stands, or the variable that it names"
+            todo = "correct the path in the config, or set the variable that it names"
             yield warning(f"{name}, which the run was made from, can't be found: {error}", todo)
             continue
         if path.is_file() and sha256(path) == expected:
@@ -66,7 +66,7 @@ def _modules(attempt: Any) -> list[dict[str, str]]:
 def _check_module(examined: ExaminedRun, name: str, known: set[str]) -> Iterator[Finding]:
     now = module_sha256(name)
     if now is None:
-        text = f"{name}, by which the run was made, isn't found"
+        text = f"{name}, a module that the run used, isn't found"
         yield warning(text, "put its folder on PYTHONPATH")
     elif known == {now}:
         yield ok(f"{name} is as it was")
@@ -77,7 +77,7 @@ def _check_module(examined: ExaminedRun, name: str, known: set[str]) -> Iterator
 
 
 def _parents(examined: ExaminedRun) -> list[str]:
-    """The runs whose weights it starts from and is taught by."""
+    """Return the ids of the run's parent and teacher."""
     description = examined.read("run.json") or {}
     names = (description.get("parent"), description.get("teacher"))
     return list(dict.fromkeys(name for name in names if name and isinstance(name, str)))

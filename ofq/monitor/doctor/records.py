@@ -1,4 +1,4 @@
-"""What the folder says of its attempts."""
+"""Checks of the records of attempts: provenance and events."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -15,7 +15,7 @@ _UNREAD = "no number depends on it"
 
 
 def check_provenance(examined: ExaminedRun) -> Iterator[Finding]:
-    """It is on record by which code, on which machine and by which command the run was made."""
+    """Check that each attempt's code, machine and command are on record."""
     opened = [event for event in examined.events if event.get("event") == "opened"]
     path = examined.path / PROVENANCE
     attempts = (examined.read(PROVENANCE) or {}).get("attempts")
@@ -40,7 +40,7 @@ def check_provenance(examined: ExaminedRun) -> Iterator[Finding]:
 
 
 def _fault(examined: ExaminedRun) -> str | None:
-    """What is wrong with ``provenance.json``, if there is one."""
+    """Return the fault of ``provenance.json``; None if it is sound or missing."""
     try:
         examined.folder.provenance()
     except Damaged as damage:
@@ -51,7 +51,7 @@ def _fault(examined: ExaminedRun) -> str | None:
 
 
 def check_events(examined: ExaminedRun) -> Iterator[Finding]:
-    """Each attempt began and ended, and the last one as the folder looks."""
+    """Check that each attempt has a beginning and an end, and the last end fits the folder."""
     torn = examined.folder.torn(EVENTS)
     if torn:
         text = f"events.jsonl: {_lines(torn)} torn by a crash; readers leave them out"
@@ -68,7 +68,7 @@ def check_events(examined: ExaminedRun) -> Iterator[Finding]:
 
 
 def _outcome(examined: ExaminedRun) -> Iterator[Finding]:
-    """What became of the last attempt."""
+    """Report the outcome of the last attempt."""
     last: dict[str, Any] = examined.events[-1] if examined.events else {}
     kind, cause = last.get("event"), str(last.get("cause")).partition("\n")[0]
     if examined.done:
@@ -87,7 +87,7 @@ def _outcome(examined: ExaminedRun) -> Iterator[Finding]:
 
 
 def _endless(events: list[dict[str, Any]], *, dead: bool) -> int:
-    """How many attempts opened without an end; a dead lock's is still to be noted, by the next."""
+    """Return the number of attempts without an end, except a dead lock's: the next notes that."""
     kinds = [event.get("event") for event in events if event.get("event") in ("opened", *ENDINGS)]
     pairs = pairwise([*kinds, "lost" if dead else None])
     return sum(kind == "opened" and after not in ENDINGS for kind, after in pairs)

@@ -1,4 +1,4 @@
-"""The tables: no row missing, none twice, and the final ones as they grew."""
+"""Checks of tables: no row missing or duplicated, and the final ones as they grew."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,11 +26,11 @@ _KEYS: dict[Table, tuple[str, ...]] = {
 _FIRST: dict[Table, int] = {
     "metrics": 0, "layers": 0, "sign_changes": 1, "joint_flips": 1, "noise": 0,
 }  # fmt: skip
-"""Where the tables begin that have each epoch or step; the others have some only."""
+"""First epoch or step of the tables that have each one; the others have only some."""
 
 
 def check_tables(examined: ExaminedRun) -> Iterator[Finding]:
-    """Each epoch, layer and recorded step stands once, up to the last one."""
+    """Check that each epoch, layer and recorded step has one row, up to the last one."""
     for table in TABLES:
         if examined.done:
             yield from _final(examined, table)
@@ -39,7 +39,7 @@ def check_tables(examined: ExaminedRun) -> Iterator[Finding]:
 
 
 def faults(table: Table, rows: Rows) -> list[str]:
-    """What is wrong with a table's rows: some of them missing, or standing twice."""
+    """Return the faults of a table's rows: missing, duplicated, or without a valid key."""
     keys = _KEYS[table]
     found = Counter(tuple(_value(row.get(key)) for key in keys) for row in rows)
     most = len(rows) + _MOST_MISSING
@@ -56,12 +56,12 @@ def faults(table: Table, rows: Rows) -> list[str]:
 
 
 def _value(value: Any) -> Any:
-    """A value as a part of a row's place, which a damaged row may have a list for."""
+    """Return a value as a part of a row's key; a damaged row may have an unhashable one."""
     return value if isinstance(value, str | int | float | None) else repr(value)
 
 
 def _growing(examined: ExaminedRun, table: Table) -> Iterator[Finding]:
-    """A table of a run that isn't complete."""
+    """Check a table of a run that isn't complete."""
     name = f"{table}.jsonl"
     torn, wrong = examined.folder.torn(name), faults(table, examined.folder.rows(table))
     for fault in wrong:
@@ -73,10 +73,10 @@ def _growing(examined: ExaminedRun, table: Table) -> Iterator[Finding]:
 
 
 def _final(examined: ExaminedRun, table: Table) -> Iterator[Finding]:
-    """A table of a complete run."""
+    """Check a table of a complete run."""
     name, rows = f"{table}.parquet", _parquet(examined, table)
     if rows is None:
-        return  # the checks of the final files say so
+        return  # the checks of the final files report it
     wrong = faults(table, rows)
     epochs = (examined.read(RESULT) or {}).get("epochs")
     last = rows[-1].get("epoch") if rows else None
@@ -92,7 +92,7 @@ def _final(examined: ExaminedRun, table: Table) -> Iterator[Finding]:
 
 
 def _parquet(examined: ExaminedRun, table: Table) -> Rows | None:
-    """A final table's rows; None if the run has none, or damaged ones."""
+    """Return a final table's rows; None if the run has none, or damaged ones."""
     try:
         record = examined.folder.record()
         if record is None or not record.has(f"{table}.parquet"):

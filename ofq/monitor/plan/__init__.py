@@ -1,1 +1,1 @@
-"""What a study will cost: runs, hours and wall-clock time, measured where possible."""
+"""Plan of a study's costs: runs, hours and wall-clock time, measured where possible."""

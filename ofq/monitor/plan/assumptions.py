@@ -1,6 +1,6 @@
-"""What is assumed where nothing was measured, with its sources.
+"""Assumptions where nothing was measured, with their sources.
 
-A step's time is its arithmetic, divided by what a device does of it in a second. That holds for
+A step's time is its operations, divided by a device's operations per second. That holds for
 models and batches that keep a GPU busy, so there are no entries for this package's small models.
 """
 
@@ -28,13 +28,13 @@ PEAK_TFLOPS = {
     "H100": 67.0,
     "H200": 67.0,
 }
-"""10^12 operations per second at best, by a part of the device's name."""
+"""Peak performance in 10^12 operations per second, by a part of the device's name."""
 
 UTILIZATION = Range(0.25, 0.6)
-"""The share of the peak that training reaches: assumed."""
+"""Share of the peak that training reaches: assumed."""
 
 QUANTIZED = Range(1.5, 2.2)
-"""A quantized step's time over a full-precision one's.
+"""Time of a quantized step relative to a full-precision one.
 
 Measured on a CPU with the released code: 1.7 (StatsQ) and 2.1 (with QKR); wider here, since GPUs
 differ.
@@ -45,11 +45,11 @@ _PER_MAC = 2  # operations
 
 
 def assumed_epoch(kind: Kind, device: str | None) -> Range | None:
-    """Seconds of one epoch, its evaluation included; None if there is nothing to assume from.
+    """Return the seconds of one epoch with its evaluation; None if no assumption applies.
 
     Args:
         kind: The kind of run.
-        device: The GPU's name; None, or one that isn't known, for any of those that are.
+        device: The GPU's name; None, or an unknown one, for the range over all known GPUs.
     """
     if kind.model not in FORWARD_GMACS or kind.dataset not in IMAGES or not kind.gpus:
         return None

@@ -1,4 +1,4 @@
-"""Short measurements of what training takes: real steps of the real model, on real data."""
+"""Short measurements of training time: real steps of the real model, on real data."""
 
 import importlib
 import tempfile
@@ -29,10 +29,10 @@ _PACKAGES = ("ofq", "torch", "timm")
 
 
 class _Stopwatch:
-    """Times the steps of a training, and ends it when it has enough of them (an ``Observer``).
+    """Observer that times the steps of a training, and stops it after enough of them.
 
     Args:
-        stop: What ends the training.
+        stop: The request by which it stops the training.
     """
 
     def __init__(self, stop: StopRequest) -> None:
@@ -41,10 +41,10 @@ class _Stopwatch:
         self._mark = 0.0
 
     def begin(self, done: int | None, total: int, recorded: int) -> None:
-        """Nothing is resumed."""
+        """Ignore the beginning: no measurement is resumed."""
 
     def step(self, step: int) -> None:
-        """Note a step's time."""
+        """Record a step's time."""
         now = time.perf_counter()
         self.seconds.append(now - self._mark)
         self._mark = now
@@ -53,29 +53,29 @@ class _Stopwatch:
             self.stop.cause = "the end of the measurement"
 
     def epoch(self, metrics: dict[str, Any], layers: list[dict[str, Any]]) -> None:
-        """The next step begins now, after an evaluation."""
+        """Restart the clock after an evaluation, when the next step begins."""
         self._mark = time.perf_counter()
 
     def recorded(self, table: str, rows: list[dict[str, Any]]) -> None:
-        """Not kept."""
+        """Discard the rows."""
 
     def saved(self, step: int) -> None:
-        """Not a part of a step."""
+        """Restart the clock, since saving is no part of a step."""
         self._mark = time.perf_counter()
 
     def warn(self, text: str) -> None:
-        """Not shown."""
+        """Discard the warning."""
 
 
 def measure(
     workspace: Workspace, runs: Iterable[Run], tell: Callable[[str], None]
 ) -> list[Calibration]:
-    """Measure each kind of run that wasn't yet, on this machine and with these versions.
+    """Measure each kind of run not yet measured on this machine and with these versions.
 
     Args:
-        workspace: Where the results are; the measurements are added to them.
-        runs: The runs that are to be known; evaluations among them are passed over.
-        tell: Told what is measured.
+        workspace: The checkout; the measurements are added to its results.
+        runs: The runs whose kinds are measured; evaluations among them are skipped.
+        tell: Called with a line for each measurement.
 
     Raises:
         UserError: The runs ask for GPUs, or this is an unpacked bundle.
@@ -113,14 +113,14 @@ def measure(
 
 
 def _import_torch() -> float:
-    """Load what training needs; the seconds that this takes every job."""
+    """Import the training code; return the seconds, which every job needs."""
     began = time.perf_counter()
     importlib.import_module("ofq.training.build")
     return time.perf_counter() - began
 
 
 def _calibrate(workspace: Workspace, run: Run) -> dict[str, Any]:
-    """Train a run's kind for some seconds, from fresh weights; its times."""
+    """Train a run's kind for some seconds, from fresh weights; return its times."""
     from ofq.runs.inputs import array_place
     from ofq.training.build import Inputs, build
     from ofq.training.checkpoint import CheckpointStore
@@ -140,10 +140,10 @@ def _calibrate(workspace: Workspace, run: Run) -> dict[str, Any]:
         config = config.from_fresh_weights()
     with tempfile.TemporaryDirectory() as folder, suppress(Interrupted):
         store, files = CheckpointStore(Path(folder)), files_of(workspace, run)
-        answers = Path(folder) / "answers.npy"
+        teacher_logits = Path(folder) / "teacher_logits.npy"
         compiled = run.resources.compile
         session = Session(observer=watch, checkpoints=store, stop=stop)
-        inputs = Inputs(teacher_logits=answers, data=array_place(workspace, config))
+        inputs = Inputs(teacher_logits=teacher_logits, data=array_place(workspace, config))
         trainer = build(config, inputs, session, files=files, compiled=compiled)
         startup = time.perf_counter() - began
         trainer.run()
@@ -156,7 +156,7 @@ def _calibrate(workspace: Workspace, run: Run) -> dict[str, Any]:
 
 
 def _stretches(seconds: list[float]) -> tuple[float, ...]:
-    """Mean times of a step in equal stretches, without the first steps where there are others."""
+    """Return mean step times of equal stretches, without warm-up steps where there are others."""
     steady = seconds[_WARM_UP:] or seconds
     count = min(_STRETCHES, len(steady))
     ends = [len(steady) * n // count for n in range(count + 1)]

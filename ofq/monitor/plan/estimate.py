@@ -1,6 +1,6 @@
-"""How long a run will take: by the best that is known of it, as a range.
+"""Estimates of run times as ranges, from the best available measurements or assumptions.
 
-The ends of what was measured are moved apart by a factor, for what a few measurements don't show.
+Measured ranges are widened by a factor, for the variation that few measurements don't show.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ofq.monitor.plan.kind import Kind, kind_of_config, passes_of
 from ofq.monitor.plan.samples import Sample
 from ofq.monitor.plan.span import Range, hull
 
-_ENOUGH = 3  # runs whose times show how much they differ
+_ENOUGH = 3  # runs, whose times show their variation
 _FEW_RUNS = 1.2
 _CALIBRATION = 1.3  # a minute doesn't show what hours do, nor how jobs slow each other down
 _SIMILAR = 1.6  # from the cheapest method to the dearest: see assumptions.QUANTIZED
@@ -22,12 +22,12 @@ _LIMIT = 60  # seconds in a recipe's minute
 
 @dataclass(frozen=True)
 class Estimate:
-    """How long a run will take.
+    """Estimated time of a run.
 
     Attributes:
         seconds: The time.
-        source: How that is known.
-        measured: Whether it rests on measurements.
+        source: Its basis.
+        measured: Whether it is based on measurements.
     """
 
     seconds: Range
@@ -36,13 +36,13 @@ class Estimate:
 
 
 class Estimator:
-    """Knows what runs take.
+    """Estimator of run times.
 
-    What was measured on this machine's hardware counts; where nothing was, as on a login node, all
-    of it does.
+    Only samples from this machine's hardware are used; if there are none, as on a login node, all
+    are.
 
     Args:
-        samples: What was measured.
+        samples: All measurements.
     """
 
     def __init__(self, samples: Sequence[Sample]) -> None:
@@ -57,11 +57,11 @@ class Estimator:
             self._known.setdefault(sample.kind, []).append(sample)
 
     def knows(self, kind: Kind) -> bool:
-        """Whether runs of just this kind were measured."""
+        """Return whether runs of exactly this kind were measured."""
         return kind in self._known
 
     def estimate(self, run: Run) -> Estimate:
-        """How long a run takes from its start to its end."""
+        """Estimate a run's time from its start to its end."""
         config = run.config.payload()
         kind, epochs = kind_of_config(config, run.resources.gpu), passes_of(config)
         same = self._known.get(kind, [])

@@ -8,11 +8,11 @@ from ofq.config.files import Strict
 
 
 class Kind(Strict):
-    """What decides how long a run's epoch takes, beside the hardware.
+    """Properties of a run that decide how long its epoch takes on given hardware.
 
     Attributes:
-        dataset, model, stage, bits: The run's; bits are ``FP`` in full precision.
-        method: Its techniques, without their settings.
+        dataset, model, stage, bits: Settings of the run; bits are ``FP`` in full precision.
+        method: The run's techniques, without their settings.
         batch_size: Images per step, over all devices; 0 for an evaluation.
         taught: Whether a teacher's forward pass is part of a step.
         gpus: Number of GPUs; 0 for the processor.
@@ -28,7 +28,7 @@ class Kind(Strict):
     gpus: int
 
     def resembles(self, other: "Kind") -> bool:
-        """Whether only bits, method or the kind of quantized stage differ."""
+        """Return whether only bits, method or the quantized stage (QAT or CGA) differ."""
         return self._core() == other._core()
 
     def _core(self) -> tuple[Any, ...]:
@@ -38,14 +38,15 @@ class Kind(Strict):
 
 
 def kind_of(run: Run) -> Kind:
-    """A run's kind."""
+    """Return a run's kind."""
     return kind_of_config(run.config.payload(), run.resources.gpu)
 
 
 def passes_of(config: Mapping[str, Any]) -> int:
-    """Passes over its data, that a run's time grows with, given its config as in ``run.json``.
+    """Return the number of passes over the data, given a run's config as in ``run.json``.
 
-    Epochs of a training; evaluations of injected noise, and of the model without; else one.
+    That is the epochs of a training; the evaluations with injected noise and the one without; else
+    one.
     """
     if config["training"]:
         return int(config["training"]["epochs"])
@@ -53,7 +54,7 @@ def passes_of(config: Mapping[str, Any]) -> int:
 
 
 def kind_of_config(config: Mapping[str, Any], gpus: int) -> Kind:
-    """The kind of a run, given its config as ``run.json`` holds it."""
+    """Return a run's kind, given its config as in ``run.json``."""
     quantization, training = config["quantization"] or {}, config["training"] or {}
     return Kind(
         dataset=config["dataset"],

@@ -1,4 +1,4 @@
-"""Time limits of jobs, by what runs are expected to take."""
+"""Time limits of jobs, from the estimated times of runs."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -8,13 +8,13 @@ from ofq.config.runtimes import Minutes, update
 from ofq.errors import UserError
 from ofq.monitor.plan.plan import Planner
 
-_ROOM = 1.25  # beyond the longest time that is expected
+_ROOM = 1.25  # safety factor on the longest estimated time
 _AROUND = 2  # minutes for what comes before and after training in a job
 _MINUTE = 60
 
 
 def needed(planner: Planner) -> Minutes:
-    """Minutes that one job needs for a run of each model and stage, where that was measured."""
+    """Return the minutes that a run of each measured model and stage needs in one job."""
     minutes: Minutes = {}
     for run in planner.runs.values():
         estimate = planner.estimate(run)
@@ -26,7 +26,7 @@ def needed(planner: Planner) -> Minutes:
 
 
 def jobs(minutes: int, longest: int | None) -> int:
-    """How many jobs a run needs, if none may take longer than some minutes.
+    """Return how many jobs a run needs, if each is limited to some minutes.
 
     >>> jobs(60, None), jobs(60, 60), jobs(3000, 1440)
     (1, 1, 3)
@@ -40,12 +40,12 @@ def write(workspace: Workspace, planner: Planner, longest: int | None) -> Iterab
     """Write a study's time limits to ``config/runtimes.yaml``.
 
     Args:
-        workspace: Whose config.
-        planner: Of the study.
-        longest: Minutes that a job may ask for; None for any.
+        workspace: The checkout whose config is written.
+        planner: The study's planner.
+        longest: The most minutes that a job may request; None for any number.
 
     Returns:
-        Lines that say what was written.
+        Lines that report what was written.
 
     Raises:
         UserError: Nothing was measured.
@@ -53,16 +53,16 @@ def write(workspace: Workspace, planner: Planner, longest: int | None) -> Iterab
     minutes = needed(planner)
     if not minutes:
         raise UserError(f"--write-runtime: nothing of {planner.study} was measured; add --measure")
-    asked: Minutes = {
+    requests: Minutes = {
         model: {stage: min(time, longest or time) for stage, time in stages.items()}
         for model, stages in minutes.items()
     }
     recipe = workspace.study(planner.study).recipe
-    update(workspace.runtimes_path, workspace.recipe_names, recipe, asked)
-    return [f"wrote {workspace.runtimes_path}", *_told(minutes, longest)]
+    update(workspace.runtimes_path, workspace.recipe_names, recipe, requests)
+    return [f"wrote {workspace.runtimes_path}", *_report(minutes, longest)]
 
 
-def _told(minutes: Minutes, longest: int | None) -> Iterator[str]:
+def _report(minutes: Minutes, longest: int | None) -> Iterator[str]:
     most = 1
     for model, stages in minutes.items():
         for stage, time in stages.items():
@@ -71,4 +71,4 @@ def _told(minutes: Minutes, longest: int | None) -> Iterator[str]:
             parts = f", in {count} jobs of {longest} min" if count > 1 else ""
             yield f"{model} {stage}: {time} min{parts}"
     if most > 1:
-        yield f"give Snakemake --retries {most - 1} or more: each job goes on where one ended"
+        yield f"give Snakemake --retries {most - 1} or more: each job resumes where one ended"

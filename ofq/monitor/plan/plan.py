@@ -1,4 +1,4 @@
-"""A study's plan: what is done, what is to be done, and what that costs."""
+"""Plan of a study: finished runs, remaining runs, and their costs."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,9 +22,9 @@ _HOUR = 3600
 
 @dataclass(frozen=True)
 class Machine:
-    """What a study's jobs share.
+    """Hardware that a study's jobs share.
 
-    Runs that ask for GPUs wait for these alone, the others for cores.
+    Runs that request GPUs wait for GPUs alone, the others for cores.
 
     Attributes:
         gpus: Number of GPUs.
@@ -36,7 +36,7 @@ class Machine:
 
     @classmethod
     def given(cls, gpus: int | None, cores: int | None, runs: Iterable[Run]) -> "Machine":
-        """The machine that is asked about; what is left out is this one's, or as runs need it."""
+        """Return a machine; sizes left out are this machine's, or as large as the runs need."""
         runs = list(runs)
         widest = max((run.resources.gpu for run in runs), default=0)
         threads = max((run.resources.threads for run in runs), default=1)
@@ -51,12 +51,13 @@ class Row:
     """Runs of one model, at some bits, in one stage.
 
     Attributes:
-        model, bits, stage: What they have in common.
-        done: Number of those done.
-        to_do: Number of the others.
-        each: Seconds that each of those takes; None if there is none.
-        device_hours: Hours of GPUs that they take together, or of cores if they ask for no GPU.
-        sources: How that is known.
+        model, bits, stage: Their common settings.
+        done: Number of finished runs.
+        to_do: Number of remaining runs.
+        each: Seconds that each remaining run takes; None if there is none.
+        device_hours: GPU-hours that the remaining runs take together, or core-hours if they request
+            no GPU.
+        sources: Bases of the estimates.
     """
 
     model: str
@@ -71,19 +72,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study costs.
+    """Costs of a study.
 
     Attributes:
         study: Its name.
-        machine: Where it is to run.
-        rows: Its runs, put together.
-        unshared: Runs that the grid had if each cell trained all of its stages by itself.
-        saved: GPU-hours (``gpu``) and core-hours (``core``) that sharing saves of all those.
-        left: The same of what is to be done.
-        wall: Seconds until all is done.
-        chain: Seconds that the longest chain of runs takes, on any number of devices.
+        machine: The machine that it runs on.
+        rows: Its runs, grouped by model, bits and stage.
+        unshared: Number of runs if each cell trained all of its stages by itself.
+        saved: GPU-hours (``gpu``) and core-hours (``core``) that sharing stages saves.
+        left: GPU-hours and core-hours of the remaining runs.
+        wall: Seconds until all runs are finished.
+        chain: Seconds of the longest chain of runs, on any number of devices.
         devices: Names of the hardware that was measured.
-        measurable: Whether a calibration on this machine would tell more.
+        measurable: Whether a calibration on this machine would improve the estimates.
     """
 
     study: str
@@ -99,25 +100,25 @@ class Plan:
 
     @property
     def done(self) -> int:
-        """Number of runs done."""
+        """Number of finished runs."""
         return sum(row.done for row in self.rows)
 
     @property
     def to_do(self) -> int:
-        """Number of the others."""
+        """Number of remaining runs."""
         return sum(row.to_do for row in self.rows)
 
 
 class Planner:
-    """Plans a study.
+    """Planner of a study's runs.
 
     Args:
-        workspace: Where its config and results are.
+        workspace: The checkout of its config and results.
         study: Its name.
 
     Attributes:
         runs: Its runs by id, parents first.
-        warnings: What can't be read, and is therefore left out, a line each.
+        warnings: A line for each record that can't be read, and is therefore left out.
     """
 
     def __init__(self, workspace: Workspace, study: str) -> None:
@@ -131,7 +132,7 @@ class Planner:
         self._left = {name: self._share(workspace, run) for name, run in self.runs.items()}
 
     def _share(self, workspace: Workspace, run: Run) -> float:
-        """The share of a run that is still to be done; 0 if it is complete, or damaged."""
+        """Return the remaining share of a run; 0 if it is complete, or damaged."""
         folder = run_folder(workspace, run)
         try:
             if folder.record() is not None:
@@ -149,21 +150,21 @@ class Planner:
         return 1 - min(0.99, done)
 
     def estimate(self, run: Run) -> Estimate:
-        """How long a run takes as a whole."""
+        """Estimate a run's time as a whole."""
         if run.id not in self._estimates:
             self._estimates[run.id] = self.estimator.estimate(run)
         return self._estimates[run.id]
 
     def to_do(self) -> list[Run]:
-        """The runs that aren't complete, parents first."""
+        """Return the runs that aren't complete, parents first."""
         return [run for name, run in self.runs.items() if self._left[name]]
 
     def unmeasured(self) -> list[Run]:
-        """Those of them of whose kind none was measured."""
+        """Return the remaining runs of whose kind none was measured."""
         return [run for run in self.to_do() if not self.estimator.knows(kind_of(run))]
 
     def plan(self, machine: Machine) -> Plan:
-        """The study's plan on a machine.
+        """Plan the study on a machine.
 
         Raises:
             UserError: The machine is smaller than a run needs.
@@ -208,7 +209,7 @@ class Planner:
         return self.estimate(run).seconds * self._left[run.id]
 
     def _hours(self, runs: Iterable[Run], left: bool = False) -> dict[str, Range]:
-        """Hours of GPUs and of cores that some runs take, from start to end or from now on."""
+        """Return GPU-hours and core-hours of some runs, as a whole or of what remains."""
         hours = {GPUS: Range(0, 0), CORES: Range(0, 0)}
         for run in runs:
             pool, width = _demand(run)
@@ -253,5 +254,5 @@ def _check(machine: Machine, runs: Sequence[Run]) -> None:
 
 
 def _ordered(one: float, other: float) -> Range:
-    """A range of two times, of which the shorter jobs' may be the longer one."""
+    """Return a range of two makespans; shorter jobs may have the longer one."""
     return Range(min(one, other), max(one, other))

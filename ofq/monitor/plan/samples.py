@@ -1,4 +1,4 @@
-"""What runs took on some hardware: finished ones, and short calibrations."""
+"""Measured run times: of finished runs, and of short calibrations."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -14,19 +14,19 @@ from ofq.monitor.plan.span import Range
 from ofq.runs.record import DESCRIPTION, Damaged, Record
 
 FILE = "throughput.jsonl"
-"""The calibrations, in the results folder; one line each, so that several machines may add some."""
+"""File of the calibrations, in the results folder; one line each, so machines can share it."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What runs of a kind take.
+    """Measured times of one kind of run.
 
     Attributes:
         kind: Their kind.
         device: The hardware's name.
-        source: A finished run, or a calibration.
+        source: Its origin: a finished run, or a calibration.
         epoch: Seconds per epoch, its evaluation included.
-        fixed: Seconds of an attempt beside its epochs.
+        fixed: Seconds of an attempt outside its epochs.
     """
 
     kind: Kind
@@ -37,18 +37,18 @@ class Sample:
 
 
 class Calibration(Strict):
-    """A line of the file.
+    """Calibration of one kind of run: a line of the file.
 
     Attributes:
-        kind: What was measured.
-        device: On what.
+        kind: The kind that was measured.
+        device: The hardware's name.
         threads: CPU threads.
-        versions: Of what computed it.
-        date: When, in UTC.
+        versions: Versions of the packages that computed it.
+        date: Time of the measurement, in UTC.
         step_seconds: Mean times of a training step, in several stretches.
         steps_per_epoch: Steps of an epoch.
-        evaluation_seconds: One evaluation.
-        startup_seconds: From the start of a job to its first step.
+        evaluation_seconds: Seconds of one evaluation.
+        startup_seconds: Seconds from the start of a job to its first step.
     """
 
     kind: Kind
@@ -62,17 +62,17 @@ class Calibration(Strict):
     startup_seconds: float
 
     def sample(self) -> Sample:
-        """What follows for whole runs."""
+        """Return the sample of whole runs that follows from the calibration."""
         epochs = [s * self.steps_per_epoch + self.evaluation_seconds for s in self.step_seconds]
         fixed = self.startup_seconds + self.evaluation_seconds  # one evaluation precedes training
         return Sample(self.kind, self.device, "calibration", Range(min(epochs), max(epochs)), fixed)
 
 
 def calibrations(results: Path) -> list[Calibration]:
-    """All calibrations so far.
+    """Return all calibrations so far.
 
     Raises:
-        UserError: A line of the file isn't one.
+        UserError: A line of the file isn't a valid calibration.
     """
     path = results / FILE
     try:
@@ -87,20 +87,20 @@ def samples(
     models: Iterable[tuple[str, str]],
     warn: Callable[[str], None] = lambda text: None,
 ) -> list[Sample]:
-    """Whatever is known of some models.
+    """Return all samples of some models.
 
     Args:
-        workspace: Where the results are.
+        workspace: The checkout whose results are read.
         models: Pairs of data set and model.
-        warn: Told of each record that is damaged, and therefore left out, in a line.
+        warn: Called with a line for each damaged record, which is left out.
     """
     wanted = set(models)
     measured = [c.sample() for c in calibrations(workspace.results)]
-    found = [s for s in measured if (s.kind.dataset, s.kind.model) in wanted]
+    selection = [s for s in measured if (s.kind.dataset, s.kind.model) in wanted]
     for dataset, model in sorted(wanted):
         folder = workspace.results / "runs" / dataset / model
-        found += _finished(folder, warn) if folder.exists() else []
-    return found
+        selection += _finished(folder, warn) if folder.exists() else []
+    return selection
 
 
 def _finished(folder: Path, warn: Callable[[str], None]) -> Iterator[Sample]:
@@ -116,7 +116,7 @@ def _finished(folder: Path, warn: Callable[[str], None]) -> Iterator[Sample]:
 
 
 def _measured(record: Record) -> Sample | None:
-    """What a finished run took; None if it took no time, or its devices aren't on record."""
+    """Return a finished run's sample; None if it has no time, or its devices aren't on record."""
     attempts = record.written_provenance()["attempts"] if record.seconds else []
     if not record.seconds or not attempts or not attempts[-1].get("devices"):
         return None

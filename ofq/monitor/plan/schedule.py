@@ -1,4 +1,4 @@
-"""How long a graph of jobs takes on a machine of some size: list scheduling, simulated."""
+"""Time of a graph of jobs on a machine of given size, by simulated list scheduling."""
 
 import heapq
 from collections.abc import Mapping, Sequence
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Task:
-    """A job.
+    """Job of a graph.
 
     Attributes:
         name: Its name.
-        seconds: How long it takes.
-        pool: What it takes some of.
-        width: How much of it.
+        seconds: Its duration.
+        pool: The resource that it occupies.
+        width: The amount of the resource.
         needs: Names of the tasks that must have ended before.
     """
 
@@ -25,14 +25,14 @@ class Task:
 
 
 def makespan(tasks: Sequence[Task], capacity: Mapping[str, int]) -> float:
-    """Seconds from the start of the first task to the end of the last.
+    """Return the seconds from the start of the first task to the end of the last.
 
-    Whenever something is free, the waiting tasks that fit are started, first those with the longest
-    way to the end. That is at most twice as long as the best schedule if all widths are 1.
+    Whenever a resource is free, the waiting tasks that fit are started, first those with the
+    longest path to the end. That is at most twice as long as the best schedule if all widths are 1.
 
     Args:
         tasks: The jobs, each after those that it needs.
-        capacity: How much there is of each pool; at least as much as the widest task takes.
+        capacity: The amount of each resource; at least as much as the widest task takes.
     """
     first = {task.name: -way for task, way in zip(tasks, _ways(tasks), strict=True)}
     blocked = {task.name: len(task.needs) for task in tasks}
@@ -66,7 +66,7 @@ def makespan(tasks: Sequence[Task], capacity: Mapping[str, int]) -> float:
 
 
 def critical_path(tasks: Sequence[Task]) -> float:
-    """Seconds that the longest chain takes, however large the machine.
+    """Return the seconds of the longest chain, the least time on any machine.
 
     Args:
         tasks: The jobs, each after those that it needs.
@@ -75,7 +75,7 @@ def critical_path(tasks: Sequence[Task]) -> float:
 
 
 def _ways(tasks: Sequence[Task]) -> list[float]:
-    """For each task, the seconds of the longest chain that begins with it."""
+    """Return, for each task, the seconds of the longest chain that begins with it."""
     after = {task.name: 0.0 for task in tasks}
     ways = []
     for task in reversed(tasks):

@@ -1,4 +1,4 @@
-"""A plan for people: tables in a terminal, plain lines elsewhere."""
+"""Display of a plan: tables in a terminal, plain lines elsewhere."""
 
 from collections.abc import Iterator, Mapping
 from itertools import groupby
@@ -24,7 +24,7 @@ def show(plan: Plan, console: Console) -> None:
 
 
 def lines(plan: Plan) -> Iterator[str]:
-    """The rows, a line each, with the model in front."""
+    """Yield one line per row, with the model in front."""
     table = [("model", *_NAMES), *((row.model, *_words(row)) for row in plan.rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for words in table:
@@ -32,7 +32,7 @@ def lines(plan: Plan) -> Iterator[str]:
 
 
 def summary(plan: Plan) -> Iterator[str]:
-    """What all of it comes to."""
+    """Yield the totals as lines."""
     runs = plan.done + plan.to_do
     yield f"{plan.study}: {runs} runs, {plan.done} done, {plan.to_do} to do"
     if unshared := plan.unshared - runs:
@@ -52,11 +52,11 @@ def summary(plan: Plan) -> Iterator[str]:
     if plan.devices:
         yield f"measured on: {', '.join(plan.devices)}"
     if plan.measurable:
-        yield f"ofq plan {plan.study} --measure measures what wasn't yet, in seconds each"
+        yield f"ofq plan {plan.study} --measure measures the rest, in seconds each"
 
 
 def _tables(plan: Plan, console: Console) -> None:
-    """A table for each model, whose name would be too wide a column."""
+    """Print a table for each model, since a column of models' names would be too wide."""
     for model, rows in groupby(plan.rows, lambda row: row.model):
         table = Table(*_NAMES, box=None, padding=(0, 2, 0, 0), title=model, title_justify="left")
         table.title_style = "bold"
@@ -81,7 +81,7 @@ def _words(row: Row) -> tuple[str, ...]:
 
 
 def _hours(hours: Mapping[str, Range], before: str) -> str:
-    """Such as ``3-4 GPU-hours``; nothing if there are none."""
+    """Format hours, such as ``3-4 GPU-hours``; return an empty text if there are none."""
     names = {GPUS: "GPU-hours", CORES: "core-hours"}
     parts = [f"{figures(hours[pool])} {name}" for pool, name in names.items() if hours[pool].high]
     return before + " and ".join(parts) if parts else ""

@@ -1,4 +1,4 @@
-"""Ranges of numbers, and how they are told."""
+"""Ranges of numbers, and their formatting."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 @dataclass(frozen=True)
 class Range:
-    """What a number lies between.
+    """Range that a number lies in.
 
     Attributes:
-        low, high: The ends.
+        low, high: Its bounds.
     """
 
     low: float
@@ -24,23 +24,23 @@ class Range:
         return Range(self.low * factor, self.high * factor)
 
     def widened(self, factor: float) -> "Range":
-        """The range with its ends that much farther away."""
+        """Return the range with its lower bound divided, its upper one multiplied by a factor."""
         return Range(self.low / factor, self.high * factor)
 
 
 def total(ranges: Iterable[Range]) -> Range:
-    """The sum, as if all were low or high together."""
+    """Return the sum of ranges: lower bounds with lower, upper with upper."""
     return sum(ranges, Range(0, 0))
 
 
 def hull(ranges: Iterable[Range]) -> Range:
-    """The range that holds all of them, of which there is one at least."""
+    """Return the smallest range that holds all of the given ones, at least one."""
     ranges = list(ranges)
     return Range(min(r.low for r in ranges), max(r.high for r in ranges))
 
 
 def duration(seconds: Range) -> str:
-    """A time for people.
+    """Format a time in a readable unit.
 
     >>> duration(Range(12, 31)), duration(Range(4000, 9000)), duration(Range(0, 600))
     ('12-31 s', '1.1-2.5 h', '0-10 min')
@@ -52,7 +52,7 @@ def duration(seconds: Range) -> str:
 
 
 def figures(values: Range) -> str:
-    """A range's ends; once if they look the same.
+    """Format a range's bounds; one number if both read the same.
 
     >>> figures(Range(0.04, 0.5)), figures(Range(9.96, 120)), figures(Range(3, 3))
     ('0.04-0.5', '10-120', '3')

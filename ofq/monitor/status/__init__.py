@@ -1,1 +1,1 @@
-"""What has become of a study: statuses at run folders and logs, and shows them; changes nothing."""
+"""Status of a study: reads run folders and logs, and shows their state; changes nothing."""

@@ -1,4 +1,4 @@
-"""How long a study still takes: said only if something is known of everything that is left."""
+"""Estimate of a study's remaining time, given only if the pace of all remaining runs is known."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -13,21 +13,21 @@ _Kind = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Estimate:
-    """Time left, if as many runs as now go on at once."""
+    """Remaining time, if as many runs as now run at once."""
 
     seconds: float
     at_once: int
 
 
 def time_left(runs: Mapping[str, Run], statuses: Mapping[str, RunStatus]) -> Estimate | None:
-    """What the runs that can still be done will take, from what others like them took.
+    """Estimate the time of the remaining runs from that of others like them.
 
     Args:
         runs: A study's runs, parents first.
-        statuses: How each of them is.
+        statuses: The status of each run.
 
     Returns:
-        None if nothing runs, or if nothing is known of some runs' pace.
+        The estimate; None if nothing runs, or if the pace of some runs is unknown.
     """
     at_once = sum(status.state == "running" for status in statuses.values())
     blocked = {name for names in waiting_for(runs, statuses).values() for name in names}
@@ -51,21 +51,23 @@ def time_left(runs: Mapping[str, Run], statuses: Mapping[str, RunStatus]) -> Est
 
 
 def waiting_for(runs: Mapping[str, Run], statuses: Mapping[str, RunStatus]) -> dict[str, set[str]]:
-    """The runs that can't be trained before a failed one is, for each failed one."""
+    """Return, for each failed run, the runs that can't be trained before it."""
     causes: dict[str, set[str]] = {}
-    held: dict[str, set[str]] = {name: set() for name in runs if statuses[name].state == "failed"}
+    dependents: dict[str, set[str]] = {
+        name: set() for name in runs if statuses[name].state == "failed"
+    }
     for name, run in runs.items():
         if statuses[name].state == "done":
             continue
         mine = {cause for need in run.needs() for cause in causes.get(need.id, ())}
         for cause in mine:
-            held[cause].add(name)
-        causes[name] = mine | ({name} if name in held else set())
-    return held
+            dependents[cause].add(name)
+        causes[name] = mine | ({name} if name in dependents else set())
+    return dependents
 
 
 def _paces(runs: Mapping[str, Run], statuses: Mapping[str, RunStatus]) -> dict[_Kind, float]:
-    """Seconds per epoch of runs of one kind, over those of which they are known."""
+    """Return the seconds per epoch of each kind of run whose times are known."""
     seconds: defaultdict[_Kind, float] = defaultdict(float)
     epochs: Counter[_Kind] = Counter()
     for name, run in runs.items():

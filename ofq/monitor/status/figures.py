@@ -1,4 +1,4 @@
-"""What a row says of its runs, in numbers and in words."""
+"""Numbers and words in a row of the status table."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -9,11 +9,11 @@ from ofq.monitor.status.runs import RunStatus
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a row's running runs are.
+    """Progress of a row's running runs.
 
     Attributes:
-        share: Of their steps, all together.
-        rate: Steps per second of one of them, on average.
+        share: Share of all of their steps that is done.
+        rate: Mean steps per second of a run.
         left: Seconds until the last of them has made its steps.
     """
 
@@ -23,7 +23,7 @@ class Progress:
 
 
 def progress(statuses: Iterable[RunStatus]) -> Progress | None:
-    """How far the running ones are; None before their first heartbeat."""
+    """Return the progress of the running ones; None before their first heartbeat."""
     running = [status for status in statuses if status.state == "running" and status.total]
     if not running:
         return None
@@ -36,22 +36,22 @@ def progress(statuses: Iterable[RunStatus]) -> Progress | None:
 
 
 def tally(statuses: Iterable[RunStatus]) -> Counter[str]:
-    """How many runs are in each state."""
+    """Count the runs in each state."""
     return Counter(status.state for status in statuses)
 
 
 def words(counts: Mapping[str, int], states: Iterable[str]) -> str:
-    """Such as ``2 running, 1 failed``, of some states, without those that no run is in."""
+    """Format counts of some states, such as ``2 running, 1 failed``, without zeros."""
     return ", ".join(f"{counts[state]} {state}" for state in states if counts[state])
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, such as ``51:03:04``."""
+    """Format a time as hours, minutes and seconds, such as ``51:03:04``."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def significant(number: float) -> str:
-    """A number to two or three digits, never with an exponent: ``0.042``, ``7.5``, ``120``."""
+    """Format a number to two or three digits, without an exponent: ``0.042``, ``7.5``, ``120``."""
     digits = 3 if number < 0.1 else 2 if number < 1 else 1 if number < 100 else 0
     return f"{number:.{digits}f}"

@@ -1,4 +1,4 @@
-"""Which rows of a table are shown where not all of them have room."""
+"""Selection of a table's rows where there isn't room for all."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,31 +9,31 @@ _URGENT = ("failed", "running", "interrupted", "waiting")
 
 
 def height(rows: Sequence[Row]) -> int:
-    """Lines that rows take; each model takes one more, for its name."""
+    """Return the number of lines that rows take; each model takes one more, for its name."""
     return len(rows) + len({row.cell.model for row in rows})
 
 
 def shares(wanted: Sequence[int], lines: int) -> list[int]:
-    """Lines for each of some parts: what it wants, or as many as the others that want too much."""
-    given = [0] * len(wanted)
+    """Divide lines between parts: each gets what it wants, or an equal share of the rest."""
+    allotment = [0] * len(wanted)
     order = sorted(range(len(wanted)), key=wanted.__getitem__)
     for position, index in enumerate(order):
-        given[index] = min(wanted[index], lines // (len(order) - position))
-        lines -= given[index]
-    return given
+        allotment[index] = min(wanted[index], lines // (len(order) - position))
+        lines -= allotment[index]
+    return allotment
 
 
 def fitting(rows: list[Row], statuses: Mapping[str, RunStatus], lines: int) -> list[Row]:
-    """The rows that want attention most, in the order of all.
+    """Return the most urgent rows that fit, in their original order.
 
     Args:
         rows: All rows.
-        statuses: How each run is.
-        lines: How many there is room for.
+        statuses: The status of each run.
+        lines: Number of lines available.
 
     Returns:
-        All rows if they fit; else as many as do, unfinished ones first, less one line that says
-        how many were left out.
+        All rows if they fit; else as many as fit beside one line that counts those left out,
+        unfinished ones first.
     """
     if height(rows) <= lines:
         return rows

@@ -1,4 +1,4 @@
-"""A study's state as plain lines, for logs, pipes and grep."""
+"""Status of a study as plain lines, for logs, pipes and grep."""
 
 from collections.abc import Iterator, Mapping
 
@@ -11,7 +11,7 @@ _COLUMNS = ("study", "model", "bits", "method", "runs", *STATES, "percent", "ste
 
 
 def lines(watch: StudyStatus) -> Iterator[str]:
-    """A line of names and one per cell, a word per column; then failures; then the sums."""
+    """Yield a line of column names and one per cell, then failures, then the totals."""
     statuses = watch.read()
     table = [_COLUMNS, *(_words(watch, row, statuses) for row in watch.rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

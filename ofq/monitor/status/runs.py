@@ -1,4 +1,4 @@
-"""Looking at a study's runs: at most once at each folder per status, and once for all if done."""
+"""Status of a study's runs: a poll reads each folder at most once, and done ones no more."""
 
 import os
 from collections.abc import Iterable
@@ -14,12 +14,12 @@ from ofq.runs.folder import RunFolder, State
 
 STATES: tuple[State, ...] = ("done", "running", "interrupted", "failed", "waiting")
 
-_TAIL = 16_384  # bytes at a log's end in which its last error is looked for
+_TAIL = 16_384  # bytes at a log's end that are searched for its last error
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a run failed, and what to do: a command first."""
+    """Cause of a run's failure, and the remedy: a command first."""
 
     error: str
     todo: str
@@ -27,14 +27,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run as it was found.
+    """Status of a run when it was read.
 
     Attributes:
-        state: What has become of it.
-        step, total: How far a running one is; 0 of 0 before its first heartbeat.
-        pace: Its seconds per step, if they are known yet.
-        seconds: What a finished one took over all its attempts.
-        failure: Why a failed one failed.
+        state: Its state.
+        step, total: Progress of a running one; 0 of 0 before its first heartbeat.
+        pace: Seconds per step of a running one, if they are known yet.
+        seconds: Time of a finished one over all its attempts.
+        failure: The failure of a failed one.
     """
 
     state: State
@@ -46,23 +46,23 @@ class RunStatus:
 
     @property
     def left(self) -> float | None:
-        """Seconds until a running one has made its steps, if that can be said."""
+        """Seconds until a running run has made its steps; None if unknown."""
         return None if self.pace is None else (self.total - self.step) * self.pace
 
 
 @dataclass(frozen=True)
 class Row:
-    """A cell and those runs that are counted in its row."""
+    """Cell with the runs that are counted in its row."""
 
     cell: Cell
     runs: tuple[Run, ...]
 
 
 class StudyStatus:
-    """A study that is looked at again and again.
+    """Status of a study, polled repeatedly.
 
     Args:
-        workspace: Where its run folders and logs are.
+        workspace: The checkout of its run folders and logs.
         study: Its name.
 
     Attributes:
@@ -81,7 +81,7 @@ class StudyStatus:
         self._done: dict[str, RunStatus] = {}
 
     def read(self) -> dict[str, RunStatus]:
-        """Each run as it is now."""
+        """Return each run's present status."""
         begun = _listed(self.workspace.results / "runs", self._groups)
         logged = _listed(self.workspace.logs, self._groups)
         statuses = {}
@@ -99,27 +99,27 @@ class StudyStatus:
         return statuses
 
     def log(self, name: str) -> Path:
-        """Where a run's job logs, if the workflow started it."""
+        """Return the log file of a run's job, if the workflow started it."""
         return self.workspace.logs / f"{name}.log"
 
 
 def last_error(log: Path) -> str | None:
-    """The last line of a log that says what went wrong; None if nothing did."""
+    """Return the last error line of a log; None if there is no error."""
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
         lines = file.read().decode(errors="replace").split("\n")
-    said = [line for line in lines if line.strip()]
-    errors = [line.removeprefix("error:").strip() for line in said if line.startswith("error:")]
+    texts = [line for line in lines if line.strip()]
+    errors = [line.removeprefix("error:").strip() for line in texts if line.startswith("error:")]
     if errors:
         return errors[-1]
-    return said[-1] if any(line.startswith("Traceback") for line in said) else None
+    return texts[-1] if any(line.startswith("Traceback") for line in texts) else None
 
 
 def _rows(grid: Grid) -> list[Row]:
-    """Each cell with its last runs, and with those stages before them that no cell ends with.
+    """Return each cell with its last runs, and the earlier stages that no cell ends with.
 
     So a run that several cells build on is counted in one row, and a row that waits for others
-    says so.
+    shows it.
     """
     taken = {run.id for cell in grid.cells for run in cell.runs}
     rows = []
@@ -134,22 +134,22 @@ def _rows(grid: Grid) -> list[Row]:
 
 
 def _listed(root: Path, groups: Iterable[str]) -> set[str]:
-    """What lies in ``root/DATASET/MODEL``, as ``DATASET/MODEL/NAME``."""
-    found: set[str] = set()
+    """Return the content of ``root/DATASET/MODEL``, as ``DATASET/MODEL/NAME``."""
+    names: set[str] = set()
     for group in groups:
         with suppress(FileNotFoundError):
-            found.update(f"{group}/{name}" for name in os.listdir(root / group))
-    return found
+            names.update(f"{group}/{name}" for name in os.listdir(root / group))
+    return names
 
 
 def _folder(workspace: Workspace, run: Run) -> RunFolder:
     folder = run_folder(workspace, run)
-    folder.warn = lambda text: None  # what a crash has torn is `ofq doctor`'s matter
+    folder.warn = lambda text: None  # `ofq doctor` reports what a crash has torn
     return folder
 
 
 def _status_of(name: str, folder: RunFolder) -> RunStatus:
-    """One run whose folder exists."""
+    """Return the status of a run whose folder exists."""
     try:
         state = folder.state()
         record = folder.record() if state == "done" else None
@@ -165,7 +165,7 @@ def _status_of(name: str, folder: RunFolder) -> RunStatus:
 
 
 def _never_began(name: str, log: Path) -> RunStatus | None:
-    """A job that failed before it could note so in its folder: its log alone tells."""
+    """Return the status of a job that failed before its folder existed, known from its log."""
     try:
         error = last_error(log)
     except OSError as unreadable:
@@ -178,7 +178,7 @@ def _running(folder: RunFolder) -> RunStatus:
         progress = folder.progress()
         step, total = progress.get("step", 0), progress.get("total", 0)
         return RunStatus("running", step, total, progress.get("seconds_per_step"))
-    except UserError:  # of no consequence; `ofq doctor` tells of it
+    except UserError:  # the state is known without it; `ofq doctor` reports it
         return RunStatus("running")
 
 

@@ -1,4 +1,4 @@
-"""A study's state in a terminal, as much of it as there is room for."""
+"""Status of a study in a terminal, fitted to its size."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +23,9 @@ STYLES = {
     "failed": "bold red",
     "waiting": "dim",
 }
-"""How each state is shown."""
+"""Text style of each state."""
 
-_PAUSE = 2.0  # seconds between two statuses
+_PAUSE = 2.0  # seconds between two polls
 _NAP = 0.1  # seconds after which Ctrl-C is noticed
 _WIDE = 100  # columns from which running runs have a bar
 _BAR = 18
@@ -35,14 +35,14 @@ _LINES_PER_FAILURE = 12  # of the screen: so a third of it is failures, at most
 
 
 class Page:
-    """What the state of some studies statuses like.
+    """Status page of some studies.
 
     Args:
         watches: The studies.
-        console: Where it is shown.
+        console: The console that shows it.
 
     Attributes:
-        finished: Whether all runs were done at the last status.
+        finished: Whether all runs were done at the last poll.
     """
 
     def __init__(self, watches: Sequence[StudyStatus], console: Console) -> None:
@@ -51,7 +51,7 @@ class Page:
         self.finished = False
 
     def draw(self, *, fit: bool) -> RenderableType:
-        """Read the runs' states and draw them; if it is to fit, no more than the screen holds."""
+        """Read the runs' states and draw them; with ``fit``, no more than the screen holds."""
         statuses = [watch.read() for watch in self.watches]
         self.finished = all(k.state == "done" for found in statuses for k in found.values())
         pairs = zip(self.watches, statuses, strict=True)
@@ -62,23 +62,23 @@ class Page:
 
 
 def follow(page: Page, stop: StopRequest) -> None:
-    """Show a page until all is done or the user has seen enough, and leave its last state.
+    """Show a page until all runs are done or the user stops it, and leave its last state.
 
     Args:
         page: The page.
-        stop: Looked at instead of being interrupted, which could hit in the middle of drawing.
+        stop: Polled, since an interrupt could hit in the middle of drawing.
     """
     with Live(console=page.console, screen=True, auto_refresh=False) as live:
         while True:
-            drawn = page.draw(fit=True)
-            live.update(drawn, refresh=True)
+            content = page.draw(fit=True)
+            live.update(content, refresh=True)
             if page.finished or _pause(stop):
                 break
-    page.console.print(drawn)
+    page.console.print(content)
 
 
 def _pause(stop: StopRequest) -> bool:
-    """Wait for the next look; whether a stop was requested."""
+    """Wait for the next poll; return whether a stop was requested."""
     end = time.monotonic() + _PAUSE
     while stop.cause is None and time.monotonic() < end:
         time.sleep(_NAP)
@@ -86,7 +86,7 @@ def _pause(stop: StopRequest) -> bool:
 
 
 class _Study:
-    """One study as it was found; all of it, unless there is a limit to failures."""
+    """Display of one study: all of it, unless failures are limited."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class _Study:
         return [_line(name + Text(", ").join(counts)), bar]
 
     def _rows(self, rows: Sequence[Row]) -> Iterator[RenderableType]:
-        """The table, with a line for each model, and one for what has no room."""
+        """Yield the table, with a line for each model, and one that counts rows left out."""
         columns = _Columns(self.watch.rows, self.statuses, self.width)
         yield columns.heading()
         for model, group in groupby(rows, lambda row: row.cell.model):
@@ -141,7 +141,7 @@ class _Study:
             yield _line(Text(text, "dim"))
 
     def _failures(self) -> list[RenderableType]:
-        """Each failed run with its error, its log and what to do."""
+        """Return each failed run with its error, its log and the remedy."""
         failed = {name: status.failure for name, status in self.statuses.items() if status.failure}
         waiting = waiting_for(self.watch.runs, self.statuses)
         shown = list(failed)[: self.most_failures]
@@ -166,11 +166,11 @@ class _Study:
 
 
 class _Columns:
-    """The columns of a study's table, as wide in each of its parts.
+    """Columns of a study's table, equally wide for all models.
 
     Args:
         rows: All rows.
-        statuses: How each run is.
+        statuses: The status of each run.
         width: Columns of the terminal.
     """
 
@@ -187,7 +187,7 @@ class _Columns:
         self.widths = [bits, max(6, label), done, *numbers]
 
     def heading(self) -> Table:
-        """Their names."""
+        """Return the row of column names."""
         names = ["bits", "method", "done"]
         names += [*([""] if self.bar else []), "%", "steps/s", "left"] if self.running else []
         table = self._empty()
@@ -195,7 +195,7 @@ class _Columns:
         return table
 
     def table(self, rows: Iterator[Row]) -> Table:
-        """Some rows."""
+        """Return a table of some rows."""
         table = self._empty()
         for row in rows:
             statuses = [self.statuses[run.id] for run in row.runs]
@@ -225,18 +225,18 @@ class _Columns:
 
 
 def _states(statuses: Sequence[RunStatus]) -> Text:
-    """The states that a row's runs are in; those that wait go without saying beside others."""
+    """Return the states of a row's runs; waiting ones only if there are no others."""
     counts = tally(statuses)
-    found = [s for s in ("failed", "interrupted", "running") if counts[s]]
-    if not found:
-        found = ["waiting" if counts["waiting"] else "done"]
-    if found == ["done"]:
+    states = [s for s in ("failed", "interrupted", "running") if counts[s]]
+    if not states:
+        states = ["waiting" if counts["waiting"] else "done"]
+    if states == ["done"]:
         return Text("done", STYLES["done"])
-    return Text(", ").join(Text(f"{counts[s]} {s}", STYLES[s]) for s in found)
+    return Text(", ").join(Text(f"{counts[s]} {s}", STYLES[s]) for s in states)
 
 
 def _middle(text: str, width: int) -> str:
-    """A text that fits: its two ends, which tell methods apart, without what is between them."""
+    """Shorten a text in its middle, since methods' names differ at their ends."""
     if len(text) <= width:
         return text
     first = (width - 1) // 2
@@ -244,6 +244,6 @@ def _middle(text: str, width: int) -> str:
 
 
 def _line(text: Text) -> Text:
-    """A text that stays on one line."""
+    """Keep a text on one line, with an ellipsis."""
     text.no_wrap, text.overflow = True, "ellipsis"
     return text

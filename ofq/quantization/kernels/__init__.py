@@ -1,9 +1,10 @@
-"""What a low-bit block computes in one kernel on a GPU, in half precision.
+"""Fused GPU kernels for low-bit blocks in half precision.
 
-Each function is what others of the package compose (:mod:`ofq.quantization.attention`,
-:class:`ofq.LSQ`), with the same gradients; sums and intermediate results are float32, some of which
-autocast would round. :mod:`~ofq.quantization.kernels.fitting` tells where they may be used. The
-kernels are Triton's (:mod:`~ofq.quantization.kernels.triton`), which comes with PyTorch for CUDA.
+Each function computes the same result and gradients as a composition of operations elsewhere in the
+package (:mod:`ofq.quantization.attention`, :class:`ofq.LSQ`); sums and intermediate results are
+float32, some of which autocast would round. :mod:`~ofq.quantization.kernels.fitting` decides where
+they may be used. They are written in Triton (:mod:`~ofq.quantization.kernels.triton`), which comes
+with PyTorch for CUDA.
 """
 
 from ofq.quantization.kernels.attention import attend

@@ -1,4 +1,4 @@
-"""Attention, of queries, keys and values that one layer gave."""
+"""Attention kernels that take queries, keys and values as one tensor."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from ofq.quantization.quantizers.lsq import LSQ
 
 _TILE = 64  # queries or keys
 _STAGES = 3
-# registers for three programs at once on a Hopper's multiprocessor, though some spill
+# registers that let a Hopper multiprocessor run three programs at once, though some spill
 _KEY_OPTIONS = {"num_stages": 2, "maxnreg": 168}
 
 
@@ -21,15 +21,17 @@ def attend(
     heads: int,
     factor: float,
 ) -> Tensor:
-    """LSQ(softmax(factor · Q̂ K̂ᵀ)) V̂ of every head, with Q̂ = LSQ(Q) + after, K̂ = LSQ(K), V̂ as Q̂.
+    """Compute LSQ(softmax(factor · Q̂ K̂ᵀ)) V̂ of every head.
+
+    Q̂ = LSQ(Q) + after, K̂ = LSQ(K) and V̂ = LSQ(V) + after.
 
     Args:
         qkv: (B, N, 3C), which :func:`~ofq.quantization.kernels.fitting.fits_attention`.
-        quantizers: Of queries, keys, values and probabilities, all
-            :func:`~ofq.quantization.kernels.fitting.ready`; the first three have the same codes.
-        afters: The shifts after the quantizers of queries and values, (C,) each.
+        quantizers: Quantizers of queries, keys, values and probabilities, all
+            :func:`~ofq.quantization.kernels.fitting.ready`; the first three have one code range.
+        afters: Shifts after the quantizers of queries and values, (C,) each.
         heads: H.
-        factor: On the logits.
+        factor: Factor on the logits.
 
     Returns:
         (B, N, C).
@@ -46,7 +48,7 @@ def attend(
 
 
 def _sizes(qkv: Tensor, heads: int) -> dict[str, int]:
-    """What the kernels know when they are compiled."""
+    """Return the compile-time constants of the kernels."""
     _, tokens, width = qkv.shape
     blocks = blocks_of(tokens, _TILE)
     return {"HEADS": heads, "CHANNELS": width // 3 // heads, "TILE": _TILE, "BLOCKS": blocks}
@@ -63,7 +65,7 @@ def _outputs(
     heads: int,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The result, and what backward takes: inner, quantized inputs, totals."""
+    """Allocate the result, and tensors saved for backward: inner, quantized inputs, totals."""
     images, tokens, width = qkv.shape
     out = qkv.new_empty(images, tokens, width // 3)
     quantized = torch.empty_like(qkv, memory_format=torch.contiguous_format)
@@ -91,8 +93,8 @@ def _forward(
     images, tokens, _ = qkv.shape
     sizes = _sizes(qkv, heads)
     inputs = q_scale, k_scale, v_scale, q_after, v_after
-    found = _outputs(qkv, q_scale, k_scale, v_scale, p_scale, q_after, v_after, heads)
-    out, inner, quantized, totals = found
+    outputs = _outputs(qkv, q_scale, k_scale, v_scale, p_scale, q_after, v_after, heads)
+    out, inner, quantized, totals = outputs
     launch(
         kernels.quantize_qkv,
         (images, sizes["BLOCKS"], 3 * heads),
@@ -112,7 +114,7 @@ def _forward(
         **sizes,
         num_stages=_STAGES,
     )
-    return found
+    return outputs
 
 
 def _gradients(
@@ -124,10 +126,10 @@ def _gradients(
     totals: Tensor,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of inputs; of what is per row and per column one for each program, to be added up.
+    """Allocate gradients: of inputs; of parameters, one for each program, to be summed.
 
-    Rows have scales of probabilities, queries and keys; columns the shift after queries, scales of
-    values and the shift after these.
+    Per row are the scales of probabilities, queries and keys; per column the shift after queries,
+    the scales of values and the shift after values.
     """
     images, tokens, width = qkv.shape
     of_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
@@ -158,7 +160,7 @@ def _backward(
 
     qkv, upstream = qkv.contiguous(), upstream.contiguous()
     images, tokens, _ = qkv.shape
-    found = _gradients(upstream, qkv, out, inner, quantized, totals)
+    gradients = _gradients(upstream, qkv, out, inner, quantized, totals)
     commons = torch.empty_like(totals)
     sizes = _sizes(qkv, heads)
     grid = images * heads, sizes["BLOCKS"]
@@ -167,7 +169,7 @@ def _backward(
         kernels.attend_backward_queries,
         grid,
         *(upstream, qkv, quantized, out, inner, totals, q_scale, p_scale),
-        *(*found, commons),
+        *(*gradients, commons),
         *numbers,
         **sizes,
         num_stages=_STAGES,
@@ -176,12 +178,12 @@ def _backward(
         kernels.attend_backward_keys,
         grid,
         *(upstream, qkv, quantized, totals, commons, k_scale, v_scale, p_scale),
-        *found,
+        *gradients,
         *numbers,
         **sizes,
         **_KEY_OPTIONS,
     )
-    return found
+    return gradients
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -194,7 +196,7 @@ def _of_inputs(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]
     of_qkv, of_rows, of_columns = _backward(upstream, *ctx.saved_tensors, *ctx.rest)
     of_rows, of_columns = of_rows.sum(1), of_columns.sum(1)
     of_q, of_k, of_v, of_p = ctx.gradient_scales
-    found = (
+    gradients = (
         of_qkv,
         of_rows[1] * of_q,
         of_rows[2] * of_k,
@@ -203,7 +205,7 @@ def _of_inputs(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]
         of_columns[0],
         of_columns[2],
     )
-    return *found, None, None, None, None, None, None
+    return *gradients, None, None, None, None, None, None
 
 
 _forward.register_fake(_outputs)

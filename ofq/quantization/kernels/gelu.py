@@ -1,4 +1,4 @@
-"""GELU, and the LSQ behind it."""
+"""GELU fused with the LSQ behind it."""
 
 from typing import Any
 
@@ -8,23 +8,23 @@ from torch import Tensor
 from ofq.quantization.kernels.launch import blocks_of, launch, scale_of
 from ofq.quantization.quantizers.lsq import LSQ
 
-_POSITIONS, _COLUMNS, _IMAGES = 16, 64, 8  # of a program
+_POSITIONS, _COLUMNS, _IMAGES = 16, 64, 8  # per program
 _BLOCK = {"POSITIONS": _POSITIONS, "COLUMNS": _COLUMNS, "IMAGES": _IMAGES}
 
 
 def gelu_lsq(x: Tensor, shift: Tensor, quantizer: LSQ) -> Tensor:
-    """LSQ(GELU(x) + shift), with a scale per position.
+    """Compute LSQ(GELU(x) + shift), with a scale per position.
 
     Args:
         x: (..., N, C), which :func:`~ofq.quantization.kernels.fitting.fits`.
         shift: (C,).
-        quantizer: With a scale per position, :func:`~ofq.quantization.kernels.fitting.ready`.
+        quantizer: LSQ with a scale per position, :func:`~ofq.quantization.kernels.fitting.ready`.
     """
     return _forward(x, shift, scale_of(quantizer, x), *quantizer.rounding(x.numel()))
 
 
 def _sizes(x: Tensor, scale: Tensor) -> tuple[int, int, int]:
-    """Images, positions and columns."""
+    """Return the numbers of images, positions and columns."""
     return x.numel() // x.shape[-1] // len(scale), len(scale), x.shape[-1]
 
 
@@ -56,7 +56,7 @@ def _forward(
 def _gradients(
     upstream: Tensor, x: Tensor, shift: Tensor, scale: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of x; of shift and scale one for each program, to be added up."""
+    """Allocate gradients: of x; of shift and scale, one for each program, to be summed."""
     sizes = _sizes(x, scale)
     of_positions, of_columns, of_images = _grid(*sizes)
     return (
@@ -73,10 +73,12 @@ def _backward(
     from ofq.quantization.kernels.triton import gelu as kernels
 
     inputs = upstream.contiguous(), x.contiguous(), shift, scale
-    found = _gradients(*inputs)
+    gradients = _gradients(*inputs)
     sizes = _sizes(x, scale)
-    launch(kernels.gelu_lsq_backward, _grid(*sizes), *inputs, *found, *sizes, low, high, **_BLOCK)
-    return found
+    launch(
+        kernels.gelu_lsq_backward, _grid(*sizes), *inputs, *gradients, *sizes, low, high, **_BLOCK
+    )
+    return gradients
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What launching any of the kernels takes."""
+"""Functions for launching kernels."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
 
 
 def blocks_of(count: int, size: int) -> int:
-    """How many blocks of a size hold so many entries."""
+    """Return the number of blocks of a size that hold ``count`` entries."""
     return -(-count // size)
 
 
 def scale_of(quantizer: LSQ, x: Tensor) -> Tensor:
-    """A quantizer's scales for an activation, in one dimension."""
+    """Return a quantizer's scales for an activation, flattened."""
     return quantizer.effective_scale(x).flatten()

@@ -1,4 +1,4 @@
-"""Attention, of logits that are there."""
+"""Attention kernels that take logits and values."""
 
 import math
 from typing import Any
@@ -14,14 +14,14 @@ _STAGES = 3
 
 
 def attend_logits(logits: Tensor, values: Tensor, quantizer: LSQ, factor: float) -> Tensor:
-    """LSQ(softmax(factor · logits)) V̂ of every head.
+    """Compute LSQ(softmax(factor · logits)) V̂ of every head.
 
     Args:
         logits: (B, H, N, M), M ≥ N, which :func:`~ofq.quantization.kernels.fitting.fits_attention`;
             the last M − N columns are padding.
-        values: (B, H, N, d), of the same kind.
-        quantizer: Of the probabilities, :func:`~ofq.quantization.kernels.fitting.ready`.
-        factor: On the logits.
+        values: (B, H, N, d), of the same dtype.
+        quantizer: Quantizer of the probabilities, :func:`~ofq.quantization.kernels.fitting.ready`.
+        factor: Factor on the logits.
 
     Returns:
         (B, N, H·d).
@@ -32,9 +32,9 @@ def attend_logits(logits: Tensor, values: Tensor, quantizer: LSQ, factor: float)
 
 
 def _layout(logits: Tensor, values: Tensor) -> tuple[tuple[int, ...], dict[str, int]]:
-    """Widths and strides of the inputs, and what the kernels know when they are compiled.
+    """Return widths and strides of the inputs, and the compile-time constants of the kernels.
 
-    All rows of logits can be read by ``VECTOR`` entries at a time, at most 8: 16 bytes.
+    All rows of logits can be read ``VECTOR`` entries at a time, at most 8, which are 16 bytes.
     """
     *strides, _ = logits.stride()
     vector = math.gcd(8, logits.shape[-1], *strides)
@@ -46,7 +46,7 @@ def _layout(logits: Tensor, values: Tensor) -> tuple[tuple[int, ...], dict[str, 
 
 
 def _outputs(logits: Tensor, values: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The result, and what backward takes: inner and totals."""
+    """Allocate the result, and the tensors saved for backward: inner and totals."""
     images, heads, tokens, channels = values.shape
     out = values.new_empty(images, tokens, heads * channels)
     totals = values.new_empty(images, heads, tokens, dtype=torch.float32)
@@ -65,25 +65,25 @@ def _forward(
     from ofq.quantization.kernels.triton import logits as kernels
 
     images, heads, tokens, _ = values.shape
-    found = _outputs(logits, values)
+    outputs = _outputs(logits, values)
     (columns, *strides), sizes = _layout(logits, values)
     launch(
         kernels.attend_logits,
         (images * heads, sizes["BLOCKS"]),
         *(logits, values, p_scale),
-        *found,
+        *outputs,
         *(heads, tokens, columns, factor, highest),
         *strides,
         **sizes,
         num_stages=1,
     )
-    return found
+    return outputs
 
 
 def _gradients(
     upstream: Tensor, logits: Tensor, values: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of logits and values, laid out as these; of scales for each head, to be added up."""
+    """Allocate gradients: of logits and values, with their strides; of scales, for each head."""
     images, heads, tokens, _ = values.shape
     of_logits, of_values = (x.new_empty_strided(x.shape, x.stride()) for x in (logits, values))
     of_rows = values.new_empty(images * heads, tokens, dtype=torch.float32)
@@ -106,20 +106,20 @@ def _backward(
 
     images, heads, tokens, _ = values.shape
     inputs = upstream.contiguous(), logits, values, out, inner, totals, p_scale
-    found = _gradients(upstream, logits, values)
+    gradients = _gradients(upstream, logits, values)
     (columns, *strides), sizes = _layout(logits, values)
-    # blocks of keys reach into the padding, whose gradients are 0
+    # blocks of keys include the padding, whose gradients are 0
     launch(
         kernels.attend_logits_backward,
         (images * heads, blocks_of(logits.shape[-1], _TILE)),
         *inputs,
-        *found,
+        *gradients,
         *(heads, tokens, columns, factor, highest),
         *strides,
         **sizes,
         num_stages=_STAGES,
     )
-    return found
+    return gradients
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

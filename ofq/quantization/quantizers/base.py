@@ -1,4 +1,4 @@
-"""What every weight quantizer offers, and the registry by which methods name them."""
+"""Base class and registry of weight quantizers, and rounding thresholds."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -11,22 +11,22 @@ from torch import Tensor, nn
 from ofq.errors import UserError
 
 OFF = 32
-"""The bit-width that stands for "not quantized"."""
+"""Bit-width that means "not quantized"."""
 
 
 class WeightQuantizer(nn.Module, ABC):
-    """Fake-quantizes a weight whose rows run over its first dimension.
+    """Base class of modules that fake-quantize a weight, with rows along its first dimension.
 
-    A subclass says what the quantization scale is (:meth:`scale`), how far apart levels are
-    (:meth:`step_size`), where each weight lies on the grid (:meth:`position`), and what its
-    quantized value and gradient are (:meth:`forward`). Codes, CGA, the oscillation tracker and
-    the baselines all follow from these.
+    A subclass defines the quantization scale (:meth:`scale`), the distance between levels
+    (:meth:`step_size`), the position of each weight on the grid (:meth:`position`), and its
+    quantized value and gradient (:meth:`forward`). Codes, CGA, the oscillation tracker and the
+    baselines use only these.
 
     Args:
         bits: Bit-width, 2 to 8; codes run from ``-2**(bits-1)`` to ``2**(bits-1) - 1``.
 
     Raises:
-        UserError: Another bit-width.
+        UserError: The bit-width isn't allowed.
     """
 
     def __init__(self, bits: int) -> None:
@@ -37,74 +37,75 @@ class WeightQuantizer(nn.Module, ABC):
 
     @abstractmethod
     def scale(self, weight: Tensor) -> Tensor:
-        """The quantization scale, float32, in a shape that broadcasts over the weight."""
+        """Return the quantization scale, float32, in a shape that broadcasts over the weight."""
 
     @abstractmethod
     def step_size(self, weight: Tensor) -> Tensor:
-        """The distance between adjacent levels, in a shape that broadcasts over the weight."""
+        """Return the distance between adjacent levels, broadcastable over the weight."""
 
     @abstractmethod
     def position(self, weight: Tensor) -> Tensor:
-        """Where each weight lies, in quantization steps; its code is the nearest integer.
+        """Return the position of each weight on the grid, in quantization steps.
 
-        Half-integers between the lowest and the highest code are the rounding thresholds. float32,
-        of the weight's shape, without gradient.
+        A weight's code is the integer nearest to its position; half-integers between the lowest and
+        the highest code are the rounding thresholds. float32, of the weight's shape, without
+        gradient.
         """
 
     @abstractmethod
     def forward(self, weight: Tensor) -> Tensor:
-        """The quantized weight, of the same shape, differentiable by a straight-through rule."""
+        """Return the quantized weight, of the same shape, with a straight-through gradient."""
 
     def initialize(self, weight: Tensor) -> None:
-        """Set learnable state from the weight that will be quantized."""
+        """Set learnable state from the weight to quantize; by default, do nothing."""
 
     def codes(self, weight: Tensor) -> Tensor:
-        """The integer code of each weight, as int8, by the rounding that the forward pass uses."""
+        """Return the integer code of each weight, int8, rounded as in the forward pass."""
         return self.position(weight).round_().to(torch.int8)
 
     @torch.no_grad()
     def level(self, weight: Tensor, codes: Tensor | int) -> Tensor:
-        """The value that each weight would have if it were quantized to other codes."""
+        """Return the value that each weight would have if it were quantized to the given codes."""
         own = self.position(weight).round_()
         return self(weight) + (codes - own) * self.step_size(weight)
 
     def learn_from_held(self, gradient: Tensor, codes: Tensor) -> None:
-        """Add to a learned scale's gradient what weights contribute that are held at codes.
+        """Add to a learned scale's gradient the contribution of weights frozen at codes.
 
-        Such a weight lies on its level, where a learned scale's own gradient doesn't see it, and
-        follows the scale. A quantizer without a learned scale has nothing to do.
+        A frozen weight lies on its level and follows the scale, which the scale's own gradient
+        doesn't account for. The default, for quantizers without a learned scale, does nothing.
 
         Args:
-            gradient: Of the quantized weight, 0 where weights aren't held; of the weight's shape.
-            codes: Those that weights are held at.
+            gradient: Gradient of the quantized weight, of its shape; 0 where weights aren't frozen.
+            codes: Codes that weights are frozen at.
         """
 
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
-        """The quantized weight that codes stand for, bit by bit as :meth:`forward` computes it.
+        """Return the quantized weight of codes, exactly equal to the result of :meth:`forward`.
 
-        Only exporting a model needs it, so a quantizer may do without.
+        Only the export of models requires it, so implementing it is optional.
 
         Args:
             codes: float32, of the weight's shape.
-            scale: As :meth:`scale` gives it.
+            scale: Result of :meth:`scale`.
 
         Raises:
-            UserError: This quantizer does without.
+            UserError: This quantizer doesn't implement it.
         """
         raise UserError(
             f"{type(self).__name__} has no decode(codes, scale), which exporting a model needs"
         )
 
     def extra_repr(self) -> str:
-        """The bit-width."""
+        """Return the bit-width for the module's repr."""
         return f"bits={self.bits}"
 
 
 def check_bits(bits: int) -> int:
-    """Return ``bits`` if it is a bit-width that quantizers can have.
+    """Return ``bits``, or refuse a bit-width that quantizers don't support.
 
     Raises:
-        UserError: It isn't an integer of 2 to 8.
+        UserError: It isn't an integer from 2 to 8.
     """
     if bits not in range(2, 9):
         raise UserError(f"{bits} bits; allowed: 2 to 8 (32 leaves a part unquantized)")
@@ -114,16 +115,16 @@ def check_bits(bits: int) -> int:
 def near_threshold(
     position: Tensor, boundary_range: float, lowest: int | Tensor, highest: int | Tensor
 ) -> Tensor:
-    """Return which weights lie inside the boundary range of a rounding threshold.
+    """Return a mask of the weights inside the boundary range of a rounding threshold.
 
     Args:
         position: Positions on the quantization grid (:meth:`WeightQuantizer.position`).
         boundary_range: BR, the largest distance to a threshold, in quantization steps.
-        lowest: The lowest code; thresholds lie half-way between adjacent codes from here
-        highest: to here.
+        lowest: The lowest code.
+        highest: The highest code; thresholds lie half-way between adjacent codes.
 
     Returns:
-        Mask of the position's shape; true where |position − (i + ½)| ≤ BR for some i in
+        Mask of the positions' shape; true where |position − (i + ½)| ≤ BR for some i in
         [lowest, highest − 1].
     """
     below = position.floor()
@@ -133,7 +134,7 @@ def near_threshold(
 
 
 def check_boundary_range(boundary_range: float) -> float:
-    """Return ``boundary_range`` if it is one that a threshold can have.
+    """Return ``boundary_range``, or refuse one that isn't allowed.
 
     Raises:
         UserError: It isn't in (0, 0.5).
@@ -144,7 +145,7 @@ def check_boundary_range(boundary_range: float) -> float:
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Passes the second argument forward and the gradient back to the first, unchanged."""
+    """Straight-through estimator: the second argument's value, the gradient to the first."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, quantized: Tensor) -> Tensor:
@@ -156,7 +157,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(weight: Tensor, quantized: Tensor) -> Tensor:
-    """The value of ``quantized`` with the gradient of ``weight`` (straight-through estimator)."""
+    """Return ``quantized``, with its gradient passed to ``weight`` (straight-through estimator)."""
     return _StraightThrough.apply(weight, quantized)
 
 
@@ -165,7 +166,7 @@ _Quantizer = TypeVar("_Quantizer", bound=Callable[..., WeightQuantizer])
 
 
 def register_weight_quantizer(name: str) -> Callable[[_Quantizer], _Quantizer]:
-    """Class decorator that makes a weight quantizer available under a name.
+    """Return a class decorator that registers a weight quantizer under a name.
 
     Example:
         >>> import ofq
@@ -174,7 +175,7 @@ def register_weight_quantizer(name: str) -> Callable[[_Quantizer], _Quantizer]:
         ...     '''StatsQ under another name.'''
 
     Raises:
-        UserError: It is no weight quantizer, or the name is taken by another one.
+        UserError: The class is no :class:`WeightQuantizer`, or another one has the name.
     """
 
     def register(quantizer: _Quantizer) -> _Quantizer:
@@ -189,35 +190,35 @@ def register_weight_quantizer(name: str) -> Callable[[_Quantizer], _Quantizer]:
 
 
 def _same(one: object, other: object) -> bool:
-    """Whether two are one, or the one defined anew, as by a cell of a notebook."""
+    """Return whether two share module and name, as a class does when a notebook cell is re-run."""
     places = [(getattr(o, "__module__", o), getattr(o, "__qualname__", o)) for o in (one, other)]
     return places[0] == places[1]
 
 
 def weight_quantizer_names() -> list[str]:
-    """The names under which weight quantizers are registered."""
+    """Return the names under which weight quantizers are registered."""
     return sorted(_REGISTRY)
 
 
 def registered_name(quantizer: WeightQuantizer) -> str:
-    """The name under which a weight quantizer is registered; if it isn't, its class's."""
-    names = (name for name, made in _REGISTRY.items() if made is type(quantizer))
+    """Return a weight quantizer's registered name, or its class's name if it has none."""
+    names = (name for name, maker in _REGISTRY.items() if maker is type(quantizer))
     return next(names, type(quantizer).__name__)
 
 
 def make_weight_quantizer(
     name: str, bits: int, weight: Tensor, options: Mapping[str, float] | None = None
 ) -> nn.Module:
-    """A registered weight quantizer for a weight, or an identity at 32 bits.
+    """Make a registered weight quantizer for a weight, or an identity at 32 bits.
 
     Args:
         name: The registered name.
         bits: Bit-width.
-        weight: What will be quantized; sets the quantizer's learnable state.
-        options: What the quantizer takes beside its bits.
+        weight: The weight to quantize, which sets the quantizer's learnable state.
+        options: Keyword arguments of the quantizer other than its bits.
 
     Raises:
-        UserError: No quantizer has this name, or it doesn't take these bits or options.
+        UserError: No quantizer has this name, or it doesn't accept these bits or options.
     """
     check_options(name, options or {})
     if bits == OFF:
@@ -231,21 +232,21 @@ def make_weight_quantizer(
 
 
 def check_options(name: str, options: Mapping[str, float]) -> None:
-    """Refuse the name of no weight quantizer, and options that it doesn't take.
+    """Refuse an unknown weight quantizer, and options that the quantizer doesn't accept.
 
     Raises:
-        UserError: It names what is allowed.
+        UserError: The name or an option isn't allowed; the message lists those that are.
     """
     if name not in _REGISTRY:
         allowed = ", ".join(weight_quantizer_names())
         raise UserError(f"unknown weight quantizer '{name}'; allowed: {allowed}")
     try:
-        taken = inspect.signature(_REGISTRY[name]).parameters.values()
-    except ValueError:  # one that Python can't look into
+        parameters = inspect.signature(_REGISTRY[name]).parameters.values()
+    except ValueError:  # a callable without a signature
         return
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
-    names = [parameter.name for parameter in taken if parameter.name != "bits"]
+    names = [parameter.name for parameter in parameters if parameter.name != "bits"]
     for option in options:
         if option not in names:
             raise UserError(

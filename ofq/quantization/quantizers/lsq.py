@@ -13,11 +13,11 @@ from ofq.quantization.quantizers.base import WeightQuantizer, register_weight_qu
 from ofq.quantization.rounding import Rounding, lsq_product, lsq_quantize
 
 _SMALLEST = 1e-5  # floor of the scale
-_NEGATIVE = -1e-5  # images with a value below this are quantized with a sign
+_NEGATIVE = -1e-5  # images with a value below this get signed codes
 
 
 def floored(scale: Tensor) -> Tensor:
-    """A learned scale in float32, kept at 1e-5 or above, straight-through."""
+    """Clamp a learned scale, in float32, to 1e-5 or above, with a straight-through gradient."""
     scale = scale.float()
     return scale - scale.detach() + scale.detach().clamp_min(_SMALLEST)
 
@@ -30,25 +30,25 @@ def add_to_gradient(scale: nn.Parameter, slope: Tensor, factor: float) -> None:
 
 @register_activation_quantizer("lsq")
 class LSQ(ActivationQuantizer):
-    """Quantizes a tensor with learned scales along one axis.
+    """Quantizer with learned step sizes (LSQ): scales along one axis.
 
     y = round(clamp(x/s, Qn, Qp))·s, rounding half to even; signed Qn = −2^(b−1), Qp = 2^(b−1) − 1;
     unsigned 0 and 2^b − 1. dy/dx is 1 on the closed interval, 0 outside; dy/ds = g·(round(x/s) −
-    x/s) inside and g·Qn or g·Qp outside, with g = 1/√(Qp · elements per scale). The scale is kept
-    at 1e-5 or above, straight-through. Where the batch is an axis without scales, the elements per
-    scale include it: g counts the batch of one forward pass, as in the released code, unless
-    :func:`ofq.quantization.set_gradient_batch` says otherwise.
+    x/s) inside and g·Qn or g·Qp outside, with g = 1/√(Qp · elements per scale). The scale is
+    clamped to 1e-5 or above, with a straight-through gradient. Where the batch is an axis without
+    scales, the elements per scale include it: g counts the batch of one forward pass, as in the
+    released code, unless :func:`ofq.quantization.set_gradient_batch` sets another one.
 
     The first tensor sets the scales to f·mean|x|/√Qp; f = 4 for an unsigned quantizer with an
-    axis, else 2. Arithmetic is float32, under autocast too.
+    axis, else 2. Arithmetic is in float32, even under autocast.
 
     Args:
         bits: Bit-width, 2 to 8.
-        axis: The dimension, or dimensions, that the scales run over; None for one scale.
+        axis: The dimension or dimensions that have a scale per index; None for one scale.
         signed: Whether codes may be negative.
 
     Attributes:
-        scale: One scale per index of the axis (flattened); empty until the first tensor was seen.
+        scale: One scale per index of the axis (flattened); empty until a tensor sets it.
 
     Example:
         >>> import torch, ofq
@@ -67,17 +67,17 @@ class LSQ(ActivationQuantizer):
     def initialize(self, x: Tensor) -> None:
         """Set the scales from a tensor."""
         x = x.detach().float()
-        kept = {d % x.ndim for d in self.axis}
-        mean = x.abs().mean([d for d in range(x.ndim) if d not in kept]).reshape(-1)
+        axes = {d % x.ndim for d in self.axis}
+        mean = x.abs().mean([d for d in range(x.ndim) if d not in axes]).reshape(-1)
         factor = 4 if self.axis and not self.signed else 2
-        # assigned to .data, so that an optimizer made before still holds the parameter
+        # assigned to .data, so that an existing optimizer still holds the parameter
         self.scale.data = mean * (factor / math.sqrt(self.range[1]))
 
     def effective_scale(self, x: Tensor) -> Tensor:
-        """The scales, floored straight-through, in a shape that broadcasts over ``x``.
+        """Return the scales, clamped by :func:`floored`, in a shape that broadcasts over ``x``.
 
         Raises:
-            UserError: The tensor's axis has another length than the scales.
+            UserError: The tensor's axis differs in length from the scales.
         """
         return self.along_axis(floored(self.scale), x)
 
@@ -87,14 +87,14 @@ class LSQ(ActivationQuantizer):
         return lsq_quantize(x.float(), self.effective_scale(x), self.rounding(x.numel()))
 
     def product(self, product: type[Product], x: Tensor, *others: Tensor | None) -> Tensor:
-        """A product of the quantized tensor with others, as ``product(self(x), *others)``."""
+        """Return the product of the quantized ``x`` with other tensors, in little memory."""
         operand = product.operand(x, *others)
         self.prepare(operand)
         rounding = self.rounding(operand.numel())
         return lsq_product(product, x.float(), self.effective_scale(x), rounding, *others)
 
     def rounding(self, elements: int) -> Rounding:
-        """How a tensor of so many elements is rounded."""
+        """Return the code range and gradient factor for a tensor with this number of elements."""
         low, high = self.range
         per_scale = self.batch_ratio * elements / self.scale.numel()
         return Rounding(low, high, 1 / math.sqrt(high * per_scale))
@@ -103,8 +103,8 @@ class LSQ(ActivationQuantizer):
 class ImageLSQ(LSQ):
     """LSQ for images (B, channels, H, W): a scale per channel, signed only if the images are.
 
-    The sign is found when the scales are set and kept in a buffer; the initial scale has f = 2
-    either way.
+    The sign is determined when the scales are set, and stored in a buffer; the initial scale has
+    f = 2 in both cases.
 
     Args:
         bits: Bit-width, 2 to 8.
@@ -117,7 +117,7 @@ class ImageLSQ(LSQ):
         self.register_buffer("has_negative", torch.tensor(True))
 
     def initialize(self, x: Tensor) -> None:
-        """Find the sign, then set the scales."""
+        """Set the sign and the scales from images."""
         self._set_sign(bool(x.min() < _NEGATIVE))
         mean = x.detach().float().abs().mean((0, 2, 3))
         self.scale.data = mean * (2 / math.sqrt(self.range[1]))
@@ -140,7 +140,7 @@ class LSQWeight(WeightQuantizer):
         factor: f of the initial scale f·mean|w|/√Qp, above 0.
 
     Raises:
-        UserError: A bit-width or factor that isn't allowed.
+        UserError: The bit-width or factor isn't allowed.
     """
 
     def __init__(self, bits: int, factor: float = 2.0) -> None:
@@ -156,15 +156,15 @@ class LSQWeight(WeightQuantizer):
         self.lsq.scale.data *= self.factor / 2
 
     def scale(self, weight: Tensor) -> Tensor:
-        """The learned step size of each row."""
+        """Return the learned step size of each row."""
         return self.lsq.effective_scale(weight).detach()
 
     def step_size(self, weight: Tensor) -> Tensor:
-        """The learned step size itself."""
+        """Return the scale, which is the step size."""
         return self.scale(weight)
 
     def position(self, weight: Tensor) -> Tensor:
-        """See :meth:`WeightQuantizer.position`."""
+        """Return w/s, clamped to the code range."""
         return (weight.detach().float() / self.scale(weight)).clamp_(self.lowest, self.highest)
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -172,11 +172,11 @@ class LSQWeight(WeightQuantizer):
         return self.lsq(weight)
 
     def learn_from_held(self, gradient: Tensor, codes: Tensor) -> None:
-        """g·Σ code·∂L/∂w_q of each row, as the released code has it for frozen weights."""
+        """Add g·Σ code·∂L/∂w_q of each row, as in the released code for frozen weights."""
         add_to_gradient(
             self.lsq.scale, codes * gradient, self.lsq.rounding(codes.numel()).gradient_scale
         )
 
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
-        """code·s."""
+        """Return code·s."""
         return codes * scale

@@ -14,12 +14,12 @@ _CLIP = 1 - 1e-6  # keeps w = s just below the threshold above the highest code,
 
 @register_weight_quantizer("statsq")
 class StatsQ(WeightQuantizer):
-    """Quantizes each output row with a scale that is a statistic of the row.
+    """Weight quantizer whose scale is a statistic of each output row.
 
     With n = 2^(b−1) and s = 2·mean|w| over the row: v = clamp(w/s, −1, 1 − 1e-6),
     code = round(v·n − ½) in [−n, n−1], w_q = s·(code + ½)/n. There is no level at zero: at 2 bits
-    the levels are ±s/4 and ±3s/4. The gradient is the identity for every weight, clipped ones too,
-    and none flows through s. A row of zeros stays zero.
+    the levels are ±s/4 and ±3s/4. The gradient is the identity for every weight, including
+    clipped ones, and none flows through s. A row of zeros stays zero.
 
     Args:
         bits: Bit-width, 2 to 8.
@@ -31,18 +31,18 @@ class StatsQ(WeightQuantizer):
     """
 
     def scale(self, weight: Tensor) -> Tensor:
-        """Twice the mean magnitude of each row, float32; a stack's matrices share it."""
+        """Return twice the mean magnitude of each row, float32; matrices of a stack share it."""
         others = [d for d in range(weight.ndim) if d != weight.ndim - 2]
         weight = weight.detach().float()
         total = torch.linalg.vector_norm(weight, ord=1, dim=others, keepdim=True)
         return total * (2 * weight.shape[-2] / weight.numel())
 
     def step_size(self, weight: Tensor) -> Tensor:
-        """s/n."""
+        """Return s/n."""
         return self.scale(weight) / 2 ** (self.bits - 1)
 
     def position(self, weight: Tensor) -> Tensor:
-        """See :meth:`WeightQuantizer.position`."""
+        """Return v·n − ½."""
         return self._position(weight, self.step_size(weight))
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class StatsQ(WeightQuantizer):
         return straight_through(weight, _on_grid(codes, step))
 
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
-        """s·(code + ½)/n."""
+        """Return s·(code + ½)/n."""
         return _on_grid(codes, scale / 2 ** (self.bits - 1))
 
     def _position(self, weight: Tensor, step: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Weight quantizers beside StatsQ and LSQ.
+"""Variants of StatsQ and LSQ as weight quantizers.
 
-Another form of StatsQ, and two controls that take StatsQ and LSQ apart into grid and scale.
+These are another form of StatsQ, and two controls that combine the grid of one with the scale of
+the other.
 """
 
 import math
@@ -32,16 +33,16 @@ class StatsQMoments(WeightQuantizer):
     """
 
     def scale(self, weight: Tensor) -> Tensor:
-        """R of each row."""
+        """Return R of each row."""
         factor = 2 ** (self.bits - 1) - 0.5
         return factor * weight.detach().float().std(-1, keepdim=True) + _SMALLEST
 
     def step_size(self, weight: Tensor) -> Tensor:
-        """2R/(2^b − 1)."""
+        """Return 2R/(2^b − 1)."""
         return self._step(self.scale(weight))
 
     def position(self, weight: Tensor) -> Tensor:
-        """(w + R)/(2R)·(2^b − 1), shifted so that codes start at −2^(b−1)."""
+        """Return (w + R)/(2R)·(2^b − 1), shifted so that codes start at −2^(b−1)."""
         limit = self.scale(weight)
         clipped = weight.detach().float().clamp(-limit, limit)
         return (clipped + limit) / self.step_size(weight) + self.lowest
@@ -52,7 +53,7 @@ class StatsQMoments(WeightQuantizer):
         return straight_through(weight, self.decode(codes, self.scale(weight)))
 
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
-        """(code − lowest)·2R/(2^b − 1) − R."""
+        """Return (code − lowest)·2R/(2^b − 1) − R."""
         return (codes - self.lowest) * self._step(scale) - scale
 
     def _step(self, scale: Tensor) -> Tensor:
@@ -72,16 +73,16 @@ class StatisticalLSQ(WeightQuantizer):
     """
 
     def scale(self, weight: Tensor) -> Tensor:
-        """The scale s of each row."""
+        """Return the scale s of each row."""
         mean = weight.detach().float().abs().mean(-1, keepdim=True)
         return (mean * (2 / math.sqrt(self.highest))).clamp_min(_SMALLEST)
 
     def step_size(self, weight: Tensor) -> Tensor:
-        """The scale itself."""
+        """Return the scale, which is the step size."""
         return self.scale(weight)
 
     def position(self, weight: Tensor) -> Tensor:
-        """w/s, clamped to the code range."""
+        """Return w/s, clamped to the code range."""
         ratio = weight.detach().float() / self.scale(weight)
         return ratio.clamp_(self.lowest, self.highest)
 
@@ -92,7 +93,7 @@ class StatisticalLSQ(WeightQuantizer):
         return straight_through(clipped, self.decode(self.position(weight).round_(), scale))
 
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
-        """code·s."""
+        """Return code·s."""
         return codes * scale
 
 
@@ -116,15 +117,15 @@ class LearnedStatsQ(WeightQuantizer):
         self.learned.data = StatsQ(self.bits).step_size(weight).flatten()
 
     def scale(self, weight: Tensor) -> Tensor:
-        """δ of each row."""
+        """Return δ of each row."""
         return floored(self.learned).unsqueeze(-1).detach()
 
     def step_size(self, weight: Tensor) -> Tensor:
-        """δ."""
+        """Return δ."""
         return self.scale(weight)
 
     def position(self, weight: Tensor) -> Tensor:
-        """w/δ − ½, clamped to the code range."""
+        """Return w/δ − ½, clamped to the code range."""
         position = weight.detach().float() / self.scale(weight) - 0.5
         return position.clamp_(self.lowest, self.highest)
 
@@ -132,20 +133,20 @@ class LearnedStatsQ(WeightQuantizer):
         """Quantize a weight of shape (rows, in)."""
         step = floored(self.learned).unsqueeze(-1)
         gradient_scale = self._gradient_scale(weight)
-        # the shift of the grid is half a step too, so its gradient counts as the step's does
+        # the shift of the grid is half a step, so its gradient has the factor of the step's
         shift = (step.detach() + gradient_scale * (step - step.detach())) / 2
         rounding = Rounding(self.lowest, self.highest, gradient_scale)
         on_grid = lsq_quantize(weight.float() - shift, step, rounding)
         return on_grid + shift
 
     def learn_from_held(self, gradient: Tensor, codes: Tensor) -> None:
-        """g·Σ (code + ½)·∂L/∂w_q of each row."""
+        """Add g·Σ (code + ½)·∂L/∂w_q of each row."""
         add_to_gradient(self.learned, (codes + 0.5) * gradient, self._gradient_scale(codes))
 
     def _gradient_scale(self, weight: Tensor) -> float:
-        """LSQ's g."""
+        """Return LSQ's g."""
         return 1 / math.sqrt(self.highest * weight.shape[-1])
 
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
-        """code·δ + δ/2."""
+        """Return code·δ + δ/2."""
         return codes * scale + scale / 2

@@ -1,4 +1,4 @@
-"""Techniques: what is done about oscillation around each optimizer step."""
+"""Techniques against oscillation, which act around each optimizer step."""
 
 from ofq.quantization.techniques.base import (
     Technique,

@@ -1,4 +1,4 @@
-"""What a technique against oscillation can do around an optimizer step, and its registry."""
+"""Base class and registry of techniques against oscillation."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -12,13 +12,13 @@ from ofq.errors import UserError
 
 
 class Technique(nn.Module):
-    """Base class of what is done about oscillation while a quantized model trains.
+    """Base class of techniques against oscillation during the training of a quantized model.
 
-    A subclass is made from a calibrated or loaded model, just before its first step, and overrides
-    the hooks that it needs. In each step they are called in this order: :meth:`penalty` with the
-    loss, :meth:`before_step` when the gradients are there (averaged over all ranks; scaled, in
-    fp16), then the optimizer steps, then :meth:`after_step`. A technique keeps its state in
-    buffers, which checkpoints hold; it must not register the model as a submodule.
+    A subclass is constructed from a calibrated or loaded model, just before its first step, and
+    overrides the hooks that it needs. Each step calls them in this order: :meth:`penalty` with the
+    loss; :meth:`before_step` once the gradients are computed (averaged over all ranks; scaled, in
+    fp16); then the optimizer steps; then :meth:`after_step`. A technique keeps its state in
+    buffers, for checkpoints; it must not register the model as a submodule.
 
     Attributes:
         capturable: Whether each step launches the same kernels, whatever the progress, so that it
@@ -28,7 +28,7 @@ class Technique(nn.Module):
     capturable = True
 
     def penalty(self, progress: float) -> Tensor | float:
-        """Return what is added to the loss of each forward pass, a scalar.
+        """Return a scalar to add to the loss of each forward pass.
 
         Args:
             progress: Share of the training done, 0 to 1.
@@ -36,24 +36,24 @@ class Technique(nn.Module):
         return 0.0
 
     def before_step(self, progress: float) -> None:
-        """Change gradients, or remember weights, before the optimizer steps."""
+        """Change gradients, or save weights, before the optimizer steps."""
 
     def after_step(self, progress: float) -> None:
-        """Change weights after the optimizer has stepped."""
+        """Change weights after the optimizer steps."""
 
     def evaluated(self, model: nn.Module) -> nn.Module:
-        """Return the model that evaluation sees and the run ends with; by default, this one."""
+        """Return the model to evaluate and to save as the run's result; by default, this one."""
         return model
 
     def metrics(self) -> dict[str, float]:
-        """Return what is added to an epoch's metrics; may wait for the device."""
+        """Return additional metrics of an epoch; may wait for the device."""
         return {}
 
     @torch.no_grad()
     def step(
         self, optimizer: Optimizer, scaler: GradScaler | None = None, progress: float = 0.0
     ) -> None:
-        """Step an optimizer under this technique alone, for training loops of one's own.
+        """Step an optimizer with this technique alone, for custom training loops.
 
         Args:
             optimizer: The optimizer.
@@ -73,12 +73,12 @@ _Technique = TypeVar("_Technique", bound=Callable[..., Technique])
 
 
 def register_technique(name: str) -> Callable[[_Technique], _Technique]:
-    """Class decorator that makes a technique available to methods under a name.
+    """Return a class decorator that registers a technique under a name.
 
     The class is called with the model, and with the method's options as keywords.
 
     Raises:
-        UserError: It is no :class:`Technique`, or the name is taken by another one.
+        UserError: The class is no :class:`Technique`, or another one has the name.
     """
 
     def register(technique: _Technique) -> _Technique:
@@ -94,7 +94,7 @@ def register_technique(name: str) -> Callable[[_Technique], _Technique]:
 
 
 def _place(technique: object) -> tuple[str, str]:
-    """Where it is defined; the same if it is defined anew, as by a cell of a notebook."""
+    """Return a class's module and name, which stay the same if a notebook cell is run again."""
     return getattr(technique, "__module__", ""), getattr(technique, "__qualname__", "")
 
 
@@ -109,10 +109,10 @@ def make_technique(name: str, model: nn.Module, options: Mapping[str, Any]) -> T
     Args:
         name: The registered name.
         model: The quantized model, calibrated or loaded.
-        options: What the technique takes beside the model.
+        options: Keyword arguments of the technique other than the model.
 
     Raises:
-        UserError: No technique has this name, or it doesn't take these options or this model.
+        UserError: No technique has this name, or it doesn't accept these options or this model.
     """
     if name not in _REGISTRY:
         raise UserError(f"unknown technique '{name}'; allowed: {', '.join(technique_names())}")

@@ -1,4 +1,4 @@
-"""CGA: confidence-guided annealing (OFQ, section on CGA), its ratio form, and its two controls."""
+"""CGA: confidence-guided annealing (OFQ, section on CGA), its ratio form, and two controls."""
 
 from functools import partial
 
@@ -18,39 +18,39 @@ from ofq.quantization.techniques.base import Technique, register_technique
 
 
 class AsPaper:
-    """Rule of the paper: anneal all low-bit weights, QKR's merged weight too."""
+    """Rule of the paper: apply CGA to all low-bit weights, including QKR's merged weight."""
 
     def anneals(self, weight: QuantizedWeight) -> bool:
-        """Return whether a low-bit weight is annealed; otherwise it trains as before."""
+        """Return whether CGA applies to a low-bit weight; otherwise it trains as before."""
         return True
 
     def trainable(
         self, position: Tensor, boundary_range: float, quantizer: WeightQuantizer
     ) -> Tensor:
-        """Return the mask of the entries at these positions that may train in this step."""
+        """Return a mask of the positions whose entries train in this step."""
         return near_threshold(position, boundary_range, quantizer.lowest, quantizer.highest)
 
 
 class ConfidenceGuidedAnnealing(Technique):
-    """Lets only low-confidence weights train: those inside the boundary range of a threshold.
+    """CGA: trains only low-confidence weights, those inside the boundary range of a threshold.
 
-    :meth:`step` takes the place of ``optimizer.step()``. Before each step, from the weights as
-    they are, every low-bit weight outside the boundary range is frozen for this step: its gradient
-    is zeroed and its value restored afterwards, since momentum and weight decay would move it. A
-    weight that leaves the boundary range freezes there and then. On QKR's merged weight, entries
-    outside it pass no gradient to W_q and W_k. That begins as this object is made, so make it when
-    annealing is to begin. Everything else keeps training.
+    :meth:`step` replaces ``optimizer.step()``. Before each step, every low-bit weight
+    that is outside the boundary range at that time is frozen for this step: its gradient is zeroed
+    and its value restored afterwards, since momentum and weight decay would change it. A weight
+    that leaves the boundary range is frozen in the next step. In QKR's merged weight, entries
+    outside the range pass no gradient to W_q and W_k; this takes effect on construction, so
+    construct the object when CGA begins. All other parameters keep training.
 
     Args:
         model: A quantized model.
         boundary_range: BR, in quantization steps, in (0, 0.5).
-        rule: Which weights and entries; :class:`ofq.quantization.released.AsReleased` follows the
-            released code where it differs.
-        compiled: Whether to :meth:`compile` at once.
+        rule: Selects weights and entries; :class:`ofq.quantization.released.AsReleased` follows
+            the released code where it differs from the paper.
+        compiled: Whether to :meth:`compile` on construction.
 
     Raises:
-        UserError: The boundary range isn't allowed, the model isn't quantized, or there is nothing
-            to anneal.
+        UserError: The boundary range isn't allowed, the model isn't quantized, or the rule selects
+            no weight.
     """
 
     def __init__(
@@ -80,16 +80,16 @@ class ConfidenceGuidedAnnealing(Technique):
             self.compile()
 
     def compile(self, *args: object, **kwargs: object) -> None:
-        """Compile what is done to each weight into one pass before and one after the step.
+        """Compile the operations on each weight into one pass before and one after the step.
 
-        On the CPU that needs a C++ compiler, and takes some seconds at the first step.
+        On the CPU this needs a C++ compiler, and some seconds at the first step.
         """
         self._hold = torch.compile(self._hold_eagerly, dynamic=True)
         self._restore = torch.compile(_restore, dynamic=True)
 
     @torch.no_grad()
     def before_step(self, progress: float) -> None:
-        """Zero the gradients of high-confidence weights, and remember their values."""
+        """Zero the gradients of high-confidence weights, and save their values."""
         self._held = [self._hold(p.detach(), p.grad, quantizer) for p, quantizer in self._weights]
 
     @torch.no_grad()
@@ -101,14 +101,14 @@ class ConfidenceGuidedAnnealing(Technique):
 
     @torch.no_grad()
     def frozen_share(self) -> float:
-        """Return the percentage of annealed weights that are frozen now; waits for the device.
+        """Return the percentage of weights under CGA that are frozen now; waits for the device.
 
         QKR's merged weight isn't counted.
         """
         return _share([~self._trainable(q, q.position(p)) for p, q in self._weights])
 
     def metrics(self) -> dict[str, float]:
-        """Return ``frozen``: the percentage of the annealed weights that are frozen now."""
+        """Return ``frozen``: the percentage of weights under CGA that are frozen now."""
         return {"frozen": self.frozen_share()}
 
     def _hold_eagerly(
@@ -139,13 +139,13 @@ def _cga(model: nn.Module, boundary_range: float = 0.005, rule: str = "as_paper"
 
     if rule not in ("as_paper", "as_released"):
         raise UserError(f"cga: rule '{rule}'; allowed: as_paper, as_released")
-    made = AsReleased(model) if rule == "as_released" else AsPaper()
-    return ConfidenceGuidedAnnealing(model, boundary_range, made)
+    selection = AsReleased(model) if rule == "as_released" else AsPaper()
+    return ConfidenceGuidedAnnealing(model, boundary_range, selection)
 
 
 @register_technique("freeze_all")
 class FreezeAll(ConfidenceGuidedAnnealing):
-    """Control beside CGA that freezes every low-bit weight, near a threshold or not.
+    """Control for CGA that freezes every low-bit weight, near a threshold or not.
 
     Args:
         model: A quantized model.
@@ -160,7 +160,7 @@ class FreezeAll(ConfidenceGuidedAnnealing):
 
 @register_technique("no_freeze")
 class NoFreeze(Technique):
-    """Control beside CGA that freezes nothing: training goes on for as long as with CGA.
+    """Control for CGA that freezes nothing: training continues for as long as with CGA.
 
     Args:
         model: A quantized model.
@@ -172,24 +172,24 @@ class NoFreeze(Technique):
 
 @register_technique("cga_ratio")
 class RatioAnnealing(Technique):
-    """CGA in ratio form: gradients by the distances to the nearest and the farthest level.
+    """CGA in ratio form: confidence by the distances to the nearest and the farthest level.
 
-    With confidence c of a weight, its gradient is zeroed where c > ½, and multiplied by alpha
-    elsewhere; values are not restored, so momentum and decay still move every weight.
+    The gradient of a weight is zeroed where its confidence c > ½, and multiplied by alpha
+    elsewhere; values are not restored, so momentum and decay still change every weight.
 
-    Between the outermost levels nearest/farthest is at most 1/(2^b − 1), so read as written c
-    exceeds ½ only for weights more than 2^b − 1 steps outside them, and nearly nothing is frozen;
-    read as intended, nearly everything is. Neither singles out weights near a threshold. QKR's
-    merged weight, a product of parameters, is left out.
+    Between the outermost levels nearest/farthest is at most 1/(2^b − 1), so with ``as_written`` c
+    exceeds ½ only for weights more than 2^b − 1 steps outside them, and nearly none is frozen; with
+    ``as_intended`` nearly all are. Neither singles out weights near a threshold. QKR's merged
+    weight, a product of parameters, is excluded.
 
     Args:
         model: A quantized model.
-        alpha: Factor on the gradients that pass, in (0, 1].
+        alpha: Factor on gradients that aren't zeroed, in (0, 1].
         confidence: ``as_written``: c = nearest/farthest, highest for weights far outside the range
             of levels; ``as_intended``: 1 − that, highest for weights on a level.
 
     Raises:
-        UserError: Another confidence.
+        UserError: The confidence isn't allowed.
     """
 
     capturable = False
@@ -206,7 +206,7 @@ class RatioAnnealing(Technique):
 
     @torch.no_grad()
     def before_step(self, progress: float) -> None:
-        """Zero or damp the gradients."""
+        """Zero each gradient, or multiply it by alpha."""
         for weight in self._weights:
             gradient = weight.latent().grad
             if gradient is not None:
@@ -214,17 +214,17 @@ class RatioAnnealing(Technique):
 
     @torch.no_grad()
     def frozen_share(self) -> float:
-        """Return the percentage of annealed weights whose gradient is zeroed now."""
+        """Return the percentage of weights under CGA whose gradient is zeroed now."""
         return _share([self._frozen(weight) for weight in self._weights])
 
     def metrics(self) -> dict[str, float]:
-        """Return ``frozen``: the percentage of annealed weights whose gradient is zeroed now."""
+        """Return ``frozen``: the percentage of weights under CGA whose gradient is zeroed now."""
         return {"frozen": self.frozen_share()}
 
     def _frozen(self, weight: QuantizedWeight) -> Tensor:
         latent, quantizer = weight.latent(), weight.quantizer
         nearest = (latent - quantizer(latent)).abs()
-        ends = [quantizer.level(latent, code) for code in (quantizer.lowest, quantizer.highest)]
-        farthest = torch.maximum(*((latent - end).abs() for end in ends))
+        limits = [quantizer.level(latent, code) for code in (quantizer.lowest, quantizer.highest)]
+        farthest = torch.maximum(*((latent - level).abs() for level in limits))
         ratio = nearest / farthest
         return (1 - ratio if self.intended else ratio) > 0.5

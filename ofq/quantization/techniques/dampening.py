@@ -12,10 +12,10 @@ from ofq.quantization.techniques.base import Technique, register_technique
 
 @register_technique("dampening")
 class Dampening(Technique):
-    """A penalty that pulls latent weights to the middle of their quantization bin.
+    """Penalty that pulls latent weights to the middle of their quantization bin.
 
-    λ·Σ (w_q − clip(w))² over all low-bit weights, w clipped to the range of levels and w_q
-    detached; λ rises from 0 to ``strength`` along a cosine.
+    The penalty is λ·Σ (w_q − clip(w))² over all low-bit weights, w clipped to the range of levels
+    and w_q detached; λ rises from 0 to ``strength`` along a cosine.
 
     Args:
         model: A quantized model.

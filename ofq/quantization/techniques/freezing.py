@@ -12,23 +12,23 @@ from ofq.quantization.techniques.base import Technique, register_technique
 
 
 class FreezingHistory(CodeHistory):
-    """Codes of one weight, some frozen because they oscillate too often.
+    """History of the codes of one weight, of which those that oscillate too often are frozen.
 
-    After each step a weight whose frequency is above the threshold is frozen from then on, at
+    An entry whose frequency is above the threshold after a step is frozen from then on, at
     round(average) of its codes, where average ← m·code + (1 − m)·average lags one step behind.
-    While its frequency stays above the threshold, the value it is frozen at follows the average
+    While its frequency stays above the threshold, the code it is frozen at follows the average
     (released code, ``TrackOscillation``).
 
     Args:
         codes: The codes before the first step, int8.
-        threshold: Frequency above which a weight freezes; it may be changed between steps.
+        threshold: Frequency above which a weight is frozen; may be changed between steps.
         momentum: m.
-        at_average: Whether weights freeze at their average code, or else at the code they have.
+        at_average: Whether weights are frozen at their average code rather than their current one.
 
     Attributes:
-        frozen: Which weights are frozen.
-        frozen_codes: The codes that they are frozen at; 0 elsewhere.
-        average: The running average of each weight's codes.
+        frozen: Mask of the frozen weights.
+        frozen_codes: Codes that they are frozen at; 0 elsewhere.
+        average: Running average of each weight's codes.
     """
 
     frozen: Tensor
@@ -46,11 +46,11 @@ class FreezingHistory(CodeHistory):
         self.register_buffer("average", codes.float())
 
     def hold(self, codes: Tensor) -> Tensor:
-        """The codes with frozen weights at the values they are frozen at."""
+        """Replace the codes of frozen weights by those that they are frozen at."""
         return torch.where(self.frozen, self.frozen_codes, codes)
 
     def observe(self, codes: Tensor) -> Tensor:
-        """Take in the codes after one more step, and freeze what oscillates too often."""
+        """Update the history with the codes after one more step, and freeze by frequency."""
         codes = self.hold(codes)
         oscillated = super().observe(codes)
         exceeds = self.frequency > self.threshold
@@ -63,17 +63,17 @@ class FreezingHistory(CodeHistory):
 
 @register_technique("freezing")
 class IterativeFreezing(Technique):
-    """Freezes weights of a model that oscillate too often, during QAT.
+    """Iterative freezing, during QAT, of weights that oscillate too often.
 
-    :meth:`step` takes the place of ``optimizer.step()``. Frozen weights are put back on their
-    level after every step, so that they follow a learned scale, which learns from them too; the
-    threshold falls from ``start`` to ``end`` along a cosine. QKR's merged weight is a product of
-    parameters, which can't be frozen entry by entry: it is left out.
+    :meth:`step` replaces ``optimizer.step()``. Frozen weights are reset to their level after every
+    step, so that they follow a learned scale, whose gradient includes them; the threshold decreases
+    from ``start`` to ``end`` along a cosine. QKR's merged weight is excluded: it is a product of
+    parameters, which can't be frozen entry by entry.
 
     Args:
-        model: A quantized model, as it is before the first step.
-        start: First threshold of the oscillation frequency.
-        end: Last threshold.
+        model: A quantized model before its first step.
+        start: Initial threshold of the oscillation frequency.
+        end: Final threshold.
         momentum: m of frequency and average.
     """
 
@@ -91,7 +91,7 @@ class IterativeFreezing(Technique):
 
     @torch.no_grad()
     def before_step(self, progress: float) -> None:
-        """Let learned scales learn from the weights that are frozen."""
+        """Add the contribution of frozen weights to the gradients of learned scales."""
         for weight, history in self._pairs():
             gradient = weight.latent().grad
             if gradient is not None:
@@ -100,7 +100,7 @@ class IterativeFreezing(Technique):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Freeze the weights that oscillate too often, and put all frozen ones on their level."""
+        """Freeze the weights that oscillate too often, and reset all frozen ones to their level."""
         threshold = self.end + (self.start - self.end) * (1 + math.cos(math.pi * progress)) / 2
         for weight, history in self._pairs():
             latent, quantizer = weight.latent(), weight.quantizer

@@ -1,4 +1,4 @@
-"""Noise injection: other codes for the weights that oscillate (OFQ, table 1)."""
+"""Noise injection: random codes for the weights that oscillate (OFQ, table 1)."""
 
 from typing import Protocol
 
@@ -11,38 +11,38 @@ from ofq.quantization.quantizers.base import WeightQuantizer, check_boundary_ran
 
 
 class Noise(Protocol):
-    """Which weights get other codes, and which ones."""
+    """Rule that gives weights random codes."""
 
     def codes(
         self, position: Tensor, inside: Tensor, drawn: Tensor, quantizer: WeightQuantizer
     ) -> Tensor:
-        """Codes for weights, float32.
+        """Return the codes of weights, float32.
 
         Args:
-            position: Where they lie on the grid.
-            inside: Which of them lie inside the boundary range of a threshold.
-            drawn: A random number from [0, 1) for each.
+            position: Positions of the weights on the grid.
+            inside: Mask of those inside the boundary range of a threshold.
+            drawn: A uniform random number from [0, 1) for each.
             quantizer: Their quantizer.
         """
 
 
 class Oscillating:
-    """Each weight inside the boundary range is rounded to either side at random."""
+    """Noise that rounds each weight inside the boundary range to either side at random."""
 
     def codes(
         self, position: Tensor, inside: Tensor, drawn: Tensor, quantizer: WeightQuantizer
     ) -> Tensor:
-        """See :class:`Noise`; half of the weights inside keep their code, on average."""
+        """Return the codes; half of the weights inside keep theirs, on average."""
         return torch.where(inside, position.floor() + (drawn < 0.5), position.round())
 
 
 class Others:
-    """A control: as many of the other weights move by one level, on average."""
+    """Control: noise that moves as many of the other weights by one level, on average."""
 
     def codes(
         self, position: Tensor, inside: Tensor, drawn: Tensor, quantizer: WeightQuantizer
     ) -> Tensor:
-        """See :class:`Noise`; up and down are equally likely, but at the grid's ends."""
+        """Return the codes; up and down are equally likely, except at the outermost codes."""
         own = position.round()
         share = inside.sum() / 2 / (~inside).sum().clamp_min(1)
         away = torch.where(drawn < share / 2, 1, -1)
@@ -52,19 +52,19 @@ class Others:
 
 
 NOISES: dict[str, type[Noise]] = {"oscillating": Oscillating, "others": Others}
-"""Each :class:`Noise` by the name that a method's settings give it."""
+"""Implementations of :class:`Noise` by their names in the settings of a method."""
 
 
 class NoiseInjection:
-    """Gives low-bit weights of a trained model other codes, to see how much they matter.
+    """Injection of random codes into a trained model, to measure how much they matter.
 
-    A weight next to a rounding threshold crosses it again and again while training, and where it is
-    when training ends is chance. Scales stay as they are. The model is for evaluation afterwards.
+    A weight next to a rounding threshold crosses it again and again during training, so its side at
+    the end is random. Scales are unchanged. Afterwards the model is for evaluation only.
 
     Args:
-        model: A quantized model, which is changed.
+        model: A quantized model, which is changed in place.
         boundary_range: BR, in quantization steps, in (0, 0.5).
-        noise: Which weights.
+        noise: Rule that selects weights and codes.
 
     Raises:
         UserError: The boundary range isn't allowed, or the model has no low-bit weights.
@@ -87,20 +87,20 @@ class NoiseInjection:
 
     @torch.no_grad()
     def inject(self, generator: torch.Generator | None = None) -> float:
-        """Draw codes anew, in place of those of any draw before.
+        """Draw random codes, which replace those of earlier draws.
 
         Args:
-            generator: Random numbers of the CPU; left out, torch's own.
+            generator: Random generator on the CPU; None for torch's default.
 
         Returns:
-            Percentage of the low-bit weights whose code now isn't that of the trained model.
+            Percentage of the low-bit weights whose code now differs from the trained model's.
         """
         changed = sum(held.draw(self._noise, self.boundary_range, generator) for held in self._held)
         return 100 * float(changed) / sum(held.latent.numel() for held in self._held)
 
 
 class _Held(nn.Module):
-    """Stands in for a weight's quantizer, with values of its own.
+    """Replacement of a weight's quantizer that returns fixed values.
 
     Args:
         quantizer: The quantizer.
@@ -119,16 +119,16 @@ class _Held(nn.Module):
     def draw(
         self, noise: Noise, boundary_range: float, generator: torch.Generator | None
     ) -> Tensor:
-        """Take the values of noisy codes; the number of codes that aren't the weight's own."""
+        """Set the values from noisy codes; return the number of codes that changed."""
         quantizer = self.quantizer
         position = quantizer.position(self.latent)
         inside = near_threshold(position, boundary_range, quantizer.lowest, quantizer.highest)
-        # drawn on the CPU, so that they are the same on any device
+        # on the CPU, so that the numbers are the same for any device
         drawn = torch.rand(position.shape, generator=generator).to(position.device)
         codes = noise.codes(position, inside, drawn, quantizer)
         self.values = quantizer.level(self.latent, codes)
         return (codes != position.round()).sum()
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The values, whatever the weight."""
+        """Return the fixed values, for any weight."""
         return self.values

@@ -1,4 +1,4 @@
-"""The named figures that a study may ask for."""
+"""Named figures that a study may request."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +40,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Saved:
-    """A figure on disk.
+    """Figure on disk.
 
     Attributes:
         name: Its name in the study's config.
-        caption: What it shows.
+        caption: Its caption.
         svg: Its vector file; the 200 dpi PNG lies beside it.
         width: Its width in inches.
     """
@@ -59,8 +59,8 @@ def write_figures(folder: Path, records: Records) -> tuple[list[Saved], dict[str
     """Draw a study's figures into a folder that doesn't exist yet.
 
     Returns:
-        The figures, and by name why others have nothing to show; their files say so, since a
-        workflow waits for them.
+        The figures, and the reasons why others have nothing to show, by name; their files show the
+        reason, since the workflow requires them.
     """
     folder.mkdir()
     saved, absent = [], {}
@@ -82,10 +82,10 @@ def write_figures(folder: Path, records: Records) -> tuple[list[Saved], dict[str
 
 
 def _import_own(records: Records) -> str:
-    """Import the study's own module; say why it can't be, in an unpacked bundle.
+    """Import the study's own module; return why it isn't, in an unpacked bundle.
 
     Raises:
-        UserError: It can't be imported in a checkout.
+        UserError: It can't be imported in a checkout, or lacks a figure.
     """
     module = records.study.module
     if module is None:
@@ -103,7 +103,7 @@ def _import_own(records: Records) -> str:
 
 
 def _notice(text: str) -> Figure:
-    """A figure that says why there is none."""
+    """Return a figure that shows why there is none."""
     with styled():
         figure = new_figure(COLUMN, 1.0)
         figure.text(0.5, 0.5, fill(text, 56), ha="center", va="center", color=GREY)

@@ -1,4 +1,4 @@
-"""The primary number by bits and method."""
+"""Figure of the primary measure by bits and method."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,11 +12,11 @@ from ofq.report.measures import Measure, measures
 
 @register_figure("accuracy")
 def draw(records: Records) -> Drawn:
-    """Each seed as a dot, mean and interval beside them, one panel per model."""
+    """Draw each seed as a dot, with mean and interval beside, one panel per model."""
     study, measure = records.study, measures(records.primary)[0]
     crowd = len(study.bits) * len(study.methods)
     width = COLUMN if crowd <= 8 and len(study.models) == 1 else PAGE
-    labels = len(study.methods) + 1  # the baseline's, too
+    labels = len(study.methods) + 1  # with the baseline's
     picture = new_figure(width, 2.4 + legend_height(labels, 2))
     columns = 2 if width == COLUMN else 4
     draw_models(picture, records, lambda ax, model: _panel(ax, records, measure, model), columns)

@@ -1,4 +1,4 @@
-"""Changes from one step to the next: gradient signs, and query and key flipping together."""
+"""Figures of changes between steps: gradient signs, and joint flips of query and key."""
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ from ofq.report.figures.style import (
 )
 
 SPANS = 5
-"""Number of equal spans of a stage whose epochs are taken together for the co-flip ratio."""
+"""Number of equal spans of a stage; the co-flip ratio pools the epochs of each."""
 
 ENOUGH = 5
 """Expected joint flips below which a ratio isn't shown: it would be noise."""
@@ -36,7 +36,7 @@ PAIRS = 400
 
 @register_figure("gradient_sign_changes")
 def gradient_sign_changes(records: Records) -> Drawn:
-    """The share of gradients that change sign, by boundary range: a column per method."""
+    """Draw the share of gradients that change sign, by boundary range: a column per method."""
     study = records.study
     model, recorded = of_first_model(records, "sign_changes", "sample")
     bits = [b for b in study.bits if b in set(recorded["bits"])]
@@ -69,9 +69,9 @@ def gradient_sign_changes(records: Records) -> Drawn:
 
 def _sign_lines(ax: Axes, rows: pd.DataFrame) -> None:
     counts = rows.assign(boundary_range=rows["boundary_range"].fillna(np.inf))
-    found = counts.groupby(["boundary_range", "epoch"])[["changes", "pairs"]].sum()
-    enough = found["pairs"] >= PAIRS
-    shares = (100 * found["changes"] / found["pairs"]).where(enough).unstack("epoch")
+    sums = counts.groupby(["boundary_range", "epoch"])[["changes", "pairs"]].sum()
+    enough = sums["pairs"] >= PAIRS
+    shares = (100 * sums["changes"] / sums["pairs"]).where(enough).unstack("epoch")
     colours = colormaps["viridis"](np.linspace(0.9, 0.1, max(1, len(shares) - 1)))
     for number, (width, line) in enumerate(shares.iterrows()):
         if np.isinf(width):  # type: ignore[call-overload]
@@ -82,7 +82,7 @@ def _sign_lines(ax: Axes, rows: pd.DataFrame) -> None:
 
 @register_figure("joint_flips")
 def joint_flips(records: Records) -> Drawn:
-    """Whether query and key flip together, and how often either flips: a column per bits."""
+    """Draw joint flips of query and key, and the flip rate of both: a column per bits."""
     study, style = records.study, looks(records.study.methods)
     model, recorded = of_first_model(records, "joint_flips", "sample")
     bits = [b for b in study.bits if b in set(recorded["bits"])]
@@ -118,7 +118,7 @@ def joint_flips(records: Records) -> Drawn:
 
 
 def _ratios(ax: Axes, rows: pd.DataFrame, look: Look, place: float) -> None:
-    """Ratios of one method, drawn at its place (0 to 1) in each span."""
+    """Draw ratios of one method, at its place (0 to 1) in each span."""
     for _, stage in rows.groupby("stage"):
         epochs = stage["epoch"] - stage["epoch"].min()
         span = (epochs * SPANS // (epochs.max() + 1)).rename("span")
@@ -138,9 +138,9 @@ def _ratios(ax: Axes, rows: pd.DataFrame, look: Look, place: float) -> None:
 
 
 def _rates(ax: Axes, rows: pd.DataFrame, look: Look, label: str) -> None:
-    looked = 2 * rows["weights"] * rows["steps"]
-    sums = rows.assign(flips=rows["flips_q"] + rows["flips_k"], looked=looked)
-    found = sums.groupby("epoch")[["flips", "looked"]].sum()
-    every = max(1, len(found) // 6)
-    rate = 1000 * found["flips"] / found["looked"]
+    checks = 2 * rows["weights"] * rows["steps"]
+    sums = rows.assign(flips=rows["flips_q"] + rows["flips_k"], checks=checks)
+    by_epoch = sums.groupby("epoch")[["flips", "checks"]].sum()
+    every = max(1, len(by_epoch) // 6)
+    rate = 1000 * by_epoch["flips"] / by_epoch["checks"]
     ax.plot(rate, marker=look.marker, markevery=every, label=label, **look.line)

@@ -1,4 +1,4 @@
-"""Where in the model weights oscillate: heat maps of blocks and roles."""
+"""Heat maps of oscillation over the model's blocks and roles."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from ofq.report.figures.registry import NO_RATES, Drawn, register_figure, requir
 from ofq.report.figures.style import COLUMN, PAGE, broken, broken_name, new_figure, panels
 
 TALL = 7.5
-"""Height in inches that the rows of a figure may take, which has to go on a page."""
+"""Largest height in inches of a figure's rows, so that it fits on a page."""
 
 _TICK = 0.125  # height in inches that a tick's label takes
 
@@ -25,7 +25,7 @@ ROLES = ("q", "k", "qk", "v", "proj", "fc1", "fc2")
 
 
 class Place(NamedTuple):
-    """What a heat map is of."""
+    """Setting that a heat map shows."""
 
     model: str
     bits: str
@@ -35,9 +35,9 @@ class Place(NamedTuple):
 
 @register_figure("oscillation_by_role")
 def by_role(records: Records) -> Drawn:
-    """Heat maps of the oscillation rate by block and role: a column per method, of one model.
+    """Draw heat maps of the oscillation rate of one model by block and role: a column per method.
 
-    Of one method, a column per bits and moment, and a row per model.
+    For one method, draw a column per bits and moment, and a row per model.
     """
     layers = records.curves.read("layers")
     require(layers, "oscillation_rate", NO_RATES)
@@ -70,7 +70,7 @@ def by_role(records: Records) -> Drawn:
 def _grid(
     records: Records, blocks: list[int], columns: int
 ) -> tuple[Figure, list[list[Axes]], float]:
-    """A figure, its panels, of so many blocks in each row, and a block's height in inches."""
+    """Return a figure, its panels for given blocks per row, and a block's height in inches."""
     count, total = len(blocks), sum(blocks)
     between = 0.2 + 0.1 * (len(records.study.models) > 1)
     block = min(0.24 if total <= 4 * count else 0.16, (TALL - between * count) / total)
@@ -82,7 +82,7 @@ def _grid(
 def _lines(
     records: Records, models: list[str]
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """What is the same in each row, and in each column, of the heat maps."""
+    """Return the settings shared by each row, and by each column, of the heat maps."""
     study = records.study
     moments = [{"bits": b, "when": when} for b in study.bits for when in ("mid-run", "end")]
     if len(study.methods) == 1:
@@ -93,7 +93,7 @@ def _lines(
 
 
 def _depths(records: Records, maps: dict[Place, pd.DataFrame], line: dict[str, str]) -> list[str]:
-    """The blocks of a row's model, in order."""
+    """Return the blocks of a row's model, in order."""
     mine = [frame for place, frame in maps.items() if place.model == line["model"]]
     return sorted({depth for frame in mine for depth in frame.index}, key=_depth_order) or ["–"]
 
@@ -111,8 +111,8 @@ def _row_name(records: Records, line: dict[str, str]) -> str:
 
 
 def _maps(records: Records, layers: pd.DataFrame) -> dict[Place, pd.DataFrame]:
-    """Blocks × roles."""
-    study, found = records.study, {}
+    """Return a frame of blocks × roles for each setting."""
+    study, maps = records.study, {}
     for model in study.models:
         for bits in study.bits:
             for method in study.methods:
@@ -123,15 +123,15 @@ def _maps(records: Records, layers: pd.DataFrame) -> dict[Place, pd.DataFrame]:
                 for when, epoch in moments.items():
                     now = rows[rows["epoch"] == epoch]
                     now = now.assign(depth=now["layer"].map(_depth))
-                    found[Place(model, bits, when, method)] = now.pivot_table(
+                    maps[Place(model, bits, when, method)] = now.pivot_table(
                         values="oscillation_rate", index="depth", columns="role", aggfunc="mean"
                     )
-    return found
+    return maps
 
 
 @cache
 def _depth(layer: str) -> str:
-    """``blocks.3.mlp.fc1`` is in block 3, ``layers.0.blocks.1.attn.proj`` in 0.1."""
+    """Return a layer's block: ``blocks.3.mlp.fc1`` → 3, ``layers.0.blocks.1.attn.proj`` → 0.1."""
     return ".".join(re.findall(r"(?<=\.)\d+", layer)) or layer
 
 

@@ -1,4 +1,4 @@
-"""What injected noise does to accuracy, draw by draw."""
+"""Figure of the accuracy with injected noise, draw by draw."""
 
 import numpy as np
 import pandas as pd
@@ -10,12 +10,12 @@ from ofq.report.figures.style import COLUMN, GREY, PAGE, broken, looks, new_figu
 from ofq.report.noise import draws
 
 _WIDTH = 0.3
-"""Half the width over which the draws of a method are spread."""
+"""Half the width over which the draws of a method are distributed."""
 
 
 @register_figure("noise_injection")
 def noise_injection(records: Records) -> Drawn:
-    """A dot per draw: its top-1 less that without noise; one panel per model and bits."""
+    """Draw a dot per draw, its top-1 minus that without noise; one panel per model and bits."""
     found = draws(records)
     if found.empty:
         raise NothingToDraw("no finished run of the study injected noise")

@@ -1,4 +1,4 @@
-"""Oscillation over training."""
+"""Figure of oscillation over training."""
 
 from matplotlib.axes import Axes
 
@@ -25,7 +25,7 @@ QUANTITIES = {
 
 @register_figure("oscillation_over_training")
 def over_training(records: Records) -> Drawn:
-    """Oscillation rate and flips over epochs, a column per bits."""
+    """Draw oscillation rate and flips over epochs, a column per bits."""
     study = records.study
     require(records.metrics, "oscillation_rate", NO_RATES)
     width = COLUMN if len(study.bits) == 1 else PAGE
@@ -85,7 +85,7 @@ def _curves(ax: Axes, records: Records, quantity: str, model: str, bits: str) ->
 
 
 def shares_qat(records: Records, model: str, bits: str, method: str) -> bool:
-    """Whether another method's cell ends where this method's CGA begins."""
+    """Return whether another method's cell ends where this method's CGA starts."""
     runs = records.of(records.runs, model=model, bits=bits)
     starts = {
         chain.split(" > ")[-2]

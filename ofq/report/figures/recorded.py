@@ -1,4 +1,4 @@
-"""What the figures of recordings share: finding them, and CGA's boundary ranges."""
+"""Helpers of figures of recorded weights: reading them, and CGA's boundary ranges."""
 
 from itertools import product
 
@@ -11,18 +11,18 @@ from ofq.runs.folder import Table
 
 
 def of_first_model(records: Records, table: Table, key: str) -> tuple[str, pd.DataFrame]:
-    """What was recorded of the study's first model that has recordings.
+    """Read the recorded rows of the study's first model that has any.
 
     Args:
         records: The study.
-        table: What was recorded.
-        key: The key of a stage's ``probes`` that asks for it.
+        table: The table that was recorded.
+        key: The key of a stage's ``probes`` that enables it.
 
     Returns:
         The model and its rows.
 
     Raises:
-        NothingToDraw: Nothing was recorded; it says what to do.
+        NothingToDraw: Nothing was recorded; the message says what to do.
     """
     for model in records.study.models:
         rows = records.curves.read(table, model)
@@ -34,7 +34,7 @@ def of_first_model(records: Records, table: Table, key: str) -> tuple[str, pd.Da
 def of_first_bits(
     records: Records, table: Table, key: str, first_seed: bool = False
 ) -> tuple[str, str, pd.DataFrame]:
-    """The same of the first model and bits with recordings: model, bits and rows."""
+    """Return the first model and bits with recorded rows, and these rows."""
     for model, bits in product(records.study.models, records.study.bits):
         rows = records.curves.read(table, model, bits, first_seed)
         if not rows.empty:
@@ -53,10 +53,10 @@ def _nothing_recorded(records: Records, key: str) -> NothingToDraw:
 
 
 def boundary_ranges(records: Records) -> dict[str, float]:
-    """The boundary range of each method whose cells end with CGA."""
-    found = {}
+    """Return the boundary range of each method whose cells end with CGA."""
+    ranges = {}
     for cell in records.cells:
         annealing = getattr(cell.runs[0].config, "annealing", None)
         if isinstance(annealing, CgaConfig):
-            found[cell.method] = annealing.boundary_range
-    return found
+            ranges[cell.method] = annealing.boundary_range
+    return ranges

@@ -1,4 +1,4 @@
-"""Figures by name."""
+"""Registry of figures by name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from ofq.report.collect import Records
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure with its caption."""
+    """Figure with its caption."""
 
     figure: Figure
     caption: str
 
 
 class NothingToDraw(Exception):
-    """The runs that have finished hold nothing that a figure could show; the message says what."""
+    """Raised when the finished runs have nothing for a figure to show; the message says what."""
 
 
 NO_RATES = "no finished run has oscillation rates"
@@ -29,7 +29,7 @@ def require(frame: pd.DataFrame, column: str, reason: str) -> None:
     """Refuse to draw a figure of a quantity that no row has.
 
     Raises:
-        NothingToDraw: There is none, for the given reason.
+        NothingToDraw: No row has it; the message is the given reason.
     """
     if column not in frame or frame[column].isna().all():
         raise NothingToDraw(reason)
@@ -38,11 +38,11 @@ def require(frame: pd.DataFrame, column: str, reason: str) -> None:
 Draw = Callable[[Records], Drawn]
 
 FIGURES: dict[str, Draw] = {}
-"""Every figure by its name; may raise :class:`NothingToDraw`."""
+"""Drawing function of every figure by name; may raise :class:`NothingToDraw`."""
 
 
 def register_figure(name: str) -> Callable[[Draw], Draw]:
-    """Function decorator that makes a figure available to studies under a name.
+    """Register a figure for studies under a name; a function decorator.
 
     The function takes the study's :class:`~ofq.report.collect.Records` and returns the figure with
     its caption (:class:`Drawn`), or raises :class:`NothingToDraw`.

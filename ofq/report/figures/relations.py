@@ -1,4 +1,4 @@
-"""One quantity against another: accuracy against bits and oscillation, and what CGA holds."""
+"""Figures of one quantity against another: accuracy, bits, oscillation, and frozen weights."""
 
 from itertools import product
 from typing import Any
@@ -30,7 +30,7 @@ from ofq.report.measures import OSCILLATION_MID, Measure, measures
 
 @register_figure("accuracy_against_bits")
 def against_bits(records: Records) -> Drawn:
-    """A line per method over the weights' bits, one panel per model."""
+    """Draw a line per method over the weights' bits, one panel per model."""
     study, measure = records.study, measures(records.primary)[0]
     width = COLUMN if len(study.models) == 1 else PAGE
     columns = 2 if width == COLUMN else 4
@@ -47,13 +47,13 @@ def _bit_lines(ax: Axes, records: Records, measure: Measure, model: str) -> None
     places = {bits: x for x, bits in enumerate(sorted(study.bits, key=parse_bits))}
     for i, method in enumerate(study.methods):
         runs = records.of(records.runs, model=model, method=method)
-        found = {str(b): measure.over_seeds(mine[measure.key]) for b, mine in runs.groupby("bits")}
-        known = sorted(found, key=parse_bits)
-        shift = 0.04 * (i - (len(study.methods) - 1) / 2)  # lest intervals hide each other
+        cells = {str(b): measure.over_seeds(mine[measure.key]) for b, mine in runs.groupby("bits")}
+        known = sorted(cells, key=parse_bits)
+        shift = 0.04 * (i - (len(study.methods) - 1) / 2)  # so that intervals don't overlap
         ax.errorbar(
             [places[bits] + shift for bits in known],
-            [found[bits].mean for bits in known],
-            np.nan_to_num([(found[b].mean - found[b].low, found[b].high - found[b].mean)
+            [cells[bits].mean for bits in known],
+            np.nan_to_num([(cells[b].mean - cells[b].low, cells[b].high - cells[b].mean)
                            for b in known]).T,
             marker=style[method].marker, label=records.labels[method], capsize=2, elinewidth=0.8,
             **style[method].line,
@@ -65,7 +65,7 @@ def _bit_lines(ax: Axes, records: Records, measure: Measure, model: str) -> None
 
 @register_figure("accuracy_against_oscillation")
 def against_oscillation(records: Records) -> Drawn:
-    """A dot per run: the number against the oscillation rate mid-run; a column per bits."""
+    """Draw a dot per run, the measure against the oscillation rate mid-run: a column per bits."""
     study, measure = records.study, measures(records.primary)[0]
     require(records.runs, OSCILLATION_MID.key, NO_RATES)
     runs = records.runs.dropna(subset=[OSCILLATION_MID.key])
@@ -83,7 +83,7 @@ def against_oscillation(records: Records) -> Drawn:
 def _models_by_bits(
     records: Records, height: float, methods: list[str], **sharing: Any
 ) -> tuple[Figure, list[list[Axes]]]:
-    """Panels of a height each, a row per model and a column per bits, and room for a legend."""
+    """Return a figure and its panels of given height, a row per model and a column per bits."""
     study = records.study
     legend = legend_height(len(methods), _legend_columns(records))
     width = COLUMN if len(study.bits) == 1 else PAGE
@@ -108,10 +108,10 @@ def _dots(ax: Axes, records: Records, runs: pd.DataFrame, measure: Measure) -> N
 
 
 def _correlations(records: Records, runs: pd.DataFrame, measure: Measure) -> str:
-    """The caption, with a rank correlation for each model and bits.
+    """Return the caption, with a rank correlation for each model and bits.
 
     Methods that differ in CGA alone share the run whose oscillation is measured: it counts once,
-    with its own number where the study has that.
+    with its own result where the study has it.
     """
     study, texts = records.study, []
     qat = runs["run"].map(_qat_runs(records))
@@ -120,9 +120,9 @@ def _correlations(records: Records, runs: pd.DataFrame, measure: Measure) -> str
     for model, bits in product(study.models, study.bits):
         mine = records.of(apart, model=model, bits=bits)
         if len(mine) > 2 and mine[OSCILLATION_MID.key].nunique() > 1 < mine[measure.key].nunique():
-            found = stats.spearmanr(mine[OSCILLATION_MID.key], mine[measure.key])
+            correlation = stats.spearmanr(mine[OSCILLATION_MID.key], mine[measure.key])
             place = f"{model}, {bits}" if len(study.models) > 1 else bits
-            texts.append(f"{found.statistic:+.2f} at {place} ({len(mine)} runs of QAT)")
+            texts.append(f"{correlation.statistic:+.2f} at {place} ({len(mine)} runs of QAT)")
     ranks = f" Spearman's rank correlation: {'; '.join(texts)}." if texts else ""
     return (
         f"{measure.name[0].upper()}{measure.name[1:]} against the oscillation rate mid-run, a mark "
@@ -132,7 +132,7 @@ def _correlations(records: Records, runs: pd.DataFrame, measure: Measure) -> str
 
 
 def _qat_runs(records: Records) -> dict[str, str]:
-    """The run of QAT of each run: itself, or one that it builds on."""
+    """Return the QAT run of each run: itself, or one that it builds on."""
     return {
         run.id: next((link for link in run.chain() if link.config.stage == "qat"), run).id
         for cell in records.cells
@@ -142,7 +142,7 @@ def _qat_runs(records: Records) -> dict[str, str]:
 
 @register_figure("frozen_share")
 def frozen(records: Records) -> Drawn:
-    """The share of weights that the annealing stage holds, over its epochs."""
+    """Draw the share of weights that are frozen in the CGA stage, over its epochs."""
     study, metrics = records.study, records.metrics
     require(metrics, "frozen", "no run with an annealing stage has finished")
     rows = metrics.dropna(subset=["frozen"])
@@ -157,7 +157,7 @@ def frozen(records: Records) -> Drawn:
                 over_seeds(ax, mine, "epoch", "frozen", records.labels[method], style[method])
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[0].set_ylabel("frozen weights (%)")
-    # after all are drawn, since a limit stops the shared axis growing; markers need room
+    # after all are drawn, since a limit stops autoscaling of the shared axis; markers need room
     grid[0][0].set_ylim(top=min(grid[0][0].get_ylim()[1], 101))
     for ax in grid[-1]:
         ax.set_xlabel("epoch of the annealing stage")
@@ -171,7 +171,7 @@ def frozen(records: Records) -> Drawn:
 
 @register_figure("boundary_range")
 def boundary_range(records: Records) -> Drawn:
-    """The number against CGA's boundary range, one panel per model and a line per bits."""
+    """Draw the measure against CGA's boundary range, one panel per model and a line per bits."""
     study, measure = records.study, measures(records.primary)[0]
     ranges = boundary_ranges(records)
     if len(ranges) < 2:

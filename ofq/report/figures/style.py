@@ -1,4 +1,4 @@
-"""One look for all figures: sizes, fonts, colours, markers and files."""
+"""Common style of all figures: sizes, fonts, colours, markers and files."""
 
 import math
 import re
@@ -28,7 +28,7 @@ _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.
 GREY = "#666666"
 
 _DPI = 200
-_LETTERS = 72, 40  # of a title over the whole width, and the most of one line
+_LETTERS = 72, 40  # most letters over the whole width, and in one title's line
 
 _SETTINGS: Any = {
     "font.family": "DejaVu Sans",
@@ -62,7 +62,7 @@ _SETTINGS: Any = {
 
 @dataclass(frozen=True)
 class Look:
-    """How one method is drawn, in every figure of a study."""
+    """Style of one method in every figure of a study."""
 
     color: str
     marker: str
@@ -70,12 +70,12 @@ class Look:
 
     @property
     def line(self) -> dict[str, Any]:
-        """Keywords for a line."""
+        """Keyword arguments for a line."""
         return {"color": self.color, "linestyle": self.linestyle}
 
 
 def looks(methods: list[str]) -> dict[str, Look]:
-    """A look for each method: colour-blind-safe colours (Okabe and Ito), distinct marks as well."""
+    """Return a style for each method: colour-blind-safe (Okabe and Ito), with distinct markers."""
     return {
         method: Look(
             _COLOURS[i % len(_COLOURS)],
@@ -87,30 +87,30 @@ def looks(methods: list[str]) -> dict[str, Look]:
 
 
 def styled() -> AbstractContextManager[None]:
-    """The context in which all figures are drawn and saved."""
+    """Return the context in which all figures are drawn and saved."""
     return mpl.rc_context(_SETTINGS)
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, its size in inches, whose parts make room for each other."""
+    """Return an empty figure of given size in inches, with constrained layout."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def panels(figure: Figure, rows: int, columns: int, **sharing: Any) -> list[list[Axes]]:
-    """A grid of axes."""
+    """Return a grid of axes."""
     return figure.subplots(rows, columns, squeeze=False, **sharing).tolist()
 
 
 def over_seeds(ax: Axes, rows: pd.DataFrame, x: str, y: str, label: str, look: Look) -> None:
-    """A method's mean over seeds as a line, shaded from the lowest to the highest.
+    """Draw a method's mean over seeds as a line, shaded from the lowest to the highest.
 
     Args:
-        ax: Where to draw it.
-        rows: One per seed and place.
+        ax: The axes.
+        rows: One row per seed and place.
         x: The column of places.
         y: The column of values; rows without one are left out.
         label: The method's label.
-        look: The method's look.
+        look: The method's style.
     """
     seeds = rows.dropna(subset=[y]).groupby(x)[y]
     mean = seeds.mean()
@@ -125,20 +125,20 @@ _STEPS = re.compile(r"([MLQCz])([^MLQCz]*)")
 _FURTHER_DIGITS = re.compile(r"(\.\d\d)\d+")
 
 _LEGEND_ROW = 0.17
-"""Height of a legend's row in inches."""
+"""Height in inches of a legend's row."""
 
 
 def legend_height(labels: int, columns: int) -> float:
-    """Inches that a legend of so many labels takes."""
+    """Return the height in inches of a legend with given numbers of labels and columns."""
     return _LEGEND_ROW * math.ceil(labels / columns)
 
 
 def add_legend(figure: Figure, columns: int) -> None:
-    """What is labelled in any panel, once, below all of them, in as many columns as there is room.
+    """Add a legend of all panels' labels below them, in as many columns as fit.
 
     Args:
         figure: The figure; it grows by the rows that fewer columns need.
-        columns: The most columns, for which the figure's height was chosen.
+        columns: The most columns; the figure's height was chosen for these.
     """
     labels: dict[str, Artist] = {}
     for axes in figure.axes:
@@ -157,17 +157,17 @@ def add_legend(figure: Figure, columns: int) -> None:
 
 
 def broken(label: str, panels: int) -> str:
-    """A method's label over several lines, broken before a technique only.
+    """Break a method's label into several lines, before techniques only.
 
     Args:
         label: The label.
-        panels: How many panels with such a title stand side by side.
+        panels: Number of panels with such a title side by side.
     """
     return _filled(re.split(r"(?= \+ | \()", label), panels)
 
 
 def broken_name(model: str, panels: int) -> str:
-    """A model's name over several lines, broken after an underscore only; as :func:`broken`."""
+    """Break a model's name into several lines, after underscores only; as :func:`broken`."""
     return _filled(re.split(r"(?<=_)", model), panels)
 
 
@@ -182,14 +182,14 @@ def _filled(parts: list[str], panels: int) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write ``path`` with ``.svg`` and ``.png`` (200 dpi), the same bytes each time."""
+    """Write ``path`` with ``.svg`` and ``.png`` (200 dpi), byte-identical each time."""
     drawing = StringIO()
     figure.savefig(drawing, format="svg", metadata={"Date": None, "Creator": None})
     path.with_suffix(".svg").write_text(_compact(drawing.getvalue()), encoding="utf-8")
-    figure.set_layout_engine("none")  # the same places in both, found once
+    figure.set_layout_engine("none")  # both files share one layout, computed once
     raster = BytesIO()
     figure.savefig(raster, format="png", dpi=_DPI, pil_kwargs={"compress_level": 0})
-    # 256 well-chosen colours look the same, in a third of the bytes
+    # 256 well-chosen colours look equal, in a third of the bytes
     colours = (
         Image.open(raster)
         .convert("RGB")
@@ -199,13 +199,13 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _compact(svg: str) -> str:
-    """A drawing with its places at hundredths of a point, and paths in few letters."""
+    """Shorten a drawing: coordinates in hundredths of a point, and compact paths."""
     svg = _PLACES.sub(lambda place: _FURTHER_DIGITS.sub(r"\1", place[0]), svg)
     return _PATHS.sub(lambda path: _shortened(path[1]), svg)
 
 
 def _shortened(path: str) -> str:
-    """A path in one line, of which level and upright steps give one coordinate."""
+    """Shorten a path to one line, with one coordinate for horizontal and vertical steps."""
     parts: list[str] = []
     last = ["", ""]
     for letter, numbers in ((step[1], step[2].split()) for step in _STEPS.finditer(path)):

@@ -1,4 +1,4 @@
-"""The toy regression: loss, and the paths of single weights and their scale."""
+"""Figures of the toy regression: loss, and the paths of single weights and their scale."""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ ZOOM = 60
 
 @register_figure("loss")
 def loss(records: Records) -> Drawn:
-    """Loss over steps by method, a column per model and bits."""
+    """Draw the loss over steps by method, a column per model and bits."""
     study, style = records.study, looks(records.study.methods)
     settings = [(model, bits) for model in study.models for bits in study.bits]
     width = COLUMN if len(settings) == 1 else PAGE
@@ -54,7 +54,7 @@ def loss(records: Records) -> Drawn:
 
 
 def _label_powers(axes: Sequence[Axes]) -> None:
-    """Powers of ten, as plain text; within a decade, which has none to show, a linear scale."""
+    """Label powers of ten as plain text; use a linear scale within a decade, which has none."""
     low, high = axes[0].get_ylim()
     for ax in axes:
         if high < 10 * low:
@@ -70,7 +70,7 @@ def _power_of_ten(value: float, _: float) -> str:
 
 @register_figure("trajectories")
 def trajectories(records: Records) -> Drawn:
-    """One weight, its quantized value and its scale over steps: a column per method."""
+    """Draw one weight, its quantized value and its scale over steps: a column per method."""
     study = records.study
     model, bits, rows = of_first_bits(records, "trajectories", "weights")
     seed, weight, last = _busiest(rows)
@@ -102,10 +102,10 @@ def trajectories(records: Records) -> Drawn:
 
 
 def _busiest(rows: pd.DataFrame) -> tuple[int, int, int]:
-    """Seed and weight whose code changes most often once training has settled, and where.
+    """Find the seed and weight whose code changes most often in the second half of training.
 
     Returns:
-        Seed, weight, and the last of the steps in which it changes most.
+        Seed, weight, and the last step of the window in which it changes most.
     """
     settled = rows[rows["step"] > rows["step"].max() / 2].sort_values("step")
     runs = settled.groupby(["method", "seed", "weight"])["code"]

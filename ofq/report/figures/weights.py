@@ -1,4 +1,4 @@
-"""Where latent weights lie on their grid: histograms, single weights' paths, and scales."""
+"""Figures of latent weights on their grid: histograms, single weights' paths, and scales."""
 
 from collections.abc import Iterator
 
@@ -23,10 +23,10 @@ from ofq.report.figures.style import (
 )
 
 NEAR = 0.1
-"""How far from a threshold, in quantization steps, the lower panels of the histograms reach."""
+"""Reach of the histograms' lower panels from a threshold, in quantization steps."""
 
 COARSE = 10
-"""Bins per quantization step in their upper panels."""
+"""Bins per quantization step in the histograms' upper panels."""
 
 ZOOM = 60
 """Number of steps that the lowest panels of the paths show."""
@@ -40,12 +40,12 @@ MOMENTS = {
     "qat": ("end of QAT", "#0072B2", "-"),
     "cga": ("end of annealing", "#D55E00", (0, (4, 1.2))),
 }
-"""What the histograms' moments are called, and how they are drawn."""
+"""Labels, colours and line styles of the histograms' moments."""
 
 
 @register_figure("latent_weights")
 def latent_weights(records: Records) -> Drawn:
-    """Histograms of scaled latent weights at a few epochs: a column per method."""
+    """Draw histograms of scaled latent weights at a few epochs: a column per method."""
     study = records.study
     model, recorded = of_first_model(records, "histograms", "histograms")
     bits = [b for b in study.bits if b in set(recorded["bits"])]
@@ -78,7 +78,7 @@ def latent_weights(records: Records) -> Drawn:
 
 
 def _moments(rows: pd.DataFrame, weight_bits: int) -> Iterator[tuple[str, NDArray[np.int64]]]:
-    """Counts by bin of the grid, over roles, layers and seeds, at each moment of a method."""
+    """Yield counts by bin of the grid, over roles, layers and seeds, at each moment of a method."""
     rows = rows[rows["weight_bits"] == weight_bits]
     qat, cga = (rows[rows["stage"] == stage] for stage in ("qat", "cga"))
     epochs = sorted(qat["epoch"].unique())
@@ -95,7 +95,7 @@ def _moments(rows: pd.DataFrame, weight_bits: int) -> Iterator[tuple[str, NDArra
 
 
 def _whole(ax: Axes, moment: str, counts: NDArray[np.int64], weight_bits: int) -> None:
-    """The whole grid, in coarse bins, with its thresholds."""
+    """Draw the whole grid, in coarse bins, with its thresholds."""
     per_step = len(counts) // 2**weight_bits
     merged = per_step // min(COARSE, per_step)
     edges = np.arange(0, len(counts) + 1, merged) / per_step - 2 ** (weight_bits - 1) - 0.5
@@ -106,7 +106,7 @@ def _whole(ax: Axes, moment: str, counts: NDArray[np.int64], weight_bits: int) -
 
 
 def _near(ax: Axes, moment: str, counts: NDArray[np.int64], weight_bits: int) -> None:
-    """What lies around thresholds, all of them laid over each other."""
+    """Draw the weights around thresholds, summed over all thresholds."""
     per_step = len(counts) // 2**weight_bits
     reach = round(NEAR * per_step)
     around = [counts[t - reach : t + reach] for t in range(per_step, len(counts), per_step)]
@@ -125,7 +125,7 @@ def _outline(
 
 @register_figure("weight_paths")
 def weight_paths(records: Records) -> Drawn:
-    """The followed weights that flip most, through the thresholds: a column per method."""
+    """Draw the recorded weights that flip most, and the thresholds: a column per method."""
     study = records.study
     model, bits, rows = of_first_bits(records, "trajectories", "weights", first_seed=True)
     width = COLUMN if len(study.methods) == 1 else PAGE
@@ -154,7 +154,7 @@ def weight_paths(records: Records) -> Drawn:
 
 
 def _busiest(rows: pd.DataFrame) -> list[pd.DataFrame]:
-    """The paths of the followed weights that flip most in the last stage, ordered by step."""
+    """Return the paths of the recorded weights that flip most in the last stage, by step."""
     if (rows["stage"] == "cga").any():
         rows = rows[rows["stage"] == "cga"]
     paths = [path.sort_values("step") for _, path in rows.groupby("weight")]
@@ -166,7 +166,7 @@ def _changed(path: pd.DataFrame) -> pd.Series:
 
 
 def _busy_stretch(path: pd.DataFrame) -> pd.DataFrame:
-    """The consecutive steps in which a weight flips most."""
+    """Return the consecutive steps in which a weight flips most."""
     changes = _changed(path).to_numpy().cumsum()
     windows = changes[ZOOM - 1 :] - changes[: max(0, len(changes) - ZOOM + 1)]
     first = int(windows.argmax()) if len(windows) else 0
@@ -191,7 +191,7 @@ def _closer(ax: Axes, path: pd.DataFrame) -> None:
 
 @register_figure("scale_paths")
 def scale_paths(records: Records) -> Drawn:
-    """Scales of single rows during CGA: a column per boundary range."""
+    """Draw scales of single rows during CGA: a column per boundary range."""
     model, bits, recorded = of_first_bits(records, "trajectories", "weights", first_seed=True)
     rows = recorded[recorded["stage"] == "cga"]
     ranges = {m: x for m, x in boundary_ranges(records).items() if m in set(rows["method"])}

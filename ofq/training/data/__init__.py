@@ -1,1 +1,1 @@
-"""Training and evaluation data: in memory, or image files in any layout."""
+"""Data sets for training and evaluation: in memory, or image files in several layouts."""

@@ -1,4 +1,4 @@
-"""What is done to images before a model sees them, by timm's transforms."""
+"""Preprocessing and augmentation of images, by timm's transforms."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -25,10 +25,10 @@ _PREFERENCES = ("crop_pct", "interpolation")
 
 @contextmanager
 def randomness_of(*key: int) -> Iterator[None]:
-    """Make all random numbers inside a function of a key, and leave those outside as they were.
+    """Seed all random numbers inside by a key, and restore the generators' states afterwards.
 
     Args:
-        key: Numbers from 0, such as a seed, an epoch and the number of an image.
+        key: Non-negative integers, such as a seed, an epoch and the number of an image.
     """
     before = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
     seeds = numpy.random.SeedSequence(key).generate_state(3)
@@ -50,22 +50,22 @@ def evaluation_transform(
     args: ModelArgs | None = None,
     about: Dataset | None = None,
 ) -> Transform:
-    """Resize, crop the centre and normalize: the same whenever it is done.
+    """Return the transform of evaluation, which resizes, crops the centre and normalizes.
 
     Args:
-        name: The timm model's name, by which timm knows size, mean and deviation.
+        name: Name of the timm model, by which timm knows size, mean and standard deviation.
         classes: Number of classes.
-        images: Crop and interpolation; None for those that timm has for the model.
-        args: What the model's constructor gets; its ``img_size`` is the size of the images.
-        about: The data set, whose mean and deviation stand before the model's.
+        images: Crop and interpolation; None for timm's of the model.
+        args: Arguments of the model's constructor; ``img_size`` is the size of the images.
+        about: The data set, whose mean and standard deviation override the model's.
 
     Raises:
         UserError: timm doesn't know the model's image size and normalization.
     """
-    wanted = _of_model(name, classes, args, about)
+    settings = _of_model(name, classes, args, about)
     if images is not None:
-        wanted |= {key: getattr(images, key) for key in _PREFERENCES}
-    return create_transform(**wanted, is_training=False)
+        settings |= {key: getattr(images, key) for key in _PREFERENCES}
+    return create_transform(**settings, is_training=False)
 
 
 def training_transform(
@@ -75,33 +75,33 @@ def training_transform(
     args: ModelArgs | None = None,
     about: Dataset | None = None,
 ) -> Transform:
-    """The random transform of training images; without augmentation, that of evaluation.
+    """Return the random transform of training images; without augmentation, that of evaluation.
 
     Args:
-        name: As of :func:`evaluation_transform`.
+        name: As for :func:`evaluation_transform`.
         classes: Number of classes.
-        images: What is to be done.
-        args: As of :func:`evaluation_transform`.
-        about: As of :func:`evaluation_transform`.
+        images: The augmentation.
+        args: As for :func:`evaluation_transform`.
+        about: As for :func:`evaluation_transform`.
 
     Raises:
-        UserError: As of :func:`evaluation_transform`.
+        UserError: As for :func:`evaluation_transform`.
     """
-    wanted = images.augmentation
-    if wanted is None:
+    augmentation = images.augmentation
+    if augmentation is None:
         return evaluation_transform(name, classes, images, args, about)
     of_model = _of_model(name, classes, args, about)
     return create_transform(
         **{key: of_model[key] for key in ("input_size", "mean", "std")},
         is_training=True,
-        scale=wanted.scale,
-        ratio=wanted.ratio,
-        hflip=wanted.flip,
-        color_jitter=0.0,  # which timm leaves out beside a policy
-        auto_augment=wanted.policy,
-        interpolation=wanted.interpolation,
-        re_prob=wanted.erasing,
-        re_mode=wanted.erasing_mode,
+        scale=augmentation.scale,
+        ratio=augmentation.ratio,
+        hflip=augmentation.flip,
+        color_jitter=0.0,  # which timm omits beside a policy
+        auto_augment=augmentation.policy,
+        interpolation=augmentation.interpolation,
+        re_prob=augmentation.erasing,
+        re_mode=augmentation.erasing_mode,
     )
 
 
@@ -112,27 +112,27 @@ def _of_model(
     model = models.build(name, classes, args=args)
     if not getattr(model, "pretrained_cfg", None):
         raise UserError(f"timm says neither image size nor normalization of {name}")
-    wanted = resolve_model_data_config(model)
+    settings = resolve_model_data_config(model)
     size = (args or {}).get("img_size")
     if size is not None:
-        wanted["input_size"] = (wanted["input_size"][0], size, size)
+        settings["input_size"] = (settings["input_size"][0], size, size)
     if about is not None and about.mean is not None:
-        wanted |= {"mean": about.mean, "std": about.std}
-    return wanted
+        settings |= {"mean": about.mean, "std": about.std}
+    return settings
 
 
 def mix(images: Tensor, labels: Tensor, classes: int, mixing: Mixing) -> tuple[Tensor, Tensor]:
-    """Mixup or CutMix of each image with its neighbour: the first with the second, and so on.
+    """Apply Mixup or CutMix to pairs of neighbours: the first image with the second, and so on.
 
-    Neighbours stay together on any number of devices, so that the result depends on the batch
-    alone; with timm's pairs, first and last of a device's part, it wouldn't. One share is drawn for
-    the whole batch, from NumPy's random numbers.
+    Neighbours lie on one rank for any number of ranks, so that the result depends on the batch
+    alone; timm pairs the first image of a rank's part with its last. One share is drawn for the
+    whole batch, by NumPy's generator.
 
     Args:
         images: (B, channels, H, W), B even.
         labels: (B,).
         classes: Number of classes.
-        mixing: How.
+        mixing: Parameters of Mixup and CutMix.
 
     Returns:
         Mixed images, and labels (B, classes) that sum to 1.
@@ -153,5 +153,5 @@ def mix(images: Tensor, labels: Tensor, classes: int, mixing: Mixing) -> tuple[T
 
 
 def _swapped(rows: Tensor) -> Tensor:
-    """Each row in its neighbour's place."""
+    """Return the rows with each pair of neighbours exchanged."""
     return rows.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)

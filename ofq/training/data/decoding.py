@@ -1,4 +1,4 @@
-"""From an image's bytes to what a transform takes: by Pillow, or faster."""
+"""Decoders of images: Pillow, or the faster simplejpeg."""
 
 import importlib.util
 import random
@@ -16,7 +16,7 @@ from torchvision.transforms import Compose
 from ofq.config.stage import Loader
 from ofq.errors import UserError
 
-_COLOURS = ("YCbCr", "RGB", "Gray")  # which it makes RGB of as Pillow does
+_COLOURS = ("YCbCr", "RGB", "Gray")  # converted to RGB as Pillow does
 
 _STEP_16 = 257  # 65535 / 255
 
@@ -24,24 +24,24 @@ Pixels = NDArray[numpy.uint8]
 
 
 class Decoder(Protocol):
-    """How images are decoded, and transforms made to fit."""
+    """Decoder of images, with an adapter for transforms of Pillow images."""
 
     def decode(self, file: IO[bytes]) -> Any:
-        """An image in RGB; raises what Pillow raises if it can't be decoded."""
+        """Decode an image to RGB; raise Pillow's errors if that fails."""
 
     def fitted(self, transform: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """A transform of Pillow's images as one of :meth:`decode`'s."""
+        """Adapt a transform of Pillow images to the results of :meth:`decode`."""
 
 
 class NoClearRange(ValueError):
-    """An image's numbers don't say which of them is white."""
+    """Error: the mode of an image doesn't define its range of values."""
 
 
 class Plain:
-    """Pillow decodes, and timm's transforms do the rest."""
+    """Decoder by Pillow, for timm's transforms as they are."""
 
     def decode(self, file: IO[bytes]) -> Image.Image:
-        """See :class:`Decoder`; grey of 16 bits is scaled to 8, which Pillow would cut off."""
+        """Decode an image to RGB; scale 16-bit grey values to 8 bits, where Pillow would clip."""
         image: Image.Image = Image.open(file)
         if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG"):
             grey = numpy.asarray(image).astype(numpy.uint32)
@@ -51,19 +51,19 @@ class Plain:
         return image.convert("RGB")
 
     def fitted(self, transform: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """The transform itself."""
+        """Return the transform unchanged."""
         return transform
 
 
 class Fast:
-    """simplejpeg decodes JPEGs, and torch resizes random crops.
+    """Decoder of JPEGs by simplejpeg, with random crops resized by torch.
 
-    Pixels are those of :class:`Plain` but for rounding: at most one of 255 levels apart after the
-    crop. What is no plain JPEG is left to Pillow.
+    Pixels equal those of :class:`Plain` up to rounding: they differ by at most 1 of 255 levels
+    after the crop. Other formats are decoded by Pillow.
     """
 
     def decode(self, file: IO[bytes]) -> Pixels:
-        """See :class:`Decoder`; (H, W, 3)."""
+        """Decode an image to (H, W, 3), RGB."""
         import simplejpeg
 
         content = file.read()
@@ -76,7 +76,7 @@ class Fast:
         return numpy.array(Plain().decode(file))
 
     def fitted(self, transform: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """The same random draws, in the same order."""
+        """Adapt a transform to arrays; it makes the same random draws in the same order."""
         first, *others = getattr(transform, "transforms", [transform])
         if isinstance(first, RandomResizedCropAndInterpolation):
             return Compose([_Crop(first), *others])
@@ -84,7 +84,7 @@ class Fast:
 
 
 class _Crop:
-    """timm's random crop of an array, resized by torch's kernel for bytes."""
+    """Random crop of an array with timm's parameters, resized by torch's kernel for bytes."""
 
     def __init__(self, crop: RandomResizedCropAndInterpolation) -> None:
         self.crop = crop
@@ -96,7 +96,7 @@ class _Crop:
         if isinstance(mode, tuple | list):
             mode = random.choice(mode)
         part = image[:, top : top + height, left : left + width].unsqueeze(0)
-        part = part.contiguous(memory_format=torch.channels_last)  # as the result then is
+        part = part.contiguous(memory_format=torch.channels_last)  # which the result inherits
         resized = nn.functional.interpolate(part, crop.size, mode=mode.value, antialias=True)
         return Image.fromarray(resized[0].permute(1, 2, 0).numpy())
 
@@ -105,7 +105,7 @@ _DECODERS: dict[Loader, type[Decoder]] = {"plain": Plain, "fast": Fast}
 
 
 def decoder(loader: Loader) -> Decoder:
-    """The decoder of a loader.
+    """Return the decoder of a loader.
 
     Raises:
         UserError: It needs a package that isn't installed.

@@ -1,4 +1,4 @@
-"""Training data of image files: loaded as needed, in an order that seed and epoch decide."""
+"""Data sets of image files, loaded as needed, in an order that seed and epoch decide."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,19 +24,19 @@ from ofq.training.data.source import Batch, order, steps_per_epoch
 from ofq.training.distributed import SINGLE_PROCESS, SingleProcess
 
 _TEST_BATCH = 256
-_MIXING = 0x6D6978  # between the random numbers of mixing and those of an image
+_MIXING = 0x6D6978  # separates the random numbers of mixing from those of an image
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """What a site says of a data set of image files; nothing of it decides a run's numbers.
+    """Location and loading of a data set of image files; site-specific, doesn't affect results.
 
     Attributes:
-        place: Where the data set lies.
-        workers: Processes that load images, for each device.
-        unreadable: What an image that can't be decoded does.
-        decoder: How training images are decoded; evaluation's always by Pillow.
-        on_unreadable: Told the name of each such image, once, at the end of an epoch.
+        place: Location of the data set.
+        workers: Number of loading processes per device.
+        unreadable: Policy for an image that can't be decoded.
+        decoder: Decoder of training images; evaluation images are always decoded by Pillow.
+        on_unreadable: Called once with the name of each such image, at the end of an epoch.
     """
 
     place: Place
@@ -50,17 +50,19 @@ class ImageSource:
 class ImageData:
     """A data set of image files, split in two (a :class:`~ofq.training.data.source.Source`).
 
-    What an image looks like is a function of seed, epoch and image, and so independent of the
-    number of devices and of loading processes, and the same after an interruption.
+    An augmented image is a function of seed, epoch and image, so it is independent of the number of
+    devices and loading processes, and equal after an interruption.
 
     Args:
-        train, test: The images of either split, made ready.
-        images: How; here for mixing and repeats.
+        train, test: The preprocessed images of each split.
+        images: Their preprocessing; used here for mixing and repeats.
         classes: Number of classes.
-        seed: With the epoch, decides order and random changes.
-        files: Where they come from.
-        device: Where batches go.
-        teacher_logits: (images, classes), the teacher's on the training set, where they are kept.
+        seed: Decides, with the epoch, order and augmentation.
+        files: Location and loading of the images.
+        device: Device of the batches.
+        teacher_logits: (images, classes), cached teacher logits on the training set; None without.
+        reported: Names of unreadable images that were reported.
+        unreported: Names of unreadable images since the last report.
     """
 
     train: Samples
@@ -76,25 +78,25 @@ class ImageData:
 
     @property
     def examples(self) -> int:
-        """See :class:`~ofq.training.data.source.Source`, as all of these."""
+        """Number of training images."""
         return len(self.train.split)
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """See :class:`~ofq.training.data.source.Source`."""
+        """Return the number of full batches in an epoch."""
         return steps_per_epoch(len(self.train.split), batch_size)
 
     def to(self, device: torch.device) -> "ImageData":
-        """The same data, whose batches go to a device."""
+        """Return the data with batches on a device."""
         return replace(self, device=device)
 
     def with_teacher_logits(self, logits: numpy.ndarray) -> "ImageData":
-        """Return the same data, whose training batches carry a teacher's logits."""
+        """Return the data with training batches that include teacher logits."""
         return replace(self, teacher_logits=logits)
 
     def train_batches(
         self, epoch: int, batch_size: int, first: int = 0, group: SingleProcess = SINGLE_PROCESS
     ) -> Iterator[Batch]:
-        """A process's part of the shuffled and augmented training batches of an epoch."""
+        """Yield this rank's part of the shuffled and augmented training batches of an epoch."""
         steps = range(first, self.steps_per_epoch(batch_size))
         shuffled = order(self.seed, epoch, len(self.train.split))
         part = group.part(batch_size)
@@ -103,23 +105,23 @@ class ImageData:
             yield self._trained_on(batch, epoch, step)
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """All training images once, in their split's order."""
+        """Yield all training images once, in their split's order."""
         for batch in self._load(self.train, self._every(self.train, batch_size)):
             yield self._moved(batch)
 
     def test_batches(
         self, batch_size: int = _TEST_BATCH, group: SingleProcess = SINGLE_PROCESS
     ) -> Iterator[Batch]:
-        """A process's part of the test set, in order; at its end, names of unreadable images."""
+        """Yield this rank's part of the test set, in order; then report unreadable images."""
         together = self._every(self.test, batch_size * group.count)
         for batch in self._load(self.test, (keys[group.part(len(keys))] for keys in together)):
             yield self._moved(batch)
-        self._tell(group)
+        self._report(group)
 
     def _keys(self, shuffled: Tensor, epoch: int, batch_size: int, step: int) -> list[Key]:
-        """A whole batch; copies of an image, which follow each other in an epoch, are far apart.
+        """Return the keys of a whole batch, with the copies of an image far apart.
 
-        First come all first copies, then all second ones, so that none is mixed with its like.
+        All first copies come before all second ones, so that no image is mixed with its copy.
         """
         times = self.images.repeats
         places = range(step * batch_size, (step + 1) * batch_size)
@@ -128,7 +130,7 @@ class ImageData:
         return sorted(keys, key=lambda key: key.copy)
 
     def _every(self, samples: Samples, batch_size: int) -> Iterator[list[Key]]:
-        """All images of a split, in its order."""
+        """Yield the keys of all images of a split, in its order."""
         count = len(samples.split)
         for first in range(0, count, batch_size):
             chosen = range(first, min(first + batch_size, count))
@@ -147,7 +149,7 @@ class ImageData:
 
     def _trained_on(self, batch: Loaded, epoch: int, step: int) -> Batch:
         moved = self._moved(batch)
-        if self.teacher_logits is not None:  # only for images that aren't mixed
+        if self.teacher_logits is not None:  # excludes mixing
             logits = torch.from_numpy(self.teacher_logits[batch.numbers.numpy()]).to(self.device)
             return moved._replace(teacher_logits=logits)
         if self.images.mixing is None:
@@ -155,8 +157,8 @@ class ImageData:
         with randomness_of(self.seed, epoch, step, _MIXING):
             return Batch(*mix(moved.inputs, moved.labels, self.classes, self.images.mixing))
 
-    def _tell(self, group: SingleProcess) -> None:
-        """Name the unreadable images that any process met for the first time."""
+    def _report(self, group: SingleProcess) -> None:
+        """Report the unreadable images that any rank met for the first time."""
         for name in sorted(
             {name for names in group.all_gather_object(self.unreported) for name in names}
         ):
@@ -169,21 +171,26 @@ class ImageData:
 def files_of(
     workspace: Workspace, run: Run, on_unreadable: Callable[[str], None] = lambda name: None
 ) -> ImageSource | None:
-    """What the site says of a run's image files; None for data that come with the package.
+    """Return location and loading of a run's image files; None for in-memory data.
 
     Args:
         workspace: The checkout.
         run: The run.
-        on_unreadable: Told of unreadable images.
+        on_unreadable: Called with the names of unreadable images.
 
     Raises:
-        UserError: The site doesn't say where they lie, or what loads them isn't installed.
+        UserError: The site config doesn't locate them, or the loader's package isn't installed.
     """
     if not run.config.data.of_files:
         return None
     place = workspace.data_place(run.config.dataset)
-    how = decoder(run.resources.loader)
-    return ImageSource(place, run.resources.workers, workspace.site.unreadable, how, on_unreadable)
+    return ImageSource(
+        place,
+        run.resources.workers,
+        workspace.site.unreadable,
+        decoder(run.resources.loader),
+        on_unreadable,
+    )
 
 
 def open_images(
@@ -197,15 +204,16 @@ def open_images(
     """Open a data set of image files for training.
 
     Args:
-        files: Where it lies, and how it is read.
-        images: How images are made ready.
-        model: The timm model's name, by which timm knows size, mean and deviation.
-        seed: Decides order and random changes.
-        args: What the model's constructor gets.
-        about: What the data set is; None for size, mean and deviation of the model.
+        files: Its location and loading.
+        images: Preprocessing of the images.
+        model: Name of the timm model, by which timm knows size, mean and standard deviation.
+        seed: Decides order and augmentation.
+        args: Arguments of the model's constructor.
+        about: The data set; None for mean and standard deviation of the model.
 
     Raises:
-        UserError: A split is missing, or timm knows nothing of the model.
+        UserError: A split is missing, or timm doesn't know the model's image size and
+            normalization.
     """
     train, test = open_split(files.place, "train"), open_split(files.place, "val")
     classes = len(train.classes)

@@ -1,4 +1,4 @@
-"""Images by name, with their classes: what the readers of all layouts have in common.
+"""Lists of images with their classes, shared by the readers of all layouts.
 
 Class numbers and the order of images are functions of names alone, in every layout. Names are in
 timm's natural order, so that ordinary data sets are numbered as by timm's readers; names that tie
@@ -22,7 +22,7 @@ from ofq.console import printable
 from ofq.errors import PERMANENT_ERRNOS, TryAgain, UserError
 
 ENDINGS = get_img_extensions(as_set=True)
-"""How the names of images end."""
+"""Suffixes of the names of images."""
 
 _EXPECTED: dict[Layout, str] = {
     "folder": "{0}/CLASS/IMAGE",
@@ -30,11 +30,11 @@ _EXPECTED: dict[Layout, str] = {
     "wds": "shards named like {0}-0000.tar, or {0}/*.tar",
     "hfds": "a split '{0}'",
 }
-_LONGEST_NUMBER = 4000  # digits in a name; Python converts no more
+_LONGEST_NUMBER = 4000  # digits of a number in a name; Python converts no more
 
 
 class _Names(Sequence[bytes]):
-    """File names in one block of memory, which costs processes that share it no copies."""
+    """File names in one block of memory, which forked processes share without copies."""
 
     def __init__(self, names: Iterable[bytes]) -> None:
         sizes: list[int] = []
@@ -53,16 +53,16 @@ class _Names(Sequence[bytes]):
 
 
 class Listing(Reader):
-    """Images in files of their own, or in tar files.
+    """Reader of images in files of their own, or in tar files.
 
     Args:
-        root: What names are relative to.
+        root: The folder that names are relative to.
         classes: Names of the classes, in the order of their numbers.
         names: Names of the images below the root, or in their tar file.
         labels: Number of each image's class.
         tars: The tar files, if the images lie in some.
-        parts: (images, 3), then: each one's tar file, offset and size.
-        numbered: Whether classes have numbers only.
+        parts: (images, 3): number of the tar file, offset and size of each image in one.
+        numbered: Whether classes have only numbers, no names.
     """
 
     def __init__(
@@ -97,11 +97,11 @@ class Listing(Reader):
             return io.BytesIO(file.read(size)), label
 
     def name(self, index: int) -> bytes:
-        """An image's name within its split."""
+        """Return an image's name within its split."""
         return bytes(self.names[index])
 
     def sizes(self) -> NDArray[numpy.int64]:
-        """Bytes of each image."""
+        """Return the size of each image in bytes."""
         if self.parts is not None:
             return self.parts[:, 2]
         return numpy.array([os.stat(self._path(i)).st_size for i in range(len(self))], "int64")
@@ -119,24 +119,24 @@ class Listing(Reader):
 
 
 def natural(name: str) -> list[Any]:
-    """Timm's natural order: without case, and numbers by their value."""
+    """Return the key of timm's natural order: ignores case, and compares numbers by value."""
     parts: list[Any] = re.split(r"(\d+)", name.lower())
     parts[1::2] = [int(number[:_LONGEST_NUMBER]) for number in parts[1::2]]
     return parts
 
 
 def in_order(names: Iterable[str], after: str = "") -> list[str]:
-    """Sort names in natural order, each with a text after it; names that tie, by character."""
+    """Sort names in natural order, with ``after`` appended to each; sort ties by character."""
     return sorted(names, key=lambda name: (natural(name + after), name))
 
 
 def is_image(name: str) -> bool:
-    """Tell whether a file name ends as an image's does."""
+    """Return whether a file name has the suffix of an image."""
     return os.path.splitext(name)[1].lower() in ENDINGS
 
 
 def layout_of(layout: Layout, split: SplitName) -> str:
-    """Describe how a split is laid out, for errors."""
+    """Describe the expected layout of a split, for errors."""
     return _EXPECTED[layout].format(split)
 
 
@@ -145,7 +145,7 @@ def checked_classes(classes: Iterable[str], where: str, expected: str) -> list[s
 
     Args:
         classes: The names.
-        where: What has them, for errors.
+        where: The file or folder that contains them, for errors.
         expected: The layout, for errors.
 
     Raises:
@@ -160,12 +160,12 @@ def checked_classes(classes: Iterable[str], where: str, expected: str) -> list[s
                 f"{where}: the name of class '{printable(name)}' isn't UTF-8; rename it"
             ) from None
     if len(names) < 2:
-        found = f"all images lie in '{printable(names[0])}', one class" if names else "no image"
-        raise UserError(f"{where}: {found}; expected {expected}, with two classes or more")
+        problem = f"all images lie in '{printable(names[0])}', one class" if names else "no image"
+        raise UserError(f"{where}: {problem}; expected {expected}, with two classes or more")
     return names
 
 
 def unreached(name: str, error: OSError) -> Exception:
-    """Make the exception for a file that can't be read, now or ever."""
+    """Return the exception for a file that can't be read, permanently or for now."""
     kind = UserError if error.errno in (*PERMANENT_ERRNOS, errno.ELOOP) else TryAgain
     return kind(f"{name}: {error.strerror}")

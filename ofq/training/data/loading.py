@@ -1,4 +1,4 @@
-"""Processes that load images, and what can go wrong with them."""
+"""Loading of images in worker processes, and handling of their faults."""
 
 import re
 import signal
@@ -24,8 +24,8 @@ from ofq.training.data.augmentation import Transform, randomness_of
 from ofq.training.data.decoding import Decoder, Plain
 from ofq.training.data.readers import Split, Unreadable
 
-_TRIES = 20  # readable images are rare where so many in a row aren't
-_DYING = 1.0  # seconds that a process may take from closing its files to being dead
+_TRIES = 20  # images in a row; if none is readable, hardly any of the data set is
+_DYING = 1.0  # seconds that a process may take from closing its files to its end
 _CAUSES = {
     "Killed": ", perhaps for want of memory",
     "Bus error": " by a bus error, perhaps for want of room in /dev/shm",
@@ -35,7 +35,7 @@ _started: list[BaseProcess] = []
 
 
 class Key(NamedTuple):
-    """An image of a split, by its number, and what else its random changes are a function of."""
+    """Number of an image in its split, with all else that decides its augmentation."""
 
     number: int
     seed: int
@@ -44,7 +44,7 @@ class Key(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """An image made ready (or None, if it is to be left out), and names of unreadable ones."""
+    """A preprocessed image (None if left out), and names of unreadable ones met for it."""
 
     image: Tensor | None
     label: int
@@ -59,7 +59,7 @@ class Loaded:
     Attributes:
         images: (B, channels, H, W), or (0,) if there is none.
         labels: (B,).
-        numbers: (B,), of the images in their split.
+        numbers: (B,), positions of the images in their split.
         unreadable: Names of images that couldn't be decoded.
     """
 
@@ -69,20 +69,20 @@ class Loaded:
     unreadable: tuple[str, ...]
 
     def pin_memory(self) -> "Loaded":
-        """The same in memory from which a GPU copies without waiting."""
+        """Return the batch in pinned memory, for asynchronous copies to a GPU."""
         images, labels = self.images.pin_memory(), self.labels.pin_memory()
         return Loaded(images, labels, self.numbers, self.unreadable)
 
 
 class Samples(Dataset[Sample]):
-    """Images of a split made ready, each a function of its key.
+    """Preprocessed images of a split, each a function of its key.
 
     Args:
         split: The images.
-        transform: How they are made ready.
-        policy: What an image that can't be decoded does.
-        replace: Whether the next image stands in for one that is skipped; else it is left out.
-        decoder: How they are decoded.
+        transform: Their preprocessing.
+        policy: Policy for an image that can't be decoded.
+        replace: Whether the next image replaces one that is skipped; else it is left out.
+        decoder: Their decoder; Pillow by default.
     """
 
     def __init__(
@@ -120,20 +120,20 @@ class Samples(Dataset[Sample]):
 def load(
     samples: Samples, keys: Iterable[Sequence[Key]], workers: int, pin: bool = False
 ) -> Iterator[Loaded]:
-    """Load batches of images in other processes; draws none of this process's random numbers.
+    """Load batches of images in worker processes; draws none of this process's random numbers.
 
     The processes are started by Python's default start method (fork, spawn or forkserver), which
     ``multiprocessing.set_start_method`` changes; the images are the same.
 
     Args:
         samples: The images.
-        keys: Which ones, batch by batch.
+        keys: Keys of the images, batch by batch.
         workers: Number of processes.
-        pin: Whether the batches are for a GPU.
+        pin: Whether to pin the batches' memory, for a GPU.
 
     Raises:
         UserError: An image can't be read.
-        TryAgain: Its file system can't be reached, or there is no room to hand batches over.
+        TryAgain: Its file system can't be reached, or shared memory is too small for a batch.
     """
     loader: DataLoader[Sample] = DataLoader(
         samples,
@@ -144,22 +144,22 @@ def load(
         pin_memory=pin,
         generator=torch.Generator(),
     )
-    set_forkserver_preload([__name__])  # else each process of a fork server loads torch anew
+    set_forkserver_preload([__name__])  # else each process of a fork server imports torch again
     others = {child.pid for child in active_children()}
     batches = iter(loader)
     _started.extend(child for child in active_children() if child.pid not in others)
-    Finalize(None, _end_workers, exitpriority=0)  # atexit is for the main process alone
+    Finalize(None, _end_workers, exitpriority=0)  # atexit works only in the main process
     try:
         yield from batches
-    except (UserError, TryAgain) as error:  # of a worker, with its traceback in the message
+    except (UserError, TryAgain) as error:  # a worker's, with its traceback in the message
         kind = type(error)
         raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from None
 
 
 def _end_workers() -> None:
-    """End what still loads images as this process ends, such as after an interruption.
+    """Kill the workers that still run when this process ends, such as after an interruption.
 
-    multiprocessing would ask by SIGTERM, which they leave to the trainer, and wait for ever.
+    multiprocessing would send SIGTERM, which they ignore, and wait for ever.
     """
     for worker in _started:
         if worker.is_alive():
@@ -167,11 +167,11 @@ def _end_workers() -> None:
 
 
 def _collate(samples: list[Sample]) -> Loaded:
-    there = [sample for sample in samples if sample.image is not None]
+    valid = [sample for sample in samples if sample.image is not None]
     batch = Loaded(
-        torch.stack([s.image for s in there if s.image is not None]) if there else torch.empty(0),
-        torch.tensor([sample.label for sample in there], dtype=torch.long),
-        torch.tensor([sample.number for sample in there], dtype=torch.long),
+        torch.stack([s.image for s in valid if s.image is not None]) if valid else torch.empty(0),
+        torch.tensor([sample.label for sample in valid], dtype=torch.long),
+        torch.tensor([sample.number for sample in valid], dtype=torch.long),
         tuple(name for sample in samples for name in sample.unreadable),
     )
     if get_worker_info() is not None:
@@ -180,7 +180,7 @@ def _collate(samples: list[Sample]) -> Loaded:
 
 
 def _hand_over(batch: Loaded) -> None:
-    """Move a batch to shared memory here, as a failure to do so behind torch's back hangs."""
+    """Move a batch to shared memory here, since a failure in torch's own transfer hangs."""
     try:
         for tensor in (batch.images, batch.labels, batch.numbers):
             tensor.share_memory_()
@@ -195,19 +195,19 @@ def _hand_over(batch: Loaded) -> None:
 
 @contextmanager
 def workers_watched() -> Iterator[None]:
-    """Tell of a loading process that was killed in a way that a person understands.
+    """Convert torch's errors for a killed loading process to one clear error.
 
     Raises:
-        TryAgain: One was: torch tells of that anywhere in the main thread, unless talking to the
-            process failed before.
+        TryAgain: A loading process was killed: torch raises that anywhere in the main thread,
+            unless communication with the process failed first.
     """
     try:
         yield
     except (RuntimeError, OSError, EOFError) as error:
         if not _tells_of_a_killed_worker(error):
             raise
-        found = re.search("by signal: ([^.]+)", str(error))
-        cause = _CAUSES.get(found[1] if found else "Killed", "")
+        match = re.search("by signal: ([^.]+)", str(error))
+        cause = _CAUSES.get(match[1] if match else "Killed", "")
         raise TryAgain(f"a process that loads images was killed{cause}") from None
 
 
@@ -220,17 +220,17 @@ def _tells_of_a_killed_worker(error: Exception) -> bool:
         alive = {worker.sentinel: worker for worker in _started if worker.is_alive()}
         for sentinel in wait(list(alive), _DYING):  # its files are closed before it is dead
             alive[sentinel].join()  # type: ignore[index]
-    except RuntimeError:  # torch's, which has been told just now
+    except RuntimeError:  # torch's own report of a killed worker
         return True
     return any(worker.exitcode == -signal.SIGKILL for worker in _started)
 
 
 def _start_worker(worker: int) -> None:
-    """Set up a loading process, which has nothing of the trainer's but its images.
+    """Set up signals and output streams of a loading process.
 
     A signal to the whole process group must not end it before the trainer has saved. A thread of
-    the trainer's may have been writing as it was forked, so it gets output streams of its own: the
-    inherited ones would wait for that thread.
+    the trainer may have been writing at the fork, so the process gets output streams of its own:
+    the inherited ones would wait for that thread.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -243,6 +243,6 @@ def _start_worker(worker: int) -> None:
 def _silent_if_the_trainer_left(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """The thread that hands batches over prints what it meets, which the trainer has told of."""
+    """Print an uncaught error, unless it is a lost connection, which the trainer reports."""
     if not isinstance(error, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)

@@ -1,4 +1,4 @@
-"""The labelled images of a split, whatever they lie in, and a check of them."""
+"""Labelled images of a split in any layout; their checks and fingerprints."""
 
 import functools
 import hashlib
@@ -45,11 +45,11 @@ _HASHED = 1 << 30  # bytes of a split up to which its fingerprint covers content
 
 
 class Unreadable(UserError):
-    """An image can't be decoded.
+    """Error: an image can't be decoded.
 
     Args:
         name: Its file.
-        reason: Why not, if that is known.
+        reason: The reason, if known.
     """
 
     def __init__(self, name: str, reason: str = "") -> None:
@@ -59,7 +59,7 @@ class Unreadable(UserError):
 
 @dataclass(frozen=True)
 class Split:
-    """The labelled images of one split, in an order of their own that is always the same.
+    """Labelled images of one split, in a fixed order.
 
     Attributes:
         reader: The images; safe to use in several processes.
@@ -73,11 +73,11 @@ class Split:
         return len(self.reader)
 
     def decode(self, index: int, decoder: Decoder) -> tuple[Any, int]:
-        """An image as a decoder gives it, and its label.
+        """Return an image in the decoder's form, and its label.
 
         Raises:
             Unreadable: It can't be decoded.
-            UserError: Its file isn't there, or mayn't be read.
+            UserError: Its file is missing, or this user may not read it.
             TryAgain: It can't be read for now, as on a file system that doesn't answer.
         """
         try:
@@ -92,21 +92,21 @@ class Split:
             raise Unreadable(name, reason) from None
 
     def name(self, index: int) -> str:
-        """An image's file, for people."""
+        """Return the name of an image's file, for messages."""
         return printable(self.reader.filename(index, absolute=True) or f"image {index}")
 
 
 @functools.cache
 def open_split(place: Place, split: SplitName) -> Split:
-    """A split's images; looked for once in a process.
+    """Open a split's images; cached, so each split is listed once per process.
 
     Args:
-        place: Where the data set lies.
-        split: Which split. A folder with neither a ``train`` nor a ``val`` is one of classes, and
-            its own validation split.
+        place: Location of the data set.
+        split: The split. A folder with neither a ``train`` nor a ``val`` contains the classes of
+            the validation split.
 
     Raises:
-        UserError: There is no such split, or it isn't laid out as the layout has it.
+        UserError: There is no such split, or its layout isn't the expected one.
     """
     if place.layout != "hfds" and not Path(place.at).is_dir():
         raise UserError(f"{place.at}: no such folder; expected val/CLASS/IMAGE below it")
@@ -131,11 +131,11 @@ def _folder(place: Place, split: SplitName) -> Listing | None:
         raise UserError(f"{root}: Found 0 images in it; expected {expected}")
     names: list[bytes] = []
     counts: dict[str, int] = {}
-    # images of a class follow each other as in timm's order of whole paths
+    # images are grouped by class, in timm's order of whole paths
     for name in in_order(folders, "/"):
-        found = _images_of(f"{root}/{name}", expected)
-        names += [os.fsencode(f"{name}/{image}") for image in in_order(found)]
-        counts[name] = len(found)
+        of_class = _images_of(f"{root}/{name}", expected)
+        names += [os.fsencode(f"{name}/{image}") for image in in_order(of_class)]
+        counts[name] = len(of_class)
     classes = checked_classes(counts, root, expected)
     numbers = {name: number for number, name in enumerate(classes)}
     labels = numpy.repeat([numbers[name] for name in counts], list(counts.values()))
@@ -143,12 +143,13 @@ def _folder(place: Place, split: SplitName) -> Listing | None:
 
 
 def _split_at(place: Place, split: SplitName) -> str | None:
-    """The folder of a split, or of the classes themselves."""
-    found = [name for name in SPLIT_NAMES[split] if (Path(place.at) / name).is_dir()]
-    if len(found) > 1:
-        raise UserError(f"{place}: has both {found[0]}/ and {found[1]}/; leave one of them there")
-    if found:
-        return str(Path(place.at) / found[0])
+    """Return the folder that contains a split's classes; None if there is none."""
+    present = [name for name in SPLIT_NAMES[split] if (Path(place.at) / name).is_dir()]
+    if len(present) > 1:
+        first, second, *_ = present
+        raise UserError(f"{place}: has both {first}/ and {second}/; leave one of them there")
+    if present:
+        return str(Path(place.at) / present[0])
     others = SPLIT_NAMES["train" if split == "val" else "val"]
     if split == "train":
         return None
@@ -158,7 +159,7 @@ def _split_at(place: Place, split: SplitName) -> str | None:
 
 
 def _images_of(folder: str, expected: str) -> list[str]:
-    """The images of a class."""
+    """Return the names of the images of a class; refuse a class without any."""
     below, images = _listed(folder)
     for name in below:
         deep = _any_image(f"{folder}/{name}", set())
@@ -175,7 +176,7 @@ def _images_of(folder: str, expected: str) -> list[str]:
 
 
 def _any_image(folder: str, seen: set[tuple[int, int]]) -> str | None:
-    """An image in a folder at any depth, if there is one; links may lead in circles."""
+    """Return an image in a folder at any depth, or None; safe with circular links."""
     about = os.stat(folder)
     if (about.st_dev, about.st_ino) in seen:
         return None
@@ -187,7 +188,7 @@ def _any_image(folder: str, seen: set[tuple[int, int]]) -> str | None:
 
 
 def _listed(folder: str) -> tuple[list[str], list[str]]:
-    """The folders and the images in a folder, or that links in it lead to; hidden ones left out."""
+    """Return names of folders and images in a folder, following links, without hidden ones."""
     folders, images = [], []
     try:
         with os.scandir(folder) as entries:
@@ -211,7 +212,7 @@ _OPENERS = {"folder": _folder, "tar": open_tar, "wds": open_shards, "hfds": open
 
 @dataclass(frozen=True)
 class Census:
-    """What was found of a data set.
+    """Numbers of classes and images of a data set.
 
     Attributes:
         classes: Number of classes.
@@ -223,20 +224,21 @@ class Census:
 
 
 def examine(place: Place, classes: int | None, *splits: SplitName) -> Census:
-    """Check a data set before anything is trained on it: splits, classes, and one image of each.
+    """Check a data set before training: splits, classes, and one image of each split.
 
     Args:
-        place: Where it lies.
-        classes: How many classes it must have; None for any number.
-        splits: Those that are needed.
+        place: Location of the data set.
+        classes: Required number of classes; None for any number.
+        splits: The splits needed.
 
     Raises:
-        UserError: A split is missing or not laid out as it must be, the splits have different
-            classes, there are too few or too many, or the first image of a split can't be decoded.
+        UserError: A split is missing or its layout isn't the expected one, the splits have
+            different classes, their number isn't the required one, or the first image of a split
+            can't be decoded.
     """
     opened = {split: open_split(place, split) for split in splits}
     for name, split in opened.items():
-        found = len(split.classes)
+        count = len(split.classes)
         for other, against in opened.items():
             missing = [printable(c) for c in against.classes if c not in split.classes]
             if missing:
@@ -244,28 +246,28 @@ def examine(place: Place, classes: int | None, *splits: SplitName) -> Census:
                     f"{place}: split '{name}' has no image of {some(missing)}, "
                     f"which split '{other}' has; they need the same classes"
                 )
-        if classes is not None and found != classes:
-            few = "too few" if found < classes else "too many"
+        if classes is not None and count != classes:
+            few = "too few" if count < classes else "too many"
             raise UserError(
-                f"{place}: split '{name}' has {found} classes, {few}; the recipe needs {classes}"
+                f"{place}: split '{name}' has {count} classes, {few}; the recipe needs {classes}"
             )
         split.decode(0, Plain())
     return Census(len(split.classes), {name: len(split) for name, split in opened.items()})
 
 
 def describe(name: str, place: Place, *splits: SplitName) -> DataFacts:
-    """Describe what the reader has of a data set: classes, and fingerprints of all images.
+    """Return facts of a data set: classes, and fingerprints of all images.
 
     A fingerprint covers, for each image in the reader's order, its name within the split, class,
     size and, in splits of at most 1 GiB, content.
 
     Args:
-        name: The data set's.
-        place: Where it lies.
-        splits: Those that are read.
+        name: Name of the data set.
+        place: Location of the data set.
+        splits: The splits to read.
 
     Raises:
-        UserError: As of :func:`examine`, or an image can't be read.
+        UserError: As for :func:`examine`, or an image can't be read.
     """
     opened = {split: open_split(place, split) for split in splits}
     first = next(iter(opened.values()))

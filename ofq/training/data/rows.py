@@ -16,15 +16,15 @@ from ofq.training.data.listing import checked_classes
 
 
 class Rows(Reader):
-    """Rows of a Hugging Face dataset with an image and a label each.
+    """Reader of a Hugging Face dataset with an image and a label per row.
 
     Args:
         dataset: The split.
-        place: Where it lies, for errors.
+        place: Its location, for errors.
         split: Its name, for errors.
 
     Raises:
-        UserError: There is no such column, or it has rows without an image or a label.
+        UserError: A column for images or labels is missing, or rows lack an image or a label.
     """
 
     def __init__(self, dataset: Any, place: Place, split: SplitName) -> None:
@@ -67,7 +67,7 @@ class Rows(Reader):
     def _classes(
         self, values: Any, column: str, kind: Any
     ) -> tuple[dict[str, int], NDArray[numpy.int32], bool]:
-        """Numbers of the classes by name, each row's, and whether they have numbers only."""
+        """Return class numbers by name, each row's label, and whether classes have only numbers."""
         where = f"{self.where}: column '{printable(column)}'"
         if values.null_count:
             raise UserError(f"{where}: {values.null_count} rows without a label; remove them")
@@ -94,7 +94,7 @@ class Rows(Reader):
         return numbers, labels.astype(numpy.int32), names is None
 
     def _check_images(self) -> None:
-        """Refuse rows without an image, and folders of images whose classes lie too deep."""
+        """Refuse rows without an image, and image folders with class folders in several folders."""
         from pyarrow import compute
 
         column = self.dataset.data.column(self.image)
@@ -130,13 +130,13 @@ class Rows(Reader):
         return open(image["path"], "rb"), label
 
     def name(self, index: int) -> bytes:
-        """An image's name within its data set; nothing if it has none."""
+        """Return an image's name within its data set; empty if it has none."""
         path = self._filename(index) or ""
         inside = os.path.isabs(path) and os.path.isdir(self.root)
         return os.fsencode(os.path.relpath(path, self.root) if inside else path)
 
     def sizes(self) -> NDArray[numpy.int64]:
-        """Bytes of each image."""
+        """Return the size of each image in bytes."""
         from pyarrow import compute
 
         column = self.dataset.data.column(self.image)
@@ -154,7 +154,7 @@ class Rows(Reader):
 
 
 def _kind(feature: Any) -> str:
-    """The type of a column, in a word."""
+    """Return the name of a column's type."""
     return str(getattr(feature, "dtype", type(feature).__name__))
 
 
@@ -162,7 +162,7 @@ def open_rows(place: Place, split: SplitName) -> Reader | None:
     """Open a split of a Hugging Face dataset; None if it has no such split.
 
     Raises:
-        UserError: It can't be read, or has no images or no labels that are clear.
+        UserError: It can't be read, or its column of images or labels is missing or ambiguous.
     """
     try:
         import datasets

@@ -22,12 +22,12 @@ _DIGITS_MEAN, _DIGITS_DEVIATION = 4.884, 6.017
 
 
 class Batch(NamedTuple):
-    """Examples that go through a model together.
+    """Batch of examples.
 
     Attributes:
         inputs: (B, ...), such as images (B, channels, H, W).
         labels: Classes (B,), shares of the classes (B, classes), or numbers (B, outputs).
-        teacher_logits: (B, classes), where the teacher has answered.
+        teacher_logits: (B, classes); None without a teacher, or before it ran.
     """
 
     inputs: Tensor
@@ -35,13 +35,13 @@ class Batch(NamedTuple):
     teacher_logits: Tensor | None = None
 
     def chunk(self, count: int) -> "list[Batch]":
-        """Split it into ``count`` batches of equal size."""
+        """Split the batch into ``count`` batches of equal size."""
         parts = (t.chunk(count) if t is not None else (None,) * count for t in self)
         return [Batch(*part) for part in zip(*parts, strict=True)]
 
 
 class Source(Protocol):
-    """What is trained and evaluated on.
+    """Data set for training and evaluation.
 
     Attributes:
         classes: Number of classes; 0 for regression.
@@ -50,14 +50,14 @@ class Source(Protocol):
 
     @property
     def classes(self) -> int:
-        """See above."""
+        """Number of classes; 0 for regression."""
 
     @property
     def examples(self) -> int:
-        """See above."""
+        """Number of training examples."""
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Full batches in an epoch; the incomplete last one is left out, as in the paper.
+        """Return the number of full batches in an epoch; an incomplete one is dropped (paper).
 
         Raises:
             UserError: The training set is smaller than one batch.
@@ -66,34 +66,38 @@ class Source(Protocol):
     def train_batches(
         self, epoch: int, batch_size: int, first: int = 0, group: SingleProcess = SINGLE_PROCESS
     ) -> Iterator[Batch]:
-        """A process's part of the shuffled training batches of an epoch.
+        """Yield this rank's part of the shuffled training batches of an epoch.
 
         Args:
-            epoch: With the seed, decides the batches, for any number of processes.
-            batch_size: Images of a whole batch, over all processes.
-            first: Number of the batch to begin with.
-            group: Whose part.
+            epoch: Decides, with the seed, the batches, for any number of ranks.
+            batch_size: Images of a whole batch, over all ranks.
+            first: Number of the first batch.
+            group: Process group of the rank.
         """
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """All training examples once, in an order that is always the same."""
+        """Yield all training examples once, in a fixed order."""
 
     def with_teacher_logits(self, logits: numpy.ndarray) -> "Source":
-        """Return the same data, whose training batches carry a teacher's logits.
+        """Return the data with training batches that include teacher logits.
 
         Args:
             logits: (examples, classes), in the order of :meth:`in_order`.
         """
 
     def test_batches(self, *, group: SingleProcess = SINGLE_PROCESS) -> Iterator[Batch]:
-        """A process's part of the test set, in order.
+        """Yield this rank's part of the test set, in order.
 
-        All processes get equally many batches, of which some may be empty.
+        All ranks get the same number of batches, some of which may be empty.
         """
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """See :meth:`Source.steps_per_epoch`."""
+    """Return the number of full batches in an epoch.
+
+    Raises:
+        UserError: The training set is smaller than one batch.
+    """
     steps = examples // batch_size
     if steps == 0:
         raise UserError(f"batch_size {batch_size} exceeds the training set's {examples}")
@@ -101,7 +105,7 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
 
 
 def order(seed: int, epoch: int, examples: int) -> Tensor:
-    """The order of the examples in an epoch: a permutation that seed and epoch decide."""
+    """Return the order of the examples in an epoch, a permutation by seed and epoch."""
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
     return torch.randperm(examples, generator=generator)
 
@@ -111,11 +115,12 @@ class Data:
     """A data set that fits in memory, split in two (a :class:`Source`).
 
     Attributes:
-        train_inputs, train_targets: What is trained on.
-        test_inputs, test_targets: What is evaluated on, each example once.
+        train_inputs, train_targets: The training examples.
+        test_inputs, test_targets: The test examples.
         classes: Number of classes; 0 for regression.
-        seed: With the epoch, decides the order of the training set.
-        teacher_logits: (examples, classes), the teacher's on the training set, where they are kept.
+        seed: Decides, with the epoch, the order of the training set.
+        teacher_logits: (examples, classes), cached teacher logits on the training set; None
+            without.
     """
 
     train_inputs: Tensor
@@ -128,47 +133,48 @@ class Data:
 
     @property
     def examples(self) -> int:
-        """See :class:`Source`."""
+        """Number of training examples."""
         return len(self.train_inputs)
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """See :meth:`Source.steps_per_epoch`."""
+        """Return the number of full batches in an epoch."""
         return steps_per_epoch(len(self.train_inputs), batch_size)
 
     def to(self, device: torch.device) -> "Data":
-        """The same data on a device."""
+        """Return the data on a device."""
         parts = ("train_inputs", "train_targets", "test_inputs", "test_targets")
         return replace(self, **{part: getattr(self, part).to(device) for part in parts})
 
     def train_batches(
         self, epoch: int, batch_size: int, first: int = 0, group: SingleProcess = SINGLE_PROCESS
     ) -> Iterator[Batch]:
-        """See :meth:`Source.train_batches`."""
+        """Yield this rank's part of the shuffled training batches of an epoch."""
         shuffled = order(self.seed, epoch, len(self.train_inputs)).to(self.train_inputs.device)
         part = group.part(batch_size)
         for step in range(first, self.steps_per_epoch(batch_size)):
             chosen = shuffled[step * batch_size : (step + 1) * batch_size][part]
-            kept = None if self.teacher_logits is None else self.teacher_logits[chosen]
-            yield Batch(self.train_inputs[chosen], self.train_targets[chosen], kept)
+            logits = None if self.teacher_logits is None else self.teacher_logits[chosen]
+            yield Batch(self.train_inputs[chosen], self.train_targets[chosen], logits)
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """See :meth:`Source.in_order`."""
+        """Yield all training examples once, in their stored order."""
         parts = (self.train_inputs.split(batch_size), self.train_targets.split(batch_size))
         yield from map(Batch, *parts)
 
     def with_teacher_logits(self, logits: numpy.ndarray) -> "Data":
-        """See :meth:`Source.with_teacher_logits`."""
-        given = torch.from_numpy(logits).to(self.train_targets.device)
-        return replace(self, teacher_logits=given)
+        """Return the data with training batches that include teacher logits."""
+        on_device = torch.from_numpy(logits).to(self.train_targets.device)
+        return replace(self, teacher_logits=on_device)
 
     def test_batches(
         self, batch_size: int = 300, group: SingleProcess = SINGLE_PROCESS
     ) -> Iterator[Batch]:
-        """A process's part of the test set, in order.
+        """Yield this rank's part of the test set, in order.
 
         Args:
-            batch_size: The most images in one of a process's batches.
-            group: Whose part; all processes get equally many batches, of which some may be empty.
+            batch_size: Most examples in one of a rank's batches.
+            group: Process group of the rank; all ranks get the same number of batches, some of
+                which may be empty.
         """
         together = batch_size * group.count
         for inputs, targets in zip(
@@ -181,12 +187,12 @@ class Data:
 def until(
     stop: StopRequest, batches: Iterable[Batch], group: SingleProcess = SINGLE_PROCESS
 ) -> Iterator[Batch]:
-    """Batches that aren't empty, until a stop is requested of any process.
+    """Yield the batches that aren't empty, until a stop is requested of any rank.
 
     Args:
-        stop: The request.
-        batches: As many in every process.
-        group: This process.
+        stop: This rank's stop request.
+        batches: The batches; all ranks must have the same number.
+        group: Process group of the rank.
 
     Raises:
         Interrupted: A stop is requested.
@@ -200,10 +206,10 @@ def until(
 
 
 def describe(name: str, data: Data) -> DataFacts:
-    """Describe data in memory; the fingerprint covers all numbers.
+    """Return facts of in-memory data; the fingerprint covers all numbers.
 
     Args:
-        name: The data set's.
+        name: Name of the data set.
         data: Its data.
     """
     names = [str(number) for number in range(data.classes)]
@@ -238,13 +244,13 @@ def describe(name: str, data: Data) -> DataFacts:
 
 @dataclass(frozen=True)
 class DataRequest:
-    """What a function that gives a data set is asked for.
+    """Arguments of a registered function that returns a data set.
 
     Attributes:
-        about: What the data set's file says.
+        about: Content of the data set's file.
         model: Name of the model that gets the data.
         seed: The run's seed, which may decide the split.
-        place: Where the data set lies, if that is said.
+        place: Location of the data set, if given.
     """
 
     about: Dataset
@@ -258,12 +264,13 @@ _Function = TypeVar("_Function", bound=Callable[[DataRequest], Data])
 
 
 def register_dataset(name: str) -> Callable[[_Function], _Function]:
-    """Function decorator that makes data in memory available as the ``source`` of a data set.
+    """Return a decorator that registers a function as the ``source`` of an in-memory data set.
 
-    The function takes a :class:`DataRequest` and returns :class:`Data`, the same each time.
+    The function takes a :class:`DataRequest` and returns :class:`Data`; equal requests must give
+    equal data.
 
     Raises:
-        UserError: The name is taken by another function.
+        UserError: The name is registered for another function.
     """
 
     def register(function: _Function) -> _Function:
@@ -286,15 +293,15 @@ def load(
     """Load a data set that fits in memory.
 
     Args:
-        name: The data set's.
+        name: Name of the data set.
         model: Name of the model that gets the data; the toy regression has as many inputs as the
             model has weights.
         seed: The run's seed, which may decide the split.
-        about: What the data set is; None for one that comes with the package.
-        place: Where it lies, if that is said.
+        about: Description of the data set; None for one that comes with the package.
+        place: Location of the data set, if given.
 
     Raises:
-        UserError: There is no such data set, nothing registers its source, or it is damaged.
+        UserError: There is no such data set, its source isn't registered, or it is damaged.
     """
     if about is None and name not in PACKAGED:
         raise UserError(f"unknown dataset '{name}'; allowed: {', '.join(PACKAGED)}")
@@ -323,7 +330,7 @@ def load(
 
 @register_dataset("digits")
 def _digits(request: DataRequest) -> Data:
-    """scikit-learn's digits: 1,797 8 × 8 images, split 897 / 900 by class anew for each seed.
+    """Load scikit-learn's digits: 1,797 8 × 8 images, split 897 / 900, stratified, by the seed.
 
     Grey values 0 to 16 are standardized by mean and deviation over all images and pixels.
     """
@@ -352,7 +359,10 @@ def _digits(request: DataRequest) -> Data:
 
 @register_dataset("toy_regression")
 def _toy_regression(request: DataRequest) -> Data:
-    """Y = w*·x + noise (σ = 0.5) for a random w*, 960 training and 960 noise-free test examples."""
+    """Draw 960 examples of y = w*·x + noise (σ = 0.5) for a random w*, and 960 noise-free ones.
+
+    Those with noise are for training, the others for evaluation.
+    """
     from ofq.training.models import toy_weights
 
     generator = torch.Generator().manual_seed(request.seed)
@@ -364,7 +374,7 @@ def _toy_regression(request: DataRequest) -> Data:
     return Data(inputs[:960], noisy[:960], inputs[960:], clean[960:], classes=0, seed=request.seed)
 
 
-_IDX = {  # name of a split's files, as MNIST and its successors have them
+_IDX = {  # files of a split, as MNIST and its successors name them
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
@@ -372,7 +382,7 @@ _IDX = {  # name of a split's files, as MNIST and its successors have them
 
 @register_dataset("idx")
 def _idx(request: DataRequest) -> Data:
-    """Grey images and labels of (gzipped) IDX files; normalized by the data set's mean and std."""
+    """Load grey images and labels of (gzipped) IDX files; normalize by the data set's mean, std."""
     if request.place is None:
         raise UserError("data of source 'idx' need a place")
     arrays = [read_idx(request.place / name) for names in _IDX.values() for name in names]
@@ -400,10 +410,10 @@ def read_idx(path: Path) -> numpy.ndarray:
         path: The file, without ``.gz``.
 
     Returns:
-        uint8, of the shape that the file says.
+        uint8, of the shape in the file's header.
 
     Raises:
-        UserError: It isn't there, or is damaged.
+        UserError: The file is missing or damaged.
     """
     packed = path.with_name(f"{path.name}.gz")
     try:

@@ -28,12 +28,20 @@ from ofq.training.data.listing import (
 
 _NO_TAR = (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, RecursionError)
 _INDEX = "_index.npz"
-_LARGE = 1 << 30  # bytes of tar files from which on an index is worth a file
+_LARGE = 1 << 30  # bytes of tar files above which an index file is written
 _LONGEST_LABEL = 32  # bytes of a .cls file
 
 
 class _Found(NamedTuple):
-    """An image in a tar file: its class (a number in shards), name, file, place and size."""
+    """An image in a tar file.
+
+    Attributes:
+        label: Its class: a name; in shards a number.
+        name: Its name in the tar file.
+        tar: Number of the tar file.
+        offset: Offset of its content in bytes.
+        size: Its size in bytes.
+    """
 
     label: Any
     name: str
@@ -43,10 +51,10 @@ class _Found(NamedTuple):
 
 
 def open_tar(place: Place, split: SplitName) -> Listing | None:
-    """List a split's images in a tar file, or in one for each class; None if there is none.
+    """List a split's images in a tar file, or in one per class; None if there is no tar file.
 
     Raises:
-        UserError: One isn't a readable tar file, or is laid out otherwise.
+        UserError: A file isn't a readable tar file, or its layout isn't the expected one.
     """
     for name in SPLIT_NAMES[split]:
         for path in (Path(place.at) / f"{name}.tar", Path(place.at) / name):
@@ -56,7 +64,7 @@ def open_tar(place: Place, split: SplitName) -> Listing | None:
 
 
 def _in_tar(path: Path, split: SplitName) -> Listing:
-    """A tar file, or a folder of them; large ones are read through once and for all."""
+    """List the images in a tar file, or a folder of them; write an index for large ones."""
     root, tars = (path, tars_in(path)) if path.is_dir() else (path.parent, [path])
     index = root / f"_{path.stem}{_INDEX}"
     try:
@@ -69,7 +77,7 @@ def _in_tar(path: Path, split: SplitName) -> Listing:
     if reader is None:
         reader = _read_through(path, root, tars, split)
         if large and os.access(root, os.W_OK):
-            with suppress(OSError):  # it saves time, no more
+            with suppress(OSError):  # the index only saves time
                 write_file(index, lambda temporary: _write_index(temporary, reader, state))
     return reader
 
@@ -89,7 +97,7 @@ def _write_index(path: Path, reader: Listing, state: list[list[Any]]) -> None:
 
 
 def _indexed(index: Path, root: Path, state: list[list[Any]]) -> Listing | None:
-    """What an earlier process found in tar files, unless they have changed since."""
+    """Return the listing in an index file; None if there is none, or tar files have changed."""
     try:
         with numpy.load(index, allow_pickle=False) as stored:
             about = json.loads(stored["about"].tobytes())
@@ -101,50 +109,50 @@ def _indexed(index: Path, root: Path, state: list[list[Any]]) -> Listing | None:
             )  # fmt: skip
             reader.names.block, reader.names.ends = stored["block"].tobytes(), stored["ends"]
             return reader
-    except Exception:  # damaged, in whatever way: it can be made anew
+    except Exception:  # damaged in any way: it is written anew
         return None
 
 
 def _read_through(path: Path, root: Path, tars: list[Path], split: SplitName) -> Listing:
-    """Find all images of a tar file with classes as folders or tar files, or of one per class."""
+    """List all images of a tar file with classes as folders or tar files, or of one per class."""
     expected, single = layout_of("tar", split), path.is_file()
-    found, empty = [], set[str]()
+    images, empty = [], set[str]()
     for number, tar in enumerate(tars):
         own = None if single else tar.stem
         try:
             with tarfile.open(tar, "r:") as opened:
-                found += _of_classes(opened, tar, number, own, split, empty)
+                images += _of_classes(opened, tar, number, own, split, empty)
         except _NO_TAR as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{tar}: no tar file of images: {printable(error)}") from None
         if own is not None:
             empty.add(own)
-    classes = checked_classes({image.label for image in found}, str(path), expected)
+    classes = checked_classes({image.label for image in images}, str(path), expected)
     empty -= set(classes)
     if empty:
         raise UserError(
             f"{path}: no image of class {printable(some(in_order(empty)))}; expected {expected}"
         )
     numbers = {name: number for number, name in enumerate(classes)}
-    in_folders = any("/" in image.name for image in found)
+    in_folders = any("/" in image.name for image in images)
     of_class = {name: (natural(f"{name}/"), name) for name in classes}
-    found.sort(key=lambda image: _place_in_order(image, of_class[image.label], in_folders))
-    for one, other in pairwise(found):
+    images.sort(key=lambda image: _place_in_order(image, of_class[image.label], in_folders))
+    for one, other in pairwise(images):
         if (one.label, one.name) == (other.label, other.name):
             raise UserError(f"{path}: holds {printable(one.name)} twice; expected it once")
     return Listing(
         str(root),
         classes,
-        (os.fsencode(image.name) for image in found),
-        [numbers[image.label] for image in found],
+        (os.fsencode(image.name) for image in images),
+        [numbers[image.label] for image in images],
         [tar.name for tar in tars],
-        numpy.array([image[2:] for image in found], numpy.int64),
+        numpy.array([image[2:] for image in images], numpy.int64),
     )
 
 
 def _place_in_order(image: _Found, of_class: Any, in_folders: bool) -> tuple[Any, Any]:
-    """As in a folder; of tar files for each class, images by their names alone, as timm has it."""
+    """Return the sort key: as in a folder; for one tar file per class by names first, as timm."""
     name = image.name.rpartition("/")[2]
     of_name = natural(name), name
     return (of_class, of_name) if in_folders else (of_name, of_class)
@@ -158,15 +166,16 @@ def _of_classes(
     split: SplitName,
     empty: set[str],
 ) -> list[_Found]:
-    """The images in a tar file, with their classes.
+    """Return the images in a tar file, with their classes.
 
     Args:
         tar: The file, opened.
         path: Its path, for errors.
         number: Its number.
-        own: The one class of all its images, or None if they lie in folders, or in tar files.
+        own: The class of all its images; None if they lie in folders or tar files by class.
         split: Its split; ``train/CLASS/IMAGE`` in ``train.tar`` is read as ``CLASS/IMAGE``.
-        empty: Classes without an image, to which those found are added.
+        empty: Names of folders by class, to which those of this file are added; the caller removes
+            those with images.
     """
     members: list[tuple[tuple[str, ...], int, int]] = []
     folders: list[tuple[str, ...]] = []
@@ -203,13 +212,13 @@ def _of_classes(
 
 
 def _members(tar: tarfile.TarFile, path: Path) -> Iterator[tuple[tuple[str, ...], tarfile.TarInfo]]:
-    """Members of a tar file and the parts of their names, hidden ones left out.
+    """Yield the members of a tar file and the parts of their names, without hidden ones.
 
     Raises:
-        UserError: One is a link, or sparse, or leads outside.
+        UserError: A member is a link, or sparse, or its path leads outside.
     """
     while (member := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined]  # of a million members, they would take gigabytes
+        tar.members.clear()  # type: ignore[attr-defined]  # a million members would take gigabytes
         parts = tuple(part for part in member.name.split("/") if part not in ("", "."))
         name = printable(member.name)
         if ".." in parts:
@@ -231,8 +240,8 @@ def open_shards(place: Place, split: SplitName) -> Listing | None:
     """List a split's images in WebDataset shards; None if there is no shard of it.
 
     Raises:
-        UserError: One isn't a readable tar file, an image has no label, or labels don't count the
-            classes from 0.
+        UserError: A shard isn't a readable tar file, an image has no label, or labels aren't
+            numbers of classes from 0 without gaps.
     """
     word = re.compile(rf"(^|[-_.])({'|'.join(SPLIT_NAMES[split])})([-_.\d]|$)")
     root = Path(place.at)
@@ -244,26 +253,26 @@ def open_shards(place: Place, split: SplitName) -> Listing | None:
 
 
 def _read_shards(root: Path, names: list[str], split: SplitName) -> Listing:
-    """Shards, read in any order: KEY.jpg beside KEY.cls, a class's number.
+    """List the images of shards for random access: KEY.jpg beside KEY.cls, a class's number.
 
-    timm's own reader streams shards through a buffer that shuffles, so that no run could go on in
-    the middle of an epoch with the images that it would have had.
+    timm's own reader streams shards through a shuffling buffer, so a run resumed in the middle of
+    an epoch would get other images.
     """
-    found = [image for number, name in enumerate(names) for image in _samples(root / name, number)]
-    labels = sorted({image.label for image in found})
+    images = [image for number, name in enumerate(names) for image in _samples(root / name, number)]
+    labels = sorted({image.label for image in images})
     if len(labels) < 2 or labels != list(range(len(labels))):
-        given = some([str(label) for label in labels]) or "none"
+        values = some([str(label) for label in labels]) or "none"
         raise UserError(
-            f"{root}: labels (.cls) of split '{split}' are {given}; expected two classes or more, "
+            f"{root}: labels (.cls) of split '{split}' are {values}; expected two classes or more, "
             f"numbered from 0 without gaps{_gap(labels)}"
         )
     return Listing(
         str(root),
         [str(label) for label in labels],
-        (os.fsencode(image.name) for image in found),
-        [image.label for image in found],
+        (os.fsencode(image.name) for image in images),
+        [image.label for image in images],
         names,
-        numpy.array([image[2:] for image in found], numpy.int64),
+        numpy.array([image[2:] for image in images], numpy.int64),
         numbered=True,
     )
 
@@ -274,7 +283,7 @@ def _gap(labels: list[int]) -> str:
 
 
 def _samples(shard: Path, number: int) -> Iterator[_Found]:
-    """The images of a shard, in its order."""
+    """Yield the images of a shard, in its order."""
     images: dict[str, _Found] = {}
     labels: dict[str, int] = {}
     try:
@@ -305,9 +314,9 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> int:
     file = tar.extractfile(member)
     content = file.read(_LONGEST_LABEL) if file else b""
     if not re.fullmatch(rb"\s*\d{1,9}\s*", content):
-        given = printable(content.decode(errors="replace"))
+        text = printable(content.decode(errors="replace"))
         raise UserError(
-            f"{shard}: {printable(member.name)} holds '{given}'; "
+            f"{shard}: {printable(member.name)} holds '{text}'; "
             "expected the number of a class, 0 or more"
         )
     return int(content)

@@ -1,6 +1,6 @@
-"""What training records of single weights: paths, gradient signs, joint flips, histograms.
+"""Probes of single weights in training: paths, gradient signs, joint flips, histograms.
 
-ProbeConfig reads the model and changes nothing of it, so a run's numbers don't depend on it.
+Probes only read the model, so a run's numbers don't depend on them.
 """
 
 from ofq.training.probes.part import Table

@@ -11,21 +11,22 @@ _BINS = 1600  # at most, over the whole grid
 
 
 def bins_per_step(bits: int) -> int:
-    """Bins that a quantization step is divided into: 100 up to 4 bits, fewer above."""
+    """Return the number of bins per quantization step: 100 up to 4 bits, fewer above."""
     return min(_FINEST, _BINS // 2**bits)
 
 
 class Histograms:
-    """Counts all low-bit weights by their position on the grid, at a few epochs.
+    """Histograms of all low-bit weights by their position on the grid, at a few epochs.
 
     The bins begin half a step below the lowest code and end half a step above the highest, so
-    thresholds are edges of bins; weights beyond the outermost levels are where the quantizer clips
-    them.
+    thresholds are edges of bins; weights beyond the outermost levels count at the position to which
+    the quantizer clips them.
 
     Args:
         weights: The model's low-bit weights.
-        moments: At how many epochs, evenly from the stage's start to its end; one is the end.
-        epochs: The stage's epochs.
+        moments: Number of epochs with a histogram, evenly spaced from the stage's start to its end;
+            a single one is at the end.
+        epochs: Number of the stage's epochs.
     """
 
     table: Table = "histograms"
@@ -37,7 +38,7 @@ class Histograms:
 
     @torch.no_grad()
     def take(self, epoch: int, step: int) -> Rows:
-        """A row per role and bits, if this is such an epoch."""
+        """Return a row per role and bits; none if this epoch has no histogram."""
         if epoch not in self.epochs:
             return []
         counts: dict[tuple[str, int], Tensor] = {}
@@ -47,12 +48,12 @@ class Histograms:
                 size = bins_per_step(bits) * 2**bits
                 empty = torch.zeros(size, dtype=torch.int64, device=bins.device)
                 mine = counts.setdefault((role, bits), empty)
-                found = bins[rows].flatten()
-                mine.index_add_(0, found, torch.ones_like(found))
+                chosen = bins[rows].flatten()
+                mine.index_add_(0, chosen, torch.ones_like(chosen))
         places = {"epoch": epoch, "step": step}
         return [
-            {**places, "role": role, "weight_bits": bits, "counts": found.tolist()}
-            for (role, bits), found in zip(counts, to_host([*counts.values()]), strict=True)
+            {**places, "role": role, "weight_bits": bits, "counts": numbers.tolist()}
+            for (role, bits), numbers in zip(counts, to_host([*counts.values()]), strict=True)
         ]
 
     def _bins(self, weight: QuantizedWeight) -> Tensor:

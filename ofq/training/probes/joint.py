@@ -1,4 +1,4 @@
-"""Whether query and key weights flip together (paper, section on QKR)."""
+"""Joint flips of query and key weights (paper, section on QKR)."""
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ class _Channels(nn.Module):
     """Codes of the same channels of one attention's query and key weights, step by step.
 
     Attributes:
-        previous: The codes before, (2, channels, in), query first.
+        previous: Codes of the previous step, (2, channels, in), query first.
         totals: Flips of each channel in the window, (2, channels).
-        joint: Joint flips, of partners and of strangers.
+        joint: Joint flips of partners and of strangers, (2,).
     """
 
     previous: Tensor
@@ -35,11 +35,11 @@ class _Channels(nn.Module):
         self.register_buffer("joint", torch.zeros(2, dtype=torch.int64, device=device))
 
     def codes(self, position: Tensor) -> Tensor:
-        """The codes now, (2, channels, in), int8, given the weight's position on its grid."""
+        """Return the current codes, (2, channels, in), int8, from the weight's position."""
         raise NotImplementedError
 
     def compare(self, position: Tensor) -> None:
-        """Count what has flipped since the codes before."""
+        """Count flips since the previous codes."""
         codes = self.codes(position)
         query, key = flips = (codes != self.previous).sum(-1)
         self.totals += flips
@@ -49,7 +49,7 @@ class _Channels(nn.Module):
 
 
 class _Separate(_Channels):
-    """Without QKR: the codes that query and key are quantized to."""
+    """Codes without QKR: those that query and key are quantized to."""
 
     def __init__(self, weight: QuantizedWeight, count: int) -> None:
         query, key = (weight.roles[role] for role in ("q", "k"))
@@ -58,13 +58,13 @@ class _Separate(_Channels):
         self.begins = query.start, key.start
 
     def codes(self, position: Tensor) -> Tensor:
-        """See :meth:`_Channels.codes`."""
+        """Return the rounded positions of query and key, (2, channels, in), int8."""
         both = [position[begin + self.channels] for begin in self.begins]
         return torch.stack(both).round_().to(torch.int8)
 
 
 class _Merged(_Channels):
-    """With QKR: the codes that StatsQ at the same bits would give W_q and W_k."""
+    """Codes with QKR: those that StatsQ at the same bits would give W_q and W_k."""
 
     def __init__(self, owner: MergedQueryKey, bits: int, count: int) -> None:
         rows, columns = owner.q_weight.shape
@@ -73,31 +73,31 @@ class _Merged(_Channels):
         self.grid = StatsQ(bits)
 
     def codes(self, position: Tensor) -> Tensor:
-        """See :meth:`_Channels.codes`."""
+        """Return StatsQ's codes of W_q and W_k, (2, channels, in), int8."""
         return torch.stack([self.grid.codes(weight[self.channels]) for weight in self.weights])
 
 
 class JointFlips(Part):
-    """Counts how often weights of query and key flip in the same step, against independence.
+    """Counts of query and key weights that flip in the same step, compared with independence.
 
     Channel j of a head is row j of W_q and row j of W_k: the two meet in the logit Σ_j q_j·k_j and
     in no other product, so they are *partners*. With n_q[t, j] and n_k[t, j] weights of these rows
     whose code changes at step t of T, there are Σ_t n_q[t, j]·n_k[t, j] joint flips: pairs of a
-    weight of W_q's row and one of W_k's that flip in the same step. Were query and key independent,
-    (Σ_t n_q)(Σ_t n_k)/T were expected. Both are summed over a window's T steps and the channels
+    weight of W_q's row and one of W_k's that flip in the same step. For independent query and key,
+    (Σ_t n_q)(Σ_t n_k)/T are expected. Both are summed over a window's T steps and the channels
     of a layer; the co-flip ratio is their quotient, 1 where query and key flip independently.
 
-    What makes all weights move at once, a batch with large gradients say, raises the ratio of any
-    two rows. Hence the same for *strangers*: row j of W_q and the row of W_k half of all channels
-    away, in another head if there are several.
+    A cause that moves all weights at once, such as a batch with large gradients, raises the ratio
+    of any two rows. Therefore *strangers* are counted too: row j of W_q and the row of W_k half of
+    all channels away, in another head if there are several.
 
-    With QKR, W_q and W_k aren't quantized by themselves. Their codes are then those that StatsQ
-    would give them at the merged weight's bits: whether they still swing across such a grid
-    together. Query and key in low-rank form are left out.
+    With QKR, W_q and W_k aren't quantized separately. Their codes are then those that StatsQ would
+    give them at the merged weight's bits, to see whether they still flip together on such a grid.
+    Query and key in low-rank form are left out.
 
     Args:
         weights: The model's low-bit weights.
-        count: The most channels of each attention that are looked at.
+        count: Most channels that are sampled of each attention layer.
     """
 
     table = "joint_flips"
@@ -111,7 +111,7 @@ class JointFlips(Part):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
 
     def see(self, index: int, latent: Tensor, position: Tensor, slot: int) -> None:
-        """Compare the codes with those before; none are before a window."""
+        """Compare the codes with the previous ones; before a window, only store them."""
         if index in self.layers:
             channels = self.channels[str(index)]
             assert isinstance(channels, _Channels)
@@ -121,18 +121,18 @@ class JointFlips(Part):
                 channels.compare(position)
 
     def seen(self, slot: int) -> None:
-        """Count the step."""
+        """Count the step of the window."""
         if slot >= 0:
             self.steps += 1
 
     def take(self, epoch: int, step: int) -> Rows:
-        """A row per layer: steps, weights of each of the two, flips, joint and expected flips."""
+        """Return a row per layer: steps, weights of each of the two, flips, joint and expected."""
         parts = [c for c in self.channels.values() if isinstance(c, _Channels)]
         counters = [self.steps, *(t for part in parts for t in (part.totals, part.joint))]
-        steps, *found = to_host(counters)
+        steps, *numbers = to_host(counters)
         rows = []
         for layer, part, totals, joint in zip(
-            self.layers.values(), parts, found[::2], found[1::2], strict=True
+            self.layers.values(), parts, numbers[::2], numbers[1::2], strict=True
         ):
             query, key = totals.double()
             rows.append(

@@ -1,4 +1,4 @@
-"""What the kinds of recordings have in common: when they look, and which weights they look at."""
+"""Base class of probes over windows of steps, and helpers for sampling weights."""
 
 from typing import Any, Literal
 
@@ -7,78 +7,79 @@ from torch import Tensor, nn
 
 Rows = list[dict[str, Any]]
 Table = Literal["trajectories", "histograms", "sign_changes", "joint_flips"]
-"""The run folder's tables of recordings."""
+"""Tables of the run folder that probes write."""
 
 
 class Part(nn.Module):
-    """One kind of recording over windows of consecutive steps.
+    """Base class of one kind of probe over windows of consecutive steps.
 
-    What must outlast an interruption is in buffers. Nothing waits for the device but :meth:`take`.
+    State that must survive an interruption is in buffers. Only :meth:`take` waits for the device.
 
     Attributes:
-        table: The table of the run folder that its rows go to.
+        table: The run folder's table of its rows.
     """
 
     table: Table
 
     def before_step(self) -> None:
-        """The gradients of a step are there, the optimizer hasn't made it yet."""
+        """Read the gradients of a step, before the optimizer changes the weights."""
 
     def see(self, index: int, latent: Tensor, position: Tensor, slot: int) -> None:
-        """Look at one low-bit weight, before a window (slot −1) or after a step of it.
+        """Read one low-bit weight, before a window (slot −1) or after a step of it.
 
         Args:
-            index: Its number among the model's low-bit weights.
+            index: Number of the weight among the model's low-bit weights.
             latent: The weight before quantization, (rows, in).
-            position: Where it lies on the quantization grid, likewise.
+            position: Its position on the quantization grid, (rows, in).
             slot: The step's number within the window, from 0.
         """
 
     def seen(self, slot: int) -> None:
-        """All low-bit weights were shown."""
+        """Complete a step, after :meth:`see` was called for all low-bit weights."""
 
     def take(self, epoch: int, step: int) -> Rows:
-        """The rows of the window that ended with a step, which is then forgotten."""
+        """Return the rows of the window that ended with a step, and forget the window."""
         raise NotImplementedError
 
 
 def entries(rows: slice, columns: int, count: int) -> Tensor:
-    """A fixed sample of the entries of some rows of a matrix, the same for every run.
+    """Return a fixed sample of the entries of some rows of a matrix, equal for every run.
 
     Args:
         rows: The rows.
-        columns: The matrix' number of columns.
-        count: How many entries are wanted.
+        columns: Number of the matrix's columns.
+        count: Number of entries wanted.
 
     Returns:
         Their flat indices in the matrix, int64, ascending; fewer if there are no more.
     """
     total = (rows.stop - rows.start) * columns
-    # a generator of its own, lest recording shift the random numbers that training draws
+    # a generator of its own, so that probes don't shift the random numbers of training
     order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
     return rows.start * columns + order[:count].sort().values
 
 
 def to_threshold(position: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
-    """Distance of positions on the grid to the nearest rounding threshold, in quantization steps.
+    """Return the distance of positions to the nearest rounding threshold, in quantization steps.
 
     Args:
-        position: Positions.
+        position: Positions on the grid.
         lowest: The lowest code, or that of each position.
-        highest: The highest, likewise; thresholds lie half-way between adjacent codes.
+        highest: The highest code, or that of each position; thresholds lie half-way between
+            adjacent codes.
     """
     below = torch.clamp(position.floor(), lowest, highest - 1)
     return (position - below).sub_(0.5).abs_()
 
 
 def spread(total: int, count: int) -> Tensor:
-    """Up to ``count`` of the numbers below ``total``, evenly spread, int64."""
+    """Return up to ``count`` of the numbers below ``total``, evenly spaced, int64."""
     count = min(total, count)
     return torch.arange(count) * total // count
 
 
 def to_host(tensors: list[Tensor]) -> list[Tensor]:
-    """Tensors of one type on the CPU, by one transfer."""
+    """Copy tensors of one type to the CPU in one transfer."""
     flat = torch.cat([tensor.flatten() for tensor in tensors]).cpu()
     pieces = flat.split([tensor.numel() for tensor in tensors])
     return [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)]

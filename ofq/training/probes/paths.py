@@ -1,4 +1,4 @@
-"""The paths of a few weights through the quantization grid, step by step."""
+"""Paths of a few weights across the quantization grid, step by step."""
 
 import torch
 from torch import Tensor
@@ -7,22 +7,22 @@ from ofq.quantization.layers import QuantizedWeight
 from ofq.training.probes.part import Part, Rows, to_threshold
 
 DEPTH = 5 / 6
-"""How deep the followed matrices lie: the paper's figures show the 10th of 12 blocks."""
+"""Relative depth of the followed matrices: the paper's figures show the 10th of 12 blocks."""
 
 _COLUMNS = ("latent", "quantized", "code", "scale", "position")
 
 
 class WeightPaths(Part):
-    """Follows a few weights: latent and quantized value, code, position, and scale of the row.
+    """Paths of a few weights: latent and quantized value, code, position, and scale of the row.
 
-    The weights are spread evenly over the roles. Of each role's matrices the one at :data:`DEPTH`
-    is looked at, and of its weights those that lie nearest to a threshold when the stage begins:
-    of weights drawn at random, most never flip.
+    The weights are distributed evenly over the roles. Of each role's matrices the one at
+    :data:`DEPTH` is followed, and of its weights those nearest to a threshold when the stage
+    begins: most weights drawn at random never flip.
 
     Args:
         weights: The model's low-bit weights.
-        count: How many entries to follow.
-        steps: Steps of a window.
+        count: Number of entries to follow.
+        steps: Number of steps of a window.
     """
 
     table = "trajectories"
@@ -45,13 +45,13 @@ class WeightPaths(Part):
         )
 
     def see(self, index: int, latent: Tensor, position: Tensor, slot: int) -> None:
-        """Note the followed entries of a weight after a step."""
+        """Store the followed entries of a weight after a step."""
         if index in self.slices and slot >= 0:
             chosen = self.get_buffer(f"entries_{index}")
             self.values[slot, self.slices[index]] = self._columns(index, latent, position, chosen)
 
     def _columns(self, index: int, latent: Tensor, position: Tensor, chosen: Tensor) -> Tensor:
-        """(entries, :data:`_COLUMNS`)."""
+        """Return the values of the entries, (entries, :data:`_COLUMNS`)."""
         quantizer = self.quantizers[index]
         at = position.flatten()[chosen]
         scale = quantizer.scale(latent).expand_as(latent)
@@ -67,7 +67,7 @@ class WeightPaths(Part):
         )
 
     def take(self, epoch: int, step: int) -> Rows:
-        """A row per step and weight."""
+        """Return a row per step and weight."""
         first = step - len(self.values) + 1
         return [
             {
@@ -83,14 +83,14 @@ class WeightPaths(Part):
 
 
 def _places(weights: list[QuantizedWeight], count: int) -> dict[int, dict[str, Tensor]]:
-    """For each matrix that is followed: the entries to follow, by role."""
+    """Return the entries to follow, by role, for each followed matrix."""
     roles: dict[str, list[int]] = {}
     for index, weight in enumerate(weights):
         for role in weight.roles:
             roles.setdefault(role, []).append(index)
     places: dict[int, dict[str, Tensor]] = {}
-    for number, (role, found) in enumerate(roles.items()):
-        index = found[round(DEPTH * (len(found) - 1))]
+    for number, (role, matrices) in enumerate(roles.items()):
+        index = matrices[round(DEPTH * (len(matrices) - 1))]
         share = len(range(number, count, len(roles)))
         if share:
             nearest = _nearest(weights[index], weights[index].roles[role], share)
@@ -100,7 +100,7 @@ def _places(weights: list[QuantizedWeight], count: int) -> dict[int, dict[str, T
 
 @torch.no_grad()
 def _nearest(weight: QuantizedWeight, rows: slice, count: int) -> Tensor:
-    """Flat indices of the entries of some rows that lie nearest to a threshold."""
+    """Return flat indices of the entries of some rows that lie nearest to a threshold."""
     quantizer, latent = weight.quantizer, weight.latent()
     position = quantizer.position(latent)[rows].flatten()
     lowest, highest = position.new_tensor([quantizer.lowest, quantizer.highest])

@@ -1,4 +1,4 @@
-"""All recordings of a training together, and the steps at which they are made."""
+"""All probes of a training, and the steps at which they read the model."""
 
 import torch
 from torch import nn
@@ -12,22 +12,22 @@ from ofq.training.probes.paths import WeightPaths
 from ofq.training.probes.signs import SignChanges
 
 STEPS = 2048
-"""The most steps of a stage that are recorded: all of a short one, else each epoch's last ones."""
+"""Most steps of a stage that are probed: all of a short one, else each epoch's last ones."""
 
 
 class Probes(nn.Module):
-    """What a stage records beside its metrics.
+    """All probes of a stage.
 
-    At most :data:`STEPS` steps are recorded, in windows of consecutive ones at the end of each
-    epoch (two at least), so that neither rows nor time grow with the training. What was recorded
-    since the epoch began is in buffers: a checkpoint keeps it with ``state_dict()``. A model
-    without low-bit weights has nothing to record.
+    At most :data:`STEPS` steps are probed, in windows of at least two consecutive steps at the end
+    of each epoch, so that neither rows nor time grow with the length of the training. The current
+    epoch's values are in buffers, so checkpoints contain them. A model without low-bit weights has
+    no probes.
 
     Args:
         model: The model.
-        settings: What to record.
-        epochs: The stage's epochs.
-        steps_per_epoch: Optimizer steps of each.
+        settings: Config of the probes.
+        epochs: Number of the stage's epochs.
+        steps_per_epoch: Number of optimizer steps per epoch.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Probes(nn.Module):
 
     @torch.no_grad()
     def before_step(self, step: int) -> None:
-        """The gradients of a step are there; steps count from 1."""
+        """Probe the gradients of a step, counted from 1, before the optimizer's step."""
         if self._slot(step) < 0 or not self.parts:
             return
         if step == 1 or self._slot(step - 1) < 0:
@@ -60,23 +60,23 @@ class Probes(nn.Module):
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """The optimizer has made a step."""
+        """Probe the weights after the optimizer's step."""
         slot = self._slot(step)
         if slot >= 0 and self.parts:
             self._see(slot)
 
     def take(self, epoch: int, step: int) -> dict[Table, Rows]:
-        """What an epoch that has ended leaves in each table; epoch 0 comes before the first step.
+        """Return the rows of an ended epoch by table; epoch 0 comes before the first step.
 
         Waits for the device.
         """
-        found: dict[Table, Rows] = {
+        rows: dict[Table, Rows] = {
             part.table: part.take(epoch, step) for part in self._parts() if epoch
         }
-        return found | {self.histograms.table: self.histograms.take(epoch, step)}
+        return rows | {self.histograms.table: self.histograms.take(epoch, step)}
 
     def _slot(self, step: int) -> int:
-        """A step's number within its epoch's window; negative before that."""
+        """Return a step's number within its epoch's window; negative before the window."""
         return (step - 1) % self.steps_per_epoch - (self.steps_per_epoch - self.window)
 
     def _see(self, slot: int) -> None:

@@ -1,4 +1,4 @@
-"""How often gradients change their sign, near thresholds and anywhere (paper, Figure 4)."""
+"""Sign changes of gradients, near thresholds and anywhere (paper, Figure 4)."""
 
 import torch
 from torch import Tensor, nn
@@ -7,20 +7,20 @@ from ofq.quantization.layers import QuantizedWeight
 from ofq.training.probes.part import Part, Rows, entries, to_host, to_threshold
 
 BOUNDARY_RANGES = (0.005, 0.01, 0.02, 0.05, 0.1)
-"""BR_x, in quantization steps, inside which sign changes are counted."""
+"""Boundary ranges BR_x in which sign changes are counted, in quantization steps."""
 
 
 class SignChanges(Part):
-    """Counts sign changes of the gradients of a fixed sample of weights from step to step.
+    """Counts of sign changes of gradients from step to step, for a fixed sample of weights.
 
     A weight is counted at step t if its gradients at t and t − 1 aren't zero, and inside BR_x if
-    |position − (i + ½)| ≤ x for a threshold i + ½, as it lies when the gradient of t is computed.
-    Gradients are those of the loss, before annealing masks them. QKR's merged weight is a product
-    of parameters and has none of its own; it is left out.
+    |position − (i + ½)| ≤ x for a threshold i + ½, with the position at which the gradient of t is
+    computed. Gradients are those of the loss, before CGA masks them. QKR's merged weight is a
+    product of parameters and has no gradient of its own; it is left out.
 
     Args:
         weights: The model's low-bit weights.
-        count: Entries in the sample, for each weight matrix.
+        count: Entries in the sample, for each role of a weight matrix.
     """
 
     table = "sign_changes"
@@ -72,24 +72,24 @@ class SignChanges(Part):
         distance = to_threshold(self.position, self.lowest, self.highest)
         inside_SX = distance.unsqueeze(-1) <= self.widths
         counted_S2 = torch.stack([product != 0, product < 0], dim=-1)
-        found = inside_SX.unsqueeze(-1) & counted_S2.unsqueeze(1)
-        self.counts.index_add_(0, self.role, found.long())
+        counted_SX2 = inside_SX.unsqueeze(-1) & counted_S2.unsqueeze(1)
+        self.counts.index_add_(0, self.role, counted_SX2.long())
         self.sign.copy_(sign)
 
     def see(self, index: int, latent: Tensor, position: Tensor, slot: int) -> None:
-        """Note where the sampled entries of a weight lie now."""
+        """Read the current positions of a weight's sampled entries."""
         if index in self.parameters_of:
             self._seen.append(position.flatten()[self.get_buffer(f"entries_{index}")])
 
     def seen(self, slot: int) -> None:
-        """Keep where they lie; before a window, forget the gradients of long ago."""
+        """Store the positions; before a window, forget the gradients of the previous window."""
         self.position.copy_(torch.cat(self._seen))
         self._seen.clear()
         if slot < 0:
             self.sign.zero_()
 
     def take(self, epoch: int, step: int) -> Rows:
-        """A row per role and BR_x; None stands for weights anywhere."""
+        """Return a row per role and BR_x; BR None counts weights anywhere."""
         counts = to_host([self.counts])[0].tolist()
         self.counts.zero_()
         return [
@@ -101,6 +101,6 @@ class SignChanges(Part):
                 "pairs": pairs,
                 "changes": changes,
             }
-            for role, found in zip(self.roles, counts, strict=True)
-            for width, (pairs, changes) in zip((*BOUNDARY_RANGES, None), found, strict=True)
+            for role, of_role in zip(self.roles, counts, strict=True)
+            for width, (pairs, changes) in zip((*BOUNDARY_RANGES, None), of_role, strict=True)
         ]
