@@ -18,9 +18,13 @@ _LEAST = 4  # characters; a shorter secret is replaced only as a word of its own
 
 _STRONG = (
     r"pass(?:word|wd|phrase|code)|secret|credential|authorization|cookie|"
-    r"(?:api|access|private|account|signing|encryption|master|auth|shared)[-_. ]?key"
+    r"(?:api|access|private|account|signing|encryption|master|auth|shared)[-_. ]?key|"
+    r"passwort|kennwort|wachtwoord|contrase(?:ñ|n)a|mot[-_ ]?de[-_ ]?passe|пароль|密码|"
+    r"(?<![a-z])jwt(?![a-z])|session[-_]?id(?![a-z])|(?-i:(?<=[A-Z0-9]_)KEY(?![A-Za-z]))"
 )
-_WEAK = r"(?<![a-z])(?:pass|pwd|pw)(?![a-z])|token(?![a-z])"
+_WEAK = (
+    r"(?<![a-z])(?:pass|pwd|pswd|psw|pw)(?![a-z])|token(?![a-z])|(?<=[-_])(?:auth|salt)(?![a-z])"
+)
 _WORD = rf"(?:{_STRONG}|{_WEAK})[\w.-]{{0,40}}"
 _VARIABLE = re.compile(
     r"(?:PASS|PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|(?:API|ACCESS|SECRET|PRIVATE)_?KEY)$", re.I
@@ -42,6 +46,10 @@ _SHAPES = re.compile(
     r"|\beyJ[\w-]{8,}\.[\w-]{4,}(?:\.[\w-]*)?"  # a JSON web token
     r"|\bpypi-[\w-]{16,}|\bnpm_\w{16,}|\bdckr_(?:pat|oat)_[\w-]{16,}|\bdo[opr]_v1_\w{16,}"
     r"|\bSG\.[\w-]{16,}\.[\w-]{16,}|\bdapi[0-9a-f]{32}|\bhv[sbr]\.[\w-]{16,}|\br8_\w{30,}"
+    r"|\bnvapi-[\w-]{16,}|\bgsk_\w{16,}|\bpplx-\w{16,}|\blsv2_\w{16,}|\brpa_\w{16,}|\bwandb_v1_\w{16,}"
+    r"|\bshp(?:at|ca|pa|ss)_\w{16,}|\bsq0[a-z]{3}-[\w-]{16,}|\bkey-[0-9A-Za-z]{32,}|\btskey-[\w-]{8,}"
+    r"|\b\w*\.?atlasv1\.[\w-]{16,}|\brubygems_\w{16,}|\bPMAK-[\w-]{16,}|\bxkeysib-[\w-]{16,}"
+    r"|\bEAA[A-Za-z0-9]{20,}|/api/webhooks/\d+/[\w-]{16,}"
     r"|\bglsa_\w{16,}|\blin_api_\w{16,}|\bAGE-SECRET-KEY-\w+|\b\d{8,10}:AA[\w-]{30,}"
 )
 _KAGGLE = re.compile(r"(\\*[\"']key\\*[\"']\s*:\s*\\*[\"'])[0-9a-f]{32}(?![0-9a-f])")
@@ -54,18 +62,56 @@ _BLOB = re.compile(r"([+\- ]?\s*)(?=\S*[A-Z])(?=\S*[a-z])[A-Za-z0-9+/]{60,}={0,2
 _BLOB_LENGTH = 60
 _SCHEME = re.compile(r"\b(bearer|negotiate)([ \t]+|%20)(?!\*)[\w.~+/=-]{6,}", re.I)
 _LOGIN = re.compile(
-    r"(\blogin\s+\S+\s+password\s+|^[+\- ]?[ \t]*password[ \t]+(?=\S+[ \t]*$))(?![:=])\S+", re.M
+    rf"(\blogin\s+\S+\s+password\s+|(?:{_WORD})[ \t]+is[ \t]+(?=\S*[^\W\d]\d|\d+[^\W\d])"
+    rf"|^[+\- ]?[ \t]*(?:[#;]+[ \t]*)?(?:[\w.-]*?(?:{_WORD})|requirepass|masterauth|\w*pw|\w*pass)"
+    r"[ \t]+(?:is[ \t]+)?(?=\S+[ \t]*$))(?![:=*|{(\[])\S+",
+    re.M | re.I,
 )
-_USER = re.compile(r"((?:^|\s)(?:-u|--user|--proxy-user)[ =]+['\"]?[^\s:'\"]+:)[^\s'\"]+", re.M)
+_LOGGED_IN = re.compile(
+    r"(\blogin[ \t]+(?:-\S+[ \t]+)*|\blogin\((?:\w+[ \t]*=[ \t]*)?['\"])(?=\w*\d)[\w-]{8,}", re.I
+)
+_SHORT = re.compile(
+    r"(\b(?:mysql\w*|mariadb|sshpass|docker|podman|helm|az|htpasswd|mongo\w*|redis-cli)\b[^\n|;]*?"
+    r"[ \t](?:-[pa][ \t]*|-P[ \t]+))(?![-*])(?=[^\s/]*[^\d\s:/])[^\s/:]{4,}"
+)
+_LOGIN_PAIR = re.compile(
+    r"(\bauth[ \t]*=[ \t]*\([ \t]*|\b\w*auth\([ \t]*)"
+    r"([\"'])([^\"'\n]*)\2[ \t]*,[ \t]*[rbfu]?([\"'])[^\"'\n]+\4",
+    re.I,
+)
+_SQL = re.compile(
+    rf"(\b(?:identified[ \t]+(?:\w+[ \t]+\w+[ \t]+)?by|{_WORD})[ \t]+['\"])[^'\"\n]+(?=['\"])", re.I
+)
+_NAMED = re.compile(
+    rf"(\b(?:name|key|var|variable)[\"']?[ \t]*[:=][ \t]*[\"']?[\w.-]*?(?:{_WORD})[\"']?[ \t,;]*"
+    r"[{\"']?[ \t]*\bvalue[\"']?[ \t]*[:=][ \t]*)(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s,}]+)",
+    re.I,
+)
+_NAME = re.compile(
+    rf"[+\- ]?[ \t]*(?:- )?[\"']?(?:name|key|var|variable)[\"']?[ \t]*[:=][ \t]*[\"']?[\w.-]*?"
+    rf"(?:{_WORD})[\"']?,?[ \t]*$",
+    re.I,
+)
+_VALUE = re.compile(r"([+\- ]?[ \t]*[\"']?value[\"']?[ \t]*[:=][ \t]*)(?!\*).+", re.I)
+_CONTINUED = re.compile(rf".*(?:{_WORD})[\"']?\]?[ \t]*[:=]?=?[ \t]*[({{\[\\]?[ \t]*$", re.I)
+_STRING = re.compile(r"[+\- ]?[ \t]*=?[ \t]*[rbfu]{0,2}[\"']", re.I)
+_LITERAL = re.compile(r"([rbfu]{0,2}([\"']))(?:(?!\2)(?:\\.|[^\\\n]))+(?=\2)")
+_FALLBACK = re.compile(
+    r"(,[ \t]*(?:\w+[ \t]*=[ \t]*)?|\bor[ \t]+)[rbfu]{0,2}(\"[^\"\n]+\"|'[^'\n]+')"
+)
+_USER = re.compile(r"((?:^|\s)(?:-u|--user|--proxy-user)[ =]*['\"]?[^\s:'\"]+:)[^\s'\"]+", re.M)
 _OPTION = re.compile(
-    rf"((?:--|\b(?:ENV|setx)[ \t]+)[\w-]{{0,40}}?(?:{_STRONG}|token)[\w-]*[ \t]+)(?![-*])"
+    r"((?:--|\b(?:ENV|setx|setenv|set[ \t]+-\w+|config[ \t]+set)[ \t]+)"
+    rf"[\w-]{{0,40}}?(?:{_STRONG}|token)[\w-]*[ \t]+)(?![-*])"
     r"(?:\"[^\"\n]*\"|'[^'\n]*'|\S+)",
     re.I,
 )
 _ELEMENT = re.compile(rf"(<[\w:]*?({_WORD})>)(?!\*)[^<]+", re.I)
 _QUOTED = r"(?P<quote>\\*(?:\"\"\"|'''|[\"'`]))(?P<inner>(?:(?!(?P=quote))(?:\\.|[^\\\n]))*)"
 _PAIR = re.compile(
-    rf"(?P<word>{_WORD})(?P<between>\\*[\"'`][ \t]*,[ \t]*)[rbfu]{{0,2}}{_QUOTED}", re.I
+    rf"(?P<word>{_WORD})(?P<between>\\*[\"'`][ \t]*,[ \t]*)[rbfu]{{0,2}}{_QUOTED}"
+    r"(?!\\*[\"'`][ \t]*:)",
+    re.I,
 )
 _ASSIGNED = re.compile(
     rf"(?P<word>{_WORD})(?P<between>\\*[\"'`]?[\])]*[ \t]*"
@@ -89,11 +135,12 @@ _CODE = re.compile(
     r"|[A-Za-z_][\w.]*[(\[].*[)\]]|\[\])\s*(?:[,)\]=|:#}].*|->.*)?$",
     re.I,
 )
+_CALL = re.compile(r"(?:os\.)?(?:getenv|environ\.get|\w*\.?get\w*)\(", re.I)
 _NO_SECRET = re.compile(r"(?:cls|class|dist|mask|pad|[eb]os|num|patch|reg|image|pool)[_-]?$", re.I)
 
 _HINTS = (
     *("pass", "pw", "secret", "credential", "authorization", "cookie", "key", "token", "bearer"),
-    *("negotiate", "://", "-u ", "-u=", "--user", "sig=", "ghp_", "gho_", "ghu_", "ghs_", "ghr_"),
+    *("negotiate", "://", "-u", "--user", "sig=", "ghp_", "gho_", "ghu_", "ghs_", "ghr_"),
     *("github_pat_", "glpat-", "gldt-", "glrt-", "glft-", "glcbt-", "glptt-", "glimt-", "glagent-"),
     *(
         "glsoat-",
@@ -122,7 +169,10 @@ _HINTS = (
         "hvr.",
     ),
     *("r8_", "glsa_", "lin_api_", ":aa", "akia", "asia", "agpa", "aida", "aroa", "anpa", "anva"),
-    *("abia", "acca", "auth"),
+    *("abia", "acca", "auth", "signature", "login", "identified", "mysql", "mariadb", "docker"),
+    *("podman", "helm", "mongo", "redis", "wort", "kennwort", "wachtwoord", "contrase", "пароль"),
+    *("密码", "jwt", "session", "salt", "pswd", "psw", "nvapi-", "gsk_", "pplx-", "lsv2_", "rpa_"),
+    *("wandb_v1_", "shp", "sq0", "atlasv1", "rubygems_", "pmak-", "xkeysib", "eaa", "webhooks"),
 )
 """Substrings, in lower case, one of which any text that a pattern above matches contains."""
 
@@ -239,9 +289,19 @@ def _hints(text: str) -> bool:
 
 
 def _lines(lines: list[str]) -> Iterator[str]:
-    """Yield lines without secrets that are assigned in them, or indented below a YAML key."""
-    depth = -1  # indent of such a key
+    """Yield lines without secrets that are assigned in them, or lie below a YAML key."""
+    depth = -1  # of that key
+    before = ""  # the line before, if it is one that a secret may follow
     for line in lines:
+        if before and line.strip(" +-"):
+            if _CONTINUED.match(before) and _STRING.match(line):
+                yield _LITERAL.sub(rf"\1{_HIDDEN}", line)
+                continue  # there may be several strings, one below the other
+            if _NAME.match(before) and (value := _VALUE.match(line)):
+                before = ""
+                yield value[1] + _HIDDEN
+                continue
+            before = ""
         start = 1 if depth >= 0 and line[:1] in ("+", "-", " ") else 0
         indent = start + len(line[start:]) - len(line[start:].lstrip())
         if depth >= 0 and line.strip(" +-") and indent > depth:
@@ -255,6 +315,7 @@ def _lines(lines: list[str]) -> Iterator[str]:
         elif len(line) > _LONGEST:
             yield _HIDDEN
         else:
+            before = line
             opened = _OPENED.match(line)
             depth = len(opened["indent"]) if opened else -1
             yield _line(line)
@@ -263,8 +324,9 @@ def _lines(lines: list[str]) -> Iterator[str]:
 def _line(line: str) -> str:
     line = _PARAMETER.sub(rf"\1={_HIDDEN}", _USERINFO.sub(_without_user, line))
     line = _SHAPES.sub(_HIDDEN, line)
-    for pattern in (_KAGGLE, _USER, _OPTION, _LOGIN, _ELEMENT):
+    for pattern in (_KAGGLE, _USER, _OPTION, _LOGIN, _ELEMENT, _NAMED, _SHORT, _LOGGED_IN, _SQL):
         line = pattern.sub(rf"\g<1>{_HIDDEN}", line)
+    line = _LOGIN_PAIR.sub(rf"\1\2\3\2, \4{_HIDDEN}\4", line)
     line = _PAIR.sub(_without_value, line)
     return _SCHEME.sub(rf"\1\2{_HIDDEN}", _assigned(line))
 
@@ -304,7 +366,7 @@ def _without_value(match: re.Match[str]) -> str:
         return head + match[0][len(head) : match.start("inner") - match.start()] + _HIDDEN
     bare = match["bare"]
     if _is_no_literal(word, bare, before, weak):
-        return match[0]
+        return head + _FALLBACK.sub(rf"\1'{_HIDDEN}'", bare) if _CALL.match(bare) else match[0]
     whole = head[-1].isspace() or _STARTS_LINE.match(before) is not None
     end = len(bare) if whole else re.match(r"[^\s\"'<>]*", bare).end()  # type: ignore[union-attr]
     return head + _HIDDEN + bare[end:] if end else match[0]

@@ -64,6 +64,28 @@ def _line(text: str) -> str:
     return _text(text)
 
 
+_NO_ARGUMENTS = frozenset(
+    {
+        *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"),
+        *("checkpoint_path", "cache_dir", "num_classes", "drop_path_rate", "features_only"),
+        *("scriptable", "exportable", "no_jit"),
+    }
+)
+_GREATEST_ARGUMENT = 2**16
+
+
+def _arguments(values: dict[str, Any]) -> dict[str, Any]:
+    for name, value in values.items():
+        if name in _NO_ARGUMENTS:
+            raise ValueError(
+                f"'{name}' isn't the model's own: it downloads, reads other files, or is given by "
+                "other keys; allowed: what its constructor takes, such as img_size"
+            )
+        if isinstance(value, int | float) and not abs(value) <= _GREATEST_ARGUMENT:
+            raise ValueError(f"'{name}' is {value}; allowed: up to {_GREATEST_ARGUMENT:,}")
+    return values
+
+
 def distinct(values: list[Any]) -> list[Any]:
     """Refuse an empty list, and one that gives a value twice.
 
@@ -86,3 +108,5 @@ Text = Annotated[str, AfterValidator(_text)]
 Bits = Annotated[str, AfterValidator(_bits)]
 Name = Annotated[str, AfterValidator(_name)]
 Names = Annotated[list[Name], AfterValidator(distinct)]
+ModelArgs = Annotated[dict[Name, bool | int | float | str], AfterValidator(_arguments)]
+"""What a model's constructor gets beside the number of classes; nothing that reads or downloads."""

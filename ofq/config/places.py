@@ -11,6 +11,8 @@ _VARIABLE = re.compile(r"\$(?:\{([^}]*)\}|([A-Za-z_]\w*)|(\{))")
 _PREFIX = re.compile(r"(?:wds|hfds)/", re.I)
 _FILE_URI = re.compile(r"(?:sqlite(?:\+\w+)?:///|file:(?://)?)", re.I)
 _URI = re.compile(r"[A-Za-z][\w.+-]*:")
+_LONGEST_NAME = 255  # bytes, as file systems have it
+_SHOWN = 80
 
 
 def expand_path(given: str, source: str) -> str:
@@ -50,6 +52,10 @@ def expand_path(given: str, source: str) -> str:
         raise UserError(f"{source} is '{given}': no home folder is known for '{user}'")
     if "~" in Path(home).parts:
         raise UserError(f"{source} is '{given}': ~ stands for a home folder only in front")
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in Path(home).parts):
+        raise UserError(
+            f"{source}: '{given[:_SHOWN]}…': a name in a path has {_LONGEST_NAME} bytes at most"
+        )
     return start + home
 
 

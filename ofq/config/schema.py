@@ -17,7 +17,18 @@ from pydantic import (
 )
 
 from ofq.config.datasets import Unreadable
-from ofq.config.fields import Bits, Line, Name, Names, Seed, Stage, Text, TrainedStage, distinct
+from ofq.config.fields import (
+    Bits,
+    Line,
+    ModelArgs,
+    Name,
+    Names,
+    Seed,
+    Stage,
+    Text,
+    TrainedStage,
+    distinct,
+)
 from ofq.config.files import Strict, suggest
 from ofq.config.plugins import module_of
 from ofq.config.stage import Resources, Training, hyperparameters
@@ -116,7 +127,7 @@ class Recipe(Strict):
 
     dataset: Name
     models: Names
-    model_args: dict[Name, bool | int | float | str] = Field(default_factory=dict)
+    model_args: ModelArgs = Field(default_factory=dict)
     module: str | None = None
     classes: PositiveInt | None = None
     stages: dict[TrainedStage, Training] = Field(default_factory=dict)

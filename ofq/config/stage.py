@@ -146,12 +146,12 @@ class Resources(Strict):
             graphs (docs/performance.md).
     """
 
-    threads: PositiveInt = 1
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
     mem_mb: PositiveInt = 2000
     runtime: PositiveInt = 30
     gpu: NonNegativeInt = 0
     device_batch: PositiveInt | None = None
-    workers: int = Field(default=2, ge=0, le=256)
+    workers: Annotated[int, Field(ge=0, le=256)] = 2
     loader: Loader = "plain"
     compile: bool = False
 

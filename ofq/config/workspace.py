@@ -18,6 +18,7 @@ from ofq.config.reference import Reference
 from ofq.config.run import Grid, Run
 from ofq.config.runtimes import Minutes, check_models, read
 from ofq.config.schema import Recipe, Site, Study
+from ofq.console import printable
 from ofq.errors import UserError
 from ofq.redact import refuse_credentials
 
@@ -50,6 +51,8 @@ class Workspace:
         site = parse(Site, self._read(path), str(path))
         refuse_credentials(site.tracking_uri or "", f"{path}: key 'tracking_uri'")
         places = {key: expand_path(getattr(site, key), f"{path}: key '{key}'") for key in _FOLDERS}
+        for key, place in places.items():
+            _check_folder(self.root / place, f"{path}: key '{key}'")
         site = site.model_copy(update=places)
         for name in site.studies:
             if name not in self.study_names:
@@ -400,7 +403,8 @@ class Workspace:
                 match, homes = run, [*homes, name]
         if match is None:
             self._refuse_elsewhere()
-            text = f"no study under config/ has a run '{run_id}'; `ofq runs STUDY` lists a study's"
+            name = printable(run_id)
+            text = f"no study under config/ has a run '{name}'; `ofq runs STUDY` lists a study's"
             raise UserError("\n".join(dict.fromkeys([text, *broken])))
         return match, homes
 
@@ -431,7 +435,7 @@ class Workspace:
         if not NAME.fullmatch(name) or path not in self.files(kind):  # a path would lead out
             self._refuse_elsewhere()
             hint = suggest(name, sorted({*others, *(p.stem for p in self.files(kind))}))
-            raise UserError(f"{where}unknown {word} '{name}' ({hint})")
+            raise UserError(f"{where}unknown {word} '{printable(name)}' ({hint})")
         return path
 
     def _load(self, model: type[Model], kind: str, name: str, word: str) -> Model:
@@ -454,3 +458,10 @@ def _check_name(name: str, path: Path, word: str) -> None:
 def _variable(dataset: str) -> str:
     """Return the environment variable that gives a data set's place."""
     return re.sub(r"\W", "_", dataset.upper()) + "_DIR"
+
+
+def _check_folder(place: Path, source: str) -> None:
+    """Refuse a place in or at which a folder can't be made, as a file is there."""
+    there = next((path for path in (place, *place.parents) if os.path.lexists(path)), place)
+    if os.path.lexists(there) and not there.is_dir():
+        raise UserError(f"{source} is '{place}', but {there} is no folder; give a folder")

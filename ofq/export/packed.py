@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ofq.atomic import write_file
 from ofq.config import Quantization, Run, Workspace
-from ofq.config.fields import Name
+from ofq.config.fields import ModelArgs, Name
 from ofq.config.files import Strict, parse, read_json
 from ofq.config.modules import import_modules
 from ofq.config.run import FullPrecisionRun, PretrainedRun
@@ -74,7 +74,7 @@ class Contents(Strict):
     format: Literal[1] = 1
     model: Name
     classes: int = Field(ge=0)
-    model_args: dict[Name, bool | int | float | str] = Field(default_factory=dict)
+    model_args: ModelArgs = Field(default_factory=dict)
     quantization: Quantization
     weights: tuple[Form, ...]
 
@@ -289,6 +289,11 @@ def _check_size(
 
     Under QKR a file has more codes than its model has weights, but never far fewer.
     """
+    depth = contents.model_args.get("depth", 0)
+    if isinstance(depth, int) and depth > len(tensors) + len(packed):  # slow to build, even so
+        raise UserError(
+            f"holds {len(tensors) + len(packed):,} tensors, too few for {depth:,} blocks"
+        )
     with torch.device("meta"):
         model = models.build(contents.model, contents.classes, args=contents.model_args)
     needed = sum(parameter.numel() for parameter in model.parameters())

@@ -1,6 +1,7 @@
 """Conversion of timm models into quantized ones, and calibration of activation scales."""
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -84,8 +85,9 @@ def quantize(
             bits of its ``qkv``.
 
     Raises:
-        UserError: A bit-width or name isn't allowed, a pattern matches no layer, the model is
-            already quantized, or OFQ doesn't define how to quantize a part of it.
+        UserError: A bit-width or name isn't allowed, a pattern matches no layer, or the model is
+            quantized already or has a part that can't be quantized faithfully: another kind of
+            layer, hooks, parametrizations, shared weights, or numbers that aren't finite.
 
     Example:
         >>> import ofq.quantization, timm
@@ -110,6 +112,7 @@ def quantize(
         )
     if any(isinstance(m, QuantizedLinear | QuantizedConv2d) for m in model.modules()):
         raise UserError("the model is quantized already; quantize the full-precision model")
+    _check_plain(model)
     scheme = scheme_for(
         model,
         weight_bits,
@@ -129,6 +132,40 @@ def quantize(
     for _, quantizer in _activation_quantizers(quantized):
         quantizer.awaits_calibration = True
     return quantized.to(next(model.parameters()).device)
+
+
+_OF_LIBRARIES = re.compile(r"(?:torch|timm)\.")
+
+
+def _check_plain(model: nn.Module) -> None:
+    """Refuse what a quantized copy would leave out, or part, without a word.
+
+    Raises:
+        UserError: A layer computes something of its own, shares its weights, or has NaN or inf.
+    """
+    for name, module in model.named_modules():
+        kind = type(module)
+        own = ""
+        if hasattr(module, "parametrizations"):
+            own = "has parametrizations; remove_parametrizations makes weights of them"
+        elif name and (module._forward_pre_hooks or module._forward_hooks):
+            own = "has hooks, as of pruning or weight_norm; remove them first"
+        elif name and "forward" in vars(module):
+            own = "has another forward than its class; take it off"
+        elif isinstance(module, nn.Linear | nn.Conv2d) and not _OF_LIBRARIES.match(kind.__module__):
+            own = f"is a {kind.__name__}; allowed: layers of torch and timm"
+        if own:
+            raise UserError(f"can't quantize {name or 'the model'}: it {own}")
+    seen: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        other = seen.setdefault(id(parameter), name)
+        if other != name:
+            raise UserError(
+                f"can't quantize {name}, which is {other} too: shared weights would be parted; "
+                "give each layer its own"
+            )
+        if not (parameter.is_meta or torch.isfinite(parameter).all()):
+            raise UserError(f"can't quantize {name}: it has NaN or inf; allowed: finite numbers")
 
 
 def scheme_for(
@@ -153,6 +190,12 @@ def scheme_for(
         raise UserError(f"qkr {qkr!r}; allowed: False, True, 'lowrank'")
     layer_bits = layer_bits or {}
     _check_patterns(model, layer_bits)
+    pairs = {"first_last_bits": first_last_bits} | {
+        f"layer_bits[{k!r}]": v for k, v in layer_bits.items()
+    }
+    for name, pair in pairs.items():
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise UserError(f"{name} {pair!r}; allowed: (weight bits, activation bits)")
     for bits in (weight_bits, activation_bits, *first_last_bits, *chain(*layer_bits.values())):
         if bits != OFF:
             check_bits(bits)
@@ -254,6 +297,8 @@ def _check_images(model: nn.Module, images: object) -> None:
         raise UserError(
             f"images: given a {type(images).__name__}; allowed: a tensor (B, channels, H, W)"
         )
+    if images.layout != torch.strided:
+        raise UserError(f"images: given {images.layout}; allowed: a dense tensor (to_dense())")
     if not images.is_floating_point():
         raise UserError(
             f"images: given {images.dtype}; allowed: floating-point numbers, normalized as for "

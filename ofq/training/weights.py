@@ -73,7 +73,7 @@ def read_weights(path: Path, say: Callable[[str], None] = lambda text: None) -> 
     plain: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         dense = tensor.layout == torch.strided and not tensor.is_complex()
-        if tensor.is_meta or tensor.is_quantized or not dense:
+        if tensor.is_meta or tensor.is_quantized or tensor.is_nested or not dense:
             raise UserError(
                 f"{path}: '{printable(name)}' isn't a plain tensor with values; save the state "
                 "dict of an ordinary model"

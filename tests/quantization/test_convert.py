@@ -4,6 +4,7 @@ from functools import partial
 import pytest
 import timm
 import torch
+import torch.nn.utils.prune
 from torch import nn
 
 import ofq
@@ -145,6 +146,67 @@ def test_other_models_are_refused():
 def test_quantized_model_is_not_quantized_again(micro_model):
     with pytest.raises(UserError, match="quantized already"):
         ofq.quantize(ofq.quantize(micro_model), weight_bits=4)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def _set_nan(model):
+    with torch.no_grad():
+        model.blocks[0].mlp.fc1.weight[0, 0] = float("nan")
+
+
+def _share(model):
+    model.blocks[1].attn.qkv.weight = model.blocks[0].attn.qkv.weight
+
+
+PECULIAR = {
+    "NaN": (_set_nan, "blocks.0.mlp.fc1.weight: it has NaN or inf"),
+    "shared weights": (_share, "blocks.1.attn.qkv.weight, which is blocks.0.attn.qkv.weight too"),
+    "shared block": (lambda m: m.blocks.__setitem__(1, m.blocks[0]), "shared weights"),
+    "hook": (
+        lambda m: m.blocks[0].mlp.fc1.register_forward_hook(lambda *_: None),
+        "blocks.0.mlp.fc1: it has hooks",
+    ),
+    "pruned": (
+        lambda m: nn.utils.prune.l1_unstructured(m.blocks[0].mlp.fc1, "weight", 0.5),
+        "blocks.0.mlp.fc1: it has hooks",
+    ),
+    "parametrized": (
+        lambda m: nn.utils.parametrizations.weight_norm(m.blocks[0].mlp.fc1),
+        "blocks.0.mlp.fc1: it has parametrizations",
+    ),
+    "layer of one's own": (
+        lambda m: setattr(m.blocks[0].mlp.fc1, "__class__", Doubled),
+        "blocks.0.mlp.fc1: it is a Doubled",
+    ),
+    "forward of one's own": (
+        lambda m: setattr(m.blocks[0].attn, "forward", lambda x, **_: x),
+        "blocks.0.attn: it has another forward",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "told"), PECULIAR.values(), ids=PECULIAR)
+def test_what_a_quantized_copy_would_leave_out_is_refused(micro_model, change, told):
+    change(micro_model)
+    with pytest.raises(UserError, match=f"can't quantize .*{told}"):
+        ofq.quantize(micro_model)
+
+
+@pytest.mark.parametrize("bits", [8, (8,), None, (2, 2, 2)])
+def test_bits_that_are_no_pair_are_refused(micro_model, bits):
+    with pytest.raises(UserError, match=r"layer_bits\['blocks.0.\*'\] .*allowed: \(weight bits"):
+        ofq.quantize(micro_model, layer_bits={"blocks.0.*": bits})
+    with pytest.raises(UserError, match=r"first_last_bits .*allowed: \(weight bits"):
+        ofq.quantize(micro_model, first_last_bits=bits)
+
+
+def test_sparse_images_are_refused(micro_model):
+    with pytest.raises(UserError, match="to_dense"):
+        ofq.calibrate(ofq.quantize(micro_model), torch.randn(5, 1, 8, 8).to_sparse())
 
 
 def test_unknown_quantizer_lists_the_known_ones(micro_model):

@@ -6,6 +6,8 @@ import time
 import pytest
 from own_process import run_ofq
 
+from ofq.errors import UserError
+
 STUDY = "config/studies/tiny.yaml"
 RECIPE = "config/recipes/small.yaml"
 METHODS = "config/methods/known.yaml"
@@ -55,6 +57,12 @@ MISTAKES = {
     "description that a terminal obeys": (STUDY, "description: For tests.", 'description: "a\\x07b"', ["'description'", r"holds \x07"]),
     "expectation that a terminal obeys": (STUDY, "figures:", 'expectations: ["a\\x9bb"]\nfigures:', ["'expectations.0'", r"holds \x9b"]),
     "model's name of two lines": (STUDY, "models: [micro_deit_patch2_8]", 'models: ["micro\\n"]', ["'models.0'", "allowed in a name"]),
+    "more processes than a machine bears": (RECIPE, "stages:", "resources: {fp: {workers: 100000}}\nstages:", ["resources.fp.workers", "100000", "less than or equal to 256"]),
+    "crop that takes the machine's memory": (RECIPE, "lr: 2.0e-3", "lr: 2.0e-3, images: {crop_pct: 1.0e-9}", ["images.crop_pct", "greater than or equal to 0.1"]),
+    "policy of which timm takes a part": (RECIPE, "lr: 2.0e-3", "lr: 2.0e-3, images: {augmentation: {policy: rand-m9-mstd0.5-x}}", ["augmentation.policy", "rand-m9-mstd0.5-x", "allowed: a policy"]),
+    "policy without its number": (RECIPE, "lr: 2.0e-3", "lr: 2.0e-3, images: {augmentation: {policy: rand-mX}}", ["augmentation.policy", "allowed: a policy"]),
+    "model that reads another file": (RECIPE, "stages:", "model_args: {checkpoint_path: a.pth}\nstages:", ["key 'model_args'", "checkpoint_path", "allowed: what its constructor takes"]),
+    "model of endless blocks": (RECIPE, "stages:", "model_args: {depth: 1000000000}\nstages:", ["key 'model_args'", "depth", "up to 65,536"]),
     "not a mapping": (METHODS, None, "- lsq\n", ["known.yaml", "mapping", "list"]),
 }  # fmt: skip
 
@@ -128,8 +136,8 @@ def test_run_whose_parent_is_not_trained_names_the_command(checkout):
 
 def test_results_folder_that_cannot_be_made_is_explained(checkout):
     # a file where the folder should be fails for root too, unlike a folder without write permission
-    (checkout / "results").write_text("")
     run = ofq(checkout, "runs", "tiny").stdout.split()[0]
+    (checkout / "results").write_text("")
     is_one_clear_error(ofq(checkout, "train", run), ["results", "config/config.yaml"])
 
 
@@ -232,3 +240,13 @@ def test_text_of_a_config_is_printed_without_what_a_terminal_obeys(checkout):
     done = ofq(checkout, "runs", "tiny")
     assert done.returncode == 2
     assert "\x1b" not in done.stderr
+
+
+def test_names_of_several_lines_are_told_in_one(checkout):
+    from ofq.config import Workspace
+
+    workspace = Workspace(checkout)
+    for ask in (workspace.study, workspace.find):
+        with pytest.raises(UserError, match=r"'a b\\x1b'") as caught:
+            ask("a\nb\x1b")
+        assert "\n" not in str(caught.value)

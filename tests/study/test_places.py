@@ -129,3 +129,19 @@ def test_paths_of_the_command_line_are_expanded(home, checkout):
     assert "--out is '$UNSET/x.tar.xz'" in done.stderr
     done = run_ofq(checkout, "track", "sync", "--uri", "sqlite:///$UNSET/x.db")
     assert "--uri is '$UNSET/x.db'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("/dev/null", "/dev/null is no folder"),
+        ("config/config.yaml/x", "is no folder"),
+        ("n" * 300, "255 bytes"),
+    ],
+)
+@pytest.mark.parametrize("key", ["results", "reports"])
+def test_place_where_no_folder_can_be_is_refused(home, checkout, key, given, told):
+    site = checkout / SITE
+    site.write_text(f"{site.read_text()}{key}: {given}\n")
+    with pytest.raises(UserError, match=f"{SITE}: key '{key}'.*{told}"):
+        _ = Workspace(checkout).results

@@ -2,6 +2,7 @@
 
 import io
 import os
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -424,3 +425,127 @@ def test_fingerprint_of_a_large_split_covers_names_and_sizes(tmp_path, monkeypat
     assert describe("x", place_of(folder), "train") == before
     image.write_bytes(content + b"!")
     assert describe("x", place_of(folder), "train").fingerprint != before.fingerprint
+
+
+def tar_of(path, *members):
+    """A tar file of members with their content; where each of their headers begins."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    starts = []
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            starts.append(tar.offset)
+            tar.addfile(member, io.BytesIO(content))
+    return starts
+
+
+def png(colour=0):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (colour, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def flipped(content, start):
+    return content[:start] + bytes([content[start] ^ 4]) + content[start + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda content, start: content[:start], "cut off or damaged at byte "),
+        (lambda content, start: content[: start + 100], "cut off or damaged at byte "),
+        (flipped, "cut off or damaged at byte "),
+        (lambda content, start: content + content, "goes on after its end"),
+    ],
+    ids=["cut between files", "cut in a header", "flipped bit", "joined"],
+)
+@pytest.mark.parametrize("layout", ["tar", "wds"])
+def test_tar_that_would_lose_its_last_images_is_refused(tmp_path, layout, damage, told):
+    members = [(f"{'ab'[i % 2]}/{i}.png", png(i)) for i in range(6)]
+    if layout == "wds":
+        members = [
+            m for i in range(6) for m in ((f"{i}.png", png(i)), (f"{i}.cls", b"%d" % (i % 2)))
+        ]
+    for split in ("train", "val"):
+        starts = tar_of(tmp_path / f"{split}.tar", *members)
+    path = tmp_path / "val.tar"
+    path.write_bytes(damage(path.read_bytes(), starts[4]))
+    given = Path("wds" + str(tmp_path)) if layout == "wds" else tmp_path
+    assert refusal(given).startswith(f"{path}: {told}")
+
+
+def test_class_tar_within_a_tar_that_is_cut_off_is_refused(tmp_path):
+    starts = tar_of(tmp_path / "c.tar", *((f"{i}.png", png(i)) for i in range(4)))
+    whole = (tmp_path / "c.tar").read_bytes()
+    tar_of(tmp_path / "train.tar", ("a.tar", whole), ("b.tar", whole[: starts[2]]))
+    tar_of(tmp_path / "val.tar", ("a.tar", whole), ("b.tar", whole))
+    assert "cut off or damaged" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["c.tar.gz", "c.TGZ", "c.tar.zst"])
+def test_compressed_class_among_tar_files_is_refused(tmp_path, name):
+    for split in ("train", "val"):
+        for other in ("a.tar", "b.tar", name):
+            tar_of(tmp_path / split / other, ("0.png", png()))
+    assert f"{name} would be passed over" in refusal(tmp_path)
+
+
+def test_folder_of_a_class_beside_tar_files_is_refused(tmp_path):
+    for split in ("train", "val"):
+        for name in ("a.tar", "b.tar"):
+            tar_of(tmp_path / split / name, ("0.png", png()))
+        picture(tmp_path / split / "c/0.png")
+    assert "has folders such as c beside tar files" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "told"),
+    [
+        ("x-train-val-0.tar", [], "named like shards of both splits"),
+        ("x-train-1.tar.gz", [], "x-train-1.tar.gz would be passed over"),
+        ("x-train-1.tar", [("2.cls", b"0"), ("2.webp", b"")], "no image beside 2.cls"),
+        (
+            "x-train-1.tar",
+            [("2.png", png()), ("2.cls", b"1" + b" " * 40 + b"2")],
+            "2.cls holds '1 ",
+        ),
+    ],
+)
+def test_shards_that_would_be_read_in_part_or_twice_are_refused(tmp_path, name, members, told):
+    for split in ("train", "val"):
+        both = [m for i in range(2) for m in ((f"{i}.png", png(i)), (f"{i}.cls", b"%d" % i))]
+        tar_of(tmp_path / f"x-{split}-0.tar", *both)
+    tar_of(tmp_path / name, *members)
+    assert told in refusal(Path("wds" + str(tmp_path)))
+
+
+@pytest.mark.parametrize("layout", ["folder", "tar"])
+def test_classes_that_are_one_name_in_two_forms_of_unicode_are_refused(tmp_path, layout):
+    folder = data_set(tmp_path / "f", "caf\u00e9/0.png", "cafe\u0301/0.png", "b/0.png")
+    given = folder if layout == "folder" else tars_of(folder, tmp_path / "t")
+    assert "'cafe\\u0301' and 'caf\\xe9' are one name in two forms" in refusal(given)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("caf\u00e9", "cafe\u0301"), ("a ", "a"), ("Cat", "cat"), ("a\u200b", "a")]
+)
+def test_message_shows_how_names_of_two_splits_differ(tmp_path, one, other):
+    data_set(tmp_path, f"{one}/0.png", "z/0.png", splits=("train",))
+    data_set(tmp_path, f"{other}/0.png", "z/0.png", splits=("val",))
+    assert f"no image of {other!a} (but of {one!a})" in refusal(tmp_path)
+
+
+def test_folders_in_a_class_may_be_nested_deeper_than_python_recurses(tmp_path):
+    data_set(tmp_path, "a/0.png", "b/0.png")
+    descriptor = os.open(tmp_path / "train/a", os.O_RDONLY)
+    for _ in range(1100):
+        os.mkdir("x", dir_fd=descriptor)
+        inner = os.open("x", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    os.close(descriptor)
+    assert classes(tmp_path) == ["a", "b"]
+    subprocess.run(
+        ["rm", "-r", tmp_path / "train/a/x"], check=True
+    )  # pytest's own removal recurses

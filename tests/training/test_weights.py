@@ -107,6 +107,10 @@ FOREIGN = {
     "numbers.pth": (saved({"a": 1}), "holds no weights"),
     "meta.pth": (saved({"a": torch.ones(2, device="meta")}), "'a' isn't a plain tensor"),
     "sparse.pth": (saved({"a": torch.eye(2).to_sparse()}), "'a' isn't a plain tensor"),
+    "nested.pth": (
+        saved({"a": torch.nested.as_nested_tensor([torch.ones(1), torch.ones(2)])}),
+        "'a' isn't a plain tensor",
+    ),
     "complex.pth": (saved({"a": torch.ones(2) + 0j}), "'a' isn't a plain tensor"),
     "tensors.pth": (TENSORS, "rename it to .safetensors"),
     "torch.safetensors": (FILE, "torch.save"),

@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import IO, Any
 
@@ -23,6 +24,7 @@ from ofq.errors import PERMANENT_ERRNOS, TryAgain, UserError
 
 ENDINGS = get_img_extensions(as_set=True)
 """Suffixes of the names of images."""
+ENDINGS_IN_WORDS = ", ".join(sorted(ENDINGS))
 
 _EXPECTED: dict[Layout, str] = {
     "folder": "{0}/CLASS/IMAGE",
@@ -149,9 +151,11 @@ def checked_classes(classes: Iterable[str], where: str, expected: str) -> list[s
         expected: The layout, for errors.
 
     Raises:
-        UserError: There are fewer than two, or one can't be written to a record.
+        UserError: There are fewer than two, one can't be written to a record, or two are one name
+            in different forms of Unicode, which look the same.
     """
     names = in_order(classes)
+    forms: dict[str, str] = {}
     for name in names:
         try:
             name.encode()
@@ -159,10 +163,32 @@ def checked_classes(classes: Iterable[str], where: str, expected: str) -> list[s
             raise UserError(
                 f"{where}: the name of class '{printable(name)}' isn't UTF-8; rename it"
             ) from None
+        twin = forms.setdefault(unicodedata.normalize("NFC", name), name)
+        if twin != name:
+            raise UserError(
+                f"{where}: classes {twin!a} and {name!a} are one name in two forms of "
+                "Unicode; rename one, or move its images to the other"
+            )
     if len(names) < 2:
         problem = f"all images lie in '{printable(names[0])}', one class" if names else "no image"
         raise UserError(f"{where}: {problem}; expected {expected}, with two classes or more")
     return names
+
+
+def lacking(name: str, others: Iterable[str]) -> str:
+    """Name a class for a message; and one of others that differs in what the eye doesn't see.
+
+    Args:
+        name: The class.
+        others: Those among which it isn't.
+    """
+    alike = next((other for other in others if _seen(other) == _seen(name)), None)
+    return printable(name) if alike is None else f"{name!a} (but of {alike!a})"
+
+
+def _seen(name: str) -> str:
+    letters = (c for c in unicodedata.normalize("NFKC", name) if c.isprintable())
+    return "".join(letters).strip().casefold()
 
 
 def unreached(name: str, error: OSError) -> Exception:

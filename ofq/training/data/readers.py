@@ -27,11 +27,12 @@ from ofq.console import printable
 from ofq.errors import UserError, some
 from ofq.training.data.decoding import Decoder, NoClearRange, Plain
 from ofq.training.data.listing import (
-    ENDINGS,
+    ENDINGS_IN_WORDS,
     Listing,
     checked_classes,
     in_order,
     is_image,
+    lacking,
     layout_of,
     unreached,
 )
@@ -162,7 +163,7 @@ def _images_of(folder: str, expected: str) -> list[str]:
     """Return the names of the images of a class; refuse a class without any."""
     below, images = _listed(folder)
     for name in below:
-        deep = _any_image(f"{folder}/{name}", set())
+        deep = _any_image(f"{folder}/{name}")
         if deep:
             raise UserError(
                 f"{printable(deep)}: lies in a folder below that of its class; expected {expected}"
@@ -170,21 +171,28 @@ def _images_of(folder: str, expected: str) -> list[str]:
     if not images:
         raise UserError(
             f"{printable(folder)}: no image in this folder of a class; expected {expected}, with "
-            f"images that end in {', '.join(sorted(ENDINGS))}; remove the folder if it isn't one"
+            f"images that end in {ENDINGS_IN_WORDS}; remove the folder if it isn't one"
         )
     return images
 
 
-def _any_image(folder: str, seen: set[tuple[int, int]]) -> str | None:
-    """Return an image in a folder at any depth, or None; safe with circular links."""
-    about = os.stat(folder)
-    if (about.st_dev, about.st_ino) in seen:
-        return None
-    seen.add((about.st_dev, about.st_ino))
-    folders, images = _listed(folder)
-    if images:
-        return f"{folder}/{min(images)}"
-    return next(filter(None, (_any_image(f"{folder}/{name}", seen) for name in folders)), None)
+def _any_image(top: str) -> str | None:
+    """Return an image in a folder at any depth, or None; links may lead in circles."""
+    seen, left = set[tuple[int, int]](), [top]
+    while left:
+        folder = left.pop()
+        try:
+            about = os.stat(folder)
+        except OSError as error:
+            raise unreached(printable(folder), error) from None
+        if (about.st_dev, about.st_ino) in seen:
+            continue
+        seen.add((about.st_dev, about.st_ino))
+        folders, images = _listed(folder)
+        if images:
+            return f"{folder}/{min(images)}"
+        left += [f"{folder}/{name}" for name in reversed(folders)]
+    return None
 
 
 def _listed(folder: str) -> tuple[list[str], list[str]]:
@@ -240,7 +248,7 @@ def examine(place: Place, classes: int | None, *splits: SplitName) -> Census:
     for name, split in opened.items():
         count = len(split.classes)
         for other, against in opened.items():
-            missing = [printable(c) for c in against.classes if c not in split.classes]
+            missing = [lacking(c, split.classes) for c in against.classes if c not in split.classes]
             if missing:
                 raise UserError(
                     f"{place}: split '{name}' has no image of {some(missing)}, "

@@ -17,6 +17,7 @@ from ofq.config.datasets import SPLIT_NAMES, Place, SplitName, hidden, tars_in
 from ofq.console import printable
 from ofq.errors import UserError, some
 from ofq.training.data.listing import (
+    ENDINGS_IN_WORDS,
     Listing,
     checked_classes,
     in_order,
@@ -30,6 +31,8 @@ _NO_TAR = (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, Recur
 _INDEX = "_index.npz"
 _LARGE = 1 << 30  # bytes of tar files above which an index file is written
 _LONGEST_LABEL = 32  # bytes of a .cls file
+_COMPRESSED = re.compile(r"\.(?:tar\.(?:gz|bz2|xz|zst|lz4|Z)|tgz|tbz2?|txz)$", re.I)
+_ANY = re.compile("")
 
 
 class _Found(NamedTuple):
@@ -66,6 +69,8 @@ def open_tar(place: Place, split: SplitName) -> Listing | None:
 def _in_tar(path: Path, split: SplitName) -> Listing:
     """List the images in a tar file, or a folder of them; write an index for large ones."""
     root, tars = (path, tars_in(path)) if path.is_dir() else (path.parent, [path])
+    if path.is_dir():
+        _check_folder(path, split)
     index = root / f"_{path.stem}{_INDEX}"
     try:
         about = [(tar.name, tar.stat()) for tar in tars]
@@ -80,6 +85,18 @@ def _in_tar(path: Path, split: SplitName) -> Listing:
             with suppress(OSError):  # the index only saves time
                 write_file(index, lambda temporary: _write_index(temporary, reader, state))
     return reader
+
+
+def _check_folder(path: Path, split: SplitName) -> None:
+    """Refuse what would be passed over beside a split's tar files, each of a class."""
+    _refuse_compressed(path)
+    with os.scandir(path) as entries:
+        folders = sorted(e.name for e in entries if e.is_dir() and not hidden(e.name))
+    if folders:
+        raise UserError(
+            f"{path}: has folders such as {printable(folders[0])} beside tar files; expected "
+            f"{layout_of('tar', split)}, or all classes as folders"
+        )
 
 
 def _write_index(path: Path, reader: Listing, state: list[list[Any]]) -> None:
@@ -193,6 +210,11 @@ def _of_classes(
             folders.append(folder)
         elif is_image(parts[-1]):
             members.append((parts, member.offset_data, member.size))
+        elif own is None and _COMPRESSED.search(parts[-1]):
+            raise UserError(
+                f"{path}: {printable('/'.join(parts))} would be passed over; expected "
+                f"{layout_of('tar', split)}, uncompressed"
+            )
     tops = SPLIT_NAMES[split]
     if own is None and all(parts[0] in tops and len(parts) > 2 for parts, *_ in members):
         members = [(parts[1:], offset, size) for parts, offset, size in members]
@@ -234,6 +256,32 @@ def _members(tar: tarfile.TarFile, path: Path) -> Iterator[tuple[tuple[str, ...]
             raise UserError(f"{path}: {name} is sparse; make the tar file anew without --sparse")
         if member.isdir() or member.isfile():
             yield parts, member
+    _check_end(tar, path)
+
+
+def _check_end(tar: tarfile.TarFile, path: Path) -> None:
+    """Make sure that a tar file has ended, and wasn't only cut off, damaged or joined with others.
+
+    tarfile takes a header that it can't read for the end, and the images behind it would be lost
+    without a word.
+
+    Raises:
+        UserError: It hasn't.
+    """
+    file = tar.fileobj
+    assert file is not None
+    file.seek(tar.offset)
+    if file.read(tarfile.BLOCKSIZE) != b"\0" * tarfile.BLOCKSIZE:
+        raise UserError(
+            f"{path}: cut off or damaged at byte {tar.offset:,}, where no file and no end is; "
+            "fetch or make it anew"
+        )
+    while block := file.read(tarfile.BLOCKSIZE):
+        if block[257:262] == b"ustar":
+            raise UserError(
+                f"{path}: goes on after its end, as tar files do that were joined by cat; make one "
+                "of them by `tar --concatenate`"
+            )
 
 
 def open_shards(place: Place, split: SplitName) -> Listing | None:
@@ -243,13 +291,44 @@ def open_shards(place: Place, split: SplitName) -> Listing | None:
         UserError: A shard isn't a readable tar file, an image has no label, or labels aren't
             numbers of classes from 0 without gaps.
     """
-    word = re.compile(rf"(^|[-_.])({'|'.join(SPLIT_NAMES[split])})([-_.\d]|$)")
+    word = _splits(split)
     root = Path(place.at)
     below = [folder for folder in sorted(root.iterdir()) if not hidden(folder.name)]
     tars = tars_in(root) + [tar for folder in below for tar in tars_in(folder)]
     names = [str(tar.relative_to(root)) for tar in tars]
     names = [name for name in names if word.search(name.partition("/")[0])]
+    _check_shards(root, below, names, split)
     return _read_shards(root, names, split) if names else None
+
+
+def _check_shards(root: Path, below: list[Path], names: list[str], split: SplitName) -> None:
+    """Refuse shards that would count in both splits, or be passed over as they are compressed."""
+    for name in names:
+        if all(_splits(both).search(name.partition("/")[0]) for both in SPLIT_NAMES):
+            raise UserError(
+                f"{root}: {printable(name)} is named like shards of both splits; rename it"
+            )
+    word = _splits(split)
+    _refuse_compressed(root, word)
+    for folder in below:
+        if folder.is_dir() and word.search(folder.name):
+            _refuse_compressed(folder)
+
+
+def _splits(split: SplitName) -> re.Pattern[str]:
+    """Find the name of a split in that of a shard, or of its folder."""
+    return re.compile(rf"(^|[-_.])({'|'.join(SPLIT_NAMES[split])})([-_.\d]|$)")
+
+
+def _refuse_compressed(folder: Path, named: re.Pattern[str] = _ANY) -> None:
+    """Refuse compressed tar files, which would be passed over, in a folder of others."""
+    found = [path.name for path in folder.iterdir() if not hidden(path.name)]
+    found = sorted(n for n in found if _COMPRESSED.search(n) and named.search(n))
+    if found:
+        raise UserError(
+            f"{folder}: {printable(some(found))} would be passed over; expected uncompressed .tar "
+            "files; unpack what is compressed, or take it away"
+        )
 
 
 def _read_shards(root: Path, names: list[str], split: SplitName) -> Listing:
@@ -306,14 +385,19 @@ def _samples(shard: Path, number: int) -> Iterator[_Found]:
     unlabelled = [printable(image.name) for key, image in images.items() if key not in labels]
     if unlabelled:
         raise UserError(f"{shard}: no .cls beside {some(unlabelled)}")
+    alone = [printable(f"{key}.cls") for key in labels if key not in images]
+    if alone:
+        raise UserError(
+            f"{shard}: no image beside {some(alone)}; expected one that ends in {ENDINGS_IN_WORDS}"
+        )
     for key, image in images.items():
         yield image._replace(label=labels[key])
 
 
 def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> int:
     file = tar.extractfile(member)
-    content = file.read(_LONGEST_LABEL) if file else b""
-    if not re.fullmatch(rb"\s*\d{1,9}\s*", content):
+    content = file.read(_LONGEST_LABEL + 1) if file else b""
+    if len(content) > _LONGEST_LABEL or not re.fullmatch(rb"\s*\d{1,9}\s*", content):
         text = printable(content.decode(errors="replace"))
         raise UserError(
             f"{shard}: {printable(member.name)} holds '{text}'; "
