@@ -20,9 +20,9 @@ from ofq.cli import app
 from ofq.config import Quantization, Workspace
 from ofq.config.run import describe
 from ofq.errors import UserError
+from ofq.export import packed as export
 from ofq.export.codes import hold_weights, pack, pack_weights, unpack
 from ofq.export.packed import export_run, load_packed, save_packed
-from ofq.export.packed import packed as export
 from ofq.quantization import calibrate, weight_quantizer_names
 from ofq.quantization.layers import Passthrough, QuantizedLinear
 from ofq.quantization.quantizers.base import make_weight_quantizer

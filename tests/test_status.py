@@ -13,13 +13,13 @@ from own_process import run_ofq
 from rich.console import Console
 
 from ofq.config import Workspace
+from ofq.monitor.status import runs
 from ofq.monitor.status.estimate import time_left, waiting_for
 from ofq.monitor.status.figures import duration, significant
 from ofq.monitor.status.fit import fitting, shares
 from ofq.monitor.status.runs import RunStatus, StudyStatus, last_error
 from ofq.monitor.status.table import Page
 from ofq.runs.attempt import run_folder
-from ofq.runs.folder import RunFolder
 
 OFQ = [sys.executable, "-m", "ofq"]
 PARTS = {
@@ -191,15 +191,16 @@ def test_damaged_folder_does_not_hide_the_others(study):
     assert f"ofq doctor {study.id('fp', 0)}" in statuses[study.id("fp", 0)].failure.todo
 
 
-def test_each_folder_is_looked_at_once_and_done_ones_never_again(mixed, monkeypatch):
+def test_each_folder_is_read_once_a_poll_and_done_ones_never_again(mixed, monkeypatch):
     seen = []
-    state = RunFolder.state
-    monkeypatch.setattr(RunFolder, "state", lambda self: seen.append(self.path) or state(self))
-    watch = StudyStatus(mixed.workspace, "tiny")
-    first, second = watch.read(), watch.read()
-    done = run_folder(mixed.workspace, mixed.runs[mixed.id("fp", 0)]).path
+    read = runs._status_of
+    monkeypatch.setattr(
+        runs, "_status_of", lambda name, folder: seen.append(name) or read(name, folder)
+    )
+    status = StudyStatus(mixed.workspace, "tiny")
+    first, second = status.read(), status.read()
     assert first == second
-    assert seen.count(done) == 1
+    assert seen.count(mixed.id("fp", 0)) == 1
     assert len(seen) == 1 + 2 * 4  # the waiting ones have no folder
 
 

@@ -48,7 +48,7 @@ def model(quantized):
 
 @cache
 def facts():
-    return data.describe("digits", MICRO, 0)
+    return data.describe("digits", data.load("digits", MICRO, 0))
 
 
 @cache

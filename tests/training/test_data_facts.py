@@ -123,10 +123,12 @@ def test_damaged_facts_are_refused_with_their_record(seen, change):
 @pytest.mark.parametrize(("name", "classes"), [("digits", 10), ("toy_regression", 0)])
 def test_data_that_come_with_the_package_are_described_likewise(name, classes):
     model = "micro_deit_patch2_8" if classes else "toy_regression_4"
-    found = data.describe(name, model, 0)
+    found = data.describe(name, data.load(name, model, 0))
     assert found.class_names == [str(number) for number in range(classes)]
-    assert found.difference(data.describe(name, model, 0)) is None
-    assert found.difference(data.describe(name, model, 1)).startswith(("the images", "8", "9"))
+    assert found.difference(data.describe(name, data.load(name, model, 0))) is None
+    assert found.difference(data.describe(name, data.load(name, model, 1))).startswith(
+        ("the images", "8", "9")
+    )
     if classes:
         assert sum(found.images_by_class["val"]) == found.images["val"] == 900
 

@@ -19,11 +19,12 @@ from ofq.config.datasets import locate
 from ofq.config.images import Augmentation, Images, Mixing
 from ofq.errors import TryAgain, UserError
 from ofq.training import models
+from ofq.training.data import loading
 from ofq.training.data.augmentation import mix, randomness_of
 from ofq.training.data.images import ImageSource, open_images
 from ofq.training.data.loading import workers_watched
 from ofq.training.data.readers import Split
-from ofq.training.data.source import Batch, loading
+from ofq.training.data.source import Batch
 from ofq.training.distributed import SINGLE_PROCESS, SingleProcess
 from ofq.training.objective import Classification
 

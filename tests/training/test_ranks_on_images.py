@@ -26,8 +26,9 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ofq.config.datasets import locate
 from ofq.config.images import Images
+from ofq.training.data import loading
 from ofq.training.data.images import ImageData, ImageSource, open_images
-from ofq.training.data.source import Batch, loading
+from ofq.training.data.source import Batch
 
 START_METHODS = ["fork", "spawn", "forkserver"]
 TOLERANCE = 1e-3  # of the way that the weights went

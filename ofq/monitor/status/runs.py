@@ -151,11 +151,11 @@ def _folder(workspace: Workspace, run: Run) -> RunFolder:
 def _status_of(name: str, folder: RunFolder) -> RunStatus:
     """Return the status of a run whose folder exists."""
     try:
-        state = folder.state()
-        record = folder.record() if state == "done" else None
+        record = folder.record()
         if record is not None:
             record.check_places()
             return RunStatus("done", seconds=record.seconds)
+        state = folder.state()
         if state == "running":
             return _running(folder)
         return RunStatus(state, failure=_failure(name, folder) if state == "failed" else None)
