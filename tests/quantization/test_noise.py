@@ -70,7 +70,7 @@ def test_weights_near_a_threshold_take_either_side_and_others_stay(qkr):
 def test_control_moves_as_many_of_the_others_by_one_level(quantizer):
     model = trained(quantizer)
     weights = list(low_bit_weights(model))
-    before, steps = quantized(model), {w.layer: w.quantizer.step(w.latent()) for w in weights}
+    before, steps = quantized(model), {w.layer: w.quantizer.step_size(w.latent()) for w in weights}
     inside = {
         w.layer: near_threshold(w.quantizer.position(w.latent()), 0.1, -2, 1) for w in weights
     }

@@ -365,7 +365,7 @@ def images(folder: Path, workers: int) -> ImageData:
 
 def digest(batches: Iterable[Batch]) -> str:
     found = hashlib.sha256()
-    for inputs, labels in batches:
+    for inputs, labels, _ in batches:
         found.update(inputs.numpy().tobytes() + labels.numpy().tobytes())
     return found.hexdigest()
 
