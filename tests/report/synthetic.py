@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ofq.config import Run, Workspace
+from ofq.config.run import quantization_of
 from ofq.runs.folder import RunFolder
 from ofq.runs.record import FINAL, facts_of, write_manifest
 
@@ -189,12 +190,14 @@ def _metrics(run: Run, epoch: int, top1: float, rng: np.random.Generator) -> dic
 
 def quantizer(run: Run) -> str | None:
     """The name of a run's weight quantizer."""
-    return run.config.quantization.weight_quantizer if run.config.quantization else None
+    quantization = quantization_of(run.config)
+    return quantization.weight_quantizer if quantization else None
 
 
 def has_qkr(run: Run) -> bool:
     """Whether a run merges query and key."""
-    return bool(run.config.quantization and run.config.quantization.qkr)
+    quantization = quantization_of(run.config)
+    return bool(quantization and quantization.qkr)
 
 
 def has_codes(run: Run) -> bool:

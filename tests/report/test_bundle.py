@@ -332,7 +332,7 @@ def test_commands_bundle_and_unbundle_without_torch(home: Workspace, tmp_path: P
 
     told = ofq(home.root, "bundle", "small", "--out", str(tmp_path / "small.tar.xz"))
     assert told.startswith(f"wrote {tmp_path / 'small.tar.xz'}: ")
-    assert "not hosts, processes, logs or credentials" in told
+    assert "no host names, process ids, logs or credentials" in told
     told = ofq(tmp_path, "unbundle", "small.tar.xz")
     assert told == "unpacked small; its report anew: cd small && ofq report small\n"
     before = contents(tmp_path / "small/reports")
