@@ -154,7 +154,9 @@ def test_override_merges_mappings_and_matches_lists(checkout):
 def test_images_of_data_that_come_ready_are_refused(checkout):
     path = checkout / "config/recipes/small.yaml"
     path.write_text(path.read_text() + "overrides:\n- {match: {}, set: {images: {repeats: 2}}}\n")
-    with pytest.raises(UserError, match=r"'images'.*'digits' comes ready.*allowed.*imagenet"):
+    with pytest.raises(
+        UserError, match=r"'images'.*'digits' comes ready.*allowed.*source is 'images'"
+    ):
         Workspace(checkout).grid("tiny")
 
 
