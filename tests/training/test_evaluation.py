@@ -222,7 +222,7 @@ def test_terminal_gets_a_bar(weights):
             shown += os.read(main, 4096)
         except OSError:  # the terminal's other end is closed
             break
-    assert group.barrier() == 0
+    assert group.wait() == 0
     assert "━" in shown.decode()
     assert "900/900" in shown.decode()
 
