@@ -262,7 +262,7 @@ MISTAKES = {
         RECIPE,
         "digits",
         "toy_regression",
-        ["'toy_regression'", "allowed: digits, imagenet"],
+        ["'toy_regression'", "allowed: a classification"],
     ),
 }
 
