@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ofq.errors import UserError
 from ofq.quantization.products import Product
 from ofq.quantization.quantizers.base import check_bits
+from ofq.registry import register as add_part
 
 
 class ActivationQuantizer(nn.Module, ABC):
@@ -155,18 +156,10 @@ def register_activation_quantizer(name: str) -> Callable[[_Quantizer], _Quantize
             raise UserError(
                 f"activation quantizer '{name}': {quantizer} is no ofq.ActivationQuantizer"
             )
-        known = _REGISTRY.get(name)
-        if known is not None and _place(known) != _place(quantizer):
-            raise UserError(f"an activation quantizer named '{name}' is already registered")
-        _REGISTRY[name] = quantizer
+        add_part(_REGISTRY, name, quantizer, "an activation quantizer")
         return quantizer
 
     return register
-
-
-def _place(quantizer: object) -> tuple[str, str]:
-    """Return a class's module and name, which stay the same if a notebook cell is run again."""
-    return getattr(quantizer, "__module__", ""), getattr(quantizer, "__qualname__", "")
 
 
 def activation_quantizer_names() -> list[str]:

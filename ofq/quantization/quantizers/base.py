@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ofq.errors import UserError
+from ofq.registry import register as add_part
 
 OFF = 32
 """Bit-width that means "not quantized"."""
@@ -181,18 +182,10 @@ def register_weight_quantizer(name: str) -> Callable[[_Quantizer], _Quantizer]:
     def register(quantizer: _Quantizer) -> _Quantizer:
         if isinstance(quantizer, type) and not issubclass(quantizer, WeightQuantizer):
             raise UserError(f"weight quantizer '{name}': {quantizer} is no ofq.WeightQuantizer")
-        if name in _REGISTRY and not _same(_REGISTRY[name], quantizer):
-            raise UserError(f"a weight quantizer named '{name}' is already registered")
-        _REGISTRY[name] = quantizer
+        add_part(_REGISTRY, name, quantizer, "a weight quantizer")
         return quantizer
 
     return register
-
-
-def _same(one: object, other: object) -> bool:
-    """Return whether two share module and name, as a class does when a notebook cell is re-run."""
-    places = [(getattr(o, "__module__", o), getattr(o, "__qualname__", o)) for o in (one, other)]
-    return places[0] == places[1]
 
 
 def weight_quantizer_names() -> list[str]:

@@ -9,6 +9,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from ofq.errors import UserError
+from ofq.registry import register as add_part
 
 
 class Technique(nn.Module):
@@ -84,18 +85,10 @@ def register_technique(name: str) -> Callable[[_Technique], _Technique]:
     def register(technique: _Technique) -> _Technique:
         if isinstance(technique, type) and not issubclass(technique, Technique):
             raise UserError(f"technique '{name}': {technique} is no ofq.Technique")
-        known = _REGISTRY.get(name)
-        if known is not None and _place(known) != _place(technique):
-            raise UserError(f"a technique named '{name}' is already registered")
-        _REGISTRY[name] = technique
+        add_part(_REGISTRY, name, technique, "a technique")
         return technique
 
     return register
-
-
-def _place(technique: object) -> tuple[str, str]:
-    """Return a class's module and name, which stay the same if a notebook cell is run again."""
-    return getattr(technique, "__module__", ""), getattr(technique, "__qualname__", "")
 
 
 def technique_names() -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ofq.errors import UserError
+from ofq.registry import register as add_part
 from ofq.report.collect import Records
 
 
@@ -56,10 +56,7 @@ def register_figure(name: str) -> Callable[[Draw], Draw]:
     """
 
     def register(draw: Draw) -> Draw:
-        known = FIGURES.get(name)
-        if known and (known.__module__, known.__name__) != (draw.__module__, draw.__name__):
-            raise UserError(f"a figure named '{name}' is already registered")
-        FIGURES[name] = draw
+        add_part(FIGURES, name, draw, "a figure")
         return draw
 
     return register

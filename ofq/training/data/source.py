@@ -15,6 +15,7 @@ from torch import Tensor
 from ofq.config.datasets import PACKAGED, DataFacts, Dataset, digest_of
 from ofq.config.modules import import_module
 from ofq.errors import UserError
+from ofq.registry import register as add_part
 from ofq.stopping import Interrupted, StopRequest
 from ofq.training.distributed import SINGLE_PROCESS, SingleProcess
 
@@ -274,17 +275,12 @@ def register_dataset(name: str) -> Callable[[_Function], _Function]:
     """
 
     def register(function: _Function) -> _Function:
-        known = _SOURCES.get(name)
-        if name == "images" or (known and _named(known) != _named(function)):
-            raise UserError(f"a data set's source named '{name}' is already registered")
-        _SOURCES[name] = function
+        if name == "images":  # which isn't in the registry: such data are read, not returned
+            raise UserError("a data set's source named 'images' is already registered")
+        add_part(_SOURCES, name, function, "a data set's source")
         return function
 
     return register
-
-
-def _named(function: Callable[[DataRequest], Data]) -> tuple[str, str]:
-    return function.__module__, function.__qualname__
 
 
 def load(
