@@ -17,7 +17,7 @@ from pydantic import (
 
 from ofq.config.fields import Name
 from ofq.config.files import Strict, suggest
-from ofq.config.plugins import module_of
+from ofq.config.plugins import with_module
 from ofq.console import printable
 from ofq.errors import UserError
 
@@ -68,13 +68,9 @@ class Dataset(Strict):
     @model_validator(mode="before")
     @classmethod
     def _module_may_be_a_plugin(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or data.get("module") is not None:
+        if not isinstance(data, dict):
             return data
-        source = data.get("source")
-        if not isinstance(source, str) or source in SOURCES:
-            return data
-        module = module_of([source])
-        return data if module is None else {**data, "module": module}
+        return with_module(data, [data.get("source")], SOURCES)
 
     @property
     def of_files(self) -> bool:

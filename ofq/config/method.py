@@ -14,7 +14,7 @@ from pydantic import (
 
 from ofq.config.fields import Bits, Line, Name, QuantizedStage
 from ofq.config.files import Strict, renamed, suggest
-from ofq.config.plugins import module_of
+from ofq.config.plugins import with_module
 from ofq.config.stage import hyperparameters
 
 WEIGHT_QUANTIZERS = ("lsq", "lsq_statistical", "statsq", "statsq_learned", "statsq_moments")
@@ -253,15 +253,13 @@ class Method(_Techniques):
     @model_validator(mode="before")
     @classmethod
     def _module_may_be_a_plugin(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or data.get("module") is not None:
+        if not isinstance(data, dict):
             return data
         parts = [data.get("cga"), data.get("stabilizer")]
         parts += data["techniques"] if isinstance(data.get("techniques"), list) else []
         forms = [part.get("form") for part in parts if isinstance(part, dict)]
         names = [data.get("weight_quantizer"), data.get("activation_quantizer"), *forms]
-        own = [name for name in names if isinstance(name, str) and name not in _BUILT_IN]
-        module = module_of(own) if own else None
-        return data if module is None else {**data, "module": module}
+        return with_module(data, names, _BUILT_IN)
 
     @model_validator(mode="after")
     def _parts_are_known(self) -> Self:

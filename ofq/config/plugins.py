@@ -8,9 +8,10 @@ A package declares each name with the module that registers it::
 A config file may then use the name without naming the module.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from functools import cache
 from importlib.metadata import entry_points
+from typing import Any
 
 GROUP = "ofq.plugins"
 
@@ -20,6 +21,18 @@ def _modules() -> dict[str, str]:
     return {point.name: point.module for point in entry_points(group=GROUP)}
 
 
-def module_of(names: Iterable[str]) -> str | None:
-    """Return the module of the first name that an installed package declares; None for no name."""
-    return next((_modules()[name] for name in names if name in _modules()), None)
+def with_module(
+    content: dict[str, Any], names: Iterable[object], built_in: Container[str]
+) -> dict[str, Any]:
+    """Return the content of a config file, with the module of its first plugin.
+
+    Args:
+        content: The content, returned as it is if it has a ``module`` already, or no plugin.
+        names: The names of parts in it, not checked yet.
+        built_in: Names that need no plugin.
+    """
+    if content.get("module") is not None:
+        return content
+    own = (name for name in names if isinstance(name, str) and name not in built_in)
+    module = next((_modules()[name] for name in own if name in _modules()), None)
+    return content if module is None else {**content, "module": module}

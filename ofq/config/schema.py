@@ -30,7 +30,7 @@ from ofq.config.fields import (
     distinct,
 )
 from ofq.config.files import Strict, suggest
-from ofq.config.plugins import module_of
+from ofq.config.plugins import with_module
 from ofq.config.stage import Resources, Training, hyperparameters
 
 FIGURES = (
@@ -246,13 +246,10 @@ class Study(Strict):
     @model_validator(mode="before")
     @classmethod
     def _module_may_be_a_plugin(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or data.get("module") is not None:
+        if not isinstance(data, dict):
             return data
         figures = data.get("figures")
-        names = figures if isinstance(figures, list) else []
-        own = [name for name in names if isinstance(name, str) and name not in FIGURES]
-        module = module_of(own) if own else None
-        return data if module is None else {**data, "module": module}
+        return with_module(data, figures if isinstance(figures, list) else [], FIGURES)
 
     @model_validator(mode="after")
     def _figures_are_known(self) -> Self:
