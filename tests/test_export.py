@@ -131,7 +131,7 @@ def test_packed_model_has_the_logits_of_the_one_exported(method, bits, tmp_path)
 def test_packed_swin_has_the_logits_of_the_one_exported(tmp_path, monkeypatch):
     monkeypatch.setattr(
         models, "build",
-        lambda name, classes: timm.create_model(name, num_classes=classes, **SMALL_SWIN),
+        lambda name, classes, args=None: timm.create_model(name, num_classes=classes, **SMALL_SWIN),
     )  # fmt: skip
     quantization = Quantization(bits="W3A3", weight_quantizer="statsq", qkr=True)
     model = trained(SWIN, quantization, torch.rand(4, 3, 32, 32), classes=7)
