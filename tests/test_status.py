@@ -13,10 +13,11 @@ from own_process import run_ofq
 from rich.console import Console
 
 from ofq.config import Workspace
+from ofq.monitor.span import Range
 from ofq.monitor.status import runs
-from ofq.monitor.status.estimate import time_left, waiting_for
 from ofq.monitor.status.figures import duration, significant
 from ofq.monitor.status.fit import fitting, shares
+from ofq.monitor.status.remaining import time_left, waiting_for
 from ofq.monitor.status.runs import RunStatus, StudyStatus, last_error
 from ofq.monitor.status.table import Page
 from ofq.runs.attempt import run_folder
@@ -246,20 +247,20 @@ def test_time_left_is_work_over_runs_at_once(study):
     found = statuses(
         study, fp_0=FP, fp_1=FP, lsq_0=HALF, lsq_1=HALF, qat_0=done, qat_1=done, cga_0=done
     )
-    estimate = time_left(study.runs, found)
-    assert (estimate.seconds, estimate.at_once) == (10.0, 2)  # 5 + 5 + 10 (cga_1)
+    # both that run end after 5 s; then cga_1 takes 10 s: one was measured, so 20 % more or less
+    assert time_left(study.runs, found) == Range(5 + 10 / 1.2, 5 + 10 * 1.2)
 
 
 def test_time_left_is_no_less_than_the_longest_chain(study):
-    done = RunStatus("done", seconds=10.0)
+    done = RunStatus("done", seconds=20.0)
     found = statuses(study, fp_0=FP, fp_1=FP, lsq_0=HALF, lsq_1=HALF, qat_1=done, cga_1=done)
-    # 5 + 5 + 10 (qat_0) + 10 (cga_0) s of work by 2 runs at once; but cga_0 waits for qat_0
-    assert time_left(study.runs, found).seconds == 20.0
+    # both that run end after 5 s; then qat_0 and cga_0 follow each other: 20 s by measurement
+    assert time_left(study.runs, found) == Range(5 + 40 / 1.2, 5 + 40 * 1.2)
 
 
 def test_nothing_is_said_of_time_that_is_not_known(study):
-    known = statuses(study, fp_0=FP, fp_1=FP, lsq_0=HALF)
-    assert time_left(study.runs, known) is None  # nothing is known of cga's pace
+    known = statuses(study, fp_0=HALF, fp_1=HALF)
+    assert time_left(study.runs, known) is None  # nothing is known of quantized runs
     done = RunStatus("done", seconds=10.0)
     still = statuses(study, fp_0=FP, fp_1=FP, lsq_0=done, qat_0=done, cga_0=done)
     assert time_left(study.runs, still) is None  # nothing runs
@@ -270,7 +271,7 @@ def test_failed_runs_and_those_that_wait_for_them_count_for_nothing(study):
     found = statuses(study, fp_0=FP, fp_1=failed, lsq_0=HALF, qat_0=done, cga_0=done)
     held = {study.id("lsq", 1), study.id("qat", 1), study.id("cga", 1)}
     assert waiting_for(study.runs, found) == {study.id("fp", 1): held}
-    assert time_left(study.runs, found).seconds == 5.0
+    assert time_left(study.runs, found) == Range(5.0, 5.0)
 
 
 @pytest.mark.parametrize(

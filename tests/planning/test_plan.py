@@ -17,13 +17,13 @@ from ofq.atomic import write_json
 from ofq.config import Workspace
 from ofq.config.run import describe
 from ofq.errors import UserError
+from ofq.monitor.assumptions import assumed_epoch
+from ofq.monitor.kind import kind_of, passes_of
 from ofq.monitor.plan import limits
-from ofq.monitor.plan.assumptions import assumed_epoch
-from ofq.monitor.plan.kind import kind_of, passes_of
 from ofq.monitor.plan.plan import Machine, Planner
 from ofq.monitor.plan.samples import FILE
 from ofq.monitor.plan.show import lines, show, summary
-from ofq.monitor.plan.span import Range
+from ofq.monitor.span import Range
 from ofq.runs.attempt import run_folder
 
 CPU = "A processor"
@@ -39,8 +39,7 @@ resources:
 @pytest.fixture(autouse=True)
 def this_machine(monkeypatch):
     """A machine of a known processor, without GPU."""
-    monkeypatch.setattr("ofq.monitor.plan.estimate.processor", lambda: CPU)
-    monkeypatch.setattr("ofq.monitor.plan.estimate.gpus", list)
+    monkeypatch.setattr(hardware, "processor", lambda: CPU)
     monkeypatch.setattr(hardware, "gpus", list)
 
 
@@ -150,8 +149,7 @@ def test_other_hardware_counts_only_where_this_one_was_not_measured(checkout):
         finish_seed(workspace, seed, device="Another processor")
     assert Planner(workspace, "tiny").plan(Machine(1, 8)).devices == ("Another processor",)
     finish(workspace, runs_of_seed(workspace, 3)[0], 77)
-    planner = Planner(workspace, "tiny")
-    assert planner.estimator.devices == [CPU]
+    assert Planner(workspace, "tiny").plan(Machine(1, 8)).devices == (CPU,)
 
 
 def test_interrupted_run_counts_for_what_is_left_of_it(checkout):

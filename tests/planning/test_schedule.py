@@ -5,7 +5,7 @@ from itertools import permutations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ofq.monitor.plan.schedule import Task, critical_path, makespan
+from ofq.monitor.schedule import Task, critical_path, makespan
 
 
 @st.composite

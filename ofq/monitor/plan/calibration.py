@@ -17,7 +17,7 @@ from ofq.config import Run, TrainedRun, Workspace
 from ofq.config.run import CgaRun, QatRun
 from ofq.errors import UserError
 from ofq.hardware import processor
-from ofq.monitor.plan.kind import kind_of
+from ofq.monitor.kind import kind_of
 from ofq.monitor.plan.samples import FILE, Calibration, calibrations
 from ofq.stopping import Interrupted, StopRequest
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from ofq import hardware
 from ofq.config import Run, TrainedRun, Workspace
 from ofq.errors import UserError
-from ofq.monitor.plan.estimate import Estimate, Estimator
-from ofq.monitor.plan.kind import kind_of
-from ofq.monitor.plan.samples import samples
-from ofq.monitor.plan.schedule import Task, critical_path, makespan
-from ofq.monitor.plan.span import Range, hull, total
+from ofq.monitor.estimate import Estimate, Estimator
+from ofq.monitor.kind import kind_of
+from ofq.monitor.plan.samples import of_this_hardware, samples
+from ofq.monitor.schedule import Task, critical_path, makespan
+from ofq.monitor.span import Range, hull, total
 from ofq.runs.attempt import run_folder
 from ofq.runs.record import Damaged
 
@@ -127,7 +127,9 @@ class Planner:
         self.runs = self.grid.runs()
         models = {(run.config.dataset, run.config.model) for run in self.runs.values()}
         self.warnings: list[str] = []
-        self.estimator = Estimator(samples(workspace, models, self.warnings.append))
+        measured = of_this_hardware(samples(workspace, models, self.warnings.append))
+        self._devices = sorted({sample.device for sample in measured})
+        self.estimator = Estimator(measured, next(iter(hardware.gpus()), None))
         self._estimates: dict[str, Estimate] = {}
         self._left = {name: self._share(workspace, run) for name, run in self.runs.items()}
 
@@ -187,7 +189,7 @@ class Planner:
             left=self._hours(self.to_do(), left=True),
             wall=_ordered(makespan(lows, capacity), makespan(highs, capacity)),
             chain=Range(critical_path(lows), critical_path(highs)),
-            devices=tuple(self.estimator.devices),
+            devices=tuple(self._devices),
             measurable=any(
                 isinstance(run.config, TrainedRun) and not run.resources.gpu
                 for run in self.unmeasured()

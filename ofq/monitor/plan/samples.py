@@ -2,38 +2,20 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from ofq import hardware
 from ofq.config import Workspace
 from ofq.config.files import Strict, parse
 from ofq.errors import UserError
-from ofq.monitor.plan.kind import Kind, kind_of_config, passes_of
-from ofq.monitor.plan.span import Range
+from ofq.monitor.estimate import Sample
+from ofq.monitor.kind import Kind, kind_of_config, passes_of
+from ofq.monitor.span import Range
 from ofq.runs.record import DESCRIPTION, Damaged, Record
 
 FILE = "throughput.jsonl"
 """File of the calibrations, in the results folder; one line each, so machines can share it."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Measured times of one kind of run.
-
-    Attributes:
-        kind: Their kind.
-        device: The hardware's name.
-        source: Its origin: a finished run, or a calibration.
-        epoch: Seconds per epoch, its evaluation included.
-        fixed: Seconds of an attempt outside its epochs.
-    """
-
-    kind: Kind
-    device: str
-    source: Literal["run", "calibration"]
-    epoch: Range
-    fixed: float = 0.0
 
 
 class Calibration(Strict):
@@ -101,6 +83,21 @@ def samples(
         folder = workspace.results / "runs" / dataset / model
         selection += _finished(folder, warn) if folder.exists() else []
     return selection
+
+
+def of_this_hardware(samples: Iterable[Sample]) -> list[Sample]:
+    """Return the samples of this machine's GPUs and processor.
+
+    Where there are none of its GPUs, or none of its processor, as on a login node, all are kept.
+    """
+    samples = list(samples)
+    on_gpus = [sample for sample in samples if sample.kind.gpus]
+    on_processors = [sample for sample in samples if not sample.kind.gpus]
+    return [*_local(on_gpus, hardware.gpus()), *_local(on_processors, [hardware.processor()])]
+
+
+def _local(samples: list[Sample], devices: list[str]) -> list[Sample]:
+    return [sample for sample in samples if sample.device in devices] or samples
 
 
 def _finished(folder: Path, warn: Callable[[str], None]) -> Iterator[Sample]:

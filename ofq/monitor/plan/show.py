@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ofq.monitor.plan.plan import CORES, GPUS, Plan, Row
-from ofq.monitor.plan.span import Range, duration, figures
+from ofq.monitor.span import Range, duration, figures
 
 _NAMES = ("stage", "bits", "done", "to do", "each takes", "hours", "known from")
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 
-from ofq.monitor.status.estimate import time_left
+from ofq.monitor import span
 from ofq.monitor.status.figures import duration, progress, significant, tally, words
+from ofq.monitor.status.remaining import time_left
 from ofq.monitor.status.runs import STATES, Row, RunStatus, StudyStatus
 
 _NONE = "-"
@@ -22,8 +23,8 @@ def lines(watch: StudyStatus) -> Iterator[str]:
             yield f"failed {name}: {status.failure.error}"
             log = watch.log(name)
             yield f"  log: {log if log.exists() else 'none'}; {status.failure.todo}"
-    counts, estimate = tally(statuses.values()), time_left(watch.runs, statuses)
-    left = f"; about {duration(estimate.seconds)} left" if estimate else ""
+    counts, remaining = tally(statuses.values()), time_left(watch.runs, statuses)
+    left = f"; {span.duration(remaining)} left" if remaining else ""
     yield f"{watch.grid.study}: {len(statuses)} runs: {words(counts, STATES)}{left}"
 
 

@@ -10,9 +10,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ofq.monitor.status.estimate import time_left, waiting_for
+from ofq.monitor import span
 from ofq.monitor.status.figures import duration, progress, significant, tally
 from ofq.monitor.status.fit import fitting, height, shares
+from ofq.monitor.status.remaining import time_left, waiting_for
 from ofq.monitor.status.runs import STATES, Row, RunStatus, StudyStatus
 from ofq.stopping import StopRequest
 
@@ -115,8 +116,8 @@ class _Study:
         done = self.counts["done"] + sum(
             k.step / k.total for k in self.statuses.values() if k.total
         )
-        estimate = time_left(self.watch.runs, self.statuses)
-        left = f"about {duration(estimate.seconds)} left" if estimate else ""
+        remaining = time_left(self.watch.runs, self.statuses)
+        left = f"{span.duration(remaining)} left" if remaining else ""
         bar = Table.grid(padding=(0, 1), expand=True)
         bar.add_column(ratio=1)
         bar.add_column()

@@ -4,8 +4,8 @@ A step's time is its operations, divided by a device's operations per second. Th
 models and batches that keep a GPU busy, so there are no entries for this package's small models.
 """
 
-from ofq.monitor.plan.kind import Kind
-from ofq.monitor.plan.span import Range
+from ofq.monitor.kind import Kind
+from ofq.monitor.span import Range
 
 FORWARD_GMACS = {
     # at 224 x 224: Touvron et al. 2021 (DeiT), Liu et al. 2021 (Swin)

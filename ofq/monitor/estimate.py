@@ -5,19 +5,37 @@ Measured ranges are widened by a factor, for the variation that few measurements
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ofq.config import Run
-from ofq.hardware import gpus, processor
-from ofq.monitor.plan.assumptions import assumed_epoch
-from ofq.monitor.plan.kind import Kind, kind_of_config, passes_of
-from ofq.monitor.plan.samples import Sample
-from ofq.monitor.plan.span import Range, hull
+from ofq.monitor.assumptions import assumed_epoch
+from ofq.monitor.kind import Kind, kind_of_config, passes_of
+from ofq.monitor.span import Range, hull
 
 _ENOUGH = 3  # runs, whose times show their variation
 _FEW_RUNS = 1.2
 _CALIBRATION = 1.3  # a minute doesn't show what hours do, nor how jobs slow each other down
 _SIMILAR = 1.6  # from the cheapest method to the dearest: see assumptions.QUANTIZED
 _LIMIT = 60  # seconds in a recipe's minute
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Measured times of one kind of run.
+
+    Attributes:
+        kind: Their kind.
+        device: The hardware's name.
+        source: Its origin: a run, finished or running, or a calibration.
+        epoch: Seconds per epoch, its evaluation included.
+        fixed: Seconds of an attempt outside its epochs.
+    """
+
+    kind: Kind
+    device: str
+    source: Literal["run", "calibration"]
+    epoch: Range
+    fixed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -36,22 +54,17 @@ class Estimate:
 
 
 class Estimator:
-    """Estimator of run times.
-
-    Only samples from this machine's hardware are used; if there are none, as on a login node, all
-    are.
+    """Estimator of run times, for `ofq status` and `ofq plan` alike.
 
     Args:
-        samples: All measurements.
+        samples: The measurements that it rests on.
+        gpu: Name of the GPU for which runs are assumed to take a time where none was measured;
+            None for the range over all known ones.
     """
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        here = gpus()
-        self._gpu = here[0] if here else None
-        on_gpus = [s for s in samples if s.kind.gpus]
-        on_processors = [s for s in samples if not s.kind.gpus]
-        self._samples = [*_local(on_gpus, here), *_local(on_processors, [processor()])]
-        self.devices = sorted({sample.device for sample in self._samples})
+    def __init__(self, samples: Sequence[Sample], gpu: str | None = None) -> None:
+        self._gpu = gpu
+        self._samples = list(samples)
         self._known: dict[Kind, list[Sample]] = {}
         for sample in self._samples:
             self._known.setdefault(sample.kind, []).append(sample)
@@ -80,10 +93,6 @@ class Estimator:
             return Estimate(epoch * epochs, "assumed: FLOPs", measured=False)
         limit = Range(0, _LIMIT * run.resources.runtime)
         return Estimate(limit, "assumed: recipe's limit", measured=False)
-
-
-def _local(samples: list[Sample], devices: list[str]) -> list[Sample]:
-    return [sample for sample in samples if sample.device in devices] or samples
 
 
 def _scaled(samples: list[Sample], epochs: int, factor: float, source: str) -> Estimate:

@@ -15,6 +15,7 @@ class Task:
         pool: The resource that it occupies.
         width: The amount of the resource.
         needs: Names of the tasks that must have ended before.
+        running: Whether it runs already, so that it is the first to hold its resource.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Task:
     pool: str
     width: int
     needs: tuple[str, ...] = ()
+    running: bool = False
 
 
 def makespan(tasks: Sequence[Task], capacity: Mapping[str, int]) -> float:
@@ -34,7 +36,9 @@ def makespan(tasks: Sequence[Task], capacity: Mapping[str, int]) -> float:
         tasks: The jobs, each after those that it needs.
         capacity: The amount of each resource; at least as much as the widest task takes.
     """
-    first = {task.name: -way for task, way in zip(tasks, _ways(tasks), strict=True)}
+    first = {
+        task.name: (not task.running, -way) for task, way in zip(tasks, _ways(tasks), strict=True)
+    }
     blocked = {task.name: len(task.needs) for task in tasks}
     followers: dict[str, list[Task]] = {task.name: [] for task in tasks}
     for task in tasks:
