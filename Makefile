@@ -42,7 +42,7 @@ fuzz: .venv/ready
 
 test-kernels: .venv/ready
 	@pip install --quiet --disable-pip-version-check --editable '.[kernels]'
-	@TRITON_INTERPRET=1 pytest tests/quantization/test_fused.py
+	@TRITON_INTERPRET=1 pytest tests/quantization/test_kernels.py
 
 check: .venv/ready
 	@ruff check .
@@ -81,7 +81,7 @@ samples: .venv/ready
 	 done
 
 slurm-up slurm-down: slurm-%: .venv/ready
-	@python tests/slurm/cluster.py $* $(SLURM)
+	@python tests/support/cluster.py $* $(SLURM)
 
 # The environment is complete when the file exists; a changed pin makes it anew.
 .venv/ready: requirements.lock pyproject.toml

@@ -25,9 +25,9 @@ from ofq.config import Run, Workspace
 from ofq.runs.folder import REPORTED
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "report"))
+sys.path.insert(0, str(ROOT))
 
-import synthetic  # type: ignore[import-not-found]  # noqa: E402
+from tests.support import synthetic  # noqa: E402
 
 BITS = ["W2A2", "W3A3", "W4A4", "W8A8"]
 METHODS = synthetic.STUDY["methods"]

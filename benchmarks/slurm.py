@@ -24,11 +24,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "slurm"))
+sys.path.insert(0, str(ROOT))
 
-from checkouts import Checkout  # noqa: E402
-from cluster import Cluster  # noqa: E402
 from machine import keep  # noqa: E402
+
+from tests.support.checkouts import Checkout  # noqa: E402
+from tests.support.cluster import Cluster  # noqa: E402
 
 # in place of training: logs its times, and writes the files that the workflow requires
 FAKE = """

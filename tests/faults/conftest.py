@@ -5,7 +5,8 @@ import os
 import shutil
 
 import pytest
-from lab import Lab, build
+
+from tests.support.lab import Lab, build
 
 
 @pytest.fixture(scope="session")

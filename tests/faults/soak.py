@@ -18,10 +18,11 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS.parent / "benchmarks")]
-from lab import Lab, build, differences, mirrored_differences  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from machine import keep  # noqa: E402
+
+from tests.support.lab import Lab, build, differences, mirrored_differences  # noqa: E402
 
 STAGES = ("qat", "cga")
 LONGEST = 3.0  # seconds from the lock to a kill

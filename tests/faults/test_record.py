@@ -7,11 +7,12 @@ import platform
 
 import numpy
 import pytest
-from lab import STEPS
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from ofq.redact import redact
+
+from tests.support.lab import STEPS
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 

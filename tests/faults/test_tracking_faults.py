@@ -6,15 +6,16 @@ import sys
 import time
 
 import pytest
-from commands import ofq
 from mlflow import MlflowClient
-from runs import Training, mirrored, points, recorded, until
-from servers import Server, dead_port, hung_server
 
 from ofq.config import Workspace
 from ofq.runs.folder import RunFolder
 from ofq.tracking.mirroring import WAIT, start_mirror
 from ofq.tracking.store import prepare_store
+
+from tests.support.run_folders import Training, mirrored, points, recorded, until
+from tests.support.servers import Server, dead_port, hung_server
+from tests.support.tracking_commands import ofq
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.integration]
 

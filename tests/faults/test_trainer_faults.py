@@ -6,10 +6,11 @@ import signal
 import subprocess
 
 import pytest
-from lab import STEPS, assert_same, mirrored_differences, wait_for
-from own_process import run_ofq
 
 from ofq.runs.folder import sha256
+
+from tests.support.lab import STEPS, assert_same, mirrored_differences, wait_for
+from tests.support.own_process import run_ofq
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 

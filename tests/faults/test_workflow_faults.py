@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from lab import assert_same, wait_for
 
 from ofq.runs.lock import holder
+
+from tests.support.lab import assert_same, wait_for
 
 pytestmark = [
     pytest.mark.faults,

@@ -23,10 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzzing import fuzzed
 from hypothesis import given
 from hypothesis import strategies as st
-from watching import check_message, nothing_touched_outside
 
 from ofq.config import Workspace
 from ofq.errors import UserError
@@ -34,6 +32,9 @@ from ofq.monitor.doctor import examine
 from ofq.monitor.status.lines import lines
 from ofq.monitor.status.runs import StudyStatus
 from ofq.report.bundle import unbundle
+
+from tests.support.fuzzing import fuzzed
+from tests.support.watching import check_message, nothing_touched_outside
 
 BASE = Path(__file__).parents[2] / "reports" / "released_digits.tar.xz"
 STUDY = "released_digits"

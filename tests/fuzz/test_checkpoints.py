@@ -17,7 +17,6 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from fuzzing import fuzzed
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -30,6 +29,8 @@ from ofq.training.checkpoint import CheckpointStore
 from ofq.training.data import source as data
 from ofq.training.importing import import_released
 from ofq.training.weights import load_weights, read_weights, recorded_facts, save_weights
+
+from tests.support.fuzzing import fuzzed
 
 MICRO = "micro_deit_patch2_8"
 BITS = Quantization(bits="W2A2", weight_quantizer="statsq")

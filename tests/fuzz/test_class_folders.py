@@ -23,7 +23,6 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from fuzzing import _LONG, fuzzed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +30,8 @@ import ofq.quantization  # noqa: F401 - lets timm be imported beside a CPU build
 from ofq.config.datasets import locate
 from ofq.errors import UserError
 from ofq.training.data.readers import describe, open_split
+
+from tests.support.fuzzing import _LONG, fuzzed
 
 TIES = ["A", "a", "1", "01", "001", "n1", "N1", "n01", "n1a", "N01A"]
 OTHERS = [
@@ -221,7 +222,7 @@ def in_another_process(places, seed):
     """What a process with another hash seed has of data sets."""
     environment = os.environ | {
         "PYTHONHASHSEED": seed,
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     done = subprocess.run(
         [sys.executable, __file__], input=json.dumps(places), env=environment,

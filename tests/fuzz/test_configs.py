@@ -8,13 +8,14 @@ import shutil
 import time
 
 import pytest
-from fuzzing import fuzzed
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ofq.config import Workspace
 from ofq.errors import UserError
 from ofq.monitor.plan.plan import Machine, Planner
+
+from tests.support.fuzzing import fuzzed
 
 FILES = (
     "config.yaml",

@@ -20,19 +20,20 @@ from typing import Any
 
 import pytest
 import torch
-from fuzzing import fuzzed
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
-from watching import check_message, nothing_touched_outside
 
 from ofq.config import Quantization
 from ofq.errors import UserError
 from ofq.export.packed import load_packed, save_packed
 from ofq.quantization import calibrate
 from ofq.training import models
+
+from tests.support.fuzzing import fuzzed
+from tests.support.watching import check_message, nothing_touched_outside
 
 MICRO = "micro_deit_patch2_8"
 NAMES = [

@@ -9,18 +9,12 @@ and ``result.json`` could differ.
 
 import json
 import shutil
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from fuzzing import fuzzed
 from hypothesis import given
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
-
-import synthetic
 
 from ofq.config import Workspace
 from ofq.errors import UserError
@@ -33,6 +27,9 @@ from ofq.report.compare import summarize_cells
 from ofq.report.tables import Table, to_markdown
 from ofq.runs.folder import RunFolder
 from ofq.tracking.snapshot import Snapshot
+
+from tests.support import synthetic
+from tests.support.fuzzing import fuzzed
 
 FILES = (
     "result.json", "metrics.parquet", "provenance.json", "run.json", "correct.npy",

@@ -10,9 +10,6 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import ofq
-from golden import models
-from golden.case import EXACT, FORWARD, GRADIENT, Case, grouped
-from golden.parity import CANCELLED, by_released_name, check_initial_scales, load
 from ofq.config import Training
 from ofq.quantization import LSQ, StatsQ, low_bit_weights
 from ofq.quantization.layers import QuantizedLinear, Shifted
@@ -20,6 +17,10 @@ from ofq.quantization.released import AsReleased, released_names
 from ofq.quantization.techniques.cga import AsPaper
 from ofq.training.objective import distillation_loss
 from ofq.training.optimization import make_optimizer
+
+from tests.golden import models
+from tests.golden.case import EXACT, FORWARD, GRADIENT, Case, grouped
+from tests.golden.parity import CANCELLED, by_released_name, check_initial_scales, load
 
 
 def masks(case: Case) -> None:

@@ -8,17 +8,18 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import ofq
-from golden.case import GRADIENT, Case, assert_close, grouped
-from golden.parity import (
+from ofq.quantization.attention import MergedQueryKey
+from ofq.quantization.released import AsReleased
+from ofq.quantization.techniques.cga import AsPaper
+
+from tests.golden.case import GRADIENT, Case, assert_close, grouped
+from tests.golden.parity import (
     Recorder,
     by_released_name,
     check_activations,
     check_forward_and_backward,
     check_initial_scales,
 )
-from ofq.quantization.attention import MergedQueryKey
-from ofq.quantization.released import AsReleased
-from ofq.quantization.techniques.cga import AsPaper
 
 
 def attention(case: Case) -> None:

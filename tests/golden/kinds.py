@@ -3,8 +3,8 @@
 import re
 from collections.abc import Callable
 
-from golden import annealing, attention, layers, layouts, losses, models, quantizers, tracking
-from golden.case import Case
+from tests.golden import annealing, attention, layers, layouts, losses, models, quantizers, tracking
+from tests.golden.case import Case
 
 Check = Callable[[Case], None]
 

@@ -2,17 +2,18 @@
 
 from torch import nn
 
-from golden.case import Case, grouped
-from golden.parity import (
+from ofq.quantization import LSQ
+from ofq.quantization.layers import QuantizedConv2d, QuantizedLinear, Shifted
+from ofq.quantization.quantizers.base import make_weight_quantizer
+from ofq.quantization.quantizers.lsq import ImageLSQ
+
+from tests.golden.case import Case, grouped
+from tests.golden.parity import (
     Recorder,
     check_activations,
     check_forward_and_backward,
     check_initial_scales,
 )
-from ofq.quantization import LSQ
-from ofq.quantization.layers import QuantizedConv2d, QuantizedLinear, Shifted
-from ofq.quantization.quantizers.base import make_weight_quantizer
-from ofq.quantization.quantizers.lsq import ImageLSQ
 
 _END_BITS = 8
 

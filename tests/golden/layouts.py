@@ -5,12 +5,13 @@ import torch
 from torch import Tensor, nn
 
 import ofq
-from golden.case import Case
-from golden.models import load_full_precision
 from ofq.config import Training
 from ofq.quantization.layers import QuantizedLinear
 from ofq.quantization.released import convert_released_state, released_names
 from ofq.training.optimization import make_optimizer
+
+from tests.golden.case import Case
+from tests.golden.models import load_full_precision
 
 _TORCHVISION = {
     "swin_t": "swin_tiny_patch4_window7_224",

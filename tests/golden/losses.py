@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from golden.case import FORWARD, GRADIENT, Case
 from ofq.training.objective import Distillation, distillation_loss
 from ofq.training.teacher import Teacher as Answers
+
+from tests.golden.case import FORWARD, GRADIENT, Case
 
 
 def distillation(case: Case) -> None:

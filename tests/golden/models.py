@@ -9,10 +9,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import ofq
-from golden.case import FORWARD, Case, grouped
-from golden.parity import Recorder, check_activations, check_gradients, check_initial_scales
 from ofq.quantization.released import AsReleased, released_names, timm_name
 from ofq.training.objective import distillation_loss
+
+from tests.golden.case import FORWARD, Case, grouped
+from tests.golden.parity import Recorder, check_activations, check_gradients, check_initial_scales
 
 
 def model(case: Case) -> None:

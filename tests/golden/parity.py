@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from golden.case import FORWARD, GRADIENT, Case
 from ofq.quantization import LSQ
 from ofq.quantization.layers import Passthrough
 from ofq.quantization.released import convert_released_state, released_names
+
+from tests.golden.case import FORWARD, GRADIENT, Case
 
 CANCELLED = r"(.*\.)?(move_k_aft|move_qkx_aft)\.bias"
 """Shifts that softmax cancels: we don't have them, and their gradients are rounding noise."""

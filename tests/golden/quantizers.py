@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from golden.case import EXACT, FORWARD, GRADIENT, Case, assert_close
 from ofq.errors import UserError
 from ofq.quantization import LSQ, StatsQ
 from ofq.quantization.layers import Shifted
 from ofq.quantization.quantizers.lsq import ImageLSQ
 from ofq.quantization.released import convert_released_state
+
+from tests.golden.case import EXACT, FORWARD, GRADIENT, Case, assert_close
 
 # released class → axis of the scales when it is per channel
 _AXES = {

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from golden.case import FOLDER, Case, entries, unlisted
-from golden.kinds import check_of
+from tests.golden.case import FOLDER, Case, entries, unlisted
+from tests.golden.kinds import check_of
 
 pytestmark = pytest.mark.golden
 

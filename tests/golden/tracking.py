@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from golden.case import EXACT, Case
 from ofq.quantization import CodeHistory
 from ofq.quantization.techniques.freezing import FreezingHistory
+
+from tests.golden.case import EXACT, Case
 
 
 def tracker(case: Case) -> None:

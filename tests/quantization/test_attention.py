@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import timm
 import torch
-from reference import lsq, statsq
 
 import ofq
+
+from tests.support.reference import lsq, statsq
 
 HEADS, WIDTH, BITS = 3, 24, 3
 

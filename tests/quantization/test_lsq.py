@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from reference import lsq, lsq_gradients
 
 from ofq import LSQ
 from ofq.errors import UserError
 from ofq.quantization.quantizers.lsq import ImageLSQ, LSQWeight
+
+from tests.support.reference import lsq, lsq_gradients
 
 FORMS = [
     pytest.param((2, 7, 12), (-2,), id="token"),

@@ -7,10 +7,11 @@ import sys
 
 import pytest
 import torch
-from servers import free_port
 
 import ofq
 from ofq.quantization import low_bit_weights, near_threshold, set_gradient_batch
+
+from tests.support.servers import free_port
 
 FORMS = [("statsq", False), ("statsq", True), ("lsq", False), ("lsq", True)]
 

@@ -4,10 +4,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from reference import statsq
 
 from ofq import StatsQ
 from ofq.errors import UserError
+
+from tests.support.reference import statsq
 
 BITS = [2, 3, 4, 8]
 SAFE = st.floats(-8, 8, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3)

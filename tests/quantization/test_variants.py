@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from reference import statsq
 from torch import nn
 
 import ofq
@@ -24,6 +23,8 @@ from ofq.quantization import (
 from ofq.quantization.layers import Passthrough, QuantizedLinear
 from ofq.quantization.lowrank import factorize
 from ofq.quantization.quantizers.base import _REGISTRY, make_weight_quantizer
+
+from tests.support.reference import statsq
 
 BITS = [2, 3, 4]
 NAMES = [name for name, made in _REGISTRY.items() if made.__module__.startswith("ofq.")]

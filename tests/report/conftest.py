@@ -1,11 +1,12 @@
 from pathlib import Path
 
 import pytest
-import synthetic
 
 from ofq.config import Workspace
 from ofq.report import build
 from ofq.report.collect import Records, collect
+
+from tests.support import synthetic
 
 
 @pytest.fixture(scope="session")

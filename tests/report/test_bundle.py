@@ -12,8 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import synthetic
-from files import contents
 
 from ofq.config import Workspace
 from ofq.errors import UserError
@@ -23,6 +21,9 @@ from ofq.report.bundle import bundle, unbundle
 from ofq.runs import job as jobs
 from ofq.runs.folder import UNPACKED, RunFolder
 from ofq.runs.record import facts_of, read_manifest, write_manifest
+
+from tests.support import synthetic
+from tests.support.report_files import contents
 
 Members = list[tuple[tarfile.TarInfo, bytes]]
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from files import contents
 
 from ofq.report import build
 from ofq.report.bundle import ENDING, unbundle
+
+from tests.support.report_files import contents
 
 REPORTS = Path(__file__).parents[2] / "reports"
 

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
-from cluster import Cluster, missing
-from required import without
+
+from tests.support.cluster import Cluster, missing
+from tests.support.required import without
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from checkouts import Checkout
-from cluster import NODES, within
 from safetensors.numpy import load_file
+
+from tests.support.checkouts import Checkout
+from tests.support.cluster import NODES, within
 
 pytestmark = [
     pytest.mark.slurm,

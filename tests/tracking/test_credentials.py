@@ -3,13 +3,14 @@
 import subprocess
 
 import pytest
-from commands import ofq
 
 from ofq.config import Workspace
 from ofq.errors import UserError
 from ofq.redact import holds_secrets, redact, redact_uri, refuse_credentials
 from ofq.runs.folder import RunFolder
 from ofq.runs.provenance import gather
+
+from tests.support.tracking_commands import ofq
 
 SECRET = "s3cr:et/p@ss"
 

@@ -10,12 +10,22 @@ import time
 
 import pytest
 from mlflow.exceptions import MlflowException
-from runs import CONFIG, Training, artifacts, find, mirrored, points, recorded, until
 
 from ofq.runs.folder import RunFolder
 from ofq.tracking.mirror import Mirror
 from ofq.tracking.mirroring import follow
 from ofq.tracking.snapshot import POINTS, Snapshot
+
+from tests.support.run_folders import (
+    CONFIG,
+    Training,
+    artifacts,
+    find,
+    mirrored,
+    points,
+    recorded,
+    until,
+)
 
 pytestmark = pytest.mark.slow
 

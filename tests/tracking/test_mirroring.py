@@ -7,12 +7,13 @@ import time
 
 import pytest
 from rich.console import Console
-from runs import Training
 
 from ofq.runs.folder import RunFolder
 from ofq.tracking.mirroring import await_mirror, start_mirror
 from ofq.tracking.sent import Sent, note_sent
 from ofq.tracking.snapshot import Snapshot
+
+from tests.support.run_folders import Training
 
 URI = "http://127.0.0.1:9"
 

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-from commands import ofq
 from mlflow import MlflowClient
-from required import without
-from runs import Training, artifacts, mirrored, points, recorded, until
-from servers import Server, await_health, free_port
 
 from ofq.config import Workspace
 from ofq.runs.folder import RunFolder
+
+from tests.support.required import without
+from tests.support.run_folders import Training, artifacts, mirrored, points, recorded, until
+from tests.support.servers import Server, await_health, free_port
+from tests.support.tracking_commands import ofq
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

@@ -9,13 +9,14 @@ import subprocess
 import sys
 
 import pytest
-from runs import Training
 
 from ofq.atomic import write_file
 from ofq.config.places import local_store
 from ofq.errors import UserError
 from ofq.tracking.mirror import Mirror
 from ofq.tracking.store import artifact_root, prepare_store
+
+from tests.support.run_folders import Training
 
 pytestmark = pytest.mark.slow
 

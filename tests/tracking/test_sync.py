@@ -7,12 +7,13 @@ import subprocess
 import sys
 
 import pytest
-from commands import ofq
 from mlflow import MlflowClient
-from runs import Training, artifacts, find, mirrored, points, recorded
 
 from ofq.config import Workspace
 from ofq.tracking.store import prepare_store
+
+from tests.support.run_folders import Training, artifacts, find, mirrored, points, recorded
+from tests.support.tracking_commands import ofq
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 

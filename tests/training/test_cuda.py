@@ -7,8 +7,6 @@ import sys
 
 import pytest
 import torch
-from servers import free_port
-from trainings import Recorder, Trainings, annealed, same_weights, without_times
 
 import ofq
 from ofq.quantization.kernels import fitting
@@ -16,6 +14,9 @@ from ofq.quantization.quantizers.base import OFF, make_weight_quantizer
 from ofq.training.compile import compile_blocks
 from ofq.training.distributed import SingleProcess
 from ofq.training.models import build
+
+from tests.support.servers import free_port
+from tests.support.trainings import Recorder, Trainings, annealed, same_weights, without_times
 
 pytestmark = [
     pytest.mark.cuda,

@@ -6,8 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from own_process import main_out_of_time, run_ofq
-from pictures import CLASSES, NANO, make_folder, make_shards
 from PIL import Image
 
 from ofq.config import Workspace
@@ -21,6 +19,9 @@ from ofq.training.data import source as data
 from ofq.training.data.readers import describe, open_split
 from ofq.training.teacher import Teacher, cached_teacher_logits
 from ofq.training.weights import recorded_facts, save_weights
+
+from tests.support.own_process import main_out_of_time, run_ofq
+from tests.support.pictures import CLASSES, NANO, make_folder, make_shards
 
 SITE = "studies: [tiny]\ndata: {{imagenet: {}}}\n"
 RECIPE = """

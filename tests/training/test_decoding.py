@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from pictures import NANO, make_folder
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -16,6 +15,8 @@ from ofq.errors import UserError
 from ofq.training.data.augmentation import randomness_of, training_transform
 from ofq.training.data.decoding import Fast, Plain, decoder
 from ofq.training.data.images import ImageSource, open_images
+
+from tests.support.pictures import NANO, make_folder
 
 PHOTOS = [Image.fromarray(pixels) for pixels in load_sample_images().images]
 LEVEL = 1 / 255 / 0.5  # one of 255 levels, after the model's normalization

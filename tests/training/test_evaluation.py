@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from own_process import run_ofq
 from PIL import Image
 from rich.console import Console
 
@@ -23,6 +22,8 @@ from ofq.training.data.source import Batch, load
 from ofq.training.distributed import SingleProcess
 from ofq.training.objective import Classification
 from ofq.training.weights import save_weights
+
+from tests.support.own_process import run_ofq
 
 MICRO, TINY = "micro_deit_patch2_8", "deit_tiny_patch16_224"
 QUIET = Console(quiet=True)

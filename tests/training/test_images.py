@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import CLASSES, NANO, TRAIN, VAL, make_folder
 
 from ofq.config.datasets import locate
 from ofq.config.images import Augmentation, Images, Mixing
@@ -27,6 +26,8 @@ from ofq.training.data.readers import Split
 from ofq.training.data.source import Batch
 from ofq.training.distributed import SINGLE_PROCESS, SingleProcess
 from ofq.training.objective import Classification
+
+from tests.support.pictures import CLASSES, NANO, TRAIN, VAL, make_folder
 
 PAPERS = Augmentation(policy="rand-m9-mstd0.5-inc1", erasing=0.25, interpolation="random")
 BATCH = 6
@@ -198,7 +199,8 @@ def filled(folder, batch, group):
 _LEFT_IN_THE_MIDDLE = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import ofq.quantization, test_images
+import ofq.quantization
+from tests.training import test_images
 batches = test_images.data(test_images.Path(sys.argv[2]), test_images.Images()).train_batches(0, 6)
 next(batches)
 """
@@ -304,7 +306,7 @@ def test_errors_of_other_causes_are_left_alone(loader):
 
 
 def test_process_that_is_left_in_the_middle_of_an_epoch_ends(folder):
-    command = [sys.executable, "-c", _LEFT_IN_THE_MIDDLE, Path(__file__).parent, folder]
+    command = [sys.executable, "-c", _LEFT_IN_THE_MIDDLE, Path(__file__).parents[2], folder]
     subprocess.run(command, check=True, timeout=120)
 
 

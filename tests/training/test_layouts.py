@@ -7,13 +7,14 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from pictures import CLASSES, make_folder, make_shards, make_tars
 from PIL import Image
 
 from ofq.config.datasets import locate
 from ofq.errors import UserError
 from ofq.training.data.decoding import Plain
 from ofq.training.data.readers import describe, examine, open_split
+
+from tests.support.pictures import CLASSES, make_folder, make_shards, make_tars
 
 
 def place_of(given, root=Path("/")):

@@ -3,11 +3,12 @@
 import time
 
 import pytest
-from own_process import run_ofq
 
 from ofq.config import Quantization
 from ofq.errors import UserError
 from ofq.training import models
+
+from tests.support.own_process import run_ofq
 
 MICRO = "micro_deit_patch2_8"
 WAY = Quantization(bits="W2A2", weight_quantizer="statsq")

@@ -5,7 +5,6 @@ import argparse
 import pytest
 import timm
 import torch
-from own_process import run_ofq
 from safetensors.torch import save_file
 
 import ofq
@@ -21,6 +20,8 @@ from ofq.training.checkpoint import CheckpointStore
 from ofq.training.objective import Distillation
 from ofq.training.trainer import Session
 from ofq.training.weights import load_weights, read_weights, save_weights
+
+from tests.support.own_process import run_ofq
 
 MICRO = "micro_deit_patch2_8"
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}

@@ -7,13 +7,14 @@ import tarfile
 import time
 
 import pytest
-from pictures import CLASSES, TRAIN, VAL, make_folder, make_shards, make_tars
 
 from ofq.config.datasets import locate
 from ofq.errors import UserError
 from ofq.training.data import tars as tar_files
 from ofq.training.data.decoding import Plain
 from ofq.training.data.readers import Census, describe, examine, open_split
+
+from tests.support.pictures import CLASSES, TRAIN, VAL, make_folder, make_shards, make_tars
 
 
 @pytest.fixture(scope="module")

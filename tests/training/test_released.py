@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from own_process import run_ofq
 from safetensors.torch import load_file
 from torch import nn
 
@@ -16,6 +15,8 @@ from ofq.errors import UserError
 from ofq.runs.folder import RunFolder
 from ofq.training import models
 from ofq.training.data.source import load
+
+from tests.support.own_process import run_ofq
 
 ROOT = Path(__file__).parents[2]
 MICRO = "micro_deit_patch2_8"

@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from own_process import run_ofq
-from pictures import NANO, make_folder
 from safetensors.torch import load_file
 
 from ofq.config import Quantization, Training
@@ -23,6 +21,9 @@ from ofq.training.objective import distillation_loss
 from ofq.training.teacher import Clock, Teacher, cached_teacher_logits
 from ofq.training.trainer import Session, Silence
 from ofq.training.weights import save_weights
+
+from tests.support.own_process import run_ofq
+from tests.support.pictures import NANO, make_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,7 +12,6 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from own_process import run_ofq
 from safetensors.torch import load, save_file
 
 import ofq
@@ -21,6 +20,8 @@ from ofq.errors import UserError
 from ofq.training import models
 from ofq.training.importing import import_released
 from ofq.training.weights import load_weights, read_weights, safetensors_bytes, save_weights
+
+from tests.support.own_process import run_ofq
 
 MICRO = "micro_deit_patch2_8"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 22000000\n"

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from own_process import run_ofq, working_in
-from runs import until
+
+from tests.support.own_process import run_ofq, working_in
+from tests.support.run_folders import until
+from tests.support.tiny import CONFIG
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -26,9 +28,6 @@ def snakemake(checkout, *arguments):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """A checkout in which the tiny study, with one seed, was built once."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from conftest import CONFIG
-
     checkout = tmp_path_factory.mktemp("checkout")
     for name, text in CONFIG.items():
         path = checkout / "config" / name
