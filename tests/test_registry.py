@@ -6,18 +6,22 @@ import pytest
 
 import ofq
 from ofq.errors import UserError
-from ofq.quantization import activations
-from ofq.quantization.quantizers import base as weights
-from ofq.quantization.techniques import base as techniques
-from ofq.report.figures import registry as figures
-from ofq.training.data import source
+from ofq.quantization.activations import activation_quantizers
+from ofq.quantization.quantizers.base import weight_quantizers
+from ofq.quantization.techniques.base import techniques
+from ofq.registry import built_in_names
+from ofq.report.figures import FIGURES
+from ofq.training.data.source import sources
 
 DOORS = {
-    "a weight quantizer": (weights.register_weight_quantizer, weights._REGISTRY),
-    "an activation quantizer": (activations.register_activation_quantizer, activations._REGISTRY),
-    "a technique": (techniques.register_technique, techniques._REGISTRY),
-    "a figure": (figures.register_figure, figures.FIGURES),
-    "a data set's source": (source.register_dataset, source._SOURCES),
+    registry.kind: (register, registry)
+    for register, registry in (
+        (ofq.register_weight_quantizer, weight_quantizers),
+        (ofq.register_activation_quantizer, activation_quantizers),
+        (ofq.register_technique, techniques),
+        (ofq.register_figure, FIGURES),
+        (ofq.register_dataset, sources),
+    )
 }
 
 
@@ -49,7 +53,7 @@ def test_part_that_is_defined_again_replaces_itself(door):
 def test_name_of_another_part_is_refused(door, other):
     kind, register, registry = door
     first = register(defined())
-    with pytest.raises(UserError, match=f"^{kind} named 'mine' is already registered$"):
+    with pytest.raises(UserError, match=f"^another {kind} is registered as 'mine'$"):
         register(other)
     assert registry["mine"] is first
 
@@ -57,10 +61,25 @@ def test_name_of_another_part_is_refused(door, other):
 def test_partial_functions_are_told_apart(door):
     _, register, _ = door
     register(functools.partial(print, 1))
-    with pytest.raises(UserError, match="already registered"):
+    with pytest.raises(UserError, match="is registered as 'mine'"):
         register(functools.partial(print, 2))
 
 
 def test_images_are_no_source_of_data_that_come_ready():
-    with pytest.raises(UserError, match="'images' is already registered"):
+    with pytest.raises(UserError, match="registered as 'images'"):
         ofq.register_dataset("images")(defined())
+
+
+@pytest.mark.parametrize(
+    ("decorator", "package", "registry"),
+    [
+        ("register_weight_quantizer", "quantization/quantizers", weight_quantizers),
+        ("register_activation_quantizer", "quantization/quantizers", activation_quantizers),
+        ("register_technique", "quantization/techniques", techniques),
+        ("register_figure", "report/figures", FIGURES),
+        ("register_dataset", "training/data", sources),
+    ],
+)
+def test_names_read_from_the_source_are_those_that_are_registered(decorator, package, registry):
+    own = [name for name, part in registry.items() if part.__module__.startswith("ofq.")]
+    assert built_in_names(decorator, package) == tuple(sorted(own))

@@ -86,18 +86,18 @@ def _summary(made: object) -> str:
 
 def _quantizers(workspace: Workspace) -> Iterator[tuple[str, str, str]]:
     import ofq.quantization  # noqa: F401 - registers those that are built in
-    from ofq.quantization import activations
-    from ofq.quantization.quantizers import base
+    from ofq.quantization.activations import activation_quantizers
+    from ofq.quantization.quantizers.base import weight_quantizers
 
-    yield from _rows(base._REGISTRY, "weights: ")
-    yield from _rows(activations._REGISTRY, "activations: ")
+    yield from _rows(weight_quantizers, "weights: ")
+    yield from _rows(activation_quantizers, "activations: ")
 
 
 def _techniques(workspace: Workspace) -> Iterator[tuple[str, str, str]]:
     import ofq.quantization  # noqa: F401
-    from ofq.quantization.techniques import base
+    from ofq.quantization.techniques.base import techniques
 
-    yield from _rows(base._REGISTRY)
+    yield from _rows(techniques)
 
 
 def _datasets(workspace: Workspace) -> Iterator[tuple[str, str, str]]:

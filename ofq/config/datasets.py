@@ -20,6 +20,7 @@ from ofq.config.files import Strict, suggest
 from ofq.config.plugins import with_module
 from ofq.console import printable
 from ofq.errors import UserError
+from ofq.registry import built_in_names
 
 Layout = Literal["folder", "tar", "wds", "hfds"]
 Unreadable = Literal["fail", "skip"]
@@ -104,7 +105,7 @@ class Dataset(Strict):
         return self
 
 
-SOURCES = ("images", "idx", "digits", "toy_regression")
+SOURCES = ("images", *built_in_names("register_dataset", "training/data"))
 """Built-in sources of data sets."""
 
 PACKAGED = {

@@ -16,9 +16,13 @@ from ofq.config.fields import Bits, Line, Name, QuantizedStage
 from ofq.config.files import Strict, renamed, suggest
 from ofq.config.plugins import with_module
 from ofq.config.stage import hyperparameters
+from ofq.registry import built_in_names
 
-WEIGHT_QUANTIZERS = ("lsq", "lsq_statistical", "statsq", "statsq_learned", "statsq_moments")
+WEIGHT_QUANTIZERS = built_in_names("register_weight_quantizer", "quantization/quantizers")
 """Built-in weight quantizers; a method that names another one also names its ``module``."""
+
+ACTIVATION_QUANTIZERS = built_in_names("register_activation_quantizer", "quantization/quantizers")
+"""Built-in activation quantizers."""
 
 
 class _Technique(Strict):
@@ -163,14 +167,14 @@ ANNEALINGS: dict[str, type[_Technique]] = {
     "no_freeze": CgaControlConfig,
 }
 QAT_TECHNIQUES: dict[str, type[_Technique]] = {"freezing": Freezing, "dampening": Dampening}
-_BUILT_IN = {*WEIGHT_QUANTIZERS, "lsq", *ANNEALINGS, *QAT_TECHNIQUES}
+_BUILT_IN = {*WEIGHT_QUANTIZERS, *ACTIVATION_QUANTIZERS, *ANNEALINGS, *QAT_TECHNIQUES}
 Annealing = Annotated[
     CgaConfig | CgaRatioConfig | CgaControlConfig | OwnTechnique, BeforeValidator(_annealing)
 ]
 QatTechnique = Annotated[Freezing | Dampening | OwnTechnique, BeforeValidator(_qat_technique)]
 
 
-class _Techniques(Strict):
+class _QuantizationKeys(Strict):
     """Quantization settings of a method, without the bits."""
 
     older: ClassVar[dict[str, str]] = {"ends": "first_last"}
@@ -185,7 +189,7 @@ class _Techniques(Strict):
     module: str | None = None
 
 
-class Quantization(_Techniques):
+class Quantization(_QuantizationKeys):
     """Quantization of a model.
 
     Attributes:
@@ -210,7 +214,7 @@ class Quantization(_Techniques):
         return renamed(super().payload(brief=brief), names)
 
 
-class Method(_Techniques):
+class Method(_QuantizationKeys):
     """Named combination of techniques; has the attributes of :class:`Quantization` as well.
 
     Attributes:
@@ -236,7 +240,7 @@ class Method(_Techniques):
 
     def quantization(self, bits: str) -> Quantization:
         """Return the method's quantization at given bits."""
-        shared = {name: getattr(self, name) for name in _Techniques.model_fields}
+        shared = {name: getattr(self, name) for name in _QuantizationKeys.model_fields}
         return Quantization(bits=bits, **shared)
 
     @model_validator(mode="before")
@@ -263,17 +267,16 @@ class Method(_Techniques):
 
     @model_validator(mode="after")
     def _parts_are_known(self) -> Self:
-        if self.module is None and self.weight_quantizer not in WEIGHT_QUANTIZERS:
-            hint = suggest(self.weight_quantizer, list(WEIGHT_QUANTIZERS))
-            raise ValueError(
-                f"unknown weight_quantizer '{self.weight_quantizer}' ({hint}); "
-                "for one of your own, name the Python module that registers it as 'module'"
-            )
-        if self.module is None and self.activation_quantizer != "lsq":
-            raise ValueError(
-                f"unknown activation_quantizer '{self.activation_quantizer}' (allowed: lsq); "
-                "for one of your own, name the Python module that registers it as 'module'"
-            )
+        for key, names in (
+            ("weight_quantizer", WEIGHT_QUANTIZERS),
+            ("activation_quantizer", ACTIVATION_QUANTIZERS),
+        ):
+            name = getattr(self, key)
+            if self.module is None and name not in names:
+                raise ValueError(
+                    f"unknown {key} '{name}' ({suggest(name, list(names))}); "
+                    "for one of your own, name the Python module that registers it as 'module'"
+                )
         for key, given, built_in in (
             ("cga", self.cga, ANNEALINGS),
             *(("techniques", technique, QAT_TECHNIQUES) for technique in self.techniques),

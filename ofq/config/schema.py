@@ -32,24 +32,9 @@ from ofq.config.fields import (
 from ofq.config.files import Strict, suggest
 from ofq.config.plugins import with_module
 from ofq.config.stage import Resources, Training, hyperparameters
+from ofq.registry import built_in_names
 
-FIGURES = (
-    "accuracy",
-    "accuracy_against_bits",
-    "accuracy_against_oscillation",
-    "boundary_range",
-    "frozen_share",
-    "gradient_sign_changes",
-    "joint_flips",
-    "latent_weights",
-    "loss",
-    "noise_injection",
-    "oscillation_by_role",
-    "oscillation_over_training",
-    "scale_paths",
-    "trajectories",
-    "weight_paths",
-)
+FIGURES = built_in_names("register_figure", "report/figures")
 """Built-in figures that a study may name, which :mod:`ofq.report.figures` draws."""
 
 HUB = "timm"

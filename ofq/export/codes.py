@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ofq.errors import UserError, some
 from ofq.quantization.attention import FixedQueryKey, MergedQueryKey
 from ofq.quantization.layers import LowBit
-from ofq.quantization.quantizers.base import WeightQuantizer, registered_name
+from ofq.quantization.quantizers.base import WeightQuantizer, weight_quantizers
 
 _BYTE = 8
 
@@ -107,7 +107,7 @@ def _packed(name: str, layer: LowBit, quantizer: WeightQuantizer) -> PackedWeigh
         )
     rows = codes.to(torch.int8).flatten(1)
     return PackedWeight(
-        registered_name(quantizer),
+        weight_quantizers.name_of(quantizer),
         quantizer.bits,
         tuple(latent.shape),
         pack(rows, quantizer.bits),
@@ -160,7 +160,7 @@ def _unpacked(name: str, packed: PackedWeight, layer: LowBit, quantizer: WeightQ
     rows, columns = len(latent), latent[0].numel()
     wanted = {
         "types": ((packed.codes.dtype, packed.scale.dtype), (torch.uint8, torch.float32)),
-        "quantizer": (packed.quantizer, registered_name(quantizer)),
+        "quantizer": (packed.quantizer, weight_quantizers.name_of(quantizer)),
         "bits": (packed.bits, quantizer.bits),
         "shape": (packed.shape, tuple(latent.shape)),
         "bytes": (tuple(packed.codes.shape), (rows, -(-columns * quantizer.bits // _BYTE))),

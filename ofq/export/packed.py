@@ -27,7 +27,7 @@ from ofq.config.run import FullPrecisionRun, PretrainedRun
 from ofq.console import printable
 from ofq.errors import UserError
 from ofq.export.codes import PackedWeight, hold_weights, pack_weights
-from ofq.quantization.quantizers.base import weight_quantizer_names
+from ofq.quantization.quantizers.base import weight_quantizers
 from ofq.runs.attempt import run_folder
 from ofq.runs.folder import PACKED, WEIGHTS
 from ofq.training import models
@@ -262,7 +262,7 @@ def _check_quantizer(quantization: Quantization) -> None:
         UserError: It isn't registered.
     """
     name, module = quantization.weight_quantizer, quantization.module
-    if name not in weight_quantizer_names():
+    if name not in weight_quantizers:
         named = f" ('{printable(module)}', the file says)" if module else ""
         raise UserError(
             f"weight quantizer '{name}' isn't registered: import the module that registers it"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
 from ofq.errors import UserError
-from ofq.quantization.activations import ActivationQuantizer, activation_quantizer_name
+from ofq.quantization.activations import ActivationQuantizer, activation_quantizers
 from ofq.quantization.attention import MergedQueryKey
 from ofq.quantization.layers import LowBit
 from ofq.quantization.products import Product
@@ -46,7 +46,7 @@ def with_nodes(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules()):
         if isinstance(module, ActivationQuantizer):
             if not isinstance(module, LSQ):
-                kind = activation_quantizer_name(module)
+                kind = activation_quantizers.name_of(module)
                 raise UserError(f"{name}: no ONNX node quantizes activations as '{kind}' does")
             model.set_submodule(name, _Activation(module))
     return model

@@ -21,7 +21,7 @@ from ofq.quantization.quantizers.base import (  # noqa: E402
     near_threshold,
     register_weight_quantizer,
     straight_through,
-    weight_quantizer_names,
+    weight_quantizers,
 )
 from ofq.quantization.quantizers.lsq import LSQ, LSQWeight  # noqa: E402
 from ofq.quantization.quantizers.statsq import StatsQ  # noqa: E402
@@ -40,7 +40,6 @@ from ofq.quantization.techniques import (  # noqa: E402
     Technique,
     make_technique,
     register_technique,
-    technique_names,
 )
 from ofq.quantization.techniques.noise import NoiseInjection  # noqa: E402
 
@@ -75,6 +74,5 @@ __all__ = [
     "register_weight_quantizer",
     "set_gradient_batch",
     "straight_through",
-    "technique_names",
-    "weight_quantizer_names",
+    "weight_quantizers",
 ]

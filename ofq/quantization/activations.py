@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ofq.errors import UserError
 from ofq.quantization.products import Product
 from ofq.quantization.quantizers.base import check_bits
-from ofq.registry import register as add_part
+from ofq.registry import Registry
 
 
 class ActivationQuantizer(nn.Module, ABC):
@@ -138,8 +138,10 @@ class ActivationQuantizer(nn.Module, ABC):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-_REGISTRY: dict[str, Callable[..., ActivationQuantizer]] = {}
 _Quantizer = TypeVar("_Quantizer", bound=Callable[..., ActivationQuantizer])
+activation_quantizers: Registry[Callable[..., ActivationQuantizer]] = Registry(
+    "activation quantizer", ActivationQuantizer
+)
 
 
 def register_activation_quantizer(name: str) -> Callable[[_Quantizer], _Quantizer]:
@@ -150,27 +152,7 @@ def register_activation_quantizer(name: str) -> Callable[[_Quantizer], _Quantize
     Raises:
         UserError: The class is no :class:`ActivationQuantizer`, or another one has the name.
     """
-
-    def register(quantizer: _Quantizer) -> _Quantizer:
-        if isinstance(quantizer, type) and not issubclass(quantizer, ActivationQuantizer):
-            raise UserError(
-                f"activation quantizer '{name}': {quantizer} is no ofq.ActivationQuantizer"
-            )
-        add_part(_REGISTRY, name, quantizer, "an activation quantizer")
-        return quantizer
-
-    return register
-
-
-def activation_quantizer_names() -> list[str]:
-    """Return the names under which activation quantizers are registered."""
-    return sorted(_REGISTRY)
-
-
-def activation_quantizer_name(quantizer: ActivationQuantizer) -> str:
-    """Return an activation quantizer's registered name, or its class's name if it has none."""
-    names = (name for name, maker in _REGISTRY.items() if maker is type(quantizer))
-    return next(names, type(quantizer).__name__)
+    return activation_quantizers.register(name)
 
 
 def make_activation_quantizer(
@@ -192,10 +174,7 @@ def make_activation_quantizer(
     Raises:
         UserError: No quantizer has this name, or it doesn't accept these bits or options.
     """
-    if name not in _REGISTRY:
-        allowed = ", ".join(activation_quantizer_names())
-        raise UserError(f"unknown activation quantizer '{name}'; allowed: {allowed}")
-    try:
-        return _REGISTRY[name](bits, axis, signed, **(options or {}))
-    except TypeError as error:
-        raise UserError(f"activation quantizer '{name}': {error}") from None
+    quantizer: ActivationQuantizer = activation_quantizers.make(
+        name, bits, axis, signed, **(options or {})
+    )
+    return quantizer

@@ -21,8 +21,8 @@ from ofq.config.files import read_json
 from ofq.console import printable
 from ofq.errors import UserError, some
 from ofq.quantization import LSQ, low_bit_weights
-from ofq.quantization.activations import ActivationQuantizer, activation_quantizer_name
-from ofq.quantization.quantizers.base import registered_name
+from ofq.quantization.activations import ActivationQuantizer, activation_quantizers
+from ofq.quantization.quantizers.base import weight_quantizers
 
 _CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order
 _FORMS = "ofq.quantized"
@@ -273,14 +273,15 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
 def _forms(model: nn.Module) -> dict[str, str]:
     """Describe the quantization of each quantized weight and activation of a model."""
     activations = {
-        name: f"{'' if isinstance(module, LSQ) else activation_quantizer_name(module) + ', '}"
+        name: f"{'' if isinstance(module, LSQ) else activation_quantizers.name_of(module) + ', '}"
         f"{module.bits} bits"
         for name, module in model.named_modules()
         if isinstance(module, ActivationQuantizer)
     }
     weights = {
-        weight.layer: f"{registered_name(weight.quantizer)} at {weight.quantizer.bits} bits"
+        weight.layer: f"{weight_quantizers.name_of(quantizer)} at {quantizer.bits} bits"
         for weight in low_bit_weights(model)
+        for quantizer in [weight.quantizer]
     }
     return activations | weights
 

@@ -241,14 +241,6 @@ def test_calibrating_again_forgets_the_first_batch(micro_model):
     assert all(torch.equal(once[key], value) for key, value in model.state_dict().items())
 
 
-def test_registered_names_are_those_that_studies_allow():
-    from ofq.config.method import WEIGHT_QUANTIZERS
-    from ofq.quantization.quantizers.base import _REGISTRY
-
-    ours = {name for name, made in _REGISTRY.items() if made.__module__.startswith("ofq.")}
-    assert set(WEIGHT_QUANTIZERS) == ours
-
-
 def test_user_registers_a_quantizer_of_their_own(micro_model):
     @ofq.register_weight_quantizer("halved")
     class Halved(ofq.StatsQ):
@@ -259,7 +251,7 @@ def test_user_registers_a_quantizer_of_their_own(micro_model):
     weight = next(low_bit_weights(model))
     expected = weight.latent().abs().mean(-1, keepdim=True)
     torch.testing.assert_close(weight.quantizer.scale(weight.latent()), expected)
-    with pytest.raises(UserError, match="already registered"):
+    with pytest.raises(UserError, match="is registered as"):
         ofq.register_weight_quantizer("halved")(ofq.StatsQ)
 
 

@@ -22,12 +22,12 @@ from ofq.quantization import (
 )
 from ofq.quantization.layers import Passthrough, QuantizedLinear
 from ofq.quantization.lowrank import factorize
-from ofq.quantization.quantizers.base import _REGISTRY, make_weight_quantizer
+from ofq.quantization.quantizers.base import make_weight_quantizer, weight_quantizers
 
 from tests.support.reference import statsq
 
 BITS = [2, 3, 4]
-NAMES = [name for name, made in _REGISTRY.items() if made.__module__.startswith("ofq.")]
+NAMES = [name for name, made in weight_quantizers.items() if made.__module__.startswith("ofq.")]
 
 
 def one_layer(name="statsq", bits=2, rows=16, columns=32):

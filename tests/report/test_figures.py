@@ -13,7 +13,6 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from ofq.config import Workspace
-from ofq.config import schema as config
 from ofq.report import build
 from ofq.report.collect import collect
 from ofq.report.figures import FIGURES, write_figures
@@ -299,10 +298,6 @@ def test_figure_without_anything_to_show_leaves_the_report_a_reason(
     workspace = synthetic.make_workspace(tmp_path, methods=["lsq"], figures=[figure])
     synthetic.fill(workspace)
     assert reason in why_absent(workspace, figure)
-
-
-def test_every_figure_that_a_study_may_name_is_drawn() -> None:
-    assert tuple(sorted(FIGURES)) == config.FIGURES
 
 
 @pytest.mark.parametrize(

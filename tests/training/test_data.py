@@ -58,9 +58,7 @@ def test_missing_data_set_is_explained(monkeypatch):
 
 def test_packaged_data_sets_have_a_registered_source():
     from ofq.config.datasets import PACKAGED, SOURCES
-    from ofq.training.data.source import _SOURCES
 
-    assert {"images", *_SOURCES} == set(SOURCES)
     assert {about.source for about in PACKAGED.values()} <= set(SOURCES)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ofq.errors import UserError
-from ofq.registry import register as add_part
+from ofq.registry import Registry
 
 OFF = 32
 """Bit-width that means "not quantized"."""
@@ -162,8 +162,10 @@ def straight_through(weight: Tensor, quantized: Tensor) -> Tensor:
     return _StraightThrough.apply(weight, quantized)
 
 
-_REGISTRY: dict[str, Callable[..., WeightQuantizer]] = {}
 _Quantizer = TypeVar("_Quantizer", bound=Callable[..., WeightQuantizer])
+weight_quantizers: Registry[Callable[..., WeightQuantizer]] = Registry(
+    "weight quantizer", WeightQuantizer
+)
 
 
 def register_weight_quantizer(name: str) -> Callable[[_Quantizer], _Quantizer]:
@@ -178,25 +180,7 @@ def register_weight_quantizer(name: str) -> Callable[[_Quantizer], _Quantizer]:
     Raises:
         UserError: The class is no :class:`WeightQuantizer`, or another one has the name.
     """
-
-    def register(quantizer: _Quantizer) -> _Quantizer:
-        if isinstance(quantizer, type) and not issubclass(quantizer, WeightQuantizer):
-            raise UserError(f"weight quantizer '{name}': {quantizer} is no ofq.WeightQuantizer")
-        add_part(_REGISTRY, name, quantizer, "a weight quantizer")
-        return quantizer
-
-    return register
-
-
-def weight_quantizer_names() -> list[str]:
-    """Return the names under which weight quantizers are registered."""
-    return sorted(_REGISTRY)
-
-
-def registered_name(quantizer: WeightQuantizer) -> str:
-    """Return a weight quantizer's registered name, or its class's name if it has none."""
-    names = (name for name, maker in _REGISTRY.items() if maker is type(quantizer))
-    return next(names, type(quantizer).__name__)
+    return weight_quantizers.register(name)
 
 
 def make_weight_quantizer(
@@ -216,10 +200,8 @@ def make_weight_quantizer(
     check_options(name, options or {})
     if bits == OFF:
         return nn.Identity()
-    try:
-        quantizer = _REGISTRY[name](bits, **(options or {})).to(weight.device)
-    except TypeError as error:
-        raise UserError(f"weight quantizer '{name}': {error}") from None
+    quantizer: WeightQuantizer = weight_quantizers.make(name, bits, **(options or {}))
+    quantizer.to(weight.device)
     quantizer.initialize(weight.detach())
     return quantizer
 
@@ -230,11 +212,9 @@ def check_options(name: str, options: Mapping[str, float]) -> None:
     Raises:
         UserError: The name or an option isn't allowed; the message lists those that are.
     """
-    if name not in _REGISTRY:
-        allowed = ", ".join(weight_quantizer_names())
-        raise UserError(f"unknown weight quantizer '{name}'; allowed: {allowed}")
+    weight_quantizers.check(name)
     try:
-        parameters = inspect.signature(_REGISTRY[name]).parameters.values()
+        parameters = inspect.signature(weight_quantizers[name]).parameters.values()
     except ValueError:  # a callable without a signature
         return
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):

@@ -4,7 +4,6 @@ from ofq.quantization.techniques.base import (
     Technique,
     make_technique,
     register_technique,
-    technique_names,
 )
 from ofq.quantization.techniques.cga import (
     ConfidenceGuidedAnnealing,
@@ -25,5 +24,4 @@ __all__ = [
     "Technique",
     "make_technique",
     "register_technique",
-    "technique_names",
 ]

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from ofq.errors import UserError
-from ofq.registry import register as add_part
+from ofq.registry import Registry
 
 
 class Technique(nn.Module):
@@ -69,8 +68,8 @@ class Technique(nn.Module):
         self.after_step(progress)
 
 
-_REGISTRY: dict[str, Callable[..., Technique]] = {}
 _Technique = TypeVar("_Technique", bound=Callable[..., Technique])
+techniques: Registry[Callable[..., Technique]] = Registry("technique", Technique)
 
 
 def register_technique(name: str) -> Callable[[_Technique], _Technique]:
@@ -81,19 +80,7 @@ def register_technique(name: str) -> Callable[[_Technique], _Technique]:
     Raises:
         UserError: The class is no :class:`Technique`, or another one has the name.
     """
-
-    def register(technique: _Technique) -> _Technique:
-        if isinstance(technique, type) and not issubclass(technique, Technique):
-            raise UserError(f"technique '{name}': {technique} is no ofq.Technique")
-        add_part(_REGISTRY, name, technique, "a technique")
-        return technique
-
-    return register
-
-
-def technique_names() -> list[str]:
-    """Return the names under which techniques are registered."""
-    return sorted(_REGISTRY)
+    return techniques.register(name)
 
 
 def make_technique(name: str, model: nn.Module, options: Mapping[str, Any]) -> Technique:
@@ -107,9 +94,5 @@ def make_technique(name: str, model: nn.Module, options: Mapping[str, Any]) -> T
     Raises:
         UserError: No technique has this name, or it doesn't accept these options or this model.
     """
-    if name not in _REGISTRY:
-        raise UserError(f"unknown technique '{name}'; allowed: {', '.join(technique_names())}")
-    try:
-        return _REGISTRY[name](model, **options)
-    except TypeError as error:
-        raise UserError(f"technique '{name}': {error}") from None
+    technique: Technique = techniques.make(name, model, **options)
+    return technique

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ofq.registry import register as add_part
+from ofq.registry import Registry
 from ofq.report.collect import Records
 
 
@@ -37,7 +37,7 @@ def require(frame: pd.DataFrame, column: str, reason: str) -> None:
 
 Draw = Callable[[Records], Drawn]
 
-FIGURES: dict[str, Draw] = {}
+FIGURES: Registry[Draw] = Registry("figure")
 """Drawing function of every figure by name; may raise :class:`NothingToDraw`."""
 
 
@@ -54,9 +54,4 @@ def register_figure(name: str) -> Callable[[Draw], Draw]:
         >>> @register_figure("mine")
         ... def mine(records: Records) -> Drawn: ...
     """
-
-    def register(draw: Draw) -> Draw:
-        add_part(FIGURES, name, draw, "a figure")
-        return draw
-
-    return register
+    return FIGURES.register(name)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ofq.config.datasets import PACKAGED, DataFacts, Dataset, digest_of
 from ofq.config.modules import import_module
 from ofq.errors import UserError
-from ofq.registry import register as add_part
+from ofq.registry import Registry
 from ofq.stopping import Interrupted, StopRequest
 from ofq.training.distributed import SINGLE_PROCESS, SingleProcess
 
@@ -260,7 +260,7 @@ class DataRequest:
     place: Path | None = None
 
 
-_SOURCES: dict[str, Callable[[DataRequest], Data]] = {}
+sources: Registry[Callable[[DataRequest], Data]] = Registry("data set's source")
 _Function = TypeVar("_Function", bound=Callable[[DataRequest], Data])
 
 
@@ -273,14 +273,9 @@ def register_dataset(name: str) -> Callable[[_Function], _Function]:
     Raises:
         UserError: The name is registered for another function.
     """
-
-    def register(function: _Function) -> _Function:
-        if name == "images":  # which isn't in the registry: such data are read, not returned
-            raise UserError("a data set's source named 'images' is already registered")
-        add_part(_SOURCES, name, function, "a data set's source")
-        return function
-
-    return register
+    if name == "images":  # which isn't in the registry: such data are read, not returned
+        raise UserError("another data set's source is registered as 'images'")
+    return sources.register(name)
 
 
 def load(
@@ -304,14 +299,14 @@ def load(
     about = about or PACKAGED[name]
     if about.module is not None:
         import_module(about.module, f"data set '{name}'")
-    if about.source not in _SOURCES:
-        allowed = ", ".join(sorted(_SOURCES))
+    if about.source not in sources:
+        allowed = ", ".join(sorted(sources))
         raise UserError(
             f"data set '{name}': no source '{about.source}' is registered; allowed: "
             f"images, {allowed}"
         )
     request = DataRequest(about, model, seed, place)
-    data = _SOURCES[about.source](request)
+    data = sources[about.source](request)
     if not isinstance(data, Data):
         kind = type(data).__name__
         raise UserError(
