@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ofq.errors import UserError, some
 from ofq.quantization.attention import FixedQueryKey, MergedQueryKey
-from ofq.quantization.layers import LowBit
+from ofq.quantization.layers import HasQuantizedWeight
 from ofq.quantization.quantizers.base import WeightQuantizer, weight_quantizers
 
 _BYTE = 8
@@ -90,13 +90,15 @@ def pack_weights(model: nn.Module) -> dict[str, PackedWeight]:
     return {name: _packed(name, layer, quantizer) for name, layer, quantizer in _quantized(model)}
 
 
-def _quantized(model: nn.Module) -> Iterator[tuple[str, LowBit, WeightQuantizer]]:
+def _quantized(model: nn.Module) -> Iterator[tuple[str, HasQuantizedWeight, WeightQuantizer]]:
     for name, module in model.named_modules():
-        if isinstance(module, LowBit) and isinstance(module.weight_quantizer, WeightQuantizer):
+        if isinstance(module, HasQuantizedWeight) and isinstance(
+            module.weight_quantizer, WeightQuantizer
+        ):
             yield name, module, module.weight_quantizer
 
 
-def _packed(name: str, layer: LowBit, quantizer: WeightQuantizer) -> PackedWeight:
+def _packed(name: str, layer: HasQuantizedWeight, quantizer: WeightQuantizer) -> PackedWeight:
     latent = layer.latent_weight()
     scale, quantized = quantizer.scale(latent), quantizer(latent)
     codes = _codes(quantizer, latent, quantized)
@@ -154,7 +156,9 @@ def hold_weights(model: nn.Module, packed: Mapping[str, PackedWeight]) -> nn.Mod
     return model
 
 
-def _unpacked(name: str, packed: PackedWeight, layer: LowBit, quantizer: WeightQuantizer) -> Tensor:
+def _unpacked(
+    name: str, packed: PackedWeight, layer: HasQuantizedWeight, quantizer: WeightQuantizer
+) -> Tensor:
     """Decode a packed weight; refuse one that doesn't fit its layer."""
     latent = layer.latent_weight()
     rows, columns = len(latent), latent[0].numel()
@@ -175,7 +179,7 @@ def _unpacked(name: str, packed: PackedWeight, layer: LowBit, quantizer: WeightQ
     return quantizer.decode(codes.float(), packed.scale)
 
 
-def _holding(layer: LowBit, weight: Tensor) -> nn.Module:
+def _holding(layer: HasQuantizedWeight, weight: Tensor) -> nn.Module:
     if isinstance(layer, MergedQueryKey):
         return FixedQueryKey(weight, layer.heads)
     assert isinstance(layer, nn.Linear | nn.Conv2d)

@@ -10,7 +10,7 @@ from torch.onnx.ops import symbolic
 from ofq.errors import UserError
 from ofq.quantization.activations import ActivationQuantizer, activation_quantizers
 from ofq.quantization.attention import MergedQueryKey
-from ofq.quantization.layers import LowBit
+from ofq.quantization.layers import HasQuantizedWeight
 from ofq.quantization.products import Product
 from ofq.quantization.quantizers.base import WeightQuantizer
 from ofq.quantization.quantizers.lsq import LSQ, floored
@@ -35,7 +35,9 @@ def with_nodes(model: nn.Module) -> nn.Module:
     """
     model = copy.deepcopy(model).eval()
     for name, module in list(model.named_modules()):
-        if isinstance(module, LowBit) and isinstance(module.weight_quantizer, WeightQuantizer):
+        if isinstance(module, HasQuantizedWeight) and isinstance(
+            module.weight_quantizer, WeightQuantizer
+        ):
             weight = _Weight.of(name, module.latent_weight(), module.weight_quantizer)
             if isinstance(module, MergedQueryKey):
                 model.set_submodule(name, _QueryKey(weight, module.heads))

@@ -10,6 +10,7 @@ from ofq.quantization.activations import (  # noqa: E402
 )
 from ofq.quantization.convert import calibrate, quantize, set_gradient_batch  # noqa: E402
 from ofq.quantization.layers import low_bit_weights  # noqa: E402
+from ofq.quantization.noise import NoiseInjection  # noqa: E402
 from ofq.quantization.oscillation import (  # noqa: E402
     CodeHistory,
     Oscillation,
@@ -41,7 +42,6 @@ from ofq.quantization.techniques import (  # noqa: E402
     make_technique,
     register_technique,
 )
-from ofq.quantization.techniques.noise import NoiseInjection  # noqa: E402
 
 __all__ = [
     "LSQ",

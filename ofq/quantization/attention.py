@@ -15,7 +15,7 @@ from ofq.quantization import kernels as fused
 from ofq.quantization.activations import ActivationQuantizer
 from ofq.quantization.kernels import fitting
 from ofq.quantization.layers import (
-    LowBit,
+    HasQuantizedWeight,
     Passthrough,
     PreShifted,
     QuantizedLinear,
@@ -154,7 +154,7 @@ def merge(q_weight: Tensor, k_weight: Tensor, heads: int) -> Tensor:
         return (q_HdC.transpose(1, 2).float() @ k_HdC.float()).flatten(0, 1)
 
 
-class MergedQueryKey(nn.Module, LowBit):
+class MergedQueryKey(nn.Module, HasQuantizedWeight):
     """Merged query-key weight of every head, quantized per row.
 
     One quantizer replaces two, so oscillations of query and key no longer influence each other. A
@@ -167,8 +167,8 @@ class MergedQueryKey(nn.Module, LowBit):
         heads: H.
 
     Attributes:
-        trainable: Set during CGA: maps positions on the quantization grid to a mask of the entries
-            of the product that pass a gradient to W_q and W_k.
+        gradient_mask: Set during CGA: maps positions on the quantization grid to a mask of the
+            entries of the product that pass a gradient to W_q and W_k.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class MergedQueryKey(nn.Module, LowBit):
         self.weight_quantizer = weight_quantizer
         self.heads = heads
         self.roles = {"qk": slice(0, heads * q_weight.shape[1])}
-        self.trainable: Callable[[Tensor], Tensor] | None = None
+        self.gradient_mask: Callable[[Tensor], Tensor] | None = None
 
     def latent_weight(self) -> Tensor:
         """Return the product of W_q and W_k, (H·C, C)."""
@@ -189,9 +189,9 @@ class MergedQueryKey(nn.Module, LowBit):
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Map tokens (B, N, C) to W_qk[h] x + bias of every head, (B, N, H, C)."""
         weight = self.latent_weight()
-        if self.trainable is not None:
+        if self.gradient_mask is not None:
             assert isinstance(self.weight_quantizer, WeightQuantizer)
-            mask = self.trainable(self.weight_quantizer.position(weight))
+            mask = self.gradient_mask(self.weight_quantizer.position(weight))
             weight = torch.where(mask, weight, weight.detach())
         z = F.linear(x, self.weight_quantizer(weight), bias)
         return z.unflatten(-1, (self.heads, -1))

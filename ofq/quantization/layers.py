@@ -31,14 +31,14 @@ class QuantizedWeight:
     layer: str
     roles: Mapping[str, slice]
     quantizer: WeightQuantizer
-    owner: "LowBit"
+    owner: "HasQuantizedWeight"
 
     def latent(self) -> Tensor:
         """Return the weight before quantization."""
         return self.owner.latent_weight()
 
 
-class LowBit:
+class HasQuantizedWeight:
     """Mixin of layers with a quantized weight; CGA and the tracker handle those with roles."""
 
     roles: Mapping[str, slice]
@@ -85,7 +85,7 @@ def quantized_model(model: nn.Module, why: str = "") -> nn.Module:
         UserError: The model has no quantized layer.
     """
     model = unwrapped(model)
-    if not any(isinstance(module, LowBit) for module in model.modules()):
+    if not any(isinstance(module, HasQuantizedWeight) for module in model.modules()):
         raise UserError(
             f"{why}the {type(model).__name__} isn't quantized; call ofq.quantize(model, ...) and "
             "use the model that it returns"
@@ -96,7 +96,7 @@ def quantized_model(model: nn.Module, why: str = "") -> nn.Module:
 def low_bit_weights(model: nn.Module) -> Iterator[QuantizedWeight]:
     """Yield the low-bit weights of a model in forward order; first and last layers have none."""
     for name, module in unwrapped(model).named_modules():
-        if not isinstance(module, LowBit) or not module.roles:
+        if not isinstance(module, HasQuantizedWeight) or not module.roles:
             continue
         if isinstance(module.weight_quantizer, WeightQuantizer):
             yield QuantizedWeight(name, module.roles, module.weight_quantizer, module)
@@ -215,7 +215,7 @@ def shifted_bias(bias: Tensor | None, *quantizers: Passthrough) -> Tensor | None
     return shift if bias is None else bias + shift
 
 
-class QuantizedLinear(nn.Linear, LowBit):
+class QuantizedLinear(nn.Linear, HasQuantizedWeight):
     """Linear layer that quantizes its input and its weight.
 
     It uses the parameters of the layer it replaces.
@@ -333,7 +333,7 @@ def wrong_size(given: Sequence[int], wanted: Sequence[int], patch: Sequence[int]
     )
 
 
-class QuantizedConv2d(nn.Conv2d, LowBit):
+class QuantizedConv2d(nn.Conv2d, HasQuantizedWeight):
     """Convolution of patches (the patch embedding) that quantizes its input and its weight.
 
     Patches don't overlap, so the convolution is computed as a linear map of each patch, whose

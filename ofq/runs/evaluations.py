@@ -136,7 +136,7 @@ def _pretrained(task: _Evaluation) -> Outcome:
 
 def _noise(task: _Evaluation) -> Outcome:
     """Evaluate a trained model without noise, then with each draw; resume after the last one."""
-    from ofq.quantization.techniques.noise import NOISES, NoiseInjection
+    from ofq.quantization.noise import NOISES, NoiseInjection
     from ofq.training.build import trained
     from ofq.training.data.augmentation import randomness_of
 

@@ -111,7 +111,7 @@ def _compare(workspace: Workspace, run: Run, facts: DataFacts) -> None:
 
     for needed in run.needs():
         folder = run_folder(workspace, needed)
-        reference = recorded_facts(folder.path / WEIGHTS) or recorded(folder)
+        reference = recorded_facts(folder.path / WEIGHTS) or recorded_data(folder)
         difference = facts.difference(reference) if reference else None
         if difference:
             raise UserError(
@@ -127,7 +127,7 @@ def _compare(workspace: Workspace, run: Run, facts: DataFacts) -> None:
             )
 
 
-def recorded(folder: RunFolder) -> DataFacts | None:
+def recorded_data(folder: RunFolder) -> DataFacts | None:
     """Return the facts of the data of a run's newest attempt; None for records without them.
 
     Raises:

@@ -204,7 +204,7 @@ def train(
             outcome = work(workspace, run, attempt, console, group)
         group.destroy()
     attempt.end("finished")
-    result, facts = _result(run, outcome, attempt), inputs.recorded(folder)
+    result, facts = _result(run, outcome, attempt), inputs.recorded_data(folder)
     folder.finish(result, lambda path: save_weights(outcome.model, path, facts), outcome.correct)
     if not attempt.options.keep:
         CheckpointStore(folder.path / CHECKPOINT, folder.guard).clear()
@@ -267,7 +267,7 @@ def _goes_on(attempt: Attempt) -> bool:
 
 def _check_goes_on(attempt: Attempt, facts: "DataFacts") -> None:
     """Refuse to resume with data other than those that the run began with."""
-    reference = inputs.recorded(attempt.folder) if _goes_on(attempt) else None
+    reference = inputs.recorded_data(attempt.folder) if _goes_on(attempt) else None
     difference = facts.difference(reference) if reference else None
     if difference:
         raise UserError(
@@ -342,7 +342,7 @@ def _train(
     recorder = Recorder(attempt, shown, console)
     folder = attempt.folder
     checkpoints = CheckpointStore(
-        folder.path / CHECKPOINT, folder.guard, recorder.warn, folder, inputs.recorded(folder)
+        folder.path / CHECKPOINT, folder.guard, recorder.warn, folder, inputs.recorded_data(folder)
     )
     pace = Pace(60 * workspace.site.checkpoint_minutes, attempt.options.deadline)
     files = files_of(workspace, run, recorder.unreadable)

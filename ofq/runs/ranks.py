@@ -47,7 +47,7 @@ class Ranks:
     def __init__(
         self, run_id: str, count: int, leased: Sequence[int], on_loss: Callable[[str], None]
     ) -> None:
-        from ofq.training.meeting import serve
+        from ofq.training.rendezvous import serve
 
         self._on_loss = on_loss
         self._over = threading.Event()
@@ -141,7 +141,7 @@ def ranks(
         RankLost: A rank was killed.
         RuntimeError: A rank failed.
     """
-    from ofq.training.meeting import OthersGone
+    from ofq.training.rendezvous import OthersGone
 
     started = Ranks(run_id, count, leased, on_loss)
     try:

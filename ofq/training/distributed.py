@@ -19,7 +19,7 @@ from torch import Tensor, distributed, nn
 
 from ofq.errors import TryAgain, UserError
 from ofq.hardware import processes, processor
-from ofq.training.meeting import OthersGone, join
+from ofq.training.rendezvous import OthersGone, join
 
 Kind = Literal["cuda", "cpu"]
 

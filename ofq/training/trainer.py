@@ -238,7 +238,9 @@ class Trainer:
                 with self.pace.measure("step"), interruptible(self.stop):
                     self.train_step(batch)
                 self.observer.step(self.step)
-                self._pause("step" if self.step < epoch * self.steps_per_epoch else "evaluation")
+                self._save_or_stop(
+                    "step" if self.step < epoch * self.steps_per_epoch else "evaluation"
+                )
             self._finish_epoch(epoch)
         return self.metrics
 
@@ -296,9 +298,9 @@ class Trainer:
         self.observer.epoch(self.metrics, [{**stamp, **asdict(part)} for part in parts])
         self.evaluated = epoch
         if epoch < self.training.epochs:
-            self._pause("step")
+            self._save_or_stop("step")
 
-    def _pause(self, coming: Part) -> None:
+    def _save_or_stop(self, coming: Part) -> None:
         """Save if a checkpoint is due, and stop if requested or out of time, on all ranks alike."""
         cause = self.stop.cause
         if cause is None and not self.pace.fits(coming):

@@ -60,7 +60,7 @@ def test_the_merged_weight_is_annealed(rule: type[AsPaper], anneals: bool) -> No
     made = rule(model) if rule is AsReleased else rule()
     ofq.ConfidenceGuidedAnnealing(model, 0.05, made)
     merged = next(m for m in model.modules() if isinstance(m, MergedQueryKey))
-    assert (merged.trainable is not None) == anneals
+    assert (merged.gradient_mask is not None) == anneals
 
 
 def test_swin_without_qkr_is_annealed() -> None:

@@ -10,7 +10,7 @@ import torch
 import ofq
 from ofq.errors import UserError
 from ofq.quantization import low_bit_weights, near_threshold
-from ofq.quantization.techniques.noise import NOISES, NoiseInjection
+from ofq.quantization.noise import NOISES, NoiseInjection
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))

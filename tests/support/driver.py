@@ -15,7 +15,7 @@ from pathlib import Path
 import ofq.cli
 from ofq.runs.attempt import Attempt
 from ofq.runs.folder import RunFolder
-from ofq.training import checkpoint, meeting
+from ofq.training import checkpoint, rendezvous
 
 
 def _at_step(moment: int, strike: Callable[[Attempt], object]) -> None:
@@ -128,7 +128,7 @@ def slow_steps(seconds: str) -> None:
 
 def meet_within(seconds: str) -> None:
     """Let ranks wait for each other for so long only."""
-    meeting._PATIENCE = float(seconds)
+    rendezvous._PATIENCE = float(seconds)
 
 
 def none(_: str) -> None:

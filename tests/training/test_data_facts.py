@@ -100,14 +100,14 @@ def test_records_of_another_rule_are_not_compared():
 def test_record_from_before_the_facts_has_none(tmp_path):
     old = {"name": "digits", "examples": 1797, "fingerprint": "sha256:00"}
     (tmp_path / "provenance.json").write_text(json.dumps({"data": old, "attempts": [{}]}))
-    assert inputs.recorded(RunFolder(tmp_path)) is None
+    assert inputs.recorded_data(RunFolder(tmp_path)) is None
 
 
 def test_record_that_goes_on_from_before_the_facts_has_those_of_its_last_attempt(seen, tmp_path):
     old = {"name": "imagenet", "classes": 3, "fingerprint": "sha256:00"}
     attempts = [{}, {"origin": {"data": seen.record()}}]
     (tmp_path / "provenance.json").write_text(json.dumps({"data": old, "attempts": attempts}))
-    assert inputs.recorded(RunFolder(tmp_path)) == seen
+    assert inputs.recorded_data(RunFolder(tmp_path)) == seen
 
 
 @pytest.mark.parametrize(
@@ -190,9 +190,9 @@ def test_runs_on_other_data_than_those_they_build_on_are_refused(checkout, folde
     parent, student = (RunFolder(checkout / "results/runs" / name) for name in (first, second))
     assert run_ofq(checkout, "train", "--no-track", first).returncode == 0
     expected = facts(images)
-    assert inputs.recorded(parent).class_names == list(CLASSES)
-    assert recorded_facts(parent.path / "model.safetensors") == inputs.recorded(parent)
-    assert inputs.recorded(parent).difference(expected) is None
+    assert inputs.recorded_data(parent).class_names == list(CLASSES)
+    assert recorded_facts(parent.path / "model.safetensors") == inputs.recorded_data(parent)
+    assert inputs.recorded_data(parent).difference(expected) is None
     provenance = (parent.path / "provenance.json").read_text()
     assert '"class_names": ["n01", "n02", "n10"]' in provenance
 

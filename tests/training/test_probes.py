@@ -12,7 +12,7 @@ from ofq.config import ProbeConfig
 from ofq.quantization import low_bit_weights
 from ofq.training.probes import Probes, joint, probes, signs
 from ofq.training.probes.histograms import bins_per_step
-from ofq.training.probes.part import entries, spread
+from ofq.training.probes.probe import entries, spread
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

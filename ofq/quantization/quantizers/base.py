@@ -38,7 +38,10 @@ class WeightQuantizer(nn.Module, ABC):
 
     @abstractmethod
     def scale(self, weight: Tensor) -> Tensor:
-        """Return the quantization scale, float32, in a shape that broadcasts over the weight."""
+        """Return the scale from which :meth:`decode` makes levels, float32.
+
+        LSQ's is the step size, StatsQ's the clipping range. It broadcasts over the weight.
+        """
 
     @abstractmethod
     def step_size(self, weight: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class ConfidenceGuidedAnnealing(Technique):
         model = quantized_model(model, "nothing to anneal: ")
         for weight in filter(self._rule.anneals, low_bit_weights(model)):
             if isinstance(weight.owner, MergedQueryKey):
-                weight.owner.trainable = partial(self._trainable, weight.quantizer)
+                weight.owner.gradient_mask = partial(self._trainable, weight.quantizer)
             else:
                 parameter = weight.latent()
                 assert isinstance(parameter, nn.Parameter)

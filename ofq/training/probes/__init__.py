@@ -3,7 +3,7 @@
 Probes only read the model, so a run's numbers don't depend on them.
 """
 
-from ofq.training.probes.part import Table
+from ofq.training.probes.probe import Table
 from ofq.training.probes.probes import STEPS, Probes
 
 __all__ = ["STEPS", "Probes", "Table"]

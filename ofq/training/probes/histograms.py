@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ofq.quantization.layers import QuantizedWeight
-from ofq.training.probes.part import Rows, Table, to_host
+from ofq.training.probes.probe import Rows, Table, to_host
 
 _FINEST = 100  # bins per quantization step
 _BINS = 1600  # at most, over the whole grid

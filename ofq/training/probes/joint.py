@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ofq.quantization import StatsQ
 from ofq.quantization.attention import MergedQueryKey
 from ofq.quantization.layers import QuantizedWeight
-from ofq.training.probes.part import Part, Rows, spread, to_host
+from ofq.training.probes.probe import Probe, Rows, spread, to_host
 
 
 class _Channels(nn.Module):
@@ -77,7 +77,7 @@ class _Merged(_Channels):
         return torch.stack([self.grid.codes(weight[self.channels]) for weight in self.weights])
 
 
-class JointFlips(Part):
+class JointFlips(Probe):
     """Counts of query and key weights that flip in the same step, compared with independence.
 
     Channel j of a head is row j of W_q and row j of W_k: the two meet in the logit Σ_j q_j·k_j and

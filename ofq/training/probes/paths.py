@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ofq.quantization.layers import QuantizedWeight
-from ofq.training.probes.part import Part, Rows, to_threshold
+from ofq.training.probes.probe import Probe, Rows, to_threshold
 
 DEPTH = 5 / 6
 """Relative depth of the followed matrices: the paper's figures show the 10th of 12 blocks."""
@@ -12,7 +12,7 @@ DEPTH = 5 / 6
 _COLUMNS = ("latent", "quantized", "code", "scale", "position")
 
 
-class WeightPaths(Part):
+class WeightPaths(Probe):
     """Paths of a few weights: latent and quantized value, code, position, and scale of the row.
 
     The weights are distributed evenly over the roles. Of each role's matrices the one at

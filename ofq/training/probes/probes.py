@@ -7,8 +7,8 @@ from ofq.config import ProbeConfig
 from ofq.quantization import low_bit_weights
 from ofq.training.probes.histograms import Histograms
 from ofq.training.probes.joint import JointFlips
-from ofq.training.probes.part import Part, Rows, Table
 from ofq.training.probes.paths import WeightPaths
+from ofq.training.probes.probe import Probe, Rows, Table
 from ofq.training.probes.signs import SignChanges
 
 STEPS = 2048
@@ -38,7 +38,7 @@ class Probes(nn.Module):
         self.steps_per_epoch = steps_per_epoch
         self.window = min(steps_per_epoch, max(2, STEPS // epochs))
         self.weights = list(low_bit_weights(model))
-        parts: list[Part] = []
+        parts: list[Probe] = []
         if self.weights and settings.weights:
             parts.append(WeightPaths(self.weights, settings.weights, self.window))
         if self.weights and settings.sample:
@@ -88,5 +88,5 @@ class Probes(nn.Module):
         for part in self._parts():
             part.seen(slot)
 
-    def _parts(self) -> list[Part]:
-        return [part for part in self.parts if isinstance(part, Part)]
+    def _parts(self) -> list[Probe]:
+        return [part for part in self.parts if isinstance(part, Probe)]

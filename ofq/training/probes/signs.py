@@ -4,13 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from ofq.quantization.layers import QuantizedWeight
-from ofq.training.probes.part import Part, Rows, entries, to_host, to_threshold
+from ofq.training.probes.probe import Probe, Rows, entries, to_host, to_threshold
 
 BOUNDARY_RANGES = (0.005, 0.01, 0.02, 0.05, 0.1)
 """Boundary ranges BR_x in which sign changes are counted, in quantization steps."""
 
 
-class SignChanges(Part):
+class SignChanges(Probe):
     """Counts of sign changes of gradients from step to step, for a fixed sample of weights.
 
     A weight is counted at step t if its gradients at t and t − 1 aren't zero, and inside BR_x if

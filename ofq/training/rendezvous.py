@@ -71,7 +71,7 @@ def join(backend: str, check: Callable[[], None]) -> None:
             os.environ.setdefault(variable, loopback)
     until = time.monotonic() + _PATIENCE
     served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    with _meeting():
+    with _rendezvous():
         if rank == 0 and not served:
             server: Store = serve(host, port)
         else:
@@ -112,7 +112,7 @@ def _wait(reason: str, until: float, check: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _meeting() -> Iterator[None]:
+def _rendezvous() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # of the store, and of gloo

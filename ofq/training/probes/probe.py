@@ -10,7 +10,7 @@ Table = Literal["trajectories", "histograms", "sign_changes", "joint_flips"]
 """Tables of the run folder that probes write."""
 
 
-class Part(nn.Module):
+class Probe(nn.Module):
     """Base class of one kind of probe over windows of consecutive steps.
 
     State that must survive an interruption is in buffers. Only :meth:`take` waits for the device.
