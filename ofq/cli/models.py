@@ -64,6 +64,7 @@ def export(
 @app.command(rich_help_panel=_PANEL, name="eval")
 def evaluate(
     weights: Annotated[Path, typer.Argument(help="Weights of a quantized model (.safetensors).")],
+    *,
     model: ModelName,
     bits: Bits,
     data: Annotated[str, typer.Option(help="`digits`, or a data set (docs/data.md).")],
@@ -108,6 +109,7 @@ def evaluate(
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="A checkpoint saved by the authors' code.")],
     out: Annotated[Path, typer.Option(help="Where to write the weights (.safetensors).")],
+    *,
     model: ModelName,
     bits: Bits,
     qkr: Qkr = False,

@@ -30,6 +30,7 @@ app = typer.Typer()
 @app.command(rich_help_panel=_PANEL)
 def train(
     run_id: RunId,
+    *,
     tracked: Annotated[
         bool, typer.Option("--track/--no-track", help="Mirror the run in MLflow while it trains.")
     ] = True,

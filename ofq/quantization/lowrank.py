@@ -28,6 +28,7 @@ class LowRankLogits(AttentionLogits):
         q: nn.Sequential,
         k: nn.Sequential,
         v: QuantizedLinear,
+        *,
         q_quantizer: Passthrough,
         k_quantizer: Passthrough,
         v_quantizer: Passthrough,

@@ -38,6 +38,7 @@ def write_page(
     records: Records,
     table: Table,
     differences: pd.DataFrame,
+    *,
     found: dict[str, pd.DataFrame],
     figures: list[Saved],
     absent: dict[str, str],

@@ -63,7 +63,10 @@ def _fill(folder: Path, records: Records, runs_path: str) -> None:
     write_tables(Tables(table, found["verdicts"], notes, frames), folder)
     figures, absent = write_figures(folder / "figures", records)
     page = folder / "index.html"
-    write_page(page, records, table, differences, found, figures, absent, runs_path)
+    write_page(
+        page, records, table, differences,
+        found=found, figures=figures, absent=absent, runs_path=runs_path,
+    )  # fmt: skip
 
 
 def _refuse_foreign(out: Path, figures: set[str]) -> None:

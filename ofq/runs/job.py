@@ -157,7 +157,7 @@ def begin(
     attempt.folder.open(describe(run))
     origin = {"inputs": inputs.hashes(workspace, run), "data": facts.record()}
     began = _began_with(attempt, origin, console)
-    _record_attempt(workspace, run, studies, attempt, devices, began, origin)
+    _record_attempt(workspace, run, studies, attempt, devices, began=began, origin=origin)
     _warn_of_unknown_code(attempt, console)
     return devices
 
@@ -294,6 +294,7 @@ def _record_attempt(
     studies: list[str],
     attempt: Attempt,
     devices: "Devices",
+    *,
     began: dict[str, Any],
     origin: dict[str, Any],
 ) -> None:

@@ -116,7 +116,7 @@ def test_study_without_runs_is_refused_in_a_line_and_nothing_is_written(tmp_path
 def test_failure_while_writing_leaves_nothing_behind(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("ofq.report.write.write_page", fail)

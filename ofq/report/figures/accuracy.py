@@ -33,7 +33,7 @@ def _panel(ax: Axes, records: Records, measure: Measure, model: str) -> None:
         for x, bits in enumerate(study.bits):
             runs = records.of(records.runs, model=model, bits=bits, method=method)
             centre = x + (i - (len(study.methods) - 1) / 2) * step
-            _cell(ax, measure, runs, centre, step, records.labels[method], style[method])
+            _cell(ax, measure, runs, centre, step, name=records.labels[method], look=style[method])
     draw_baseline(ax, records, model)
     ax.set_xticks(range(len(study.bits)), study.bits)
     ax.tick_params(axis="x", length=0)
@@ -41,7 +41,7 @@ def _panel(ax: Axes, records: Records, measure: Measure, model: str) -> None:
 
 
 def _cell(
-    ax: Axes, measure: Measure, runs: pd.DataFrame, x: float, step: float, name: str, look: Look
+    ax: Axes, measure: Measure, runs: pd.DataFrame, x: float, step: float, *, name: str, look: Look
 ) -> None:
     values = runs[measure.key]
     if values.empty:

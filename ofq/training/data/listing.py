@@ -73,6 +73,7 @@ class Listing(Reader):
         classes: list[str],
         names: Iterable[bytes],
         labels: Sequence[int],
+        *,
         tars: Sequence[str] = (),
         parts: NDArray[numpy.int64] | None = None,
         numbered: bool = False,

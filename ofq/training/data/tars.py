@@ -122,7 +122,7 @@ def _indexed(index: Path, root: Path, state: list[list[Any]]) -> Listing | None:
                 return None
             reader = Listing(
                 str(root), about["classes"], [], stored["labels"],
-                [name for name, *_ in state], stored["parts"],
+                tars=[name for name, *_ in state], parts=stored["parts"],
             )  # fmt: skip
             reader.names.block, reader.names.ends = stored["block"].tobytes(), stored["ends"]
             return reader
@@ -163,8 +163,8 @@ def _read_through(path: Path, root: Path, tars: list[Path], split: SplitName) ->
         classes,
         (os.fsencode(image.name) for image in images),
         [numbers[image.label] for image in images],
-        [tar.name for tar in tars],
-        numpy.array([image[2:] for image in images], numpy.int64),
+        tars=[tar.name for tar in tars],
+        parts=numpy.array([image[2:] for image in images], numpy.int64),
     )
 
 
@@ -350,8 +350,8 @@ def _read_shards(root: Path, names: list[str], split: SplitName) -> Listing:
         [str(label) for label in labels],
         (os.fsencode(image.name) for image in images),
         [image.label for image in images],
-        names,
-        numpy.array([image[2:] for image in images], numpy.int64),
+        tars=names,
+        parts=numpy.array([image[2:] for image in images], numpy.int64),
         numbered=True,
     )
 
