@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ofq.errors import UserError
 from ofq.quantization.layers import QuantizedWeight, low_bit_weights, quantized_model
 from ofq.quantization.quantizers.base import WeightQuantizer, near_threshold
+
+_CONTINUED = ("frequency", "direction")
 
 
 class CodeHistory(nn.Module):
@@ -136,6 +139,32 @@ class OscillationTracker(nn.Module):
         )
         device = self._weights[0].latent().device if self._weights else None
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
+
+    def history(self) -> dict[str, Tensor]:
+        """Return what a tracker of a further stage goes on from, by layer.
+
+        ``LAYER.frequency`` is f of each weight, float32; ``LAYER.direction`` the direction of its
+        last flip, int8. Codes follow from the weights.
+        """
+        return {
+            f"{weight.layer}.{name}": getattr(history, name)
+            for weight, history in self._pairs()
+            for name in _CONTINUED
+        }
+
+    def go_on_from(self, history: dict[str, Tensor]) -> None:
+        """Go on from the :meth:`history` of an earlier stage of the same weights.
+
+        Raises:
+            UserError: It is of other layers, or of weights of other shapes.
+        """
+        own = self.history()
+        if {name: tensor.shape for name, tensor in history.items()} != {
+            name: tensor.shape for name, tensor in own.items()
+        }:
+            raise UserError("the tracker's history is of another model")
+        for name, tensor in own.items():
+            tensor.copy_(history[name])
 
     def _pairs(self) -> Iterator[tuple[QuantizedWeight, CodeHistory]]:
         for weight, history in zip(self._weights, self.histories, strict=True):

@@ -19,7 +19,7 @@ from ofq.runs.recorder import note_unreadable
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import nn
+    from torch import Tensor, nn
 
     from ofq.training.distributed import SingleProcess
     from ofq.training.evaluation import LabelledImages
@@ -36,12 +36,14 @@ class Outcome:
         primary: Name of the main metric.
         correct: Whether each evaluation image is classified correctly, (images,); None for a
             regression or injected noise.
+        history: The oscillation tracker's history, for a stage that goes on from this run.
     """
 
     model: "nn.Module"
     metrics: dict[str, Any]
     primary: str
     correct: "NDArray[np.bool_] | None"
+    history: "dict[str, Tensor] | None" = None
 
 
 @dataclass

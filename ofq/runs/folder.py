@@ -50,6 +50,7 @@ from ofq.runs.record import (
     PROVENANCE,
     RESULT,
     TABLES,
+    TRACKER,
     UNPACKED,
     WEIGHTS,
     Damaged,
@@ -71,7 +72,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CORRECT", "DESCRIPTION", "EVENTS", "MANIFEST", "PACKED", "PROVENANCE", "REPORTED", "RESULT",
-    "SEALED", "TABLES", "UNPACKED", "WEIGHTS", "RunFolder", "State", "Table", "agrees",
+    "SEALED", "TABLES", "TRACKER", "UNPACKED", "WEIGHTS", "RunFolder", "State", "Table", "agrees",
     "same_rows", "sha256",
 ]  # fmt: skip
 
@@ -378,6 +379,7 @@ class RunFolder:
         result: dict[str, Any],
         save_weights: Callable[[Path], None],
         correct: "NDArray[np.bool_] | None" = None,
+        save_tracker: Callable[[Path], None] | None = None,
     ) -> None:
         """Write weights, final tables, the manifest and, last, ``result.json``.
 
@@ -389,11 +391,14 @@ class RunFolder:
             result: The final numbers; SHA-256 of the files is added.
             save_weights: Writes the weights to a path.
             correct: Whether each evaluation image is right, (images,); stored as one bit each.
+            save_tracker: Writes the oscillation tracker's history to a path; None without one.
         """
         sealed = self.path / SEALED
         self.guard()
         sealed.mkdir(exist_ok=True)
         write_file(sealed / WEIGHTS, save_weights)
+        if save_tracker is not None:
+            write_file(sealed / TRACKER, save_tracker)
         for table in TABLES:
             self._write_parquet(table, sealed)
         _write_bits(correct, sealed / CORRECT)
@@ -532,7 +537,7 @@ def sha256(path: Path) -> str:
 
 
 def _final(path: Path) -> bool:
-    return path.name in (WEIGHTS, CORRECT) or path.suffix == ".parquet"
+    return path.name in (WEIGHTS, TRACKER, CORRECT) or path.suffix == ".parquet"
 
 
 def _write_bits(flags: "NDArray[np.bool_] | None", path: Path) -> None:

@@ -9,11 +9,11 @@ from rich.console import Console
 
 from ofq.config import Run, RunConfig, TrainedRun, Workspace
 from ofq.config.datasets import DataFacts, facts_in
-from ofq.config.run import QuantizedTraining
+from ofq.config.run import CgaRun, QuantizedTraining
 from ofq.config.schema import HUB
 from ofq.errors import UserError
 from ofq.runs.attempt import run_folder
-from ofq.runs.folder import WEIGHTS, RunFolder, sha256
+from ofq.runs.folder import TRACKER, WEIGHTS, RunFolder, sha256
 
 if TYPE_CHECKING:
     from ofq.training.data.source import Data
@@ -28,13 +28,16 @@ def hashes(workspace: Workspace, run: Run) -> dict[str, str]:
 
 
 def check_weights(workspace: Workspace, run: Run) -> None:
-    """Verify the weights of the runs that a run builds on against their records.
+    """Verify the files that a run takes from the runs that it builds on against their records.
 
     Raises:
         Damaged: A file isn't what its run wrote.
     """
     for needed in run.needs():
         run_folder(workspace, needed).verify(WEIGHTS)
+    if tracker(workspace, run) is not None:
+        assert run.parent is not None
+        run_folder(workspace, run.parent).verify(TRACKER)
 
 
 def own_files(config: RunConfig) -> dict[str, str]:
@@ -61,6 +64,18 @@ def check_files(workspace: Workspace, run: Run, console: Console) -> None:
 def weights(workspace: Workspace, run: Run | None) -> Path | None:
     """Return the weights file of a run that another one builds on; None without a run."""
     return None if run is None else run_folder(workspace, run).path / WEIGHTS
+
+
+def tracker(workspace: Workspace, run: Run) -> Path | None:
+    """Return the tracker's history of the QAT run that a CGA run continues.
+
+    None for other runs, and if the QAT run was recorded by a version that kept none.
+    """
+    if not isinstance(run.config, CgaRun) or run.parent is None:
+        return None
+    folder = run_folder(workspace, run.parent)
+    record = folder.record()
+    return folder.path / TRACKER if record is not None and record.has(TRACKER) else None
 
 
 def pretrained(workspace: Workspace, config: RunConfig) -> Path | None:

@@ -2,13 +2,14 @@
 
 import platform
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from ofq.config import Run, TrainedRun, Workspace
 from ofq.config.modules import import_modules
-from ofq.config.run import describe, quantization_of, training_of
+from ofq.config.run import CgaRun, QatRun, describe, quantization_of, training_of
 from ofq.config.stage import split
 from ofq.errors import TryAgain, UserError
 from ofq.hardware import are_started, processes
@@ -159,6 +160,7 @@ def begin(
     began = _began_with(attempt, origin, console)
     _record_attempt(workspace, run, studies, attempt, devices, began=began, origin=origin)
     _warn_of_unknown_code(attempt, console)
+    _warn_of_new_tracker(workspace, run, attempt, console)
     return devices
 
 
@@ -183,7 +185,7 @@ def train(
     """
     from ofq.training.checkpoint import CheckpointStore
     from ofq.training.distributed import faults_told, take_part
-    from ofq.training.weights import save_weights
+    from ofq.training.weights import save_tensors, save_weights
 
     folder = attempt.folder
     _show_devices(run, console, devices)
@@ -205,7 +207,12 @@ def train(
         group.destroy()
     attempt.end("finished")
     result, facts = _result(run, outcome, attempt), inputs.recorded_data(folder)
-    folder.finish(result, lambda path: save_weights(outcome.model, path, facts), outcome.correct)
+    folder.finish(
+        result,
+        lambda path: save_weights(outcome.model, path, facts),
+        outcome.correct,
+        partial(save_tensors, outcome.history) if outcome.history else None,
+    )
     if not attempt.options.keep:
         CheckpointStore(folder.path / CHECKPOINT, folder.guard).clear()
     console.print(f"finished {run.id}: {summary(outcome.metrics)}", highlight=False, soft_wrap=True)
@@ -329,6 +336,19 @@ def _warn_of_unknown_code(attempt: Attempt, console: Console) -> None:
         warn(attempt, console, f"the record lacks this code's commit or its changes: {reason}")
 
 
+def _warn_of_new_tracker(
+    workspace: Workspace, run: Run, attempt: Attempt, console: Console
+) -> None:
+    """Warn if the oscillation of a CGA stage can't be counted on from its QAT stage's."""
+    if isinstance(run.config, CgaRun) and inputs.tracker(workspace, run) is None:
+        assert run.parent is not None
+        text = (
+            f"{run.parent.id} was recorded without its tracker's history: oscillation is counted "
+            "from the start of this stage only"
+        )
+        warn(attempt, console, text)
+
+
 def _train(
     workspace: Workspace, run: Run, attempt: Attempt, console: Console, group: "SingleProcess"
 ) -> Outcome:
@@ -353,7 +373,10 @@ def _train(
             trainer = _trainer(workspace, run, session, files)
             metrics = trainer.run()
         recorder.taught(trainer)
-        return Outcome(trainer.final_model(), metrics, trainer.objective.primary, trainer.correct)
+        history = trainer.tracker.history() if trainer.tracker else None
+        kept = history if isinstance(run.config, QatRun) else None  # no stage follows the others
+        primary = trainer.objective.primary
+        return Outcome(trainer.final_model(), metrics, primary, trainer.correct, kept)
     finally:
         shown.end()
 
@@ -372,6 +395,7 @@ def _trainer(
             inputs.pretrained(workspace, run.config),
             inputs.teacher_logits(workspace, run),
             inputs.array_place(workspace, run.config),
+            inputs.tracker(workspace, run),
         ),
         session,
         files=files,

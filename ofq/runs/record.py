@@ -36,6 +36,7 @@ TABLES: tuple[Table, ...] = get_args(Table)
 DESCRIPTION = "run.json"
 PROVENANCE = "provenance.json"
 WEIGHTS = "model.safetensors"
+TRACKER = "tracker.safetensors"
 RESULT = "result.json"
 CORRECT = "correct.npy"
 PACKED = "packed.json"
@@ -49,6 +50,7 @@ FINAL = (
     CORRECT,
     PACKED,
     WEIGHTS,
+    TRACKER,
     *(f"{table}.parquet" for table in TABLES),
 )
 """Names of the files that a finished run's manifest may contain."""
@@ -325,12 +327,15 @@ class Record:
         return _check(_Time, self.folder / RESULT, self.content).seconds
 
     def check_places(self) -> None:
-        """Refuse a record with missing files, weights excepted; reads none of them."""
+        """Refuse a record with missing files; reads none of them.
+
+        Weights and the tracker's history may be missing, which no report needs.
+        """
         early = (DESCRIPTION, PROVENANCE) if self.files is None else ()
         unpacked = (self.folder / UNPACKED).exists()
         for name in () if unpacked else self.names:
             path = self.folder / name
-            if name not in (WEIGHTS, *early) and not path.exists():
+            if name not in (WEIGHTS, TRACKER, *early) and not path.exists():
                 raise Damaged(path, "missing")
 
     def description(self) -> dict[str, Any]:

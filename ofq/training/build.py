@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 
@@ -45,6 +46,7 @@ class Inputs:
         teacher_logits: The file of cached teacher logits, if the config wants them cached; created
             if it doesn't exist.
         data: Path that in-memory data are read from.
+        tracker: The oscillation tracker's history at the end of the stage before this one.
     """
 
     parent: Path | None = None
@@ -52,6 +54,7 @@ class Inputs:
     pretrained: Path | None = None
     teacher_logits: Path | None = None
     data: Path | None = None
+    tracker: Path | None = None
 
 
 def build(
@@ -104,7 +107,7 @@ def build(
     group.seed_per_rank(config.seed)
     captured = compiled and group.device.type == "cuda"
     kind = GraphedTrainer if captured and all(t.capturable for t in techniques) else Trainer
-    return kind(
+    trainer = kind(
         model,
         source,
         objective,
@@ -115,6 +118,12 @@ def build(
         passes=parts.passes,
         compiled=compiled,
     )
+    if inputs.tracker is not None and trainer.tracker is not None:
+        try:
+            trainer.tracker.go_on_from(load_file(inputs.tracker))
+        except UserError as error:
+            raise UserError(f"{inputs.tracker}: {error}") from None
+    return trainer
 
 
 def make_techniques(config: TrainedRun, model: nn.Module) -> list[Technique]:

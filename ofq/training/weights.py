@@ -397,6 +397,11 @@ def save_weights(model: nn.Module, path: Path, facts: DataFacts | None = None) -
     path.write_bytes(safetensors_bytes(tensors, about))
 
 
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Save tensors as safetensors, without metadata."""
+    path.write_bytes(safetensors_bytes({n: t.contiguous() for n, t in tensors.items()}, {}))
+
+
 def safetensors_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     """Return the content of a safetensors file, a function of tensors and metadata.
 

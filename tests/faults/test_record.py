@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from ofq.redact import redact
+from ofq.runs.record import TRACKER, read_manifest, write_manifest
 
 from tests.support.lab import STEPS
 
@@ -27,6 +28,28 @@ def test_inputs_are_the_hashes_of_parent_and_teacher(undisturbed):
         undisturbed.runs[stage].id: sha256(undisturbed.folder(stage).path / "model.safetensors")
         for stage in ("qat", "fp")
     }
+
+
+def oscillation(lab, stage):
+    return lab.folder(stage).record().table("metrics").column("oscillation_rate").to_pylist()
+
+
+def test_cga_counts_oscillation_on_from_qat(undisturbed):
+    qat, cga = oscillation(undisturbed, "qat"), oscillation(undisturbed, "cga")
+    assert cga[0] == qat[-1] > 0
+
+
+def test_cga_of_a_qat_run_without_a_history_counts_anew_and_says_so(lab):
+    for folder in (lab.folder("qat").path, lab.folder("qat").path / "sealed"):
+        files = read_manifest(folder)
+        del files[TRACKER]
+        (folder / TRACKER).unlink()
+        write_manifest(folder, files)
+    lab.forget("cga")
+    done = lab.train("cga")
+    assert done.returncode == 0, done.stderr
+    assert "oscillation is counted from the start of this stage only" in done.stdout
+    assert oscillation(lab, "cga")[0] == 0
 
 
 def test_data_has_a_fingerprint_of_its_numbers(undisturbed):

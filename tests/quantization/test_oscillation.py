@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import ofq
+from ofq.errors import UserError
 from ofq.quantization import CodeHistory, combine
 
 
@@ -96,6 +97,31 @@ def test_state_resumes_exactly(micro_model):
         if step >= 3:
             other.update()
     assert one.summary() == other.summary()
+
+
+def test_tracker_of_a_further_stage_goes_on(micro_model):
+    model = ofq.quantize(micro_model)
+    whole, tracker = ofq.OscillationTracker(model), ofq.OscillationTracker(model)
+    linear = model.blocks[0].mlp.fc1
+    for step in range(6):
+        if step == 3:  # a stage ends, its last summary is taken, and another one begins
+            whole.summary()
+            history = {name: tensor.clone() for name, tensor in tracker.history().items()}
+            tracker = ofq.OscillationTracker(model)
+            tracker.go_on_from(history)
+        with torch.no_grad():
+            linear.weight.neg_()
+        whole.update()
+        tracker.update()
+    assert tracker.summary() == whole.summary()
+    assert max(part.oscillation_rate for part in tracker.summary()) > 50
+
+
+def test_history_of_another_model_is_refused(micro_model):
+    tracker = ofq.OscillationTracker(ofq.quantize(micro_model))
+    other = ofq.OscillationTracker(ofq.quantize(micro_model, qkr=True))
+    with pytest.raises(UserError, match="of another model"):
+        tracker.go_on_from(other.history())
 
 
 def test_combined_figures_are_weighted_by_the_number_of_weights(micro_model):
