@@ -50,6 +50,8 @@ class Dataset(Strict):
             ``img_size``; None for the model's own.
         mean, std: Per-channel mean and deviation for normalization, of values 0 to 1; None for the
             model's own.
+        train_images, test_images: Numbers of images that are used of each split, the first ones;
+            None for all. Only for data that fit in memory.
         place: Its place, if the site gives none; not part of a run's identity.
         module: A Python module of the user's own that registers the source.
     """
@@ -63,6 +65,8 @@ class Dataset(Strict):
     size: PositiveInt | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[PositiveFloat, ...] | None = None
+    train_images: PositiveInt | None = None
+    test_images: PositiveInt | None = None
     place: str | None = None
     module: str | None = None
 
@@ -95,6 +99,9 @@ class Dataset(Strict):
                 f"unknown source '{self.source}' ({suggest(self.source, list(SOURCES))}); for a "
                 "function of your own, name the Python module that registers it as 'module'"
             )
+        for key in ("train_images", "test_images"):
+            if self.of_files and getattr(self, key) is not None:
+                raise ValueError(f"{key}: image files are all used; leave it out")
         if (self.mean is None) != (self.std is None):
             raise ValueError("give both 'mean' and 'std', or neither")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):

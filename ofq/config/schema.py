@@ -200,6 +200,8 @@ class Study(Strict):
         module: A Python module of the user's own that registers figures.
         references: Names of files in ``config/reference``, with which results are compared; the
             first that has a cell counts.
+        claims: Names of files in ``config/claims``; the report judges those of their claims for
+            which the study has methods and bits.
         contrasts: The comparisons that the study is made for; left out, each method is compared
             with the one before it and with the first.
         factors: For a study whose methods are all combinations of some techniques: each
@@ -220,6 +222,7 @@ class Study(Strict):
     module: str | None = None
     checkpoints: dict[Name, dict[Bits, str]] = Field(default_factory=dict)
     references: list[Name] = Field(default_factory=list)
+    claims: list[Name] = Field(default_factory=list)
     contrasts: tuple[Contrast, ...] = ()
     factors: dict[Line, list[Name]] = Field(default_factory=dict)
     expectations: tuple[Text, ...] = ()

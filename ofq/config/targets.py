@@ -107,6 +107,7 @@ class Targets:
             return []
         frames = ["table", "runs", "differences"]
         frames += ["verdicts"] * bool(study.references) + ["effects"] * bool(study.factors)
+        frames += ["claims"] * bool(study.claims)
         files = [f"{frame}.{kind}" for frame in frames for kind in ("csv", "parquet")]
         return [f"{self.reports_folder}/{name}/{file}" for file in (*PRINTED, *files)]
 
@@ -149,8 +150,12 @@ class Targets:
         return [self._file(runs[run], RESULT) for run in wanted]
 
     def configs(self, name: str) -> list[str]:
-        """Return the config files that a report depends on: studies, methods and references."""
-        shared = self.workspace.files("methods") + self.workspace.files("reference")
+        """Return the config files that a report depends on."""
+        shared = [
+            path
+            for kind in ("methods", "reference", "claims")
+            for path in self.workspace.files(kind)
+        ]
         return [str(path) for path in (*self.workspace.study_files(name), *shared)]
 
     def needs(self, run: str) -> list[str]:

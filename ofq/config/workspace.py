@@ -7,6 +7,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from ofq.config.claims import Claim, Claims
 from ofq.config.datasets import PACKAGED, Dataset, Place, locate
 from ofq.config.fields import NAME
 from ofq.config.files import Model, parse, read_yaml, suggest
@@ -306,11 +307,36 @@ class Workspace:
                     )
         return loaded
 
+    def claims(self, study: str) -> dict[str, Claim]:
+        """Return the claims of the files that a study names, by name, in order.
+
+        Raises:
+            UserError: A file is wrong, names an unknown method, or two have a claim of one name.
+        """
+        claims: dict[str, Claim] = {}
+        for name in self.study(study).claims:
+            for key, claim in self._load(Claims, "claims", name, "file of claims").claims.items():
+                path = self.root / "config" / "claims" / f"{name}.yaml"
+                if key in claims:
+                    raise UserError(f"{path}: claim '{key}' is in another file of the study too")
+                self._check_claim(claim, f"{path}: claim '{key}'")
+                claims[key] = claim
+        return claims
+
+    def _check_claim(self, claim: Claim, source: str) -> None:
+        methods = list(self.methods)
+        for key in ("test", "control"):
+            pair = getattr(claim, key)
+            for method in pair.methods if pair else ():
+                if method not in methods and not self._methods[1]:
+                    hint = suggest(method, methods)
+                    raise UserError(f"{source}: key '{key}': unknown method '{method}' ({hint})")
+
     def files(self, kind: str) -> list[Path]:
         """Return the files of one kind under ``config/``, sorted by name, without hidden ones.
 
         Args:
-            kind: ``studies``, ``methods``, ``recipes`` or ``reference``.
+            kind: ``studies``, ``methods``, ``recipes``, ``reference`` or ``claims``.
 
         Raises:
             UserError: Their folder can't be read.
@@ -358,6 +384,8 @@ class Workspace:
             self._require("recipes", study.recipe, "recipe", f"{path}: key 'recipe': ")
             for reference in study.references:
                 self._require("reference", reference, "reference", f"{path}: key 'references': ")
+            for claims in study.claims:
+                self._require("claims", claims, "file of claims", f"{path}: key 'claims': ")
             recipe = self.recipe(study.recipe)
             self._check_methods(study)
             cells = len(study.models) * len(study.bits) * len(study.methods)

@@ -4,7 +4,7 @@ A bundle is a tar archive, compressed by xz, of one folder that is named like th
 like a checkout::
 
     STUDY/bundle.json       the table of contents (:class:`Contents`), with each file's SHA-256
-    STUDY/config/           the study, what it extends, its recipe, references and all methods
+    STUDY/config/           the study, what it extends, recipe, references, claims, all methods
     STUDY/results/runs/     each run's files from which the report is made; no weights
     STUDY/logs/train/       last errors in the logs of unfinished runs
     STUDY/reports/STUDY/    the report
@@ -57,9 +57,9 @@ _SITE = "config/config.yaml"
 _PART = r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,199}"
 _RUN = f"{_PART}/{_PART}/{_PART}"
 _RUN_FILES = "|".join(map(re.escape, sorted({*REPORTED, *_UNFINISHED, "mirror.json"})))
-_TABLES = "table|runs|differences|verdicts|effects|noise|measures|index"
+_TABLES = "table|runs|claims|differences|verdicts|effects|noise|measures|index"
 _NAMES = re.compile(
-    rf"{_SITE}|config/(studies|recipes|reference|methods|datasets)/{_PART}\.yaml"
+    rf"{_SITE}|config/(studies|recipes|reference|claims|methods|datasets)/{_PART}\.yaml"
     rf"|results/runs/{_RUN}/({_RUN_FILES})"
     rf"|logs/train/{_RUN}\.log"
     rf"|reports/{_PART}/(({_TABLES})\.(html|md|tex|csv|parquet)|figures/{_PART}\.(svg|png))"
@@ -190,7 +190,8 @@ def unbundle(path: Path, out: Path | None = None) -> Workspace:
 def _copy_config(workspace: Workspace, study: str, copy: Workspace) -> None:
     recipe, config = workspace.study(study).recipe, workspace.root / "config"
     references = [config / "reference" / f"{r}.yaml" for r in workspace.study(study).references]
-    files = [*workspace.study_files(study), workspace.recipe_path(recipe), *references]
+    claims = [config / "claims" / f"{name}.yaml" for name in workspace.study(study).claims]
+    files = [*workspace.study_files(study), workspace.recipe_path(recipe), *references, *claims]
     dataset = config / "datasets" / f"{workspace.recipe(recipe).dataset}.yaml"
     files += [dataset] if dataset.exists() else []
     for file in (*files, *sorted((config / "methods").glob("*.yaml"))):
@@ -507,6 +508,7 @@ def _check_content(folder: Path, contents: Contents) -> None:
             ):
                 raise _Unsound(f"{name}: not a JSON object")
         workspace.references(contents.study)
+        workspace.claims(contents.study)
         workspace.grid(contents.study)
     except UserError as error:
         text = str(error).replace(f"{folder}/", "")

@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ofq.config import Cell, Run, Study, Workspace
+from ofq.config.claims import Claim
 from ofq.config.published import Difference
 from ofq.config.reference import Reference
 from ofq.errors import UserError
@@ -40,6 +41,7 @@ class Records:
         correct: Masks of the evaluation images that each run classifies correctly, by the run's
             id, where they are recorded.
         references: Reported results with which the study is compared.
+        claims: Claims of the files that the study names, by name.
         reasons: Why a cell's result or some of its seeds are missing, by model, bits and method:
             ``damaged`` with the files' names, ``failed``, ``running``, ``interrupted`` or
             ``not run``.
@@ -54,6 +56,7 @@ class Records:
     metrics: pd.DataFrame
     correct: dict[str, NDArray[np.bool_]]
     references: tuple[Reference, ...]
+    claims: dict[str, Claim]
     reasons: dict[tuple[str, str, str], str]
     damaged: dict[str, Damaged]
 
@@ -130,7 +133,8 @@ def _collect(workspace: Workspace, study: str, damaged: dict[str, Damaged]) -> R
     return Records(
         study, workspace.study(study), grid.cells, _runs(rows, metrics), curves, metrics,
         correct={name: kept for name, kept in marks.items() if kept is not None},
-        references=references, reasons=_reasons(workspace, study, shown, damaged), damaged=damaged,
+        references=references, claims=workspace.claims(study),
+        reasons=_reasons(workspace, study, shown, damaged), damaged=damaged,
     )  # fmt: skip
 
 

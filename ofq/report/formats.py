@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 
 from ofq.report.latex import measures_to_latex, to_latex
-from ofq.report.tables import Table, to_markdown, verdicts_to_markdown
+from ofq.report.tables import Table, claims_to_markdown, to_markdown, verdicts_to_markdown
 
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
-FRAMES = ("table", "runs", "differences", "verdicts", "effects", "noise")
+FRAMES = ("table", "runs", "differences", "verdicts", "effects", "noise", "claims")
 """Names of the frames that a report may have."""
 
 
@@ -64,6 +64,9 @@ def write_tables(tables: Tables, folder: Path) -> None:
 @table_format("md")
 def _markdown(tables: Tables, folder: Path) -> None:
     text = to_markdown(tables.printed)
+    claims = tables.frames.get("claims")
+    if claims is not None and len(claims):
+        text = f"{claims_to_markdown(claims)}\n{text}"
     if len(tables.verdicts):
         text += f"\n{verdicts_to_markdown(tables.verdicts, tables.notes)}"
     (folder / "table.md").write_text(text, encoding="utf-8")

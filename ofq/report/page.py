@@ -16,7 +16,7 @@ from ofq.report.effects import effect_rows
 from ofq.report.figures import Saved
 from ofq.report.findings import describe
 from ofq.report.measures import MINUS, measures, p_text
-from ofq.report.tables import Table, cell_name, verdict_rows
+from ofq.report.tables import Table, cell_name, claim_rows, verdict_rows
 from ofq.report.verdicts import MARGIN, RESOLUTION
 
 _PLAIN = " !$'()*+,/:;<=>?@[]"
@@ -51,8 +51,9 @@ def write_page(
         records: Records of the run folders.
         table: The study's table.
         differences: Result of :func:`ofq.report.compare.compare`.
-        found: ``verdicts`` of :func:`ofq.report.compare.hold_against` and ``effects`` of
-            :func:`ofq.report.effects.effects`; either may be empty.
+        found: ``claims`` of :func:`ofq.report.claims.judge_claims`, ``verdicts`` of
+            :func:`ofq.report.compare.hold_against` and ``effects`` of
+            :func:`ofq.report.effects.effects`; each may be empty.
         figures: The figures, to be embedded.
         absent: Reasons why other figures are missing, by name.
         runs_path: Path of the run folders, relative to the page's folder.
@@ -67,6 +68,7 @@ def write_page(
             study=records.study,
             table=table,
             findings=describe(records, differences),
+            claims=claim_rows(found["claims"]),
             verdicts=verdict_rows(found["verdicts"]),
             effects=effect_rows(records, found["effects"]),
             rule={"margin": MARGIN, "resolution": f"{RESOLUTION:g}"},

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ofq.errors import some
 from ofq.report.collect import Records
-from ofq.report.measures import SIZE, TOP1, Measure, measures
+from ofq.report.measures import POINTS, SIZE, SPACE, TOP1, Measure, measures
 
 _LINE_END = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
 _MARKDOWN = re.compile(r"[\\`*<>&|~$#]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
@@ -204,6 +204,54 @@ def verdict_rows(verdicts: pd.DataFrame) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+CLAIM_HEADINGS = [
+    "claim", "verdict", "difference", "interval", "control", "bits", "seeds", "seeds_to_decide",
+]  # fmt: skip
+
+
+def claim_rows(claims: pd.DataFrame) -> list[dict[str, str]]:
+    """Format the result of :func:`ofq.report.claims.judge_claims` as rows, by heading."""
+    rows = []
+    for _, row in claims.iterrows():
+        number = Measure(row["measure"], "", "", _unit(row["measure"]), ".2f", 0)
+        control = f"{number.signed(row['control_difference'])} " + number.interval(
+            row["control_low"], row["control_high"]
+        )
+        enough = row["seeds_to_decide"]
+        rows.append(
+            {
+                "claim": row["text"],
+                "model": row["model"],
+                "verdict": row["verdict"],
+                "difference": number.signed(row["difference"]) + number.unit
+                if row["seeds"]
+                else "–",
+                "interval": number.interval(row["low"], row["high"]) or "–",
+                "control": f"{row['control']}: {control.strip()}" if row["control"] else "–",
+                "bits": row["bits"],
+                "seeds": str(row["seeds"]),
+                "seeds_to_decide": f"{enough:.0f}" if pd.notna(enough) else "–",
+                "source": row["source"],
+            }
+        )
+    return rows
+
+
+def _unit(measure: str) -> str:
+    if measure.startswith("flips"):
+        return f"{SPACE}flips"
+    return POINTS if measure.startswith(("top1", "oscillation", "noise")) else ""
+
+
+def claims_to_markdown(claims: pd.DataFrame) -> str:
+    """Return the claims with their verdicts as a GitHub-flavoured Markdown table."""
+    many = claims["model"].nunique() > 1
+    keys = [*(["model"] if many else []), *CLAIM_HEADINGS]
+    lines = [[key.replace("_", " ") for key in keys], ["---"] * len(keys)]
+    lines += [[escape_markdown(row[key]) for key in keys] for row in claim_rows(claims)]
+    return f"## Claims\n\n{_grid(lines)}\n"
 
 
 def _mark(row: pd.Series) -> str:

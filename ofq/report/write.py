@@ -10,6 +10,7 @@ from ofq.config import Workspace
 from ofq.config.schema import FIGURES
 from ofq.console import printable
 from ofq.errors import UserError
+from ofq.report.claims import judge_claims
 from ofq.report.collect import Records, collect
 from ofq.report.compare import compare, hold_against, summarize_cells
 from ofq.report.curves import DamagedTables
@@ -54,9 +55,14 @@ def write_report(workspace: Workspace, study: str, out: Path) -> Records:
 def _fill(folder: Path, records: Records, runs_path: str) -> None:
     cells, differences = summarize_cells(records), compare(records)
     table = Table.of(records, cells)
-    found = {"verdicts": hold_against(records), "effects": effects(records)}
+    found = {
+        "claims": judge_claims(records),
+        "verdicts": hold_against(records),
+        "effects": effects(records),
+    }
     frames = {"table": cells, "runs": records.runs, "differences": differences}
-    asked = {"verdicts": records.study.references, "effects": records.study.factors}
+    study = records.study
+    asked = {"claims": study.claims, "verdicts": study.references, "effects": study.factors}
     optional = {**found, "noise": draws(records)}
     frames |= {name: frame for name, frame in optional.items() if len(frame) or asked.get(name)}
     notes = [note for reference in records.references for note in reference.notes]

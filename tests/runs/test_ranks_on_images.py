@@ -351,7 +351,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     multiprocessing.set_start_method(sys.argv[1])
-    from test_ranks_on_images import digest, images
+    from tests.runs.test_ranks_on_images import digest, images
     batches = images(Path(sys.argv[2]), workers=2).train_batches(0, 6)
     found = digest([next(batches) for _ in range(3)])
     workers = [child.pid for child in multiprocessing.active_children()]

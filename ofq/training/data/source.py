@@ -141,6 +141,16 @@ class Data:
         """Return the number of full batches in an epoch."""
         return steps_per_epoch(len(self.train_inputs), batch_size)
 
+    def first(self, train: int | None, test: int | None) -> "Data":
+        """Return the data with only the first examples of each split; None keeps all."""
+        return replace(
+            self,
+            train_inputs=self.train_inputs[:train],
+            train_targets=self.train_targets[:train],
+            test_inputs=self.test_inputs[:test],
+            test_targets=self.test_targets[:test],
+        )
+
     def to(self, device: torch.device) -> "Data":
         """Return the data on a device."""
         parts = ("train_inputs", "train_targets", "test_inputs", "test_targets")
@@ -316,7 +326,11 @@ def load(
         raise UserError(
             f"data set '{name}' has {data.classes} classes; its file says {about.classes}"
         )
-    return data
+    for key, images in (("train_images", data.train_inputs), ("test_images", data.test_inputs)):
+        wanted = getattr(about, key)
+        if wanted is not None and wanted > len(images):
+            raise UserError(f"data set '{name}': {key} is {wanted}, but it has {len(images)}")
+    return data.first(about.train_images, about.test_images)
 
 
 @register_dataset("digits")

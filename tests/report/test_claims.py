@@ -1,0 +1,165 @@
+"""Verdicts on claims: from numbers by seed to a table, and what a file of claims may say."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from ofq.config import Workspace
+from ofq.config.claims import Claim
+from ofq.errors import UserError
+from ofq.report import build
+from ofq.report.claims import judge
+from ofq.report.statistics import Summary
+
+from tests.support import synthetic
+
+SHIPPED = Path(__file__).parents[2]
+PAIR = {"method": "statsq", "against": "lsq"}
+BASE = {"claim": "A", "source": "B", "measure": "top1", "margin": 0.5, "test": PAIR}
+FILE = {
+    "title": "Claims of the test",
+    "claims": {
+        "more": {**BASE, "expected": "above", "control": {**PAIR, "method": "statsq+qkr"}},
+        "less": {**BASE, "expected": "below"},
+        "shrinks": {**BASE, "expected": "above", "and_bits": "W4A4"},
+        "flips": {**BASE, "measure": "flips_end", "expected": "below"},
+        "uncouples": {**BASE, "measure": "co_flips", "expected": "equal", "margin": 0.1},
+        "by_oscillation": {
+            key: value
+            for key, value in (BASE | {"measure": "accuracy_by_oscillation"}).items()
+            if key != "test"
+        } | {"expected": "below"},
+        "elsewhere": {**BASE, "expected": "above", "bits": "W8A8"},
+        "of_other_methods": {**BASE, "expected": "above", "test": {"method": "wide"}},
+    },
+}  # fmt: skip
+
+
+def claim(expected: str, margin: float = 0.5) -> Claim:
+    return Claim.model_validate({**BASE, "expected": expected, "margin": margin})
+
+
+def summary(mean: float, half: float) -> Summary:
+    return Summary(5, mean, half, mean - half, mean + half)
+
+
+@pytest.mark.parametrize(
+    ("expected", "mean", "half", "p", "verdict"),
+    [
+        ("above", 1.0, 0.4, 0.01, "holds"),
+        ("above", -1.0, 0.4, 0.01, "contradicted"),
+        ("below", -1.0, 0.4, 0.01, "holds"),
+        ("below", 1.0, 0.4, 0.01, "contradicted"),
+        ("above", 1.0, 0.4, 0.20, "undecided"),  # not after correction
+        ("above", 0.1, 0.3, 0.50, "no difference"),
+        ("above", 0.3, 0.6, 0.40, "undecided"),
+        ("equal", 0.1, 0.3, 0.50, "holds"),
+        ("equal", 1.5, 0.4, 0.01, "contradicted"),
+        ("equal", 0.6, 0.4, 0.01, "undecided"),
+        ("above", 1.0, math.nan, math.nan, "undecided"),
+    ],
+)
+def test_verdict_follows_from_interval_margin_and_corrected_p(
+    expected: str, mean: float, half: float, p: float, verdict: str
+) -> None:
+    assert judge(claim(expected), summary(mean, half), p) == verdict
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    workspace = synthetic.make_workspace(tmp_path_factory.mktemp("claims"), claims=["mine"])
+    path = workspace.root / "config" / "claims" / "mine.yaml"
+    path.parent.mkdir()
+    path.write_text(json.dumps(FILE))
+    workspace = Workspace(workspace.root)
+    synthetic.fill(workspace)
+    build(workspace, "small", workspace.reports / "small")
+    return workspace
+
+
+@pytest.fixture
+def rows(study: Workspace) -> pd.DataFrame:
+    return pd.read_csv(study.reports / "small" / "claims.csv").set_index("claim")
+
+
+def test_claims_for_which_the_study_has_methods_and_bits_are_judged(rows: pd.DataFrame) -> None:
+    assert list(rows.index) == ["more", "less", "shrinks", "flips", "uncouples", "by_oscillation"]
+
+
+def test_differences_and_intervals_are_those_of_scipy(study: Workspace, rows: pd.DataFrame) -> None:
+    runs = pd.read_csv(study.reports / "small" / "runs.csv")
+    top1 = runs.pivot_table(values="top1", index=["bits", "seed"], columns="method")
+    gains = top1["statsq"] - top1["lsq"]
+    for name, values in {
+        "more": gains["W2A2"], "shrinks": gains["W2A2"] - gains["W4A4"],
+    }.items():  # fmt: skip
+        test = stats.ttest_1samp(values, 0)
+        low, high = test.confidence_interval()
+        found = rows.loc[name, ["difference", "low", "high", "p"]].to_numpy(float)
+        np.testing.assert_allclose(found, [values.mean(), low, high, test.pvalue], rtol=1e-9)
+    control = (top1["statsq+qkr"] - top1["lsq"])["W2A2"]
+    assert rows.loc["more", "control_difference"] == pytest.approx(control.mean())
+
+
+def test_correlation_is_spearmans_over_methods_in_each_seed(
+    study: Workspace, rows: pd.DataFrame
+) -> None:
+    runs = pd.read_csv(study.reports / "small" / "runs.csv")
+    runs = runs[(runs["bits"] == "W2A2") & runs["oscillation_rate_mid"].notna()]
+    values = [
+        stats.spearmanr(of_seed["top1"], of_seed["oscillation_rate_mid"]).statistic
+        for _, of_seed in runs.groupby("seed")
+    ]
+    assert rows.loc["by_oscillation", "difference"] == pytest.approx(np.mean(values))
+
+
+def test_opposite_claims_get_opposite_verdicts(rows: pd.DataFrame) -> None:
+    assert {rows.loc["more", "verdict"], rows.loc["less", "verdict"]} in (
+        {"holds", "contradicted"},
+        {"undecided"},
+    )
+    assert rows.loc["uncouples", "verdict"] == "undecided"  # equal in all seeds: no interval
+
+
+def test_page_and_markdown_show_the_verdicts(study: Workspace, rows: pd.DataFrame) -> None:
+    page = (study.reports / "small" / "index.html").read_text()
+    assert page.index("<h2>Claims</h2>") < page.index("<h2>Findings</h2>")
+    assert f'<span class="verdict {rows.loc["more", "verdict"]}">' in page
+    assert (study.reports / "small" / "table.md").read_text().startswith("## Claims\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"expected": "equal", "margin": 0}, "expected: equal needs a 'margin' above 0"),
+        ({"test": None}, "measure top1: 'test' is missing"),
+        ({"measure": "accuracy_by_oscillation"}, "leave 'test' out"),
+        ({"test": {"method": "statsk"}}, "unknown method 'statsk' \\(did you mean 'statsq'"),
+        ({"measure": "top5"}, "measure"),
+    ],
+)
+def test_mistake_in_a_claim_names_file_and_key(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    workspace = synthetic.make_workspace(tmp_path, claims=["mine"])
+    path = tmp_path / "config" / "claims" / "mine.yaml"
+    path.parent.mkdir()
+    path.write_text(
+        json.dumps({"title": "T", "claims": {"c": {**BASE, "expected": "above"} | change}})
+    )
+    with pytest.raises(UserError, match=message) as error:
+        workspace.claims("small")
+    assert str(path) in str(error.value)
+
+
+def test_shipped_claims_name_methods_that_exist() -> None:
+    workspace = Workspace(SHIPPED)
+    named = [name for name in workspace.study_names if workspace.study(name).claims]
+    assert named
+    for name in named:
+        assert workspace.claims(name)
