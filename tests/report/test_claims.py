@@ -14,6 +14,8 @@ from ofq.config.claims import Claim
 from ofq.errors import UserError
 from ofq.report import build
 from ofq.report.claims import judge
+from ofq.report.collect import collect
+from ofq.report.figures import FIGURES, NothingToDraw
 from ofq.report.statistics import Summary
 
 from tests.support import synthetic
@@ -72,7 +74,9 @@ def test_verdict_follows_from_interval_margin_and_corrected_p(
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    workspace = synthetic.make_workspace(tmp_path_factory.mktemp("claims"), claims=["mine"])
+    workspace = synthetic.make_workspace(
+        tmp_path_factory.mktemp("claims"), claims=["mine"], figures=["claims"]
+    )
     path = workspace.root / "config" / "claims" / "mine.yaml"
     path.parent.mkdir()
     path.write_text(json.dumps(FILE))
@@ -131,6 +135,21 @@ def test_page_and_markdown_show_the_verdicts(study: Workspace, rows: pd.DataFram
     assert page.index("<h2>Claims</h2>") < page.index("<h2>Findings</h2>")
     assert f'<span class="verdict {rows.loc["more", "verdict"]}">' in page
     assert (study.reports / "small" / "table.md").read_text().startswith("## Claims\n")
+
+
+def test_forest_plot_shows_each_claim_that_has_an_interval(
+    study: Workspace, rows: pd.DataFrame
+) -> None:
+    axes = FIGURES["claims"](collect(study, "small")).figure.axes[0]
+    labels = [label.get_text().replace("\n", " ") for label in axes.get_yticklabels()]
+    assert labels == list(rows.loc[rows["low"].notna(), "text"])
+
+
+def test_study_without_claims_has_no_forest_plot(tmp_path: Path) -> None:
+    workspace = synthetic.make_workspace(tmp_path, bits=["W2A2"], methods=["lsq"])
+    synthetic.fill(workspace)
+    with pytest.raises(NothingToDraw, match="tests no claim"):
+        FIGURES["claims"](collect(workspace, "small"))
 
 
 @pytest.mark.parametrize(

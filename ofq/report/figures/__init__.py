@@ -13,6 +13,7 @@ from ofq.report.collect import Records
 from ofq.report.figures import (
     accuracy,
     changes,
+    claims,
     heat_maps,
     noise,
     oscillation,
@@ -28,6 +29,7 @@ __all__ = [
     "Saved",
     "accuracy",
     "changes",
+    "claims",
     "heat_maps",
     "noise",
     "oscillation",
