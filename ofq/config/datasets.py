@@ -52,11 +52,16 @@ class Dataset(Strict):
             model's own.
         train_images, test_images: Numbers of images that are used of each split, the first ones;
             None for all. Only for data that fit in memory.
+        resplit: Number of evaluation images over that of training images, where each seed splits
+            one set of images anew; None where the evaluation set is fixed, or drawn afresh. It
+            widens intervals over seeds.
         place: Its place, if the site gives none; not part of a run's identity.
         module: A Python module of the user's own that registers the source.
     """
 
-    cosmetic: ClassVar[frozenset[str]] = frozenset({"title", "task", "classes", "place", "module"})
+    cosmetic: ClassVar[frozenset[str]] = frozenset(
+        {"title", "task", "classes", "resplit", "place", "module"}
+    )
 
     title: str
     source: Name = "images"
@@ -67,6 +72,7 @@ class Dataset(Strict):
     std: tuple[PositiveFloat, ...] | None = None
     train_images: PositiveInt | None = None
     test_images: PositiveInt | None = None
+    resplit: PositiveFloat | None = None
     place: str | None = None
     module: str | None = None
 
@@ -116,7 +122,9 @@ SOURCES = ("images", *built_in_names("register_dataset", "training/data"))
 """Built-in sources of data sets."""
 
 PACKAGED = {
-    "digits": Dataset(title="scikit-learn's digits", source="digits", classes=10),
+    "digits": Dataset(
+        title="scikit-learn's digits", source="digits", classes=10, resplit=900 / 897
+    ),
     "imagenet": Dataset(title="ImageNet-1k"),
     "toy_regression": Dataset(title="Toy regression", source="toy_regression", task="regression"),
 }

@@ -9,7 +9,7 @@ from ofq.config.files import Strict
 
 Status = Literal["published", "released README", "derived", "third-party", "this suite"]
 """Provenance of a number: the paper, the authors' README, arithmetic on these, a third party, or
-runs of this suite."""
+runs of this suite, which are on record but nothing that others reported."""
 
 
 class Value(Strict):
@@ -19,6 +19,7 @@ class Value(Strict):
         model, bits, method: The cell that it is about; ``FP`` and ``fp`` for full precision.
         value: The number, in percent.
         runs: Number of trainings of which it is the mean.
+        std: Their sample standard deviation, in points, where it is known.
         status: Its provenance.
         source: Its source, or derivation.
     """
@@ -28,6 +29,7 @@ class Value(Strict):
     method: Name
     value: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
     runs: PositiveInt = 1
+    std: Annotated[float, Field(gt=0, lt=100, allow_inf_nan=False)] | None = None
     status: Status
     source: Annotated[Text, Field(min_length=1)]
 
@@ -39,6 +41,17 @@ class Value(Strict):
                 "a method of config/methods"
             )
         return self
+
+    @model_validator(mode="after")
+    def _spread_is_of_several_runs(self) -> Self:
+        if self.std is not None and self.runs == 1:
+            raise ValueError("std is the spread of several runs; say of how many, in 'runs'")
+        return self
+
+    @property
+    def by_others(self) -> bool:
+        """Return whether others reported it, so that results are held against it."""
+        return self.status != "this suite"
 
     @property
     def cell(self) -> tuple[str, str, str]:
@@ -62,6 +75,11 @@ class Reference(Strict):
     measure: Literal["top1"]
     notes: tuple[Text, ...] = ()
     values: tuple[Value, ...]
+
+    @property
+    def by_others(self) -> bool:
+        """Return whether any of its numbers was reported by others."""
+        return any(value.by_others for value in self.values)
 
     @model_validator(mode="after")
     def _one_value_per_cell(self) -> Self:

@@ -3,7 +3,7 @@
 Nothing here imports torch or timm, so that a workflow parses in a moment.
 """
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -82,11 +82,14 @@ class Contrast(Strict):
         question: Question that the difference between the two methods answers.
         method, against: Names of two of the study's methods; the difference is the first's number
             minus the second's.
+        measure: The measure that answers the question; None for the study's primary one. All
+            contrasts of a study, each on its measure, are corrected together.
     """
 
     question: Text
     method: Name
     against: Name
+    measure: Literal["top1", "loss", "oscillation_rate_mid", "oscillation_rate_end"] | None = None
 
 
 class Recipe(Strict):

@@ -40,12 +40,14 @@ class Records:
         metrics: Curves of the metrics, one row per cell, seed and epoch.
         correct: Masks of the evaluation images that each run classifies correctly, by the run's
             id, where they are recorded.
-        references: Reported results with which the study is compared.
+        references: Results that others reported, with which the study is compared.
         claims: Claims of the files that the study names, by name.
         reasons: Why a cell's result or some of its seeds are missing, by model, bits and method:
             ``damaged`` with the files' names, ``failed``, ``running``, ``interrupted`` or
             ``not run``.
         damaged: Faults of damaged records, by the run's id; these runs are left out.
+        resplit: Number of evaluation images over that of training images, where each seed splits
+            one set of images anew; else 0.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Records:
     claims: dict[str, Claim]
     reasons: dict[tuple[str, str, str], str]
     damaged: dict[str, Damaged]
+    resplit: float
 
     @property
     def primary(self) -> str:
@@ -100,7 +103,9 @@ def collect(workspace: Workspace, study: str, damaged: dict[str, Damaged] | None
 
 
 def _collect(workspace: Workspace, study: str, damaged: dict[str, Damaged]) -> Records:
-    grid, references = workspace.grid(study), tuple(workspace.references(study))
+    grid = workspace.grid(study)
+    references = tuple(r for r in workspace.references(study) if r.by_others)
+    dataset = workspace.dataset(workspace.recipe(workspace.study(study).recipe).dataset)
     root = workspace.results / "runs"
     found = {name: _open(root / name, name, damaged) for name in grid.runs()}
     opened = {name: record for name, record in found.items() if record is not None}
@@ -135,6 +140,7 @@ def _collect(workspace: Workspace, study: str, damaged: dict[str, Damaged]) -> R
         correct={name: kept for name, kept in marks.items() if kept is not None},
         references=references, claims=workspace.claims(study),
         reasons=_reasons(workspace, study, shown, damaged), damaged=damaged,
+        resplit=dataset.resplit or 0.0,
     )  # fmt: skip
 
 

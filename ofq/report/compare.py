@@ -1,7 +1,7 @@
 """Summaries of a study's cells over seeds, and pairwise comparisons of its methods."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import pairwise, product
 
@@ -9,19 +9,12 @@ import pandas as pd
 
 from ofq.config import Cell, Study
 from ofq.config.reference import Value
+from ofq.report.blocks import Blocks, by_seed
 from ofq.report.collect import Records
-from ofq.report.measures import SIZE, TOP1, Measure, measures
-from ofq.report.statistics import (
-    ALPHA,
-    Summary,
-    detectable,
-    holm,
-    images_interval,
-    mcnemar,
-    summarize,
-    verdict,
-)
-from ofq.report.verdicts import Distance, distance, exactly, judge
+from ofq.report.measures import OSCILLATION_MID, SIZE, TOP1, Measure, measures
+from ofq.report.pooling import Kind, Pool, Variance
+from ofq.report.statistics import ALPHA, Summary, holm, images_interval, mcnemar, verdict
+from ofq.report.verdicts import Distance, Reported, Spread, distance, exactly, judge
 
 
 def summarize_cells(records: Records) -> pd.DataFrame:
@@ -42,7 +35,7 @@ def summarize_cells(records: Records) -> pd.DataFrame:
         row = {"dataset": cell.dataset, **names, "label": cell.label, "n": len(runs)}
         row["missing"] = records.reasons.get(cell.place)
         for measure in measures(records.primary):
-            row |= _summary(runs, measure)
+            row |= _summary(runs, measure, records.resplit)
         row |= {"by_images": by_images(runs), "best": cell.place in best}
         rows.append(row | _size(records, cell) | _origin(runs))
     return pd.DataFrame(rows)
@@ -58,11 +51,11 @@ def _origin(runs: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def _summary(runs: pd.DataFrame, measure: Measure) -> dict[str, float]:
+def _summary(runs: pd.DataFrame, measure: Measure, resplit: float) -> dict[str, float]:
     values = runs[measure.key].dropna()
     fields = dict.fromkeys(("mean", "std", "low", "high"), math.nan)
     if len(values):
-        summary = measure.over_seeds(values)
+        summary = measure.over_seeds(values, resplit)
         fields = {key: getattr(summary, key) for key in fields}
     if measure is TOP1 and by_images(runs):
         fields["low"], fields["high"] = images_interval(values.iloc[0], images_of(runs))
@@ -92,57 +85,113 @@ def _size(records: Records, cell: Cell) -> dict[str, float]:
 
 
 def compare(records: Records) -> pd.DataFrame:
-    """Compare the study's pairs of methods (:func:`pairs`) on the same seeds.
+    """Compare the study's pairs of methods (:func:`pairs`), with seeds as blocks.
+
+    Mid-run, a method's result is that of its QAT run: pairs that share it, and those whose QAT runs
+    are compared already, are left out.
 
     Returns:
-        One row per measure, model, bits and pair: ``mean`` of method − against, ``std``,
-        ``low``, ``high``, ``p``, ``p_holm`` (the family is all pairs of one measure),
-        ``verdict``, and ``detectable``, the smallest difference that as many seeds with this
-        standard deviation would show with 80 % power at the strictest step of the correction.
-        Further, for accuracy whatever the measure, ``gained`` and ``lost``, the images that only
-        the method or only the other classifies correctly, with McNemar's ``p_mcnemar`` and
-        ``p_mcnemar_holm`` (the family is all pairs): for the lowest seed that has both, since other
-        seeds often have the same images; empty where correct images aren't recorded.
+        One row per measure, model, bits and pair: ``mean`` of method − against over the seeds that
+        have both, ``std``, ``low``, ``high``, ``error``, ``df``, ``p`` by the variance that
+        :class:`ofq.report.blocks.Blocks` pools; ``family``, ``primary`` for the study's contrasts
+        on their measures, else ``exploratory``; ``p_holm``, corrected over all primary rows, empty
+        for others; ``verdict``; ``detectable``, the smallest true difference that would be shown
+        with 80 % power, for primary rows at the strictest step of the correction, empty if none
+        that is possible would; ``correlation`` of the two methods over the seeds. Further, where
+        they share a single seed, for accuracy whatever the measure, ``gained`` and ``lost``, the
+        images that only the method or only the other classifies correctly, with McNemar's
+        ``p_mcnemar`` and, over the primary pairs, ``p_mcnemar_holm``; empty where correct images
+        aren't recorded.
     """
-    frames = [_compare_one(records, measure) for measure in measures(records.primary)]
-    comparisons = pd.concat(frames, ignore_index=True)
-    names = ["model", "bits", "method", "against"]
-    images = [
-        (*pair, *_disagreement(records, *pair))
-        for pair in comparisons[names].drop_duplicates().itertuples(index=False, name=None)
+    rows, summaries, correlations = [], [], []
+    for measure in measures(records.primary):
+        blocks = Blocks.of(records, measure)
+        for names in _comparisons(records, measure):
+            model, bits, method, against = names
+            summary = blocks.difference((model, bits), method, against)
+            if summary is not None:
+                family = family_of(records, measure, method, against)
+                rows.append((measure.key, *names, family))
+                summaries.append(summary)
+                correlations.append(blocks.correlation((model, bits), method, against))
+    frame = pd.DataFrame(rows, columns=["measure", *_PAIR, "family"])
+    primary = [family == "primary" for family in frame["family"]]
+    facts = tested(summaries, primary)
+    strictest = ALPHA / max(1, int(facts["p_holm"].notna().sum()))
+    by_key = {measure.key: measure for measure in measures(records.primary)}
+    detectable = [
+        by_key[key].detectable(summary, strictest if counted else ALPHA)
+        for key, summary, counted in zip(frame["measure"], summaries, primary, strict=True)
     ]
-    marks = pd.DataFrame(images, columns=[*names, "gained", "lost", "p_mcnemar"])
-    marks = marks.assign(p_mcnemar_holm=holm(marks["p_mcnemar"].tolist()))
-    return comparisons.merge(marks, on=names, how="left")
+    found = frame.join(facts.assign(detectable=detectable, correlation=correlations))
+    return found.merge(_disagreements(records, found), on=_PAIR, how="left")
 
 
-def _compare_one(records: Records, measure: Measure) -> pd.DataFrame:
-    rows, summaries = [], []
-    for model in records.study.models:
-        for bits in records.study.bits:
-            for method, against in pairs(records.study):
-                summary = difference(records, measure, model, bits, method, against)
-                if summary is not None:
-                    rows.append((measure.key, model, bits, method, against))
-                    summaries.append(summary)
-    frame = pd.DataFrame(rows, columns=["measure", "model", "bits", "method", "against"])
-    facts = tested(summaries)
-    strictest = ALPHA / max(1, int(facts["p"].notna().sum()))
-    return frame.join(
-        facts.assign(detectable=[detectable(s.std, s.n, alpha=strictest) for s in summaries])
+_PAIR = ["model", "bits", "method", "against"]
+
+
+def family_of(records: Records, measure: Measure, method: str, against: str) -> str:
+    """Return ``primary`` if a contrast of the study is answered by this, else ``exploratory``."""
+    asked = (
+        (contrast.method, contrast.against, contrast.measure or records.primary)
+        for contrast in records.study.contrasts
     )
+    return "primary" if (method, against, measure.key) in asked else "exploratory"
 
 
-def tested(summaries: Sequence[Summary]) -> pd.DataFrame:
-    """Test each difference of one family against 0.
+def _comparisons(records: Records, measure: Measure) -> Iterator[tuple[str, str, str, str]]:
+    """Yield model, bits, method and against of each comparison, none of the same runs twice."""
+    qat = _qat_runs(records) if measure is OSCILLATION_MID else {}
+    for model, bits in product(records.study.models, records.study.bits):
+        seen: set[frozenset[tuple[str, ...] | None]] = set()
+        for method, against in pairs(records.study):
+            if qat:
+                sides = frozenset(qat.get((model, bits, name)) for name in (method, against))
+                if len(sides) < 2 or sides in seen:
+                    continue
+                seen.add(sides)
+            yield model, bits, method, against
+
+
+def _qat_runs(records: Records) -> dict[tuple[str, str, str], tuple[str, ...]]:
+    """Return the QAT runs of each cell, one per seed."""
+    return {
+        cell.place: tuple(
+            link.id for run in cell.runs for link in run.chain() if link.config.stage == "qat"
+        )
+        for cell in records.cells
+    }
+
+
+def _disagreements(records: Records, found: pd.DataFrame) -> pd.DataFrame:
+    """Return the disagreement over images of each pair that shares a single seed."""
+    alone = found[found["n"] == 1].assign(primary=lambda rows: rows["family"] == "primary")
+    counted = alone.groupby(_PAIR, sort=False)["primary"].any().reset_index()
+    rows = [
+        (*names, *_disagreement(records, *names), primary)
+        for *names, primary in counted.itertuples(index=False, name=None)
+    ]
+    columns = [*_PAIR, "gained", "lost", "p_mcnemar", "primary"]
+    numbers = dict.fromkeys(columns[len(_PAIR) : -1], float)
+    marks = pd.DataFrame(rows, columns=columns).astype(numbers | {"primary": bool})
+    adjusted = holm(marks["p_mcnemar"].where(marks["primary"]).tolist())
+    return marks.drop(columns="primary").assign(p_mcnemar_holm=adjusted)
+
+
+def tested(summaries: Sequence[Summary], primary: Sequence[bool]) -> pd.DataFrame:
+    """Test each of some differences against 0.
+
+    Args:
+        summaries: The differences.
+        primary: Whether each belongs to the family that is corrected.
 
     Returns:
-        One row per difference: its summary, ``p``, ``p_holm`` and ``verdict``.
+        One row per difference: its summary, ``p``, ``p_holm`` (NaN outside the family) and
+        ``verdict``.
     """
     facts = pd.DataFrame([asdict(s) for s in summaries], columns=list(Summary.__annotations__))
-    adjusted = holm([s.p for s in summaries])
+    adjusted = holm([s.p if c else math.nan for s, c in zip(summaries, primary, strict=True)])
     return facts.assign(
-        p=[s.p for s in summaries],
         p_holm=adjusted,
         verdict=[verdict(s, p) for s, p in zip(summaries, adjusted, strict=True)],
     )
@@ -155,24 +204,32 @@ _REPORTED = [
 
 
 def hold_against(records: Records) -> pd.DataFrame:
-    """Compare the study's results with reported ones (:mod:`ofq.report.verdicts`).
+    """Compare the study's results with those that others reported (:mod:`ofq.report.verdicts`).
 
     Returns:
         One row per reported result of one of the study's cells: ``n`` seeds, ``mean``,
         ``reported`` with ``status``, ``source`` and ``reference``, ``difference``, ``low``,
         ``high``, ``p``, ``p_holm`` (the family is all trained rows), ``detectable``,
-        ``by_images``, ``verdict``, and the origin of our result as in :func:`summarize_cells`;
-        ``missing`` is the reason why there is none.
+        ``by_images``, ``df``, ``verdict``, and the origin of our result as in
+        :func:`summarize_cells`; ``missing`` is the reason why there is none.
     """
     reported = _reported(records)
     cells = [cell for cell in records.cells if cell.place in reported]
     runs_by_cell = [records.runs_of(cell) for cell in cells]
     family = sum(not runs.empty and not _untrained(runs) for runs in runs_by_cell)
+    pool = _pool(records)
     rows, distances = [], []
     for cell, runs in zip(cells, runs_by_cell, strict=True):
         title, value = reported[cell.place]
         missing = records.reasons.get(cell.place)
-        distances.append(_distance(runs, value, family, whole=missing is None))
+        known = Reported(value.value, value.runs, value.std)
+        spread = Spread(
+            pool.variance((cell.model, cell.bits), Variance.of(runs["top1"])),
+            records.resplit,
+            # no interval over images is given while seeds are missing
+            images_of(runs) if missing is None else 0,
+        )
+        distances.append(_distance(runs, known, spread, family))
         rows.append(
             {
                 "model": cell.model, "bits": cell.bits, "method": cell.method, "label": cell.label,
@@ -192,19 +249,30 @@ def hold_against(records: Records) -> pd.DataFrame:
     )
 
 
+def _pool(records: Records) -> Pool:
+    """Pool the seeds' variance of accuracy over all trained cells of the study."""
+    kinds = dict.fromkeys((cell.model, cell.bits) for cell in records.cells)
+    trained = {kind: records.of(records.runs, model=kind[0], bits=kind[1]) for kind in kinds}
+    return Pool.of_cells(
+        {
+            kind: by_seed(runs, "top1")
+            for kind, runs in trained.items()
+            if not runs.empty and not _untrained(runs)
+        }
+    )
+
+
 def _without_number(missing: object) -> str:
     """Return the verdict on a cell without a result, given the reason."""
     return "damaged" if str(missing).startswith("damaged") else "not run"
 
 
-def _distance(runs: pd.DataFrame, value: Value, family: int, whole: bool) -> Distance:
-    """Return a cell's distance; no interval over images is given while seeds are missing."""
+def _distance(runs: pd.DataFrame, reported: Reported, spread: Spread, family: int) -> Distance:
     if runs.empty:
         return Distance(0, math.nan)
     if _untrained(runs):
-        return exactly(runs["top1"].mean(), value.value)
-    images = images_of(runs) if whole else 0
-    return distance(runs["top1"], value.value, value.runs, images, family)
+        return exactly(runs["top1"].mean(), reported.value)
+    return distance(runs["top1"], reported, spread, family)
 
 
 def _untrained(runs: pd.DataFrame) -> bool:
@@ -217,24 +285,28 @@ def _reported(records: Records) -> dict[tuple[str, str, str], tuple[str, Value]]
     reported: dict[tuple[str, str, str], tuple[str, Value]] = {}
     for reference in records.references:
         for value in reference.values:
-            reported.setdefault(value.cell, (reference.title, value))
+            if value.by_others:
+                reported.setdefault(value.cell, (reference.title, value))
     return reported
 
 
 def pairs(study: Study) -> list[tuple[str, str]]:
     """Return (method, against) of every comparison.
 
-    These are the study's contrasts, if it has any. If it has factors, each of them added to each
-    combination of the others, then all of them against none; else each method against the one
-    before it, then each against the first.
+    These are the study's contrasts, if it has any, then the others. If it has factors, each of them
+    added to each combination of the others, then all of them against none; else each method against
+    the one before it, then each against the first.
     """
     methods = study.methods
-    if study.contrasts:
-        return list(dict.fromkeys((c.method, c.against) for c in study.contrasts))
+    asked = [(c.method, c.against) for c in study.contrasts]
     if study.factors:
-        return _factor_by_factor(study)
-    added = [(after, before) for before, after in pairwise(methods)]
-    return [*added, *((method, methods[0]) for method in methods[2:])]
+        others = _factor_by_factor(study)
+    else:
+        added = [(after, before) for before, after in pairwise(methods)]
+        others = [*added, *((method, methods[0]) for method in methods[2:])]
+    # The same two methods the other way round are the same comparison.
+    others = [(one, other) for one, other in others if (other, one) not in asked]
+    return list(dict.fromkeys([*asked, *others]))
 
 
 def _factor_by_factor(study: Study) -> list[tuple[str, str]]:
@@ -247,18 +319,6 @@ def _factor_by_factor(study: Study) -> list[tuple[str, str]]:
     ]
     everything, nothing = by_factors[frozenset(study.factors)], by_factors[frozenset()]
     return list(dict.fromkeys([*added, (everything, nothing)]))
-
-
-def difference(
-    records: Records, measure: Measure, model: str, bits: str, method: str, against: str
-) -> Summary | None:
-    """Summarize paired differences of two methods; None if no seed has both results."""
-    runs = records.of(records.runs, model=model, bits=bits)
-    one, other = (
-        records.of(runs, method=name).set_index("seed")[measure.key] for name in (method, against)
-    )
-    values = (one - other).dropna()
-    return summarize(values) if len(values) else None
 
 
 def _disagreement(
@@ -288,23 +348,23 @@ def _disagreement(
 def _best(records: Records) -> set[tuple[str, str, str]]:
     """Return the cells whose primary measure is shown to be the best at their bits.
 
-    That requires every paired test against another method, so the largest of their p-values
-    counts, corrected for the number of a table's columns.
+    That requires every test against another method, so the largest of their p-values counts,
+    corrected for the number of a table's columns.
     """
     study, places, p_values = records.study, [], []
+    blocks = Blocks.of(records, measures(records.primary)[0])
     for model, bits in product(study.models, study.bits):
-        leaders = {m: _p_of_being_best(records, model, bits, m) for m in study.methods}
+        leaders = {m: _p_of_being_best(blocks, study, (model, bits), m) for m in study.methods}
         method, p = min(leaders.items(), key=lambda leader: leader[1])
         places.append((model, bits, method))
         p_values.append(p)
     return {place for place, p in zip(places, holm(p_values), strict=True) if p < ALPHA}
 
 
-def _p_of_being_best(records: Records, model: str, bits: str, method: str) -> float:
+def _p_of_being_best(blocks: Blocks, study: Study, kind: Kind, method: str) -> float:
     """Return the largest p-value against other methods; 1 if one is as good, or has no result."""
-    measure = measures(records.primary)[0]
-    others = [name for name in records.study.methods if name != method]
-    gaps = [difference(records, measure, model, bits, method, other) for other in others]
-    tests = [gap.p for gap in gaps if gap is not None and gap.mean * measure.best > 0]
+    others = [name for name in study.methods if name != method]
+    gaps = [blocks.difference(kind, method, other) for other in others]
+    tests = [gap.p for gap in gaps if gap is not None and gap.mean * blocks.measure.best > 0]
     tests = [p for p in tests if not math.isnan(p)]
     return max(tests) if tests and len(tests) == len(others) else 1.0

@@ -2,13 +2,12 @@
 
 from itertools import combinations
 
-import numpy as np
 import pandas as pd
 
+from ofq.report.blocks import Blocks
 from ofq.report.collect import Records
 from ofq.report.compare import tested
 from ofq.report.measures import Measure, measures, p_text
-from ofq.report.statistics import summarize
 
 
 def effects(records: Records) -> pd.DataFrame:
@@ -17,12 +16,13 @@ def effects(records: Records) -> pd.DataFrame:
     For k factors at levels ±1, the effect of a set of factors on one seed is the sum over the 2^k
     methods of their results times the product of the set's levels, over 2^(k−1): for one factor the
     mean difference of having and not having it, for several the interaction (Box, Hunter and
-    Hunter, *Statistics for Experimenters*). Seeds are the replicates.
+    Hunter, *Statistics for Experimenters*). Seeds are
+    the blocks, and the variance is that of :class:`ofq.report.blocks.Blocks`.
 
     Returns:
         One row per measure, model, bits and set of factors: ``effect`` (names with × between
-        them), ``order`` (their number), ``n``, ``mean``, ``std``, ``low``, ``high``, ``p``,
-        ``p_holm`` (the family is all rows of one measure) and ``verdict``
+        them), ``order`` (their number), ``n``, ``mean``, ``std``, ``low``, ``high``, ``error``,
+        ``df``, ``p``, ``p_holm`` (the family is all rows of one measure) and ``verdict``
         (:func:`ofq.report.statistics.verdict`). Empty for a study without factors.
     """
     if not records.study.factors:
@@ -33,6 +33,7 @@ def effects(records: Records) -> pd.DataFrame:
 
 def _effects(records: Records, measure: Measure) -> pd.DataFrame:
     study, factors = records.study, list(records.study.factors)
+    blocks = Blocks.of(records, measure)
     signs = pd.DataFrame(
         {f: [1 if m in study.factors[f] else -1 for m in study.methods] for f in factors},
         index=study.methods,
@@ -40,18 +41,15 @@ def _effects(records: Records, measure: Measure) -> pd.DataFrame:
     rows, summaries = [], []
     for model in study.models:
         for bits in study.bits:
-            runs = records.of(records.runs, model=model, bits=bits)
-            table = runs.pivot_table(values=measure.key, index="seed", columns="method")
-            table = table.reindex(columns=study.methods).dropna()  # keeps seeds with all methods
             for order in range(1, len(factors) + 1):
                 for chosen in combinations(factors, order):
-                    if len(table):
-                        product = signs[list(chosen)].prod(axis=1).to_numpy()
-                        values = table.to_numpy() @ product / 2 ** (len(factors) - 1)
-                        summaries.append(summarize(np.asarray(values)))
+                    weights = signs[list(chosen)].prod(axis=1) / 2 ** (len(factors) - 1)
+                    summary = blocks.contrast((model, bits), weights.to_dict())
+                    if summary is not None:
+                        summaries.append(summary)
                         rows.append((measure.key, model, bits, " × ".join(chosen), order))
     frame = pd.DataFrame(rows, columns=["measure", "model", "bits", "effect", "order"])
-    return frame.join(tested(summaries))
+    return frame.join(tested(summaries, [True] * len(summaries)))
 
 
 def effect_rows(records: Records, found: pd.DataFrame) -> list[dict[str, str]]:

@@ -58,12 +58,12 @@ def describe(records: Records, differences: pd.DataFrame) -> list[Findings]:
     Returns:
         One entry for each measure that the study has results of, in order.
     """
-    entries = []
+    entries, family = [], int(differences["p_holm"].notna().sum())
     for measure in measures(records.primary):
         rows = differences[differences["measure"] == measure.key]
         if not rows.empty:
             listed = [fact for fact in rows.to_dict("records") if _is_listed(records, fact)]
-            items = [_finding(records, measure, fact, len(rows)) for fact in listed]
+            items = [_finding(records, measure, fact, family) for fact in listed]
             summary = f"{_summary(rows['verdict'])} Below: {_scope(records)}."
             entries.append(Findings(measure.name, summary, items))
     return entries
@@ -131,16 +131,18 @@ def _sentence(fact: Fact, one: str, other: str, gap: str, interval: str) -> str:
 
 def _caveat(measure: Measure, fact: Fact, family: int) -> str:
     kind, seeds = fact["verdict"], int(fact["n"])
+    if kind == "suggestive" and fact["family"] == "exploratory":
+        return f" Exploratory: p = {p_text(fact['p'])}, not corrected for other comparisons."
     if kind == "suggestive":
         return (
             f" The interval excludes 0, but among {family} comparisons this is not enough "
             f"(Holm-adjusted p = {p_text(fact['p_holm'])})."
         )
-    if kind == "not shown" and fact["detectable"] > measure.most:
-        return f" With this spread, {seeds} seeds are too few to show any difference."
+    if kind == "not shown" and math.isnan(fact["detectable"]):
+        return f" With this spread, {_seeds(seeds)} can't show any possible difference."
     if kind == "not shown":
         return (
-            f" With this spread, {seeds} seeds would show a true difference of "
+            f" With this spread, {_seeds(seeds)} would show a true difference of "
             f"{measure.text(fact['detectable'])}{measure.unit} in four repetitions of five."
         )
     if kind == "no interval" and seeds > 1:
@@ -150,7 +152,17 @@ def _caveat(measure: Measure, fact: Fact, family: int) -> str:
             return " Both are right about the same images; of other seeds that says nothing."
         return (
             f" {fact['gained']:.0f} images are classified rightly by the first alone, "
-            f"{fact['lost']:.0f} by the second alone (McNemar, Holm-adjusted p = "
-            f"{p_text(fact['p_mcnemar_holm'])}); of other seeds that says nothing."
+            f"{fact['lost']:.0f} by the second alone (McNemar, {_mcnemar_p(fact)}); of other seeds "
+            "that says nothing."
         )
     return ""
+
+
+def _seeds(number: int) -> str:
+    return f"{number} {'seed' if number == 1 else 'seeds'}"
+
+
+def _mcnemar_p(fact: Fact) -> str:
+    if math.isnan(fact["p_mcnemar_holm"]):
+        return f"p = {p_text(fact['p_mcnemar'])}, not corrected"
+    return f"Holm-adjusted p = {p_text(fact['p_mcnemar_holm'])}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ofq.report.statistics import Summary, summarize
+from ofq.report.statistics import Summary, detectable, summarize
 
 MINUS = "−"
 SPACE = "\N{NO-BREAK SPACE}"
@@ -35,11 +35,31 @@ class Measure:
     best: int
     most: float = math.inf
 
-    def over_seeds(self, values: ArrayLike) -> Summary:
-        """Summarize values of (n,) seeds; the interval is clipped to possible values."""
-        summary = summarize(values)
+    def over_seeds(self, values: ArrayLike, resplit: float = 0.0) -> Summary:
+        """Summarize values of (n,) seeds; the interval is clipped to possible values.
+
+        Args:
+            values: The values.
+            resplit: As :func:`ofq.report.statistics.summarize` has it.
+        """
+        summary = summarize(values, resplit=resplit)
         low, high = np.clip([summary.low, summary.high], 0, self.most).tolist()
         return replace(summary, low=low, high=high)
+
+    def possible(self, difference: Summary) -> Summary:
+        """Return a difference of two values, its interval clipped to possible differences."""
+        ends = np.clip([difference.low, difference.high], -self.most, self.most).tolist()
+        return replace(difference, low=ends[0], high=ends[1])
+
+    def detectable(self, difference: Summary, alpha: float) -> float:
+        """Return the true difference that a test would show; NaN if none that is possible.
+
+        Args:
+            difference: The tested difference.
+            alpha: The test's level.
+        """
+        found = detectable(difference.error, difference.df, alpha)
+        return found if found <= self.most else math.nan
 
     def text(self, value: float) -> str:
         """Format a value; an en dash if there is none."""
@@ -54,10 +74,6 @@ class Measure:
         """Format an interval in brackets, always with signs; empty if there is none."""
         ends = f"{self._with_sign(low)},{SPACE}{self._with_sign(high)}"
         return "" if math.isnan(low) else f"[{ends}]"
-
-    def reach(self, difference: float) -> str:
-        """Format a detectable difference; ``> MOST`` if it exceeds the possible ones."""
-        return f"> {self.most:g}" if difference > self.most else self.text(difference)
 
     def _with_sign(self, value: float) -> str:
         return "–" if math.isnan(value) else format(value, f"+{self.spec}").replace("-", MINUS)

@@ -66,7 +66,7 @@ def _find(workspace: Workspace, study: str, name: str) -> Cell:
 
 def _number(records: Records, runs: pd.DataFrame) -> str:
     measure = measures(records.primary)[0]
-    summary = measure.over_seeds(runs[measure.key])
+    summary = measure.over_seeds(runs[measure.key], records.resplit)
     text = f"{measure.heading}: {measure.text(summary.mean)}"
     if summary.n == 1:
         return f"{text} (one seed{_over_images(runs) if by_images(runs) else ''})"

@@ -115,12 +115,13 @@ def _difference_rows(records: Records, differences: pd.DataFrame) -> list[dict[s
                 "model": row["model"],
                 "bits": row["bits"],
                 "pair": f"{records.labels[row['method']]} against {records.labels[row['against']]}",
+                "family": row["family"],
                 "n": row["n"],
                 "mean": measure.signed(row["mean"]),
                 "interval": measure.interval(row["low"], row["high"]) or "–",
                 "p": p_text(row["p"]),
                 "p_holm": p_text(row["p_holm"]),
-                "detectable": measure.reach(row["detectable"]),
+                "detectable": measure.text(row["detectable"]),
                 "images": _images(row) if measure is primary else "–",
                 "verdict": row["verdict"],
             }
@@ -129,10 +130,11 @@ def _difference_rows(records: Records, differences: pd.DataFrame) -> list[dict[s
 
 
 def _images(row: pd.Series) -> str:
-    """Format the images that only one of two methods gets right, with McNemar's corrected p."""
+    """Format the images that only one of two methods gets right, with McNemar's p."""
     if pd.isna(row["gained"]):
         return "–"
-    return f"+{row['gained']:.0f} {MINUS}{row['lost']:.0f}, p {p_text(row['p_mcnemar_holm'])}"
+    p = row["p_mcnemar"] if pd.isna(row["p_mcnemar_holm"]) else row["p_mcnemar_holm"]
+    return f"+{row['gained']:.0f} {MINUS}{row['lost']:.0f}, p {p_text(p)}"
 
 
 def _run_rows(records: Records) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Means, paired differences, Holm's correction and power, on plain arrays.
+"""Means with intervals and tests, Holm's correction and power, on plain arrays.
 
 All intervals and tests over seeds are Student's t at 95 %, since their small number limits what can
 be shown. Those over images are binomial.
@@ -13,35 +13,36 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
+from ofq.report.pooling import Variance
+
 ALPHA = 0.05
 POWER = 0.8
 _QUANTILES = 20_000  # enough for a mean of four digits
+_MOST_DF = 1000.0  # beyond, t is normal for all that is printed
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean of n values with standard deviation and interval.
+    """Mean of n values with standard deviation, interval and test.
 
     Attributes:
         n: Number of values (seeds).
         mean: Their mean.
         std: Sample standard deviation (n − 1); NaN for one value.
-        low, high: 95 % t interval of the mean; NaN where the values don't vary.
+        low, high: 95 % t interval of the mean; NaN where no variance is known.
+        error: Standard error of the mean; NaN like the interval.
+        df: Degrees of freedom of the error.
+        p: Two-sided p-value of the mean being 0; NaN like the interval.
     """
 
     n: int
     mean: float
     std: float
-    low: float
-    high: float
-
-    @property
-    def p(self) -> float:
-        """Two-sided p-value of the mean being 0; NaN without an interval."""
-        if math.isnan(self.low):
-            return math.nan
-        t = self.mean / (self.std / math.sqrt(self.n))
-        return float(2 * stats.t.sf(abs(t), self.n - 1))
+    low: float = math.nan
+    high: float = math.nan
+    error: float = math.nan
+    df: float = math.nan
+    p: float = math.nan
 
     @property
     def excludes_zero(self) -> bool:
@@ -49,25 +50,31 @@ class Summary:
         return self.low > 0 or self.high < 0
 
 
-def summarize(values: ArrayLike) -> Summary:
-    """Compute mean, sample standard deviation and 95 % t interval.
+def summarize(values: ArrayLike, variance: Variance | None = None, resplit: float = 0.0) -> Summary:
+    """Compute mean, sample standard deviation, 95 % t interval and test against 0.
 
-    Equal values get no interval: with few seeds and countable images, they are a coincidence and
-    no measure of certainty.
+    The mean's variance is σ²·(1/n + resplit): where seeds re-split one set of images, their
+    training sets overlap, so that results differ less than on fresh images (Nadeau and Bengio
+    2003, *Machine Learning* 52:239).
+
+    Without a variance from elsewhere, equal values get no interval: with few seeds and countable
+    images, they are a coincidence and no measure of certainty.
 
     Args:
         values: (n,) numbers, n ≥ 1.
+        variance: Variance σ² of one value; left out, the values' own.
+        resplit: Number of test images over that of training images, where seeds re-split one set.
     """
     x = np.asarray(values, dtype=np.float64)
-    n, mean = len(x), float(x.mean())
-    std = float(x.std(ddof=1)) if n > 1 else math.nan
-    # Rounding leaves equal differences a deviation of some 1e-16, which must not count as one.
-    if n > 1 and std <= 1e-12 * max(1.0, float(np.abs(x).max())):
-        std = 0.0
-    if not std > 0:
-        return Summary(n, mean, std, math.nan, math.nan)
-    half = float(stats.t.ppf(1 - ALPHA / 2, n - 1)) * std / math.sqrt(n)
-    return Summary(n, mean, std, mean - half, mean + half)
+    n, mean, own = len(x), float(x.mean()), Variance.of(x)
+    std = math.sqrt(own.value) if n > 1 else math.nan
+    known = variance or own
+    if not known.known:
+        return Summary(n, mean, std)
+    error = math.sqrt(known.value * (1 / n + resplit))
+    half = float(stats.t.ppf(1 - ALPHA / 2, known.df)) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, known.df))
+    return Summary(n, mean, std, mean - half, mean + half, error, known.df, p)
 
 
 def images_interval(accuracy: float, images: int) -> tuple[float, float]:
@@ -137,34 +144,33 @@ def mcnemar(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Discordance:
     return Discordance(gained, lost, float(stats.binomtest(gained, gained + lost).pvalue))
 
 
-def detectable(std: float, n: int, error: float | None = None, alpha: float = ALPHA) -> float:
+def detectable(error: float, df: float, alpha: float = ALPHA) -> float:
     """Return the smallest true difference that one t test would show with 80 % power.
 
     Args:
-        std: Standard deviation of the values: of the differences, in a paired test.
-        n: Number of values.
-        error: Standard error of the tested quantity; left out, that of the values' mean.
+        error: Standard error of the tested quantity.
+        df: Its degrees of freedom, which are rounded down.
         alpha: The test's level.
 
     Returns:
-        The difference, in the unit of ``std``; NaN for fewer than two values or equal ones.
+        The difference, in the unit of ``error``; NaN without an error.
     """
-    if n < 2 or not std > 0:
+    if not (error > 0 and df >= 1):
         return math.nan
-    return _noncentrality(n, alpha) * (std / math.sqrt(n) if error is None else error)
+    return _noncentrality(int(min(df, _MOST_DF)), alpha) * error
 
 
 @lru_cache
-def _noncentrality(n: int, alpha: float) -> float:
-    """Return the noncentrality at which a two-sided t test of n values has the power.
+def _noncentrality(df: int, alpha: float) -> float:
+    """Return the noncentrality at which a two-sided t test has the power.
 
     It is in standard errors. Given the sample's standard deviation over the true one,
-    W = sqrt(χ²/(n − 1)), t is normal: the power is a mean over W's quantiles. scipy's noncentral t
+    W = sqrt(χ²/df), t is normal: the power is a mean over W's quantiles. scipy's noncentral t
     fails at small levels.
     """
-    critical = stats.t.ppf(1 - alpha / 2, n - 1)
+    critical = stats.t.ppf(1 - alpha / 2, df)
     shares = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
-    reach = critical * np.sqrt(stats.chi2.ppf(shares, n - 1) / (n - 1))
+    reach = critical * np.sqrt(stats.chi2.ppf(shares, df) / df)
 
     def missing_power(delta: float) -> float:
         shown = stats.norm.sf(reach - delta) + stats.norm.cdf(-reach - delta)
@@ -174,12 +180,17 @@ def _noncentrality(n: int, alpha: float) -> float:
 
 
 def verdict(summary: Summary, p_holm: float) -> str:
-    """Return the verdict on a paired difference.
+    """Return the verdict on a difference.
+
+    Args:
+        summary: The difference.
+        p_holm: Its p-value after Holm's correction; NaN for an exploratory one, of no family.
 
     Returns:
         ``holds``: the interval excludes 0, after correction too. ``suggestive``: it excludes 0,
-        but not after correction. ``not shown``: it includes 0. ``identical``: 0 for every seed.
-        ``no interval``: one seed, or equal differences in all seeds.
+        but not after correction, or is exploratory. ``not shown``: it includes 0. ``identical``: 0
+        for every seed. ``no interval``: no variance is known, as with one seed, or equal
+        differences in all seeds.
     """
     if math.isnan(summary.low):
         return "identical" if summary.n > 1 and abs(summary.mean) < 1e-12 else "no interval"

@@ -1,5 +1,6 @@
 """Table of the study, methods by bits, and of the verdicts; as printed, and as Markdown."""
 
+import math
 import re
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
@@ -8,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from ofq.errors import some
+from ofq.report.blocks import Blocks
 from ofq.report.collect import Records
-from ofq.report.measures import POINTS, SIZE, SPACE, TOP1, Measure, measures
+from ofq.report.measures import MINUS, POINTS, SIZE, SPACE, TOP1, Measure, measures
 
 _LINE_END = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
 _MARKDOWN = re.compile(r"[\\`*<>&|~$#]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
@@ -57,6 +59,7 @@ class Table:
         seeds: Number of seeds.
         name: Name of the measure that ``best`` refers to.
         methods: Number of methods, without full precision.
+        about_seeds: Notes on what seeds share.
         gaps: Notes on missing results.
     """
 
@@ -68,6 +71,7 @@ class Table:
     name: str
     methods: int
     gaps: list[str] = field(default_factory=list)
+    about_seeds: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, records: Records, cells: pd.DataFrame) -> "Table":
@@ -91,7 +95,10 @@ class Table:
         headings = [m.heading for m in (*shown, *plain)]
         seeds, name = len(study.seeds), shown[0].name
         methods = len(study.methods)
-        return cls(study.title, study.bits, headings, rows, seeds, name, methods, _gaps(records))
+        return cls(
+            study.title, study.bits, headings, rows, seeds, name, methods,
+            gaps=_gaps(records), about_seeds=_about_seeds(records),
+        )  # fmt: skip
 
     @property
     def many_models(self) -> bool:
@@ -101,7 +108,7 @@ class Table:
     @property
     def notes(self) -> list[str]:
         """Notes below the table."""
-        return [*self._about_spread(), *self._about_size(), *self.gaps]
+        return [*self._about_spread(), *self.about_seeds, *self._about_size(), *self.gaps]
 
     def _about_spread(self) -> list[str]:
         if self.seeds == 1:
@@ -129,6 +136,30 @@ class Table:
         if SIZE.heading not in self.headings:
             return []
         return ["Size: of the file that ofq export writes; in full precision, of the weights."]
+
+
+def _about_seeds(records: Records) -> list[str]:
+    """Return notes on what the study's seeds share: images, and luck."""
+    if len(records.study.seeds) == 1:
+        return []
+    notes = []
+    if records.resplit:
+        ratio = f"{records.resplit:.2f}"
+        notes.append(
+            f"Each seed splits one set of images anew, into {ratio} test images per training "
+            "image, so that seeds share images: intervals and tests take the variance of a mean "
+            f"over n seeds as σ²·(1/n + {ratio}) (Nadeau and Bengio 2003)."
+        )
+    measure = measures(records.primary)[0]
+    correlation = Blocks.of(records, measure).mean_correlation()
+    if not math.isnan(correlation):
+        notes.append(
+            f"Two methods' {measure.name} on the same seeds correlates by "
+            f"{correlation:.2f}".replace("-", MINUS)
+            + " (mean over pairs of methods at the same "
+            "bits); comparing on the same seeds takes that share off a difference's variance."
+        )
+    return notes
 
 
 def _gaps(records: Records) -> list[str]:
@@ -198,7 +229,7 @@ def verdict_rows(verdicts: pd.DataFrame) -> list[dict[str, str]]:
                 "95 % interval": _interval(row),
                 "verdict": _verdict(row),
                 "seeds": str(row["n"]),
-                "detectable": TOP1.reach(row["detectable"]),
+                "detectable": TOP1.text(row["detectable"]),
                 "known": f"{row['status']}: {row['source']}",
                 "cell": cell_name(row),
             }

@@ -1,14 +1,17 @@
 """Verdicts on results that others reported too; the only definition of the rule.
 
-Our result is from n trainings with different seeds; the reported one is a mean of m trainings, of
-which only the mean is known. If both are alike, the difference of the means has the standard error
-s·√(1/n + 1/m), with the seeds' sample standard deviation s, and Student's t has n − 1 degrees of
-freedom: for one reported run that is the prediction interval of one more seed.
+Our result is from n trainings with different seeds; the reported one is a mean of m trainings. If
+both are alike, the difference of the means has the standard error s·√(1/n + 1/m): for one reported
+run that of the prediction of one more seed. s² is the seeds' variance, pooled over the study's
+trained cells and moderated (:mod:`ofq.report.pooling`); Student's t has its degrees of freedom.
+Where the reported runs' own standard deviation r is known, s²/m is r²/m, with degrees of freedom by
+Welch and Satterthwaite. Where seeds re-split one set of images, 1/n is 1/n + n_test/n_train.
 
-With one seed of our own, or equal results, the interval is Wilson's, over the evaluation images. It
-leaves out the seeds' variation, for which the margin stands in: the test is whether the difference
-exceeds the margin, and ``within noise`` is measured from there, too. An evaluation of given weights
-has no error at all, and is not tested: its difference exceeds the margin or doesn't.
+Where nothing is known of the seeds' variance, as in a study of one seed or of equal results, the
+interval is Wilson's, over the evaluation images. It leaves out the seeds' variation, for which the
+margin stands in: the test is whether the difference exceeds the margin, and ``within noise`` is
+measured from there, too. An evaluation of given weights has no error at all, and is not tested: its
+difference exceeds the margin or doesn't.
 
 The first that applies:
 
@@ -26,17 +29,12 @@ The first that applies:
 import math
 from dataclasses import dataclass
 
+import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from ofq.report.statistics import (
-    ALPHA,
-    POWER,
-    Summary,
-    detectable,
-    images_interval,
-    summarize,
-)
+from ofq.report.pooling import Variance
+from ofq.report.statistics import ALPHA, POWER, detectable, images_interval
 
 MARGIN = 0.5
 """Percentage points within which a result counts as reproduced."""
@@ -58,6 +56,7 @@ class Distance:
         detectable: The smallest true difference that would be shown with 80 % power; NaN where no
             error is known.
         by_images: Whether the error is that of the evaluation set alone, for lack of seeds.
+        df: Degrees of freedom of an error over seeds, else NaN.
     """
 
     n: int
@@ -67,6 +66,7 @@ class Distance:
     p: float = math.nan
     detectable: float = math.nan
     by_images: bool = False
+    df: float = math.nan
 
     @property
     def exact(self) -> bool:
@@ -74,45 +74,90 @@ class Distance:
         return self.low == self.high
 
 
-def distance(
-    values: ArrayLike, reported: float, runs: int = 1, images: int = 0, family: int = 1
-) -> Distance:
+@dataclass(frozen=True)
+class Reported:
+    """Reported accuracy.
+
+    Attributes:
+        value: The accuracy, in percent.
+        runs: Number of trainings of which it is the mean.
+        std: Their sample standard deviation in points; None where it isn't known.
+    """
+
+    value: float
+    runs: int = 1
+    std: float | None = None
+
+    def variance(self, ours: Variance) -> Variance:
+        """Return the variance of one of its trainings; ours, where its own isn't known."""
+        return ours if self.std is None else Variance(self.std**2, self.runs - 1)
+
+    def possible(self, low: float, high: float) -> tuple[float, float]:
+        """Return an interval of differences from it, clipped to those of an accuracy."""
+        return max(low, -self.value), min(high, 100 - self.value)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What is known of the error of trained models' accuracies.
+
+    Attributes:
+        variance: Variance of one training over seeds.
+        resplit: As :func:`ofq.report.statistics.summarize` has it.
+        images: Number of evaluation images; 0 if unknown.
+    """
+
+    variance: Variance
+    resplit: float = 0.0
+    images: int = 0
+
+
+def distance(values: ArrayLike, reported: Reported, spread: Spread, family: int = 1) -> Distance:
     """Compare trained models' accuracies with a reported one.
 
     Args:
         values: (n,) accuracies in percent, one per seed, n ≥ 1.
-        reported: The reported accuracy, in percent.
-        runs: Number of trainings of which the reported accuracy is the mean.
-        images: Number of evaluation images; 0 if unknown.
+        reported: The reported accuracy.
+        spread: Variance over seeds, and the evaluation set.
         family: Number of the study's trained results that are reported.
     """
-    ours = summarize(values)
-    if not math.isnan(ours.low):
-        return _by_seeds(ours, reported, runs, ALPHA / family)
-    if images:
-        return _by_images(ours.n, ours.mean, reported, images, ALPHA / family)
-    return Distance(ours.n, ours.mean - reported)
+    x = np.asarray(values, dtype=np.float64)
+    n, mean = len(x), float(x.mean())
+    if spread.variance.known:
+        return _by_seeds(n, mean - reported.value, reported, spread, ALPHA / family)
+    if spread.images:
+        return _by_images(n, mean, reported, spread.images, ALPHA / family)
+    return Distance(n, mean - reported.value)
 
 
-def _by_seeds(ours: Summary, reported: float, runs: int, strictest: float) -> Distance:
-    n, difference = ours.n, ours.mean - reported
-    error = ours.std * math.sqrt(1 / n + 1 / runs)
-    half = float(stats.t.ppf(1 - ALPHA / 2, n - 1)) * error
-    p = float(2 * stats.t.sf(abs(difference) / error, n - 1))
-    shown = detectable(ours.std, n, error, strictest)
-    return Distance(n, difference, difference - half, difference + half, p, shown)
+def _by_seeds(
+    n: int, difference: float, reported: Reported, spread: Spread, strictest: float
+) -> Distance:
+    ours, theirs = spread.variance, reported.variance(spread.variance)
+    own = ours.value * (1 / n + spread.resplit)
+    other = theirs.value / reported.runs
+    error = math.sqrt(own + other)
+    df = ours.df
+    if reported.std is not None:
+        df = (own + other) ** 2 / (own**2 / ours.df + other**2 / theirs.df)
+    half = float(stats.t.ppf(1 - ALPHA / 2, df)) * error
+    low, high = reported.possible(difference - half, difference + half)
+    p = float(2 * stats.t.sf(abs(difference) / error, df))
+    shown = detectable(error, df, strictest)
+    reach = shown if shown <= max(reported.value, 100 - reported.value) else math.nan
+    return Distance(n, difference, low, high, p, reach, df=df)
 
 
-def _by_images(n: int, mean: float, reported: float, images: int, strictest: float) -> Distance:
-    difference = mean - reported
+def _by_images(n: int, mean: float, reported: Reported, images: int, strictest: float) -> Distance:
+    known, difference = reported.value, mean - reported.value
     low, high = images_interval(mean, images)
     beyond = abs(difference) > MARGIN
-    edge = (reported + math.copysign(MARGIN, difference)) / 100
+    edge = (known + math.copysign(MARGIN, difference)) / 100
     p = stats.binomtest(round(mean / 100 * images), images, edge).pvalue if beyond else 1.0
-    error = 100 * math.sqrt(reported / 100 * (1 - reported / 100) / images)
+    error = 100 * math.sqrt(known / 100 * (1 - known / 100) / images)
     quantiles = stats.norm.ppf([1 - strictest / 2, POWER])
     shown = MARGIN + float(quantiles.sum()) * error
-    return Distance(n, difference, low - reported, high - reported, float(p), shown, by_images=True)
+    return Distance(n, difference, low - known, high - known, float(p), shown, by_images=True)
 
 
 def exactly(value: float, reported: float) -> Distance:

@@ -62,7 +62,7 @@ def _fill(folder: Path, records: Records, runs_path: str) -> None:
     }
     frames = {"table": cells, "runs": records.runs, "differences": differences}
     study = records.study
-    asked = {"claims": study.claims, "verdicts": study.references, "effects": study.factors}
+    asked = {"claims": study.claims, "verdicts": records.references, "effects": study.factors}
     optional = {**found, "noise": draws(records)}
     frames |= {name: frame for name, frame in optional.items() if len(frame) or asked.get(name)}
     notes = [note for reference in records.references for note in reference.notes]

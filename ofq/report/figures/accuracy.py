@@ -33,7 +33,10 @@ def _panel(ax: Axes, records: Records, measure: Measure, model: str) -> None:
         for x, bits in enumerate(study.bits):
             runs = records.of(records.runs, model=model, bits=bits, method=method)
             centre = x + (i - (len(study.methods) - 1) / 2) * step
-            _cell(ax, measure, runs, centre, step, name=records.labels[method], look=style[method])
+            _cell(
+                ax, measure, runs, centre, step,
+                name=records.labels[method], look=style[method], resplit=records.resplit,
+            )  # fmt: skip
     draw_baseline(ax, records, model)
     ax.set_xticks(range(len(study.bits)), study.bits)
     ax.tick_params(axis="x", length=0)
@@ -41,12 +44,20 @@ def _panel(ax: Axes, records: Records, measure: Measure, model: str) -> None:
 
 
 def _cell(
-    ax: Axes, measure: Measure, runs: pd.DataFrame, x: float, step: float, *, name: str, look: Look
+    ax: Axes,
+    measure: Measure,
+    runs: pd.DataFrame,
+    x: float,
+    step: float,
+    *,
+    name: str,
+    look: Look,
+    resplit: float,
 ) -> None:
     values = runs[measure.key]
     if values.empty:
         return
-    summary = measure.over_seeds(values)
+    summary = measure.over_seeds(values, resplit)
     ax.plot([x - step / 5] * len(values), values, ".", color=look.color, alpha=0.45, markersize=4)
     spread = [[summary.mean - summary.low], [summary.high - summary.mean]]
     ax.errorbar(

@@ -47,7 +47,10 @@ def _bit_lines(ax: Axes, records: Records, measure: Measure, model: str) -> None
     places = {bits: x for x, bits in enumerate(sorted(study.bits, key=parse_bits))}
     for i, method in enumerate(study.methods):
         runs = records.of(records.runs, model=model, method=method)
-        cells = {str(b): measure.over_seeds(mine[measure.key]) for b, mine in runs.groupby("bits")}
+        cells = {
+            str(bits): measure.over_seeds(mine[measure.key], records.resplit)
+            for bits, mine in runs.groupby("bits")
+        }
         known = sorted(cells, key=parse_bits)
         shift = 0.04 * (i - (len(study.methods) - 1) / 2)  # so that intervals don't overlap
         ax.errorbar(
