@@ -28,7 +28,7 @@ from scipy import optimize, special
 Kind = tuple[str, str]
 """Model and bits."""
 
-PRIOR_DF = (3.0, 5.0)
+PRIOR_DF = (4.0, 5.0)
 """Least and largest prior degrees of freedom.
 
 In simulations with 2 to 10 seeds and nine numbers, deviations within a factor of three and a number
@@ -142,7 +142,7 @@ class Pool:
                 missing.
         """
         cells = {
-            kind: [Variance.of(table[method].dropna()) for method in table]
+            kind: [Variance.of(column[~np.isnan(column)]) for column in table.to_numpy(float).T]
             for kind, table in tables.items()
         }
         return cls._moderated({kind: pooled(c) for kind, c in cells.items()}, list(cells.values()))

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from ofq.report.pooling import Variance
 
@@ -72,9 +72,20 @@ def summarize(values: ArrayLike, variance: Variance | None = None, resplit: floa
     if not known.known:
         return Summary(n, mean, std)
     error = math.sqrt(known.value * (1 / n + resplit))
-    half = float(stats.t.ppf(1 - ALPHA / 2, known.df)) * error
-    p = float(2 * stats.t.sf(abs(mean) / error, known.df))
+    half, p = student(mean, error, known.df)
     return Summary(n, mean, std, mean - half, mean + half, error, known.df, p)
+
+
+def student(mean: float, error: float, df: float) -> tuple[float, float]:
+    """Return half the 95 % t interval of a mean, and the two-sided p-value of its being 0.
+
+    Args:
+        mean: The mean.
+        error: Its standard error, above 0.
+        df: The error's degrees of freedom.
+    """
+    half = float(special.stdtrit(df, 1 - ALPHA / 2)) * error
+    return half, 2 * float(special.stdtr(df, -abs(mean) / error))
 
 
 def images_interval(accuracy: float, images: int) -> tuple[float, float]:

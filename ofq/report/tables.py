@@ -153,11 +153,11 @@ def _about_seeds(records: Records) -> list[str]:
     measure = measures(records.primary)[0]
     correlation = Blocks.of(records, measure).mean_correlation()
     if not math.isnan(correlation):
+        shown = f"{correlation:.2f}".replace("-", MINUS)
         notes.append(
-            f"Two methods' {measure.name} on the same seeds correlates by "
-            f"{correlation:.2f}".replace("-", MINUS)
-            + " (mean over pairs of methods at the same "
-            "bits); comparing on the same seeds takes that share off a difference's variance."
+            f"On the same seeds, {measure.name} of two methods correlates by {shown} (mean over "
+            "pairs of methods at the same bits), which is the share of a difference's variance "
+            "that comparing seed by seed takes off."
         )
     return notes
 

@@ -34,7 +34,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from ofq.report.pooling import Variance
-from ofq.report.statistics import ALPHA, POWER, detectable, images_interval
+from ofq.report.statistics import ALPHA, POWER, detectable, images_interval, student
 
 MARGIN = 0.5
 """Percentage points within which a result counts as reproduced."""
@@ -140,9 +140,8 @@ def _by_seeds(
     df = ours.df
     if reported.std is not None:
         df = (own + other) ** 2 / (own**2 / ours.df + other**2 / theirs.df)
-    half = float(stats.t.ppf(1 - ALPHA / 2, df)) * error
+    half, p = student(difference, error, df)
     low, high = reported.possible(difference - half, difference + half)
-    p = float(2 * stats.t.sf(abs(difference) / error, df))
     shown = detectable(error, df, strictest)
     reach = shown if shown <= max(reported.value, 100 - reported.value) else math.nan
     return Distance(n, difference, low, high, p, reach, df=df)

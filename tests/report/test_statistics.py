@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from ofq.report.measures import LOSS, OSCILLATION_MID, TOP1
+from ofq.report.pooling import Variance
 from ofq.report.statistics import detectable, holm, summarize, verdict
 
 numbers = st.floats(-100, 100, allow_nan=False)
@@ -44,7 +45,7 @@ def test_one_seed_has_no_interval() -> None:
     assert math.isnan(found.std)
     assert math.isnan(found.low)
     assert verdict(found, math.nan) == "no interval"
-    assert math.isnan(detectable(found.std, 1))
+    assert math.isnan(detectable(found.error, found.df))
 
 
 def test_equal_differences_are_a_coincidence_and_show_nothing() -> None:
@@ -56,7 +57,7 @@ def test_equal_differences_are_a_coincidence_and_show_nothing() -> None:
 def test_difference_without_an_interval_has_nothing_that_is_detectable(value: float) -> None:
     found = summarize([value, value + 1e-13])
     assert (found.std, math.isnan(found.low)) == (0.0, True)
-    assert math.isnan(detectable(found.std, found.n))
+    assert math.isnan(detectable(found.error, found.df))
 
 
 def test_interval_ends_where_no_value_is_possible() -> None:
@@ -67,11 +68,48 @@ def test_interval_ends_where_no_value_is_possible() -> None:
     assert LOSS.over_seeds([0.0, 100.0]).high > 100
 
 
+def test_no_difference_or_power_is_beyond_what_is_possible() -> None:
+    wild = summarize([-90.0, 90.0])
+    assert (TOP1.possible(wild).low, TOP1.possible(wild).high) == (-100, 100)
+    assert LOSS.possible(wild).high == wild.high > 100
+    assert math.isnan(TOP1.detectable(wild, 0.05))
+    assert LOSS.detectable(wild, 0.05) > 100
+    assert TOP1.detectable(summarize([1.0, 1.1]), 0.05) < 100
+
+
+def test_variance_from_elsewhere_gives_one_seed_an_interval() -> None:
+    found = summarize([1.0], Variance(4.0, 9.0))
+    assert (found.df, found.error) == (9.0, 2.0)
+    assert found.high - 1 == pytest.approx(2 * 2.2621571627409915)
+    assert found.p == pytest.approx(2 * stats.t.sf(0.5, 9))
+
+
+def test_seeds_that_split_one_set_of_images_have_a_wider_interval() -> None:
+    """Nadeau and Bengio's corrected resampled t test, by its formula."""
+    plain, corrected = (summarize([1.0, 2.0, 6.0], resplit=ratio) for ratio in (0.0, 900 / 897))
+    assert corrected.error == pytest.approx(math.sqrt(7 * (1 / 3 + 900 / 897)))
+    assert corrected.error / plain.error == pytest.approx(math.sqrt(1 + 3 * 900 / 897))
+    assert TOP1.over_seeds([90.0, 91.0, 92.0], 900 / 897).low < 90.0 - 1.5
+
+
+def test_intervals_over_seeds_that_re_split_cover_the_truth_of_fresh_images() -> None:
+    """Results of two seeds correlate by n_test/(n_test + n_train), as the correction assumes."""
+    rng = np.random.default_rng(5)
+    shared = rng.normal(0.0, math.sqrt(0.5), (2000, 1))
+    results = shared + rng.normal(0.0, math.sqrt(0.5), (2000, 5))
+
+    def coverage(resplit: float) -> float:
+        found = [summarize(x, resplit=resplit) for x in results]
+        return float(np.mean([f.low < 0 < f.high for f in found]))
+
+    assert coverage(0.0) < 0.75
+    assert coverage(1.0) == pytest.approx(0.95, abs=0.015)
+
+
 def test_ends_that_round_to_zero_show_on_which_side_they_are() -> None:
     assert TOP1.interval(-1.63, 0.0047).replace("\N{NO-BREAK SPACE}", " ") == "[−1.63, +0.00]"
     assert TOP1.interval(-0.0047, 1.63).replace("\N{NO-BREAK SPACE}", " ") == "[−0.00, +1.63]"
     assert TOP1.signed(0.0047) == TOP1.signed(-0.0047) == "0.00"
-    assert (TOP1.reach(12.345), TOP1.reach(671.7)) == ("12.35", "> 100")
 
 
 def test_holm_agrees_with_a_hand_computed_family() -> None:
@@ -121,7 +159,7 @@ def test_detectable_difference_has_the_power_by_the_t_test_s_definition(
     n: int, alpha: float
 ) -> None:
     """The share of t beyond the critical value, integrated over the sample's variance."""
-    delta = detectable(1.0, n, error=1.0, alpha=alpha)
+    delta = detectable(1.0, n - 1, alpha)
     critical = stats.t.isf(alpha / 2, n - 1)
 
     def shown(variance: float) -> float:
@@ -137,6 +175,6 @@ def test_detectable_difference_has_the_power_by_the_t_test_s_definition(
 @pytest.mark.parametrize("seeds", [3, 10])
 def test_the_detectable_difference_is_shown_four_times_in_five(seeds: int) -> None:
     rng = np.random.default_rng(3)
-    true = detectable(1.5, seeds)
+    true = detectable(1.5 / math.sqrt(seeds), seeds - 1)
     shown = np.mean([summarize(x).low > 0 for x in rng.normal(true, 1.5, (2000, seeds))])
     assert shown == pytest.approx(0.8, abs=0.03)

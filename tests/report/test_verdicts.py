@@ -5,23 +5,35 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
+from scipy import stats
 
 from ofq.config import Workspace
 from ofq.errors import UserError
 from ofq.report import build
 from ofq.report.collect import collect
 from ofq.report.compare import hold_against, summarize_cells
+from ofq.report.pooling import PRIOR_DF, Variance
 from ofq.report.statistics import detectable, holm
 from ofq.report.tables import Table, to_markdown, verdicts_to_markdown
-from ofq.report.verdicts import Distance, distance, exactly, judge
+from ofq.report.verdicts import Distance, Reported, Spread, distance, exactly, judge
 
 from tests.support import synthetic
+
+
+def alone(
+    values: ArrayLike, reported: float, runs: int = 1, images: int = 0, family: int = 1
+) -> Distance:
+    """The distance of one cell, by its own variance."""
+    spread = Spread(Variance.of(values), images=images)
+    return distance(values, Reported(reported, runs), spread, family)
+
 
 T_2 = 4.302652729911275  # 97.5 % quantile of Student's t with 2 degrees of freedom
 
 
 def test_interval_is_that_of_one_more_training_with_the_seeds_spread() -> None:
-    found = distance([70.0, 71.0, 72.0], 70.5)
+    found = alone([70.0, 71.0, 72.0], 70.5)
     half = T_2 * 1.0 * math.sqrt(1 / 3 + 1)
     assert (found.n, found.difference, found.by_images) == (3, 0.5, False)
     assert (found.low, found.high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
@@ -31,10 +43,37 @@ def test_interval_is_that_of_one_more_training_with_the_seeds_spread() -> None:
 
 
 def test_many_reported_runs_narrow_the_interval() -> None:
-    one, ten = (distance([70.0, 71.0, 72.0], 70.5, runs) for runs in (1, 10))
+    one, ten = (alone([70.0, 71.0, 72.0], 70.5, runs) for runs in (1, 10))
     assert ten.high - ten.low == pytest.approx(
         (one.high - one.low) * math.sqrt((1 / 3 + 1 / 10) / (1 / 3 + 1))
     )
+
+
+def test_reported_spread_counts_with_its_own_degrees_of_freedom() -> None:
+    """Welch's t test from two means, deviations and numbers of runs."""
+    ours, spread = [70.0, 71.0, 72.5], Spread(Variance.of([70.0, 71.0, 72.5]))
+    found = distance(ours, Reported(69.0, 5, 0.4), spread)
+    known = stats.ttest_ind_from_stats(
+        np.mean(ours), np.std(ours, ddof=1), 3, 69.0, 0.4, 5, equal_var=False
+    )
+    assert found.p == pytest.approx(known.pvalue)
+    assert found.high - found.low < alone(ours, 69.0, 5).high - alone(ours, 69.0, 5).low
+
+
+def test_seeds_that_re_split_have_a_wider_interval() -> None:
+    variance = Variance(1.0, 2)
+    plain, wide = (
+        distance([70.0, 71.0, 72.0], Reported(70.5), Spread(variance, ratio)) for ratio in (0, 1)
+    )
+    ratio = math.sqrt((1 / 3 + 1 + 1) / (1 / 3 + 1))
+    assert wide.high - wide.low == pytest.approx(ratio * (plain.high - plain.low))
+
+
+def test_no_interval_or_power_is_beyond_what_an_accuracy_can_be() -> None:
+    found = alone([10.0, 90.0], 98.0)
+    assert (found.low, found.high) == (-98.0, 2.0)
+    assert math.isnan(found.detectable)
+    assert judge(found, found.p) == "underpowered"
 
 
 def wilson(rate: float, images: int) -> tuple[float, float]:
@@ -47,7 +86,7 @@ def wilson(rate: float, images: int) -> tuple[float, float]:
 
 @pytest.mark.parametrize("values", [[75.0], [75.0, 75.0]])
 def test_without_spread_over_seeds_the_images_error_counts_and_says_so(values: list[float]) -> None:
-    found = distance(values, 74.0, images=50_000)
+    found = alone(values, 74.0, images=50_000)
     low, high = wilson(0.75, 50_000)
     assert found.by_images
     assert (found.low, found.high) == (pytest.approx(low - 74), pytest.approx(high - 74))
@@ -63,13 +102,13 @@ def test_without_spread_over_seeds_the_images_error_counts_and_says_so(values: l
 def test_model_that_is_always_wrong_or_right_is_off(
     ours: float, reported: float, seeds: int
 ) -> None:
-    found = distance([ours] * seeds, reported, images=50_000)
+    found = alone([ours] * seeds, reported, images=50_000)
     assert judge(found, found.p) == "off"
 
 
 @pytest.mark.parametrize("accuracy", [64.33, 72.72, 75.72, 78.52, 81.1])
 def test_one_seed_on_imagenet_can_reproduce_a_number(accuracy: float) -> None:
-    assert judge(distance([accuracy], accuracy, images=50_000), 1.0) == "reproduced"
+    assert judge(alone([accuracy], accuracy, images=50_000), 1.0) == "reproduced"
 
 
 @pytest.mark.parametrize("reported", [64.33, 72.72, 75.72, 81.88])
@@ -81,7 +120,7 @@ def test_one_seed_on_imagenet_can_reproduce_a_number(accuracy: float) -> None:
 def test_one_seed_on_imagenet_has_every_verdict(
     reported: float, gap: float, p_holm: float, verdict: str
 ) -> None:
-    assert judge(distance([reported + gap], reported, images=50_000, family=12), p_holm) == verdict
+    assert judge(alone([reported + gap], reported, images=50_000, family=12), p_holm) == verdict
 
 
 @pytest.mark.parametrize(
@@ -99,15 +138,15 @@ def test_detectable_difference_allows_for_the_correction() -> None:
     """In repetitions of a study of nine numbers, all of them tested at the strictest step."""
     rng = np.random.default_rng(4)
     spread, seeds, family = 0.3, 6, 9
-    shift = detectable(spread, seeds, spread * math.sqrt(1 / seeds + 1), 0.05 / family)
-    draws = [distance(rng.normal(shift, spread, seeds), rng.normal(0, spread)) for _ in range(2000)]
+    shift = detectable(spread * math.sqrt(1 / seeds + 1), seeds - 1, 0.05 / family)
+    draws = [alone(rng.normal(shift, spread, seeds), rng.normal(0, spread)) for _ in range(2000)]
     assert np.mean([d.p < 0.05 / family for d in draws]) == pytest.approx(0.8, abs=0.03)
-    one, nine = (distance([70.0, 71.0, 72.0], 70.5, family=size) for size in (1, 9))
+    one, nine = (alone([70.0, 71.0, 72.0], 70.5, family=size) for size in (1, 9))
     assert nine.detectable > one.detectable
 
 
 def test_without_any_error_no_interval_is_given() -> None:
-    found = distance([75.0], 74.0)
+    found = alone([75.0], 74.0)
     assert math.isnan(found.low)
     assert judge(found, math.nan) == "underpowered"
 
@@ -139,7 +178,7 @@ def trials(seeds: int, shift: float, spread: float, cells: int = 9) -> list[list
         ours = truth + np.eye(1, cells)[0] * shift
         reported = rng.normal(truth, spread)
         distances = [
-            distance(rng.normal(own, spread, seeds), theirs, images=50_000, family=cells)
+            alone(rng.normal(own, spread, seeds), theirs, images=50_000, family=cells)
             for own, theirs in zip(ours, reported, strict=True)
         ]
         adjusted = holm([d.p for d in distances])
@@ -174,12 +213,11 @@ def test_differences_that_should_be_seen_are_seen() -> None:
 def test_detectable_difference_is_shown_in_four_of_five_repetitions() -> None:
     """With the true spread known, the power that is stated is the power that there is."""
     spread, seeds = 0.3, 6
-    shift = float(np.mean([distance(x, 0.0).detectable for x in _draws(seeds, spread)]))
+    shift = float(np.mean([alone(x, 0.0).detectable for x in _draws(seeds, spread)]))
     shift *= spread / float(np.mean([x.std(ddof=1) for x in _draws(seeds, spread)]))
     rng = np.random.default_rng(1)
     shown = [
-        distance(rng.normal(shift, spread, seeds), rng.normal(0, spread)).p < 0.05
-        for _ in range(2000)
+        alone(rng.normal(shift, spread, seeds), rng.normal(0, spread)).p < 0.05 for _ in range(2000)
     ]
     assert np.mean(shown) == pytest.approx(0.8, abs=0.03)  # 3 standard errors of 2,000 trials
 
@@ -274,12 +312,13 @@ def test_runs_that_are_not_there_leave_a_cell_that_says_why(referring: Workspace
     assert "miss seeds" in build(referring, "small", referring.reports / "small").read_text()
 
 
-def test_one_seed_of_several_is_no_verdict_yet(referring: Workspace) -> None:
+def test_one_seed_of_several_has_the_variance_of_other_cells(referring: Workspace) -> None:
     [cell] = [c for c in referring.grid("small").cells if c.place[1:] == ("W2A2", "lsq")]
     for run in cell.runs[1:]:
         shutil.rmtree(referring.results / "runs" / run.id)
     found = hold_against(collect(referring, "small")).set_index("method").loc["lsq"]
-    assert (found["n"], found["verdict"], found["by_images"]) == (1, "underpowered", False)
+    assert (found["n"], found["verdict"], found["by_images"]) == (1, "off", False)
+    assert found["df"] == PRIOR_DF[1]  # the other methods' variances are alike
 
 
 def test_failed_run_is_the_reason_why_a_later_stage_is_missing(referring: Workspace) -> None:
@@ -299,6 +338,16 @@ def test_study_without_any_finished_run_is_refused(tmp_path: Path) -> None:
         collect(workspace, "small")
 
 
+def test_a_suites_own_earlier_seeds_are_nothing_reported(referring: Workspace) -> None:
+    own = {"status": "this suite", "source": "seeds 3 to 9"}
+    add_reference(referring, [*VALUES[:2], VALUES[2] | own])
+    assert list(hold_against(collect(referring, "small"))["method"]) == ["fp", "lsq"]
+    add_reference(referring, [value | own for value in VALUES])
+    page = build(Workspace(referring.root), "small", referring.reports / "small")
+    assert "Against what was reported" not in page.read_text()
+    assert not (page.parent / "verdicts.csv").exists()
+
+
 @pytest.mark.parametrize(
     ("values", "keys", "message"),
     [
@@ -310,6 +359,8 @@ def test_study_without_any_finished_run_is_refused(tmp_path: Path) -> None:
         ([VALUES[1] | {"method": "fp"}], {}, "bits W2A2 with method fp; allowed: FP with fp"),
         ([VALUES[1] | {"method": "lqs"}], {}, "unknown method 'lqs' (did you mean 'lsq'?"),
         ([VALUES[1] | {"value": 140}], {}, "value"),
+        ([VALUES[1] | {"std": 0.2}], {}, "std is the spread of several runs; say of how many"),
+        ([VALUES[1] | {"std": 0, "runs": 3}], {}, "std"),
     ],
 )
 def test_wrong_reference_is_named(
