@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 
 from ofq.config.claims import Claim, Pair
+from ofq.report.blocks import Blocks
 from ofq.report.collect import Records
 from ofq.report.curves import KEYS
+from ofq.report.measures import measures
 from ofq.report.noise import draws
 from ofq.report.statistics import ALPHA, Summary, detectable, holm, summarize
 
@@ -71,12 +73,20 @@ def judge(claim: Claim, summary: Summary | None, p_holm: float) -> str:
 def summarize_claim(
     records: Records, claim: Claim, model: str, pair: Pair | None
 ) -> Summary | None:
-    """Summarize a claim's number over seeds; None if no seed has it."""
+    """Summarize a claim's number over seeds; None if no seed has it.
+
+    A difference of two methods is tested as :func:`ofq.report.compare.compare` does, by the
+    variance pooled over the study; other numbers by their own.
+    """
+    measure = next((m for m in measures(records.primary) if m.key == claim.measure), None)
+    if measure and pair and pair.against and claim.and_bits is None:
+        blocks = Blocks.of(records, measure)
+        return blocks.difference((model, claim.bits), pair.method, pair.against)
     values = _values(records, claim, model, claim.bits, pair)
     if claim.and_bits is not None:
         values = values - _values(records, claim, model, claim.and_bits, pair)
     values = values.dropna()
-    return summarize(values) if len(values) else None
+    return summarize(values, resplit=records.resplit) if len(values) else None
 
 
 def _values(
@@ -125,8 +135,8 @@ def _row(
     pair = claim.control
     if pair is not None and set(pair.methods) <= set(records.study.methods):
         control = summarize_claim(records, claim, model, pair)
-    facts = summary or Summary(0, math.nan, math.nan, math.nan, math.nan)
-    beside = control or Summary(0, math.nan, math.nan, math.nan, math.nan)
+    facts = summary or Summary(0, math.nan, math.nan)
+    beside = control or Summary(0, math.nan, math.nan)
     return {
         "claim": name,
         "text": claim.claim,
@@ -144,7 +154,9 @@ def _row(
         "p": facts.p,
         "p_holm": p_holm,
         "seeds": facts.n,
-        "seeds_to_decide": _seeds_to_decide(claim, facts) if verdict == "undecided" else None,
+        "seeds_to_decide": (
+            _seeds_to_decide(claim, facts, records.resplit) if verdict == "undecided" else None
+        ),
         "control": " − ".join(pair.methods) if control and pair else "",
         "control_difference": beside.mean,
         "control_low": beside.low,
@@ -152,11 +164,14 @@ def _row(
     }
 
 
-def _seeds_to_decide(claim: Claim, summary: Summary) -> int | None:
+def _seeds_to_decide(claim: Claim, summary: Summary, resplit: float) -> int | None:
     """Return the seeds with which a difference of the margin's size would be shown.
 
     In a new study, with 80 % power; None if that is more than 1,000, or the spread isn't known.
     """
-    counts = range(2, _MOST_SEEDS + 1)
-    enough = (n for n in counts if detectable(summary.std, n) <= claim.margin)
-    return next(enough, None) if summary.std > 0 and claim.margin > 0 else None
+    if not (summary.std > 0 and claim.margin > 0):
+        return None
+    for n in range(2, _MOST_SEEDS + 1):
+        if detectable(summary.std * math.sqrt(1 / n + resplit), n - 1) <= claim.margin:
+            return n
+    return None
