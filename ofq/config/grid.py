@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ofq.config.datasets import Dataset
+from ofq.config.factors import differences
 from ofq.config.fields import OFF, QuantizedStage, TrainedStage, parse_bits
 from ofq.config.files import merged, parse, suggest
 from ofq.config.method import Method, Quantization
@@ -265,9 +266,30 @@ def _check(parts: Parts, source: str) -> None:
         for m in (contrast.method, contrast.against)
         if m not in study.methods
     ]
+    problems += _alone_problems(study, methods)
     problems += (_checkpoint_problems if study.checkpoints else _stage_problems)(parts)
     if problems:
         raise UserError("\n".join(f"{source}: {problem}" for problem in problems))
+
+
+def _alone_problems(study: Study, methods: dict[str, Method]) -> list[str]:
+    """Return the contrasts whose methods don't differ in exactly the one declared factor."""
+    problems = []
+    for number, contrast in enumerate(study.contrasts):
+        pair = (contrast.method, contrast.against)
+        if contrast.alone is None or not all(m in methods and m in study.methods for m in pair):
+            continue
+        for bits in study.bits:
+            found = differences(methods[contrast.method], methods[contrast.against], bits)
+            if list(found) != [contrast.alone]:
+                problems.append(
+                    f"key 'contrasts.{number}.alone' is '{contrast.alone}', but at {bits} "
+                    f"'{pair[0]}' and '{pair[1]}' differ in "
+                    f"{' and '.join(found.values()) or 'nothing'}; "
+                    f"allowed: two methods that differ in {contrast.alone} and nothing else"
+                )
+                break
+    return problems
 
 
 def _checkpoint_problems(parts: Parts) -> list[str]:

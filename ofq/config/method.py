@@ -180,7 +180,7 @@ class _QuantizationKeys(Strict):
     older: ClassVar[dict[str, str]] = {"ends": "first_last"}
 
     weight_quantizer: Name
-    options: dict[str, float] = Field(default_factory=dict)
+    options: dict[str, float | str] = Field(default_factory=dict)
     activation_quantizer: Name = "lsq"
     activation_options: dict[str, float] = Field(default_factory=dict)
     qkr: Literal[False, True, "lowrank"] = False

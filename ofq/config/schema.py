@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from ofq.config.datasets import Unreadable
+from ofq.config.factors import Factor
 from ofq.config.fields import (
     Bits,
     Line,
@@ -84,12 +85,15 @@ class Contrast(Strict):
             minus the second's.
         measure: The measure that answers the question; None for the study's primary one. All
             contrasts of a study, each on its measure, are corrected together.
+        alone: The one factor in which the two methods differ; a study is refused if they differ in
+            another one, too. Left out, they may differ in any number of factors.
     """
 
     question: Text
     method: Name
     against: Name
     measure: Literal["top1", "loss", "oscillation_rate_mid", "oscillation_rate_end"] | None = None
+    alone: Factor | None = None
 
 
 class Recipe(Strict):

@@ -47,7 +47,7 @@ class Scheme:
     weight_bits: int
     activation_bits: int
     weight_quantizer: str
-    options: Mapping[str, float]
+    options: Mapping[str, float | str]
     activation_quantizer: str
     activation_options: Mapping[str, float]
     scores: "LogitsMaker"

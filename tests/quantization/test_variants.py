@@ -27,6 +27,8 @@ from ofq.quantization.quantizers.base import make_weight_quantizer, weight_quant
 from tests.support.reference import statsq
 
 BITS = [2, 3, 4]
+FORMS = [(2.0, "inside"), (2.0, "everywhere"), (0.7, "inside"), (3.1, "everywhere")]
+"""Options ``factor`` and ``gradient``."""
 NAMES = [name for name, made in weight_quantizers.items() if made.__module__.startswith("ofq.")]
 
 
@@ -52,34 +54,85 @@ def test_moments_form_has_evenly_spaced_levels_within_a_multiple_of_the_deviatio
     np.testing.assert_allclose(StatsQMoments(bits)(w).numpy()[safe], expected[safe], atol=1e-5)
 
 
+def passed(inside, gradient):
+    return np.ones_like(inside) if gradient == "everywhere" else inside
+
+
 @pytest.mark.parametrize("bits", BITS)
-def test_statistical_scale_on_the_grid_of_lsq(bits):
+@pytest.mark.parametrize(("factor", "gradient"), FORMS)
+def test_statistical_scale_on_the_grid_of_lsq(bits, factor, gradient):
     w = (torch.randn(12, 40) * 2).requires_grad_()
     w64 = w.detach().double().numpy()
     high = 2 ** (bits - 1) - 1
-    scale = 2 * np.abs(w64).mean(-1, keepdims=True) / math.sqrt(high)
+    scale = factor * np.abs(w64).mean(-1, keepdims=True) / math.sqrt(high)
     ratio = w64 / scale
     expected = np.rint(np.clip(ratio, -high - 1, high)) * scale
-    out = StatisticalLSQ(bits)(w)
-    out.sum().backward()
+    upstream = torch.randn(12, 40)
+    out = StatisticalLSQ(bits, factor, gradient)(w)
+    out.backward(upstream)
     safe = off_ties(ratio)
     np.testing.assert_allclose(out.detach().numpy()[safe], expected[safe], rtol=1e-5, atol=1e-6)
     inside = (ratio > -high - 1) & (ratio < high)
-    np.testing.assert_array_equal(w.grad.numpy(), inside)
+    np.testing.assert_array_equal(w.grad.numpy(), upstream.numpy() * passed(inside, gradient))
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_learned_scale_starts_on_the_levels_of_statsq(bits):
-    w = torch.randn(12, 40)
-    quantizer = LearnedStatsQ(bits)
-    quantizer.initialize(w)
-    torch.testing.assert_close(quantizer(w), ofq.StatsQ(bits)(w), rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize(("factor", "gradient"), FORMS)
+def test_grid_of_statsq_with_other_scales_and_gradients(bits, factor, gradient):
+    w = (torch.randn(12, 40) * 2).requires_grad_()
+    w64 = w.detach().double().numpy()
+    half = 2 ** (bits - 1)
+    step = factor * np.abs(w64).mean(-1, keepdims=True) / half
+    place = w64 / step - 0.5
+    expected = (np.rint(np.clip(place, -half, half - 1)) + 0.5) * step
+    upstream = torch.randn(12, 40)
+    out = ofq.StatsQ(bits, factor, gradient)(w)
+    out.backward(upstream)
+    safe = off_ties(place)
+    np.testing.assert_allclose(out.detach().numpy()[safe], expected[safe], rtol=1e-5, atol=1e-6)
+    inside = (place > -half) & (place < half - 1)
+    np.testing.assert_array_equal(w.grad.numpy(), upstream.numpy() * passed(inside, gradient))
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_learned_scale_has_the_gradients_of_lsq_on_the_shifted_grid(bits):
+@pytest.mark.parametrize(("factor", "gradient"), FORMS)
+def test_lsq_with_other_initial_scales_and_gradients(bits, factor, gradient):
     w = (torch.randn(6, 20) * 2).requires_grad_()
-    quantizer = LearnedStatsQ(bits)
+    quantizer = LSQWeight(bits, factor, gradient)
+    quantizer.initialize(w.detach())
+    upstream = torch.randn(6, 20)
+    out = quantizer(w)
+    out.backward(upstream)
+    w64, up = w.detach().double().numpy(), upstream.double().numpy()
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    scale = factor * np.abs(w64).mean(-1, keepdims=True) / math.sqrt(high)
+    ratio = w64 / scale
+    codes = np.rint(np.clip(ratio, low, high))
+    safe = off_ties(ratio)
+    np.testing.assert_allclose(
+        out.detach().numpy()[safe], (codes * scale)[safe], rtol=1e-5, atol=1e-6
+    )
+    inside = (ratio > low) & (ratio < high)
+    np.testing.assert_allclose(w.grad.numpy(), up * passed(inside, gradient), atol=1e-6)
+    slope = np.where(inside, codes - ratio, codes)
+    expected = (up * slope).sum(-1) / math.sqrt(high * w.shape[1])
+    np.testing.assert_allclose(quantizer.lsq.scale.grad.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(("factor", "gradient"), FORMS)
+def test_learned_scale_starts_on_the_levels_of_statsq(bits, factor, gradient):
+    w = torch.randn(12, 40)
+    quantizer = LearnedStatsQ(bits, factor, gradient)
+    quantizer.initialize(w)
+    torch.testing.assert_close(quantizer(w), ofq.StatsQ(bits, factor)(w), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(("factor", "gradient"), FORMS)
+def test_learned_scale_has_the_gradients_of_lsq_on_the_shifted_grid(bits, factor, gradient):
+    w = (torch.randn(6, 20) * 2).requires_grad_()
+    quantizer = LearnedStatsQ(bits, factor, gradient)
     quantizer.initialize(w.detach())
     upstream = torch.randn(6, 20)
     quantizer(w).backward(upstream)
@@ -90,7 +143,7 @@ def test_learned_scale_has_the_gradients_of_lsq_on_the_shifted_grid(bits):
     inside = place == u - 0.5
     slope = np.where(inside, np.rint(place) + 0.5 - u, place + 0.5)
     g = 1 / math.sqrt(high * w.shape[1])
-    np.testing.assert_allclose(w.grad.numpy(), up * inside, atol=1e-6)
+    np.testing.assert_allclose(w.grad.numpy(), up * passed(inside, gradient), atol=1e-6)
     expected = g * (up * slope).sum(-1)
     np.testing.assert_allclose(quantizer.learned.grad.numpy(), expected, rtol=1e-4, atol=1e-5)
 
@@ -101,6 +154,21 @@ def test_initial_scale_of_lsq_can_be_chosen():
     torch.testing.assert_close(quantizer.scale(w).flatten(), 1.25 * w.abs().mean(-1))
     with pytest.raises(UserError, match=r"weight quantizer 'lsq'.*faktor"):
         make_weight_quantizer("lsq", 2, w, {"faktor": 1.25})
+
+
+@pytest.mark.parametrize("name", ["lsq", "lsq_statistical", "statsq", "statsq_learned"])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"factor": 0}, "factor 0; allowed: a finite number above 0"),
+        ({"factor": "2"}, "factor '2'; allowed"),
+        ({"gradient": "outside"}, "gradient 'outside'; allowed: 'everywhere', 'inside'"),
+        ({"gradient": 1.0}, "gradient 1.0; allowed"),
+    ],
+)
+def test_options_that_are_not_allowed_are_refused(name, options, words):
+    with pytest.raises(UserError, match=words):
+        make_weight_quantizer(name, 2, torch.randn(6, 20), options)
 
 
 @pytest.mark.parametrize("bits", BITS)

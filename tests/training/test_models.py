@@ -57,7 +57,7 @@ def test_model_that_does_not_take_the_data_is_refused(name, dataset, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"options": {"faktor": 2.0}}, "unknown option 'faktor'; allowed: none"),
+        ({"options": {"faktor": 2.0}}, "unknown option 'faktor'; allowed: factor, gradient"),
         (
             {"weight_quantizer": "lsq", "options": {"faktor": 2.0}},
             "unknown option 'faktor'; allowed: factor",

@@ -1,6 +1,7 @@
 """Base class and registry of weight quantizers, and rounding thresholds."""
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -148,6 +149,32 @@ def check_boundary_range(boundary_range: float) -> float:
     return boundary_range
 
 
+def check_factor(factor: float) -> float:
+    """Return the factor of a scale, or refuse one that isn't allowed.
+
+    Raises:
+        UserError: It isn't a finite number above 0.
+    """
+    if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+        raise UserError(f"factor {factor!r}; allowed: a finite number above 0")
+    return factor
+
+
+def check_gradient(gradient: str) -> bool:
+    """Return whether a weight quantizer's gradient is the identity for every weight.
+
+    Args:
+        gradient: ``everywhere``, or ``inside`` if the gradient of weights outside the range of the
+            levels is 0.
+
+    Raises:
+        UserError: It is neither.
+    """
+    if gradient not in ("everywhere", "inside"):
+        raise UserError(f"gradient {gradient!r}; allowed: 'everywhere', 'inside'")
+    return gradient == "everywhere"
+
+
 class _StraightThrough(torch.autograd.Function):
     """Straight-through estimator: the second argument's value, the gradient to the first."""
 
@@ -163,6 +190,15 @@ class _StraightThrough(torch.autograd.Function):
 def straight_through(weight: Tensor, quantized: Tensor) -> Tensor:
     """Return ``quantized``, with its gradient passed to ``weight`` (straight-through estimator)."""
     return _StraightThrough.apply(weight, quantized)
+
+
+def zero_with_gradient(weight: Tensor) -> Tensor:
+    """Return zeros whose gradient passes to ``weight`` unchanged, float32.
+
+    Added to what is computed from the detached weight, they make its gradient the identity.
+    """
+    weight = weight.float()
+    return weight - weight.detach()
 
 
 _Quantizer = TypeVar("_Quantizer", bound=Callable[..., WeightQuantizer])
@@ -187,7 +223,7 @@ def register_weight_quantizer(name: str) -> Callable[[_Quantizer], _Quantizer]:
 
 
 def make_weight_quantizer(
-    name: str, bits: int, weight: Tensor, options: Mapping[str, float] | None = None
+    name: str, bits: int, weight: Tensor, options: Mapping[str, float | str] | None = None
 ) -> nn.Module:
     """Make a registered weight quantizer for a weight, or an identity at 32 bits.
 
@@ -209,7 +245,7 @@ def make_weight_quantizer(
     return quantizer
 
 
-def check_options(name: str, options: Mapping[str, float]) -> None:
+def check_options(name: str, options: Mapping[str, float | str]) -> None:
     """Refuse an unknown weight quantizer, and options that the quantizer doesn't accept.
 
     Raises:

@@ -6,10 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ofq.errors import UserError
 from ofq.quantization.activations import ActivationQuantizer, register_activation_quantizer
 from ofq.quantization.products import Product
-from ofq.quantization.quantizers.base import WeightQuantizer, register_weight_quantizer
+from ofq.quantization.quantizers.base import (
+    WeightQuantizer,
+    check_factor,
+    check_gradient,
+    register_weight_quantizer,
+    zero_with_gradient,
+)
 from ofq.quantization.rounding import Rounding, lsq_product, lsq_quantize
 
 _SMALLEST = 1e-5  # floor of the scale
@@ -138,17 +143,18 @@ class LSQWeight(WeightQuantizer):
     Args:
         bits: Bit-width, 2 to 8.
         factor: f of the initial scale f·mean|w|/√Qp, above 0.
+        gradient: ``inside``, or ``everywhere`` for the identity for every weight, as in StatsQ;
+            the scale's gradient is the same.
 
     Raises:
-        UserError: The bit-width or factor isn't allowed.
+        UserError: The bit-width, factor or gradient isn't allowed.
     """
 
-    def __init__(self, bits: int, factor: float = 2.0) -> None:
+    def __init__(self, bits: int, factor: float = 2.0, gradient: str = "inside") -> None:
         super().__init__(bits)
-        if not isinstance(factor, int | float) or not 0 < factor < math.inf:
-            raise UserError(f"LSQ's factor {factor!r}; allowed: a finite number above 0")
         self.lsq = LSQ(bits, axis=0)
-        self.factor = factor
+        self.factor = check_factor(factor)
+        self.everywhere = check_gradient(gradient)
 
     def initialize(self, weight: Tensor) -> None:
         """Set the scales from the weight."""
@@ -169,6 +175,8 @@ class LSQWeight(WeightQuantizer):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize a weight of shape (rows, ...)."""
+        if self.everywhere:
+            return self.lsq(weight.detach()) + zero_with_gradient(weight)
         return self.lsq(weight)
 
     def learn_from_held(self, gradient: Tensor, codes: Tensor) -> None:

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from ofq.quantization.quantizers.base import (
     WeightQuantizer,
+    check_factor,
+    check_gradient,
     register_weight_quantizer,
     straight_through,
 )
@@ -23,6 +25,12 @@ class StatsQ(WeightQuantizer):
 
     Args:
         bits: Bit-width, 2 to 8.
+        factor: f of the scale f·mean|w|, above 0; StatsQ's own is 2.
+        gradient: ``everywhere``, or ``inside`` for a gradient of 0 outside the range of the
+            levels, as in LSQ.
+
+    Raises:
+        UserError: The bit-width, factor or gradient isn't allowed.
 
     Example:
         >>> import torch, ofq
@@ -30,12 +38,17 @@ class StatsQ(WeightQuantizer):
         tensor([[-0.7500, -0.2500,  0.2500,  0.7500]])
     """
 
+    def __init__(self, bits: int, factor: float = 2.0, gradient: str = "everywhere") -> None:
+        super().__init__(bits)
+        self.factor = check_factor(factor)
+        self.everywhere = check_gradient(gradient)
+
     def scale(self, weight: Tensor) -> Tensor:
-        """Return twice the mean magnitude of each row, float32; matrices of a stack share it."""
+        """Return f times the mean magnitude of each row, float32; matrices of a stack share it."""
         others = [d for d in range(weight.ndim) if d != weight.ndim - 2]
         weight = weight.detach().float()
         total = torch.linalg.vector_norm(weight, ord=1, dim=others, keepdim=True)
-        return total * (2 * weight.shape[-2] / weight.numel())
+        return total * (self.factor * weight.shape[-2] / weight.numel())
 
     def step_size(self, weight: Tensor) -> Tensor:
         """Return s/n."""
@@ -49,6 +62,8 @@ class StatsQ(WeightQuantizer):
         """Quantize a weight of shape (rows, in), or a stack (..., rows, in)."""
         step = self.step_size(weight)
         codes = self._position(weight, step).round_()
+        if not self.everywhere:
+            weight = weight.clamp((self.lowest + 0.5) * step, (self.highest + 0.5) * step)
         return straight_through(weight, _on_grid(codes, step))
 
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:

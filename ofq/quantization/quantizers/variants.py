@@ -1,7 +1,8 @@
 """Variants of StatsQ and LSQ as weight quantizers.
 
 These are another form of StatsQ, and two controls that combine the grid of one with the scale of
-the other.
+the other. Like StatsQ and LSQ, the controls take ``factor`` and ``gradient``, so that two of these
+four can differ in any one of grid, scale, initial step and gradient.
 """
 
 import math
@@ -11,8 +12,11 @@ from torch import Tensor, nn
 
 from ofq.quantization.quantizers.base import (
     WeightQuantizer,
+    check_factor,
+    check_gradient,
     register_weight_quantizer,
     straight_through,
+    zero_with_gradient,
 )
 from ofq.quantization.quantizers.lsq import add_to_gradient, floored
 from ofq.quantization.quantizers.statsq import StatsQ
@@ -64,18 +68,28 @@ class StatsQMoments(WeightQuantizer):
 class StatisticalLSQ(WeightQuantizer):
     """LSQ's grid, which has a level at zero, with a statistical scale instead of a learned one.
 
-    s = 2·mean|w|/√Qp over the row, computed at every step as LSQ's initial scale is, detached;
+    s = f·mean|w|/√Qp over the row, computed at every step as LSQ's initial scale is, detached;
     w_q = s·round(clamp(w/s, Qn, Qp)). The gradient is the identity inside the range, 0 outside, as
     in LSQ.
 
     Args:
         bits: Bit-width, 2 to 8.
+        factor: f, above 0.
+        gradient: ``inside``, or ``everywhere`` for the identity for every weight, as in StatsQ.
+
+    Raises:
+        UserError: The bit-width, factor or gradient isn't allowed.
     """
+
+    def __init__(self, bits: int, factor: float = 2.0, gradient: str = "inside") -> None:
+        super().__init__(bits)
+        self.factor = check_factor(factor)
+        self.everywhere = check_gradient(gradient)
 
     def scale(self, weight: Tensor) -> Tensor:
         """Return the scale s of each row."""
         mean = weight.detach().float().abs().mean(-1, keepdim=True)
-        return (mean * (2 / math.sqrt(self.highest))).clamp_min(_SMALLEST)
+        return (mean * (self.factor / math.sqrt(self.highest))).clamp_min(_SMALLEST)
 
     def step_size(self, weight: Tensor) -> Tensor:
         """Return the scale, which is the step size."""
@@ -89,8 +103,10 @@ class StatisticalLSQ(WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize a weight of shape (rows, in)."""
         scale = self.scale(weight)
-        clipped = weight.float().clamp(self.lowest * scale, self.highest * scale)
-        return straight_through(clipped, self.decode(self.position(weight).round_(), scale))
+        quantized = self.decode(self.position(weight).round_(), scale)
+        if not self.everywhere:
+            weight = weight.float().clamp(self.lowest * scale, self.highest * scale)
+        return straight_through(weight, quantized)
 
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
         """Return code·s."""
@@ -101,20 +117,29 @@ class StatisticalLSQ(WeightQuantizer):
 class LearnedStatsQ(WeightQuantizer):
     """StatsQ's grid, which has a threshold at zero, with a learned scale as in LSQ.
 
-    With step δ per row, started at StatsQ's s/n: w_q = δ·(round(clamp(w/δ − ½, −n, n−1)) + ½),
-    which is LSQ on a grid shifted by half a step, with LSQ's gradients for weight and step.
+    With step δ per row, started at StatsQ's s/n for s = f·mean|w|:
+    w_q = δ·(round(clamp(w/δ − ½, −n, n−1)) + ½), which is LSQ on a grid shifted by half a step,
+    with LSQ's gradients for weight and step.
 
     Args:
         bits: Bit-width, 2 to 8.
+        factor: f of the initial step, above 0.
+        gradient: ``inside``, or ``everywhere`` for the identity for every weight, as in StatsQ;
+            the step's gradient is the same.
+
+    Raises:
+        UserError: The bit-width, factor or gradient isn't allowed.
     """
 
-    def __init__(self, bits: int) -> None:
+    def __init__(self, bits: int, factor: float = 2.0, gradient: str = "inside") -> None:
         super().__init__(bits)
+        self.factor = check_factor(factor)
+        self.everywhere = check_gradient(gradient)
         self.learned = nn.Parameter(torch.empty(0))
 
     def initialize(self, weight: Tensor) -> None:
         """Set δ from StatsQ's scale."""
-        self.learned.data = StatsQ(self.bits).step_size(weight).flatten()
+        self.learned.data = StatsQ(self.bits, self.factor).step_size(weight).flatten()
 
     def scale(self, weight: Tensor) -> Tensor:
         """Return δ of each row."""
@@ -131,6 +156,11 @@ class LearnedStatsQ(WeightQuantizer):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize a weight of shape (rows, in)."""
+        if self.everywhere:
+            return self._quantize(weight.detach()) + zero_with_gradient(weight)
+        return self._quantize(weight)
+
+    def _quantize(self, weight: Tensor) -> Tensor:
         step = floored(self.learned).unsqueeze(-1)
         gradient_scale = self._gradient_scale(weight)
         # the shift of the grid is half a step, so its gradient has the factor of the step's
