@@ -172,15 +172,25 @@ def test_options_that_are_not_allowed_are_refused(name, options, words):
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("name", NAMES)
-def test_every_quantizer_agrees_with_itself(name, bits):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, {}) for name in NAMES]
+    + [
+        (name, {"factor": factor, "gradient": gradient})
+        for name in NAMES
+        if name != "statsq_moments"
+        for factor, gradient in FORMS
+    ],
+)
+def test_every_quantizer_agrees_with_itself(name, options, bits):
     """Value, codes, levels and steps of the one interface belong together."""
     w = torch.randn(9, 33)
-    quantizer = make_weight_quantizer(name, bits, w)
+    quantizer = make_weight_quantizer(name, bits, w, options)
     codes = quantizer.codes(w)
     assert codes.min() >= quantizer.lowest
     assert codes.max() <= quantizer.highest
     torch.testing.assert_close(quantizer.level(w, codes), quantizer(w))
+    assert torch.equal(quantizer.decode(codes.float(), quantizer.scale(w)), quantizer(w))
     apart = quantizer.level(w, codes + 1) - quantizer.level(w, codes)
     torch.testing.assert_close(apart, quantizer.step_size(w).expand_as(w), rtol=1e-4, atol=1e-5)
     nearest = (w - quantizer(w)).abs() <= quantizer.step_size(w) / 2 + 1e-5
