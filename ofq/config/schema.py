@@ -209,8 +209,8 @@ class Study(Strict):
             first that has a cell counts.
         claims: Names of files in ``config/claims``; the report judges those of their claims for
             which the study has methods and bits.
-        contrasts: The comparisons that the study is made for; left out, each method is compared
-            with the one before it and with the first.
+        contrasts: The comparisons that the study is made for, corrected together; each method is
+            compared with the one before it and with the first, too, as exploratory.
         factors: For a study whose methods are all combinations of some techniques: each
             technique, and the methods that have it; the report then has main effects and
             interactions, and compares methods that differ in one technique.
