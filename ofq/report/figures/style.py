@@ -122,7 +122,7 @@ def over_seeds(ax: Axes, rows: pd.DataFrame, x: str, y: str, label: str, look: L
 _PLACES = re.compile(r' (?:d|x|y)="[^"]+"')
 _PATHS = re.compile(r' d="([^"]+)"')
 _STEPS = re.compile(r"([MLQCz])([^MLQCz]*)")
-_FURTHER_DIGITS = re.compile(r"(\.\d\d)\d+")
+_FURTHER_DIGITS = re.compile(r"(\.\d)\d+")
 
 _LEGEND_ROW = 0.17
 """Height in inches of a legend's row."""
@@ -199,7 +199,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _compact(svg: str) -> str:
-    """Shorten a drawing: coordinates in hundredths of a point, and compact paths."""
+    """Shorten a drawing: coordinates in tenths of a point, and compact paths."""
     svg = _PLACES.sub(lambda place: _FURTHER_DIGITS.sub(r"\1", place[0]), svg)
     return _PATHS.sub(lambda path: _shortened(path[1]), svg)
 
