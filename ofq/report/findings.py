@@ -64,6 +64,8 @@ def describe(records: Records, differences: pd.DataFrame) -> list[Findings]:
         if not rows.empty:
             listed = [fact for fact in rows.to_dict("records") if _is_listed(records, fact)]
             items = [_finding(records, measure, fact, family) for fact in listed]
+            if not items and records.study.contrasts:
+                continue  # the study makes no comparison of this measure
             summary = f"{_summary(rows['verdict'])} Below: {_scope(records)}."
             entries.append(Findings(measure.name, summary, items))
     return entries
@@ -75,7 +77,7 @@ def _is_listed(records: Records, fact: Fact) -> bool:
     if fact["verdict"] == "identical":
         return False
     if study.contrasts:
-        return True
+        return bool(fact["family"] == "primary")
     if study.factors:
         return not study.factors_of(pair[1]) or study.factors_of(pair[0]) == set(study.factors)
     methods = study.methods
