@@ -88,10 +88,10 @@ def test_intervals_are_sorted_by_their_lower_ends_and_what_is_missing_stays_last
 ) -> None:
     code = """
         const table = [...document.querySelectorAll("table")].at(-2);
-        for (const i of [2, 5]) table.tBodies[0].rows[i].cells[5].textContent = "–";
-        const column = () => [...table.tBodies[0].rows].map(row => row.cells[5].textContent);
+        for (const i of [2, 5]) table.tBodies[0].rows[i].cells[6].textContent = "–";
+        const column = () => [...table.tBodies[0].rows].map(row => row.cells[6].textContent);
         const orders = [];
-        for (const _ of [1, 2]) { table.tHead.rows[0].cells[5].click(); orders.push(column()); }
+        for (const _ of [1, 2]) { table.tHead.rows[0].cells[6].click(); orders.push(column()); }
         return orders;
     """
     for texts, downwards in zip(ask(chromium, report, tmp_path, code), (False, True), strict=True):
