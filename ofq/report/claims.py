@@ -104,11 +104,12 @@ def _values(
 def _quantity(records: Records, measure: str, runs: pd.DataFrame) -> "pd.Series[float]":
     """Return a measure of runs, by seed; it aligns with the methods of ``runs``."""
     if measure == "co_flips":
-        rows = records.curves.read("joint_flips")
+        rows = records.curves.read("joint_flips").reindex(columns=[*KEYS, "joint", "expected"])
         totals = rows.groupby(KEYS, observed=True)[["joint", "expected"]].sum()
         column = totals["joint"] / totals["expected"].where(totals["expected"] > 0)
     elif measure == "noise_gain":
-        column = draws(records).groupby(KEYS, observed=True)["gain"].mean()
+        rows = draws(records).reindex(columns=[*KEYS, "gain"])
+        column = rows.groupby(KEYS, observed=True)["gain"].mean()
     else:
         column = runs.set_index(KEYS)[measure]
     known = column.to_dict()

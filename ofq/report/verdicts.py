@@ -1,4 +1,4 @@
-"""Verdicts on results that others reported too; the only definition of the rule.
+"""Verdicts on results that others reported too.
 
 Our result is from n trainings with different seeds; the reported one is a mean of m trainings. If
 both are alike, the difference of the means has the standard error s·√(1/n + 1/m): for one reported

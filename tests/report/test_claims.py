@@ -13,7 +13,7 @@ from ofq.config import Workspace
 from ofq.config.claims import Claim
 from ofq.errors import UserError
 from ofq.report import build
-from ofq.report.claims import judge
+from ofq.report.claims import judge, judge_claims
 from ofq.report.collect import collect
 from ofq.report.figures import FIGURES, NothingToDraw
 from ofq.report.statistics import Summary
@@ -154,6 +154,22 @@ def test_forest_plot_shows_each_claim_that_has_an_interval(
     axes = FIGURES["claims"](collect(study, "small")).figure.axes[0]
     labels = [label.get_text().replace("\n", " ") for label in axes.get_yticklabels()]
     assert labels == list(rows.loc[rows["low"].notna(), "text"])
+
+
+def test_claim_on_what_the_runs_did_not_record_is_not_tested(tmp_path: Path) -> None:
+    workspace = synthetic.make_workspace(
+        tmp_path, recording={}, claims=["mine"], bits=["W2A2"], figures=["accuracy"]
+    )
+    path = tmp_path / "config" / "claims" / "mine.yaml"
+    path.parent.mkdir()
+    claims = {
+        name: {**BASE, "expected": "above", "measure": name} for name in ("co_flips", "noise_gain")
+    }
+    path.write_text(json.dumps({"title": "T", "claims": claims}))
+    synthetic.fill(workspace)
+    found = judge_claims(collect(workspace, "small"))
+    assert found["verdict"].tolist() == ["not tested", "not tested"]
+    assert found["seeds"].tolist() == [0, 0]
 
 
 def test_study_without_claims_has_no_forest_plot(tmp_path: Path) -> None:

@@ -34,10 +34,11 @@ class AsPaper:
 class ConfidenceGuidedAnnealing(Technique):
     """CGA: trains only low-confidence weights, those inside the boundary range of a threshold.
 
-    :meth:`step` replaces ``optimizer.step()``. Before each step, every low-bit weight
-    that is outside the boundary range at that time is frozen for this step: its gradient is zeroed
-    and its value restored afterwards, since momentum and weight decay would change it. A weight
-    that leaves the boundary range is frozen in the next step. In QKR's merged weight, entries
+    In a script, :meth:`step` replaces ``optimizer.step()``; the trainer calls the hooks around it.
+    Before each step, every low-bit weight that is outside the boundary range at that time is frozen
+    for this step: its gradient is zeroed and its value restored afterwards, since momentum and
+    weight decay would change it. A weight that leaves the boundary range is frozen in the next
+    step. In QKR's merged weight, entries
     outside the range pass no gradient to W_q and W_k; this takes effect on construction, so
     construct the object when CGA begins. All other parameters keep training.
 
