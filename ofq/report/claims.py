@@ -1,6 +1,7 @@
 """Verdicts on claims: one number for each seed, its interval, and what the claim says of it."""
 
 import math
+from bisect import bisect_left
 from typing import Any
 
 import numpy as np
@@ -156,7 +157,7 @@ def _row(
         "p_holm": p_holm,
         "seeds": facts.n,
         "seeds_to_decide": (
-            _seeds_to_decide(claim, facts, records.resplit) if verdict == "undecided" else None
+            seeds_to_decide(claim, facts, records.resplit) if verdict == "undecided" else None
         ),
         "control": " − ".join(pair.methods) if control and pair else "",
         "control_difference": beside.mean,
@@ -165,14 +166,18 @@ def _row(
     }
 
 
-def _seeds_to_decide(claim: Claim, summary: Summary, resplit: float) -> int | None:
+def seeds_to_decide(claim: Claim, summary: Summary, resplit: float) -> int | None:
     """Return the seeds with which a difference of the margin's size would be shown.
 
     In a new study, with 80 % power; None if that is more than 1,000, or the spread isn't known.
     """
     if not (summary.std > 0 and claim.margin > 0):
         return None
-    for n in range(2, _MOST_SEEDS + 1):
-        if detectable(summary.std * math.sqrt(1 / n + resplit), n - 1) <= claim.margin:
-            return n
-    return None
+
+    def shown(n: int) -> bool:
+        error = summary.std * math.sqrt(1 / n + resplit)
+        return detectable(error, n - 1) <= claim.margin
+
+    # what n seeds show, more of them show too
+    n = bisect_left(range(2, _MOST_SEEDS + 1), True, key=shown) + 2
+    return n if n <= _MOST_SEEDS else None

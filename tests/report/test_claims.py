@@ -13,7 +13,7 @@ from ofq.config import Workspace
 from ofq.config.claims import Claim
 from ofq.errors import UserError
 from ofq.report import build
-from ofq.report.claims import judge, judge_claims
+from ofq.report.claims import judge, judge_claims, seeds_to_decide
 from ofq.report.collect import collect
 from ofq.report.figures import FIGURES, NothingToDraw
 from ofq.report.statistics import Summary
@@ -154,6 +154,22 @@ def test_forest_plot_shows_each_claim_that_has_an_interval(
     axes = FIGURES["claims"](collect(study, "small")).figure.axes[0]
     labels = [label.get_text().replace("\n", " ") for label in axes.get_yticklabels()]
     assert labels == list(rows.loc[rows["low"].notna(), "text"])
+
+
+@pytest.mark.parametrize(("std", "margin"), [(1.0, 0.5), (0.2, 0.5), (40.0, 0.5)])
+def test_seeds_to_decide_are_the_fewest_that_show_the_margin(std: float, margin: float) -> None:
+    needed = seeds_to_decide(claim("above", margin), Summary(3, 0.1, std), 0.0)
+    if std == 40.0:
+        assert needed is None  # more than 1,000
+        return
+    errors = {n: std / math.sqrt(n) for n in (needed - 1, needed)}
+    powers = {}
+    for n, error in errors.items():
+        if n >= 2:
+            critical = stats.t.ppf(0.975, n - 1)
+            powers[n] = stats.nct.sf(critical, n - 1, margin / error)
+    assert powers[needed] >= 0.799
+    assert powers.get(needed - 1, 0.0) < 0.801
 
 
 def test_claim_on_what_the_runs_did_not_record_is_not_tested(tmp_path: Path) -> None:
