@@ -30,13 +30,32 @@ _VARIABLE = re.compile(
     r"(?:PASS|PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|(?:API|ACCESS|SECRET|PRIVATE)_?KEY)$", re.I
 )
 
-_USERINFO = re.compile(r"(?P<scheme>\w*)://(?P<user>[^\s'\"<>]*)@")
-_PARAMETER = re.compile(
+
+class _Pattern:
+    """Pattern that is compiled when it is first used.
+
+    To compile all of them takes 50 ms, which would be a tenth of each command's start.
+    """
+
+    def __init__(self, pattern: str, flags: int = 0) -> None:
+        self._pattern, self._flags = pattern, flags
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self._compiled = re.compile(self._pattern, self._flags)
+        for method in ("sub", "search", "match", "fullmatch"):
+            setattr(self, method, getattr(self._compiled, method))
+        return getattr(self._compiled, name)
+
+
+_USERINFO = _Pattern(r"(?P<scheme>\w*)://(?P<user>[^\s'\"<>]*)@")
+_PARAMETER = _Pattern(
     r"(?<=[?&;])([\w.-]*(?:password|passwd|pwd|token|secret|key|signature|credential|auth)|sig)"
     r"=(?!\*)[^&\s'\"<>]+",
     re.I,
 )
-_SHAPES = re.compile(
+_SHAPES = _Pattern(
     r"\b(?:A[KS]IA|A(?:GPA|IDA|ROA|NPA|NVA|BIA|CCA))[A-Z0-9]{16}\b"  # AWS
     r"|\bgh[pousr]_\w{16,}|\bgithub_pat_\w{16,}|\bgl(?:pat|dt|rt|ft|cbt|ptt|imt|agent|soat)-[\w-]{16,}"
     r"|\bhf_[A-Za-z0-9]{16,}|\bapi_org_[A-Za-z0-9]{16,}"
@@ -52,91 +71,91 @@ _SHAPES = re.compile(
     r"|\bEAA[A-Za-z0-9]{20,}|/api/webhooks/\d+/[\w-]{16,}"
     r"|\bglsa_\w{16,}|\blin_api_\w{16,}|\bAGE-SECRET-KEY-\w+|\b\d{8,10}:AA[\w-]{30,}"
 )
-_KAGGLE = re.compile(r"(\\*[\"']key\\*[\"']\s*:\s*\\*[\"'])[0-9a-f]{32}(?![0-9a-f])")
-_PRIVATE_KEY = re.compile(
+_KAGGLE = _Pattern(r"(\\*[\"']key\\*[\"']\s*:\s*\\*[\"'])[0-9a-f]{32}(?![0-9a-f])")
+_PRIVATE_KEY = _Pattern(
     r"(-----BEGIN [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----).*?"
     r"(?:(-----END [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----)|\Z)",
     re.S,
 )
-_BLOB = re.compile(r"([+\- ]?\s*)(?=\S*[A-Z])(?=\S*[a-z])[A-Za-z0-9+/]{60,}={0,2}\s*")
+_BLOB = _Pattern(r"([+\- ]?\s*)(?=\S*[A-Z])(?=\S*[a-z])[A-Za-z0-9+/]{60,}={0,2}\s*")
 _BLOB_LENGTH = 60
-_SCHEME = re.compile(r"\b(bearer|negotiate)([ \t]+|%20)(?!\*)[\w.~+/=-]{6,}", re.I)
-_LOGIN = re.compile(
+_SCHEME = _Pattern(r"\b(bearer|negotiate)([ \t]+|%20)(?!\*)[\w.~+/=-]{6,}", re.I)
+_LOGIN = _Pattern(
     rf"(\blogin\s+\S+\s+password\s+|(?:{_WORD})[ \t]+is[ \t]+(?=\S*[^\W\d]\d|\d+[^\W\d])"
     rf"|^[+\- ]?[ \t]*(?:[#;]+[ \t]*)?(?:[\w.-]*?(?:{_WORD})|requirepass|masterauth|\w*pw|\w*pass)"
     r"[ \t]+(?:is[ \t]+)?(?=\S+[ \t]*$))(?![:=*|{(\[])\S+",
     re.M | re.I,
 )
-_LOGGED_IN = re.compile(
+_LOGGED_IN = _Pattern(
     r"(\blogin[ \t]+(?:-\S+[ \t]+)*|\blogin\((?:\w+[ \t]*=[ \t]*)?['\"])(?=\w*\d)[\w-]{8,}", re.I
 )
-_SHORT = re.compile(
+_SHORT = _Pattern(
     r"(\b(?:mysql\w*|mariadb|sshpass|docker|podman|helm|az|htpasswd|mongo\w*|redis-cli)\b[^\n|;]*?"
     r"[ \t](?:-[pa][ \t]*|-P[ \t]+))(?![-*])(?=[^\s/]*[^\d\s:/])[^\s/:]{4,}"
 )
-_LOGIN_PAIR = re.compile(
+_LOGIN_PAIR = _Pattern(
     r"(\bauth[ \t]*=[ \t]*\([ \t]*|\b\w*auth\([ \t]*)"
     r"([\"'])([^\"'\n]*)\2[ \t]*,[ \t]*[rbfu]?([\"'])[^\"'\n]+\4",
     re.I,
 )
-_SQL = re.compile(
+_SQL = _Pattern(
     rf"(\b(?:identified[ \t]+(?:\w+[ \t]+\w+[ \t]+)?by|{_WORD})[ \t]+['\"])[^'\"\n]+(?=['\"])", re.I
 )
-_NAMED = re.compile(
+_NAMED = _Pattern(
     rf"(\b(?:name|key|var|variable)[\"']?[ \t]*[:=][ \t]*[\"']?[\w.-]*?(?:{_WORD})[\"']?[ \t,;]*"
     r"[{\"']?[ \t]*\bvalue[\"']?[ \t]*[:=][ \t]*)(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s,}]+)",
     re.I,
 )
-_NAME = re.compile(
+_NAME = _Pattern(
     rf"[+\- ]?[ \t]*(?:- )?[\"']?(?:name|key|var|variable)[\"']?[ \t]*[:=][ \t]*[\"']?[\w.-]*?"
     rf"(?:{_WORD})[\"']?,?[ \t]*$",
     re.I,
 )
-_VALUE = re.compile(r"([+\- ]?[ \t]*[\"']?value[\"']?[ \t]*[:=][ \t]*)(?!\*).+", re.I)
-_CONTINUED = re.compile(rf".*(?:{_WORD})[\"']?\]?[ \t]*[:=]?=?[ \t]*[({{\[\\]?[ \t]*$", re.I)
-_STRING = re.compile(r"[+\- ]?[ \t]*=?[ \t]*[rbfu]{0,2}[\"']", re.I)
-_LITERAL = re.compile(r"([rbfu]{0,2}([\"']))(?:(?!\2)(?:\\.|[^\\\n]))+(?=\2)")
-_FALLBACK = re.compile(
+_VALUE = _Pattern(r"([+\- ]?[ \t]*[\"']?value[\"']?[ \t]*[:=][ \t]*)(?!\*).+", re.I)
+_CONTINUED = _Pattern(rf".*(?:{_WORD})[\"']?\]?[ \t]*[:=]?=?[ \t]*[({{\[\\]?[ \t]*$", re.I)
+_STRING = _Pattern(r"[+\- ]?[ \t]*=?[ \t]*[rbfu]{0,2}[\"']", re.I)
+_LITERAL = _Pattern(r"([rbfu]{0,2}([\"']))(?:(?!\2)(?:\\.|[^\\\n]))+(?=\2)")
+_FALLBACK = _Pattern(
     r"(,[ \t]*(?:\w+[ \t]*=[ \t]*)?|\bor[ \t]+)[rbfu]{0,2}(\"[^\"\n]+\"|'[^'\n]+')"
 )
-_USER = re.compile(r"((?:^|\s)(?:-u|--user|--proxy-user)[ =]*['\"]?[^\s:'\"]+:)[^\s'\"]+", re.M)
-_OPTION = re.compile(
+_USER = _Pattern(r"((?:^|\s)(?:-u|--user|--proxy-user)[ =]*['\"]?[^\s:'\"]+:)[^\s'\"]+", re.M)
+_OPTION = _Pattern(
     r"((?:--|\b(?:ENV|setx|setenv|set[ \t]+-\w+|config[ \t]+set)[ \t]+)"
     rf"[\w-]{{0,40}}?(?:{_STRONG}|token)[\w-]*[ \t]+)(?![-*])"
     r"(?:\"[^\"\n]*\"|'[^'\n]*'|\S+)",
     re.I,
 )
-_ELEMENT = re.compile(rf"(<[\w:]*?({_WORD})>)(?!\*)[^<]+", re.I)
+_ELEMENT = _Pattern(rf"(<[\w:]*?({_WORD})>)(?!\*)[^<]+", re.I)
 _QUOTED = r"(?P<quote>\\*(?:\"\"\"|'''|[\"'`]))(?P<inner>(?:(?!(?P=quote))(?:\\.|[^\\\n]))*)"
-_PAIR = re.compile(
+_PAIR = _Pattern(
     rf"(?P<word>{_WORD})(?P<between>\\*[\"'`][ \t]*,[ \t]*)[rbfu]{{0,2}}{_QUOTED}"
     r"(?!\\*[\"'`][ \t]*:)",
     re.I,
 )
-_ASSIGNED = re.compile(
+_ASSIGNED = _Pattern(
     rf"(?P<word>{_WORD})(?P<between>\\*[\"'`]?[\])]*[ \t]*"
     r"(?::=|=>|%3D|(?::[ \t]*[\w.|\[\] ]{1,40})?=(?!=)|:)[ \t]*)"
     rf"(?:[rbfu]{{0,2}}{_QUOTED}|(?P<bare>[^\n]{{0,2000}}))",
     re.I,
 )
-_TRIPLE = re.compile(
+_TRIPLE = _Pattern(
     rf"(?P<head>(?:{_WORD})[\"']?\]?[ \t]*[:=][ \t]*[rbfu]{{0,2}}(?P<quote>\"\"\"|'''))"
     r"(?:(?!(?P=quote)).){0,5000}",
     re.I | re.S,
 )
-_OPENED = re.compile(
+_OPENED = _Pattern(
     rf"^(?P<indent>[+\- ]?[ \t]*(?:- )?)[\"']?[\w.-]*?(?:{_WORD})[\"']?[ \t]*:[ \t]*"
     r"(?:[|>][-+\d]*[ \t]*(?:#.*)?)?$",
     re.I,
 )
-_STARTS_LINE = re.compile(r"[+\- ]?\s*(?:export\s+|set\s+|ENV\s+)?[\w.-]*$", re.I)
-_CODE = re.compile(
+_STARTS_LINE = _Pattern(r"[+\- ]?\s*(?:export\s+|set\s+|ENV\s+)?[\w.-]*$", re.I)
+_CODE = _Pattern(
     r"(?:(?:str|bytes|bool|int|float|object|Any|None|null|true|false|SecretStr|Path)"
     r"|[A-Za-z_][\w.]*[(\[].*[)\]]|\[\])\s*(?:[,)\]=|:#}].*|->.*)?$",
     re.I,
 )
-_CALL = re.compile(r"(?:os\.)?(?:getenv|environ\.get|\w*\.?get\w*)\(", re.I)
-_NO_SECRET = re.compile(r"(?:cls|class|dist|mask|pad|[eb]os|num|patch|reg|image|pool)[_-]?$", re.I)
+_CALL = _Pattern(r"(?:os\.)?(?:getenv|environ\.get|\w*\.?get\w*)\(", re.I)
+_NO_SECRET = _Pattern(r"(?:cls|class|dist|mask|pad|[eb]os|num|patch|reg|image|pool)[_-]?$", re.I)
 
 _HINTS = (
     *("pass", "pw", "secret", "credential", "authorization", "cookie", "key", "token", "bearer"),
@@ -176,7 +195,7 @@ _HINTS = (
 )
 """Substrings, in lower case, one of which any text that a pattern above matches contains."""
 
-_SECRET_NAMES = re.compile(
+_SECRET_NAMES = _Pattern(
     r"(?:.*\.)?env(?:\..*|rc)?|.*\.(?:pem|key|p12|pfx|ppk|jks|keystore|kdbx|gpg|asc|tfvars|ovpn)"
     r"|id_(?:rsa|dsa|ecdsa|ed25519)(?!\.pub$).*|[._]?(?:netrc|pypirc|npmrc|htpasswd|pgpass|dockercfg)"
     r"|\.?my\.cnf|\.?git-credentials|kaggle\.json|kubeconfig.*|\.?s3cfg|\.boto"

@@ -116,7 +116,7 @@ def import_checkpoint(
     quantizer: Quantizer = "statsq",
     classes: Annotated[int, typer.Option(help="Number of classes.", min=1)] = 1000,
 ) -> None:
-    """Convert one of the authors' released checkpoints into weights of this package.
+    """Convert one of OFQ's released checkpoints into weights of this package.
 
     The conversion is strict: every tensor is used, or reported as dropped, with the reason.
     """

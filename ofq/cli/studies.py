@@ -10,9 +10,9 @@ from rich.table import Table
 
 from ofq.cli.common import StudyName, say
 from ofq.config import Workspace
+from ofq.config.fields import State
 from ofq.console import printable, printable_lines
 from ofq.errors import UserError
-from ofq.runs.folder import State
 from ofq.stopping import StopRequest
 
 _PANEL = "Studies"

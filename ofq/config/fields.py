@@ -10,6 +10,8 @@ from pydantic import AfterValidator, Field
 QuantizedStage = Literal["qat", "cga"]
 TrainedStage = Literal["fp", "qat", "cga"]
 Stage = Literal["fp", "qat", "cga", "noise", "released"]
+State = Literal["waiting", "running", "interrupted", "failed", "done"]
+"""State of a run, as its folder tells it."""
 
 OFF = 32
 """Bit-width that stands for "not quantized"."""

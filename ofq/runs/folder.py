@@ -36,9 +36,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ofq.atomic import write_file, write_json, write_text
+from ofq.config.fields import State
 from ofq.errors import PERMANENT_ERRNOS, UserError
 from ofq.redact import redact
 from ofq.runs.lock import holder
@@ -72,11 +73,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CORRECT", "DESCRIPTION", "EVENTS", "MANIFEST", "PACKED", "PROVENANCE", "REPORTED", "RESULT",
-    "SEALED", "TABLES", "TRACKER", "UNPACKED", "WEIGHTS", "RunFolder", "State", "Table", "agrees",
+    "SEALED", "TABLES", "TRACKER", "UNPACKED", "WEIGHTS", "RunFolder", "Table", "agrees",
     "same_rows", "sha256",
 ]  # fmt: skip
 
-State = Literal["waiting", "running", "interrupted", "failed", "done"]
 SEALED = "sealed"
 _RETIRED = {"trajectories"}  # keys of older configs that decided no number
 REPORTED = (

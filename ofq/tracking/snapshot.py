@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from ofq.config.fields import State
 from ofq.errors import some
-from ofq.runs.folder import RunFolder, State
+from ofq.runs.folder import RunFolder
 from ofq.runs.record import Damaged
 
 POINTS = 300

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ofq.config import Cell, Grid, Run, Workspace
+from ofq.config.fields import State
 from ofq.console import printable
 from ofq.errors import UserError
 from ofq.runs.attempt import run_folder
-from ofq.runs.folder import RunFolder, State
+from ofq.runs.folder import RunFolder
 
 STATES: tuple[State, ...] = ("done", "running", "interrupted", "failed", "waiting")
 
