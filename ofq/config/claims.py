@@ -81,6 +81,8 @@ class Claim(Strict):
                 f"measure {self.measure}: "
                 + ("leave 'test' out, it is over all methods" if self.test else "'test' is missing")
             )
+        if self.control is not None and self.test is None:
+            raise ValueError(f"measure {self.measure}: leave 'control' out, it is over all methods")
         if self.expected == "equal" and not self.margin:
             raise ValueError("expected: equal needs a 'margin' above 0")
         return self

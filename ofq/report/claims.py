@@ -38,10 +38,13 @@ def judge_claims(records: Records) -> pd.DataFrame:
         for model in records.study.models
         if claim.tested_by(records.study.methods, records.study.bits)
     ]
-    found = [summarize_claim(records, claim, model, claim.test) for _, model, claim in tested]
+    blocks = {measure.key: Blocks.of(records, measure) for measure in measures(records.primary)}
+    found = [
+        summarize_claim(records, blocks, claim, model, claim.test) for _, model, claim in tested
+    ]
     adjusted = holm([math.nan if s is None else s.p for s in found])
     rows = [
-        _row(records, name, model, claim, summary, p)
+        _row(records, blocks, name, (model, claim), summary, p)
         for (name, model, claim), summary, p in zip(tested, found, adjusted, strict=True)
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -72,17 +75,16 @@ def judge(claim: Claim, summary: Summary | None, p_holm: float) -> str:
 
 
 def summarize_claim(
-    records: Records, claim: Claim, model: str, pair: Pair | None
+    records: Records, blocks: dict[str, Blocks], claim: Claim, model: str, pair: Pair | None
 ) -> Summary | None:
     """Summarize a claim's number over seeds; None if no seed has it.
 
     A difference of two methods is tested as :func:`ofq.report.compare.compare` does, by the
-    variance pooled over the study; other numbers by their own.
+    variance pooled over the study (``blocks``, by measure); other numbers by their own.
     """
-    measure = next((m for m in measures(records.primary) if m.key == claim.measure), None)
-    if measure and pair and pair.against and claim.and_bits is None:
-        blocks = Blocks.of(records, measure)
-        return blocks.difference((model, claim.bits), pair.method, pair.against)
+    if claim.measure in blocks and pair and pair.against and claim.and_bits is None:
+        kind = (model, claim.bits)
+        return blocks[claim.measure].difference(kind, pair.method, pair.against)
     values = _values(records, claim, model, claim.bits, pair)
     if claim.and_bits is not None:
         values = values - _values(records, claim, model, claim.and_bits, pair)
@@ -130,13 +132,19 @@ def _correlations(runs: pd.DataFrame) -> "pd.Series[float]":
 
 
 def _row(
-    records: Records, name: str, model: str, claim: Claim, summary: Summary | None, p_holm: float
+    records: Records,
+    blocks: dict[str, Blocks],
+    name: str,
+    tested: tuple[str, Claim],
+    summary: Summary | None,
+    p_holm: float,
 ) -> dict[str, Any]:
+    model, claim = tested
     verdict = judge(claim, summary, p_holm)
     control = None
     pair = claim.control
     if pair is not None and set(pair.methods) <= set(records.study.methods):
-        control = summarize_claim(records, claim, model, pair)
+        control = summarize_claim(records, blocks, claim, model, pair)
     facts = summary or Summary(0, math.nan, math.nan)
     beside = control or Summary(0, math.nan, math.nan)
     return {

@@ -202,6 +202,10 @@ def test_study_without_claims_has_no_forest_plot(tmp_path: Path) -> None:
         ({"test": None}, "measure top1: 'test' is missing"),
         ({"measure": "accuracy_by_oscillation"}, "leave 'test' out"),
         ({"test": {"method": "statsk"}}, "unknown method 'statsk' \\(did you mean 'statsq'"),
+        (
+            {"measure": "accuracy_by_oscillation", "test": None, "control": PAIR},
+            "leave 'control' out",
+        ),
         ({"measure": "top5"}, "measure"),
     ],
 )
