@@ -1,5 +1,4 @@
 import os
-import pty
 import subprocess
 import sys
 
@@ -7,6 +6,7 @@ import pytest
 
 from tests.support import driver
 from tests.support.own_process import run_ofq
+from tests.support.terminals import read_terminal, start_in_terminal
 
 TRAIN = [sys.executable, "-m", "ofq", "train", "--no-track"]
 
@@ -64,25 +64,11 @@ def test_output_without_a_terminal_is_plain_lines(checkout):
 
 @pytest.mark.slow
 def test_terminal_gets_a_progress_bar(checkout):
-    main, terminal = pty.openpty()
-    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "120"}
-    process = subprocess.Popen(
-        [*TRAIN, first_run(checkout)],
-        cwd=checkout,
-        stdout=terminal,
-        stderr=terminal,
-        env=environment,
-    )
-    os.close(terminal)
-    shown = b""
-    while True:
-        try:
-            shown += os.read(main, 4096)
-        except OSError:  # the terminal's other end is closed
-            break
+    process, main = start_in_terminal("train", "--no-track", first_run(checkout), cwd=checkout)
+    shown = read_terminal(main)
     assert process.wait() == 0
-    assert "━" in shown.decode()
-    assert "28/28" in shown.decode()
+    assert "━" in shown
+    assert "28/28" in shown
 
 
 @pytest.mark.slow

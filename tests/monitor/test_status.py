@@ -1,8 +1,6 @@
 """`ofq status` and `ofq runs`: what is counted, what is said of it, and how it fits a terminal."""
 
 import io
-import os
-import pty
 import re
 import signal
 import subprocess
@@ -22,6 +20,7 @@ from ofq.monitor.status.table import Page
 from ofq.runs.attempt import run_folder
 
 from tests.support.own_process import run_ofq
+from tests.support.terminals import read_terminal, start_in_terminal
 
 OFQ = [sys.executable, "-m", "ofq"]
 PARTS = {
@@ -395,25 +394,7 @@ def test_order_of_rows_stays(tall):
 
 def terminal(checkout, *arguments):
     """A command in a terminal of 80 x 24: its process, and what to read it from."""
-    main, other = pty.openpty()
-    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
-    process = subprocess.Popen(
-        [*OFQ, *arguments], cwd=checkout, stdout=other, stderr=other, env=environment
-    )
-    os.close(other)
-    return process, main
-
-
-def read(main, until=None):
-    """What is shown, until something is, or until the end."""
-    shown = b""
-    while until is None or until not in shown:
-        try:
-            shown += os.read(main, 4096)
-        except OSError:  # the other end is closed
-            assert until is None, shown
-            return shown.decode()
-    return shown.decode()
+    return start_in_terminal(*arguments, cwd=checkout, columns=80, lines=24)
 
 
 def test_live_table_ends_when_all_is_done(study, hold):
@@ -422,10 +403,10 @@ def test_live_table_ends_when_all_is_done(study, hold):
             study.done(name)
     owner = hold(study.folder(study.id("cga", 1)).path)
     process, main = terminal(study.root, "status", "tiny")
-    read(main, b"1 running")
+    read_terminal(main, b"1 running")
     study.done(study.id("cga", 1))
     owner.kill()
-    last = read(main).rpartition("\x1b[?1049l")[2]  # after the live screen
+    last = read_terminal(main).rpartition("\x1b[?1049l")[2]  # after the live screen
     assert process.wait(timeout=60) == 0
     assert "8 done" in last
     assert "running" not in last
@@ -434,9 +415,9 @@ def test_live_table_ends_when_all_is_done(study, hold):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_live_table_ends_when_asked_to_and_leaves_its_last_state(study, number):
     process, main = terminal(study.root, "status", "tiny")
-    read(main, b"8 waiting")
+    read_terminal(main, b"8 waiting")
     process.send_signal(number)
-    last = read(main).rpartition("\x1b[?1049l")[2]
+    last = read_terminal(main).rpartition("\x1b[?1049l")[2]
     assert process.wait(timeout=60) == 0
     assert "8 waiting" in last
     assert "Traceback" not in last
@@ -444,7 +425,7 @@ def test_live_table_ends_when_asked_to_and_leaves_its_last_state(study, number):
 
 def test_once_in_a_terminal_prints_and_leaves(study):
     process, main = terminal(study.root, "status", "--once")
-    shown = read(main)
+    shown = read_terminal(main)
     assert process.wait(timeout=60) == 0
     assert "8 waiting" in shown
     assert "\x1b[?1049h" not in shown
@@ -467,7 +448,7 @@ def test_no_runs_in_a_state_are_no_lines(study):
 
 def test_runs_have_their_state_in_a_terminal(mixed):
     process, main = terminal(mixed.root, "runs", "tiny")
-    shown = re.sub(r"\x1b\[[\d;]*m", "", read(main))
+    shown = re.sub(r"\x1b\[[\d;]*m", "", read_terminal(main))
     assert process.wait(timeout=60) == 0
     assert re.search(rf"{mixed.id('lsq', 0)} +failed", shown)
     assert re.search(rf"{mixed.id('fp', 1)} +running", shown)

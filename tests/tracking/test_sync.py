@@ -1,10 +1,6 @@
 """`ofq track sync`: which run folders and reports, where to, and what becomes of failures."""
 
-import os
-import pty
 import shutil
-import subprocess
-import sys
 
 import pytest
 from mlflow import MlflowClient
@@ -13,6 +9,7 @@ from ofq.config import Workspace
 from ofq.tracking.store import prepare_store
 
 from tests.support.run_folders import Training, artifacts, find, mirrored, points, recorded
+from tests.support.terminals import read_terminal, start_in_terminal
 from tests.support.tracking_commands import ofq
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
@@ -135,18 +132,8 @@ def test_store_of_another_mlflow_is_one_message(checkout, sync, mixed):
 
 def test_terminal_gets_a_bar_and_a_pipe_plain_lines(checkout, sync, mixed):
     assert "\x1b" not in sync().stdout
-    main, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ofq", "track", "sync"], cwd=checkout, stdout=terminal,
-        env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "120"},
-    )  # fmt: skip
-    os.close(terminal)
-    shown = b""
-    while True:
-        try:
-            shown += os.read(main, 4096)
-        except OSError:
-            break
+    process, main = start_in_terminal("track", "sync", cwd=checkout)
+    shown = read_terminal(main)
     assert process.wait() == 0
-    assert b"\x1b" in shown
-    assert b"3/3" in shown
+    assert "\x1b" in shown
+    assert "3/3" in shown

@@ -1,9 +1,5 @@
 """Evaluation of weights on digits and on folders of images."""
 
-import os
-import pty
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +20,7 @@ from ofq.training.objective import Classification
 from ofq.training.weights import save_weights
 
 from tests.support.own_process import run_ofq
+from tests.support.terminals import read_terminal, start_in_terminal
 
 MICRO, TINY = "micro_deit_patch2_8", "deit_tiny_patch16_224"
 QUIET = Console(quiet=True)
@@ -211,21 +208,12 @@ def test_command_prints_what_the_model_gets(weights):
 
 @pytest.mark.slow
 def test_terminal_gets_a_bar(weights):
-    main, terminal = pty.openpty()
-    command = [sys.executable, "-m", "ofq", "eval", str(weights), "--model", MICRO]
-    command += ["--bits", "W2A2", "--qkr", "--data", "digits"]
-    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "120"}
-    group = subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environment)
-    os.close(terminal)
-    shown = b""
-    while True:
-        try:
-            shown += os.read(main, 4096)
-        except OSError:  # the terminal's other end is closed
-            break
-    assert group.wait() == 0
-    assert "━" in shown.decode()
-    assert "900/900" in shown.decode()
+    options = ("--model", MICRO, "--bits", "W2A2", "--qkr", "--data", "digits")
+    process, main = start_in_terminal("eval", weights, *options)
+    shown = read_terminal(main)
+    assert process.wait() == 0
+    assert "━" in shown
+    assert "900/900" in shown
 
 
 @pytest.mark.slow
