@@ -8,8 +8,6 @@ from tests.support import driver
 from tests.support.own_process import run_ofq
 from tests.support.terminals import read_terminal, start_in_terminal
 
-TRAIN = [sys.executable, "-m", "ofq", "train", "--no-track"]
-
 
 def first_run(checkout):
     return run_ofq(checkout, "runs", "tiny").stdout.split()[0]
