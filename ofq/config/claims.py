@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeFloat, model_validator
 
 from ofq.config.fields import Bits, Line, Name, Text
 from ofq.config.files import Strict
+from ofq.config.schema import Study
 
 Quantity = Literal[
     "top1",
@@ -87,10 +88,12 @@ class Claim(Strict):
             raise ValueError("expected: equal needs a 'margin' above 0")
         return self
 
-    def tested_by(self, methods: list[str], bits: list[str]) -> bool:
-        """Return whether a study with these methods and bits tests the claim."""
+    def compared_by(self, study: Study, pair: Pair | None) -> bool:
+        """Return whether a study has a pair's methods (None: any) at the claim's bits."""
         wanted = {self.bits, self.and_bits} - {None}
-        return wanted <= set(bits) and set(self.test.methods if self.test else ()) <= set(methods)
+        methods = pair.methods if pair else ()
+        tried = [study.bits_of(m) if m in study.methods else [] for m in methods]
+        return all(wanted <= set(bits) for bits in (study.bits, *tried))
 
 
 class Claims(Strict):

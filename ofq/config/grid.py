@@ -242,6 +242,8 @@ def expand(name: str, parts: Parts, source: str) -> Grid:
     for model in study.models:
         for bits in study.bits:
             for key in study.methods:
+                if bits not in study.bits_of(key):
+                    continue
                 method = methods[key]
                 runs = tuple(builder.last(model, bits, method, s) for s in study.seeds)
                 cells.append(Cell(recipe.dataset, model, bits, key, method.label, runs))
@@ -279,7 +281,9 @@ def _alone_problems(study: Study, methods: dict[str, Method]) -> list[str]:
         pair = (contrast.method, contrast.against)
         if contrast.alone is None or not all(m in methods and m in study.methods for m in pair):
             continue
-        for bits in study.bits:
+        for bits in study.bits_of(pair[0]):
+            if bits not in study.bits_of(pair[1]):
+                continue
             found = differences(methods[contrast.method], methods[contrast.against], bits)
             if list(found) != [contrast.alone]:
                 problems.append(

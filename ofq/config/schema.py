@@ -200,6 +200,7 @@ class Study(Strict):
         extends: Name of the study that gives the keys that this one leaves out.
         recipe: Name of the recipe.
         models, bits, methods, seeds: The grid.
+        only: Methods that are tried at some of the bits, with those bits.
         checkpoints: Files in the authors' released layout, by model and bits, which are evaluated
             in place of training.
         figures: Names of the report's figures, in order; among :data:`FIGURES`, or those that
@@ -225,6 +226,7 @@ class Study(Strict):
     bits: Annotated[list[Bits], AfterValidator(distinct)]
     methods: Names
     seeds: Annotated[list[Seed], AfterValidator(distinct)]
+    only: dict[Name, Annotated[list[Bits], Field(min_length=1)]] = Field(default_factory=dict)
     figures: Names
     module: str | None = None
     checkpoints: dict[Name, dict[Bits, str]] = Field(default_factory=dict)
@@ -233,6 +235,11 @@ class Study(Strict):
     contrasts: tuple[Contrast, ...] = ()
     factors: dict[Line, list[Name]] = Field(default_factory=dict)
     expectations: tuple[Text, ...] = ()
+
+    def bits_of(self, method: str) -> list[str]:
+        """Return the bits at which a method is tried."""
+        only = self.only.get(method, self.bits)
+        return [bits for bits in self.bits if bits in only]
 
     def factors_of(self, method: str) -> frozenset[str]:
         """Return the factors that a method has."""
@@ -254,6 +261,23 @@ class Study(Strict):
                 f"figures: unknown figure '{unknown[0]}' ({suggest(unknown[0], list(FIGURES))}); "
                 "for one of your own, name the Python module that registers it as 'module'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _only_narrows_the_grid(self) -> Self:
+        if self.only and self.factors:
+            raise ValueError("only: a study with 'factors' has all of its methods at all bits")
+        for method, only in self.only.items():
+            if method not in self.methods:
+                raise ValueError(
+                    f"only: unknown method '{method}' ({suggest(method, self.methods)})"
+                )
+            for bits in only:
+                if bits not in self.bits:
+                    raise ValueError(
+                        f"only.{method}: {bits} is not among the study's bits; allowed: "
+                        f"{', '.join(self.bits)}"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -36,7 +36,7 @@ def judge_claims(records: Records) -> pd.DataFrame:
         (name, model, claim)
         for name, claim in records.claims.items()
         for model in records.study.models
-        if claim.tested_by(records.study.methods, records.study.bits)
+        if claim.compared_by(records.study, claim.test)
     ]
     blocks = {measure.key: Blocks.of(records, measure) for measure in measures(records.primary)}
     found = [
@@ -143,7 +143,7 @@ def _row(
     verdict = judge(claim, summary, p_holm)
     control = None
     pair = claim.control
-    if pair is not None and set(pair.methods) <= set(records.study.methods):
+    if pair is not None and claim.compared_by(records.study, pair):
         control = summarize_claim(records, blocks, claim, model, pair)
     facts = summary or Summary(0, math.nan, math.nan)
     beside = control or Summary(0, math.nan, math.nan)

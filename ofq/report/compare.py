@@ -354,16 +354,17 @@ def _best(records: Records) -> set[tuple[str, str, str]]:
     study, places, p_values = records.study, [], []
     blocks = Blocks.of(records, measures(records.primary)[0])
     for model, bits in product(study.models, study.bits):
-        leaders = {m: _p_of_being_best(blocks, study, (model, bits), m) for m in study.methods}
+        tried = [method for method in study.methods if bits in study.bits_of(method)]
+        leaders = {m: _p_of_being_best(blocks, tried, (model, bits), m) for m in tried}
         method, p = min(leaders.items(), key=lambda leader: leader[1])
         places.append((model, bits, method))
         p_values.append(p)
     return {place for place, p in zip(places, holm(p_values), strict=True) if p < ALPHA}
 
 
-def _p_of_being_best(blocks: Blocks, study: Study, kind: Kind, method: str) -> float:
+def _p_of_being_best(blocks: Blocks, methods: list[str], kind: Kind, method: str) -> float:
     """Return the largest p-value against other methods; 1 if one is as good, or has no result."""
-    others = [name for name in study.methods if name != method]
+    others = [name for name in methods if name != method]
     gaps = [blocks.difference(kind, method, other) for other in others]
     tests = [gap.p for gap in gaps if gap is not None and gap.mean * blocks.measure.best > 0]
     tests = [p for p in tests if not math.isnan(p)]

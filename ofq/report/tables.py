@@ -25,7 +25,7 @@ class Entry:
     Attributes:
         text: The number, or the reason why there is none.
         best: Whether it is set bold.
-        cell: Its cell, as :func:`cell_name` names it.
+        cell: Its cell, as :func:`cell_name` names it; empty where the study has none.
     """
 
     text: str
@@ -88,7 +88,10 @@ class Table:
                 entries = []
                 for bits in study.bits:
                     # The baseline has one number, which every column of its kind repeats.
-                    cell = by_bits["FP" if method == "fp" else bits]
+                    cell = by_bits.get("FP" if method == "fp" else bits)
+                    if cell is None:  # by the study's key `only`
+                        entries += [Entry("–")] * len((*shown, *plain))
+                        continue
                     entries += [_entry(cell, measure) for measure in shown]
                     entries += [Entry(m.text(cell[m.key]), cell=cell_name(cell)) for m in plain]
                 rows.append(Row(model, label, entries))
