@@ -41,6 +41,14 @@ def _report_gaps(records: "Records") -> None:
 
 
 @app.command(rich_help_panel=_PANEL)
+def overview() -> None:
+    """Write reports/index.html: all studies, with their claims, verdicts and reports."""
+    from ofq.report.overview import write_overview
+
+    say(f"overview: {write_overview(Workspace())}")
+
+
+@app.command(rich_help_panel=_PANEL)
 def explain(
     study: StudyName,
     cell: Annotated[

@@ -24,7 +24,7 @@ Quantity = Literal[
 - ``co_flips``: joint flips of query and key over those expected of independent ones;
 - ``noise_gain``: accuracy with injected noise minus that without, in points, mean over draws;
 - ``accuracy_by_oscillation``: Spearman's correlation of accuracy with the oscillation rate mid-run,
-  over a study's methods, one for each seed.
+  over a study's methods that end with QAT, three at least, one for each seed.
 """
 
 

@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_left
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,10 @@ from ofq.report.noise import draws
 from ofq.report.statistics import ALPHA, Summary, detectable, holm, summarize
 
 _MOST_SEEDS = 1000
+_MOST = {"top1": 100.0, "noise_gain": 100.0, "accuracy_by_oscillation": 1.0} | dict.fromkeys(
+    ("oscillation_rate_mid", "oscillation_rate_end"), 100.0
+)
+"""The largest possible size of a difference, by measure; others have none."""
 COLUMNS = [
     "claim", "text", "source", "published", "model", "bits", "measure", "expected", "margin",
     "verdict", "difference", "low", "high", "p", "p_holm", "seeds", "seeds_to_decide",
@@ -89,7 +94,12 @@ def summarize_claim(
     if claim.and_bits is not None:
         values = values - _values(records, claim, model, claim.and_bits, pair)
     values = values.dropna()
-    return summarize(values, resplit=records.resplit) if len(values) else None
+    if values.empty:
+        return None
+    summary = summarize(values, resplit=records.resplit)
+    most = _MOST.get(claim.measure, math.inf) * (1 if claim.and_bits is None else 2)
+    low, high = np.clip([summary.low, summary.high], -most, most).tolist()
+    return replace(summary, low=low, high=high)
 
 
 def _values(
@@ -98,7 +108,9 @@ def _values(
     """Return a claim's number by seed."""
     runs = records.of(records.runs, model=model, bits=bits)
     if pair is None:
-        return _correlations(runs)
+        # after QAT: what follows has the same oscillation mid-run as the QAT that it follows
+        qat = {cell.method for cell in records.cells if cell.runs[0].config.stage == "qat"}
+        return _correlations(runs[runs["method"].isin(qat).to_numpy()])
     quantity = _quantity(records, claim.measure, runs)
     sides = [quantity[(runs["method"] == method).to_numpy()] for method in pair.methods]
     return sides[0] - sides[1] if len(sides) == 2 else sides[0]
@@ -122,8 +134,12 @@ def _quantity(records: Records, measure: str, runs: pd.DataFrame) -> "pd.Series[
 
 
 def _correlations(runs: pd.DataFrame) -> "pd.Series[float]":
-    """Return Spearman's correlation of accuracy with oscillation over methods, by seed."""
+    """Return Spearman's correlation of accuracy with oscillation over methods, by seed.
+
+    A seed with fewer than three methods has none: two are always perfectly correlated.
+    """
     known = runs.dropna(subset=["top1", "oscillation_rate_mid"])
+    known = known[(known.groupby("seed")["method"].transform("size") > 2).to_numpy(bool)]
     ranks = known.groupby("seed")[["top1", "oscillation_rate_mid"]].rank()
     ranks = ranks.assign(seed=known["seed"])
     return ranks.groupby("seed").apply(

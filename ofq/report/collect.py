@@ -31,6 +31,7 @@ class Records:
     Attributes:
         name: The study's name.
         study: Its config.
+        dataset: Title of its data set.
         cells: Its cells, full-precision baselines first.
         runs: One row per cell and seed: run id, chain of runs, final numbers, oscillation; the
             commits of all the chain's attempts, ``-dirty`` where code differed from them, ``none``
@@ -52,6 +53,7 @@ class Records:
 
     name: str
     study: Study
+    dataset: str
     cells: tuple[Cell, ...]
     runs: pd.DataFrame
     curves: Curves
@@ -136,7 +138,8 @@ def _collect(workspace: Workspace, study: str, damaged: dict[str, Damaged]) -> R
     shown = {run.id for _, run in links}
     marks = {name: known[name].correct for name in shown}
     return Records(
-        study, workspace.study(study), grid.cells, _runs(rows, metrics), curves, metrics,
+        study, workspace.study(study), dataset.title, grid.cells, _runs(rows, metrics),
+        curves, metrics,
         correct={name: kept for name, kept in marks.items() if kept is not None},
         references=references, claims=workspace.claims(study),
         reasons=_reasons(workspace, study, shown, damaged), damaged=damaged,

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ofq.report.latex import measures_to_latex, to_latex
-from ofq.report.tables import Table, claims_to_markdown, to_markdown, verdicts_to_markdown
+from ofq.report.tables import Table, to_markdown, verdicts_to_markdown
 
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
@@ -22,12 +22,14 @@ class Tables:
 
     Attributes:
         printed: The study's table, as printed.
+        answer: The study's answer in a sentence.
         verdicts: Result of :func:`ofq.report.compare.hold_against`; may be empty.
         notes: The references' notes on the comparison with reported results.
         frames: Every table in full precision, by its name in :data:`FRAMES`.
     """
 
     printed: Table
+    answer: str
     verdicts: pd.DataFrame
     notes: list[str]
     frames: dict[str, pd.DataFrame]
@@ -63,10 +65,7 @@ def write_tables(tables: Tables, folder: Path) -> None:
 
 @table_format("md")
 def _markdown(tables: Tables, folder: Path) -> None:
-    text = to_markdown(tables.printed)
-    claims = tables.frames.get("claims")
-    if claims is not None and len(claims):
-        text = f"{claims_to_markdown(claims)}\n{text}"
+    text = to_markdown(tables.printed, tables.answer, tables.frames.get("claims"))
     if len(tables.verdicts):
         text += f"\n{verdicts_to_markdown(tables.verdicts, tables.notes)}"
     (folder / "table.md").write_text(text, encoding="utf-8")

@@ -3,21 +3,30 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ofq.config import Study
 from ofq.report.collect import Records
 from ofq.report.effects import effect_rows
 from ofq.report.figures import Saved
-from ofq.report.findings import describe
 from ofq.report.measures import MINUS, measures, p_text
 from ofq.report.tables import Table, cell_name, claim_rows, verdict_rows
 from ofq.report.verdicts import MARGIN, RESOLUTION
+
+TEMPLATES = Environment(
+    loader=PackageLoader("ofq.report", "."),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=StrictUndefined,
+)
+"""The pages' templates."""
 
 _PLAIN = " !$'()*+,/:;<=>?@[]"
 """Characters that need no escape in a data URI inside double quotes."""
@@ -39,6 +48,7 @@ def write_page(
     table: Table,
     differences: pd.DataFrame,
     *,
+    answer: str,
     found: dict[str, pd.DataFrame],
     figures: list[Saved],
     absent: dict[str, str],
@@ -51,6 +61,7 @@ def write_page(
         records: Records of the run folders.
         table: The study's table.
         differences: Result of :func:`ofq.report.compare.compare`.
+        answer: The study's answer in a sentence (:func:`ofq.report.answer.answer`).
         found: ``claims`` of :func:`ofq.report.claims.judge_claims`, ``verdicts`` of
             :func:`ofq.report.compare.hold_against` and ``effects`` of
             :func:`ofq.report.effects.effects`; each may be empty.
@@ -58,16 +69,14 @@ def write_page(
         absent: Reasons why other figures are missing, by name.
         runs_path: Path of the run folders, relative to the page's folder.
     """
-    source = resources.files("ofq.report").joinpath("template.html.j2").read_text(encoding="utf-8")
-    environment = Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
-    )
+    rows = _difference_rows(records, differences)
     path.write_text(
-        environment.from_string(source).render(
+        TEMPLATES.get_template("page.html.j2").render(
             records=records,
             study=records.study,
             table=table,
-            findings=describe(records, differences),
+            answer=answer,
+            findings=[row for row in rows if row["is_asked"]],
             claims=claim_rows(found["claims"]),
             verdicts=verdict_rows(found["verdicts"]),
             effects=effect_rows(records, found["effects"]),
@@ -78,7 +87,7 @@ def write_page(
             commits=_commits(records.runs["commit"]),
             pictures=[_picture(figure) for figure in figures],
             absent=absent,
-            differences=_difference_rows(records, differences),
+            differences=rows,
             runs=_run_rows(records),
             primary=measures(records.primary)[0],
             headings=[measure.heading for measure in measures(records.primary)],
@@ -106,6 +115,9 @@ def _commits(cells: Iterable[str]) -> list[str]:
 def _difference_rows(records: Records, differences: pd.DataFrame) -> list[dict[str, Any]]:
     by_key = {m.key: m for m in measures(records.primary)}
     primary = measures(records.primary)[0]
+    questions = {
+        (c.method, c.against): c.question.removesuffix(":") for c in records.study.contrasts
+    }
     rows = []
     for _, row in differences.iterrows():
         measure = by_key[row["measure"]]
@@ -124,9 +136,22 @@ def _difference_rows(records: Records, differences: pd.DataFrame) -> list[dict[s
                 "detectable": measure.text(row["detectable"]),
                 "images": _images(row) if measure is primary else "–",
                 "verdict": row["verdict"],
+                "question": questions.get((row["method"], row["against"]), ""),
+                "is_asked": row["verdict"] != "identical" and _is_asked(records.study, row),
             }
         )
     return rows
+
+
+def _is_asked(study: Study, row: pd.Series) -> bool:
+    """Return whether a difference is one of those that the study is made for."""
+    pair = (row["method"], row["against"])
+    if study.contrasts:
+        return bool(row["family"] == "primary")
+    if study.factors:
+        return not study.factors_of(pair[1]) or study.factors_of(pair[0]) == set(study.factors)
+    methods = study.methods
+    return pair[::-1] in [*pairwise(methods), (methods[0], methods[-1])]
 
 
 def _images(row: pd.Series) -> str:

@@ -268,9 +268,38 @@ def claim_rows(claims: pd.DataFrame) -> list[dict[str, str]]:
                 "seeds": str(row["seeds"]),
                 "seeds_to_decide": f"{enough:.0f}" if pd.notna(enough) else "–",
                 "source": row["source"],
+                "strip": _strip(row),
             }
         )
     return rows
+
+
+def _strip(row: pd.Series) -> list[dict[str, Any]]:
+    """Return the marks of a claim's interval on a strip: their kinds, left ends and widths in %.
+
+    The strip is linear to two margins on both sides of 0 and logarithmic beyond, to 32 margins; a
+    claim that a number is below 0 has it mirrored, so that right of 0 is always as claimed.
+    """
+    if not row["margin"] > 0 or pd.isna(row["low"]):
+        return []
+    unit = -row["margin"] if row["expected"] == "below" else row["margin"]
+
+    def place(value: float) -> float:
+        size = abs(value / unit)
+        far = min(size / 2, 1 + math.log(max(size, 2) / 2, 16)) / 2
+        return round(50 + 50 * math.copysign(min(far, 1), value / unit), 2)
+
+    def mark(kind: str, one: float, other: float) -> dict[str, Any]:
+        ends = sorted([place(one), place(other)])
+        return {"kind": kind, "left": ends[0], "width": round(ends[1] - ends[0], 2)}
+
+    marks = [mark("margin", -row["margin"], row["margin"]), mark("zero", 0, 0)]
+    if pd.notna(row["control_low"]):
+        marks.append(mark("control-interval", row["control_low"], row["control_high"]))
+    if pd.notna(row["control_difference"]):
+        marks.append(mark("control", row["control_difference"], row["control_difference"]))
+    marks.append(mark("interval", row["low"], row["high"]))
+    return [*marks, mark("mean", row["difference"], row["difference"])]
 
 
 def _unit(measure: str) -> str:
@@ -279,13 +308,13 @@ def _unit(measure: str) -> str:
     return POINTS if measure.startswith(("top1", "oscillation", "noise")) else ""
 
 
-def claims_to_markdown(claims: pd.DataFrame) -> str:
+def _claims_to_markdown(claims: pd.DataFrame) -> str:
     """Return the claims with their verdicts as a GitHub-flavoured Markdown table."""
     many = claims["model"].nunique() > 1
     keys = [*(["model"] if many else []), *CLAIM_HEADINGS]
     lines = [[key.replace("_", " ") for key in keys], ["---"] * len(keys)]
     lines += [[escape_markdown(row[key]) for key in keys] for row in claim_rows(claims)]
-    return f"## Claims\n\n{_grid(lines)}\n"
+    return f"## Claims\n\n{_grid(lines)}"
 
 
 def _mark(row: pd.Series) -> str:
@@ -317,8 +346,8 @@ def verdicts_to_markdown(verdicts: pd.DataFrame, notes: Iterable[str]) -> str:
     return "\n\n".join(["## Against what was reported", _grid(lines), *paragraphs]) + "\n"
 
 
-def to_markdown(table: Table) -> str:
-    """Return the table in GitHub-flavoured Markdown, with its notes."""
+def to_markdown(table: Table, answer: str = "", claims: pd.DataFrame | None = None) -> str:
+    """Return the study's answer, its claims and its table, in GitHub-flavoured Markdown."""
     names = ["model", "method"] if table.many_models else ["method"]
     columns = [
         escape_markdown(f"{bits} {heading}") for bits in table.groups for heading in table.headings
@@ -333,7 +362,11 @@ def to_markdown(table: Table) -> str:
         ]
         lines.append([*map(escape_markdown, heads), *bold])
     notes = _paragraph(" ".join(table.notes))
-    return f"# {escape_markdown(table.title)}\n\n{_grid(lines)}\n\n{notes}\n"
+    parts = [f"# {escape_markdown(table.title)}", _paragraph(answer)]
+    if claims is not None and len(claims):
+        parts += [_claims_to_markdown(claims), "## Table"]
+    parts += [_grid(lines), notes]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _grid(lines: list[list[str]]) -> str:

@@ -10,6 +10,7 @@ from ofq.config import Workspace
 from ofq.config.schema import FIGURES
 from ofq.console import printable
 from ofq.errors import UserError
+from ofq.report.answer import answer
 from ofq.report.claims import judge_claims
 from ofq.report.collect import Records, collect
 from ofq.report.compare import compare, hold_against, summarize_cells
@@ -66,12 +67,13 @@ def _fill(folder: Path, records: Records, runs_path: str) -> None:
     optional = {**found, "noise": draws(records)}
     frames |= {name: frame for name, frame in optional.items() if len(frame) or asked.get(name)}
     notes = [note for reference in records.references for note in reference.notes]
-    write_tables(Tables(table, found["verdicts"], notes, frames), folder)
+    sentence = answer(records, cells, differences)
+    write_tables(Tables(table, sentence, found["verdicts"], notes, frames), folder)
     figures, absent = write_figures(folder / "figures", records)
     page = folder / "index.html"
     write_page(
         page, records, table, differences,
-        found=found, figures=figures, absent=absent, runs_path=runs_path,
+        answer=sentence, found=found, figures=figures, absent=absent, runs_path=runs_path,
     )  # fmt: skip
 
 

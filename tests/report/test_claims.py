@@ -126,6 +126,7 @@ def test_correlation_is_spearmans_over_methods_in_each_seed(
 ) -> None:
     runs = pd.read_csv(study.reports / "small" / "runs.csv")
     runs = runs[(runs["bits"] == "W2A2") & runs["oscillation_rate_mid"].notna()]
+    runs = runs[runs["method"] != "statsq+qkr+cga"]  # has the oscillation mid-run of statsq+qkr
     values = [
         stats.spearmanr(of_seed["top1"], of_seed["oscillation_rate_mid"]).statistic
         for _, of_seed in runs.groupby("seed")
@@ -143,9 +144,10 @@ def test_opposite_claims_get_opposite_verdicts(rows: pd.DataFrame) -> None:
 
 def test_page_and_markdown_show_the_verdicts(study: Workspace, rows: pd.DataFrame) -> None:
     page = (study.reports / "small" / "index.html").read_text()
-    assert page.index("<h2>Claims</h2>") < page.index("<h2>Findings</h2>")
+    assert page.index('<ul class="claims">') < page.index("<h2>Findings</h2>")
     assert f'<span class="verdict {rows.loc["more", "verdict"]}">' in page
-    assert (study.reports / "small" / "table.md").read_text().startswith("## Claims\n")
+    markdown = (study.reports / "small" / "table.md").read_text()
+    assert markdown.index("## Claims\n") < markdown.index("## Table\n")
 
 
 def test_forest_plot_shows_each_claim_that_has_an_interval(

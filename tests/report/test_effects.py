@@ -7,11 +7,11 @@ from ofq.config import Run, Workspace
 from ofq.errors import UserError
 from ofq.report import build
 from ofq.report.collect import collect
-from ofq.report.compare import compare, pairs
+from ofq.report.compare import pairs
 from ofq.report.effects import effect_rows, effects
-from ofq.report.findings import describe
 
 from tests.support import synthetic
+from tests.support.report_files import tables_of
 
 METHODS = ["lsq", "statsq", "lsq+qkr", "statsq+qkr"]
 FACTORS = {"StatsQ": ["statsq", "statsq+qkr"], "QKR": ["lsq+qkr", "statsq+qkr"]}
@@ -69,12 +69,17 @@ def test_methods_that_differ_in_one_factor_are_compared(workspace: Workspace) ->
     assert ("statsq+cga", "lsq+qkr+cga") not in found
 
 
-def test_what_techniques_do_alone_and_together_is_told(workspace: Workspace) -> None:
-    records = collect(workspace, "small")
-    [group, *_] = describe(records, compare(records))
-    told = [item.text.partition(":")[0] for item in group.items]
-    assert "each technique by itself, on top of all others" in group.summary
-    assert len(told) == 5  # of two factors, that is all there is
+def test_findings_are_what_techniques_do_alone_and_together(workspace: Workspace) -> None:
+    page = build(workspace, "small", workspace.reports / "small")
+    [found] = [t for t in tables_of(page) if t.heading == "Findings"]
+    top1 = [row for row in found.rows if row["measure"] == "top-1"]
+    assert {row["methods"] for row in top1} == {
+        f"{one} against {other}"
+        for one, other in (
+            ("StatsQ", "LSQ"), ("StatsQ + QKR", "LSQ + QKR"), ("LSQ + QKR", "LSQ"),
+            ("StatsQ + QKR", "StatsQ"), ("StatsQ + QKR", "LSQ"),
+        )
+    }  # fmt: skip
 
 
 def test_effects_are_printed_like_other_tests(workspace: Workspace) -> None:

@@ -13,7 +13,6 @@ from ofq.report import build
 from ofq.report.blocks import Blocks
 from ofq.report.collect import Records, collect
 from ofq.report.compare import compare, summarize_cells
-from ofq.report.findings import describe
 from ofq.report.formats import Tables, write_tables
 from ofq.report.latex import escape_latex, measures_to_latex, to_latex
 from ofq.report.measures import OSCILLATION_MID, p_text
@@ -300,7 +299,7 @@ def test_spreadsheets_take_no_text_for_a_formula(tmp_path: Path) -> None:
         }
     )
     table = Table("T", ["W2A2"], ["a"], [], 1, "loss", 1)
-    write_tables(Tables(table, NO_VERDICTS, [], {"table": frame}), tmp_path)
+    write_tables(Tables(table, "", NO_VERDICTS, [], {"table": frame}), tmp_path)
     read = pd.read_csv(tmp_path / "table.csv", dtype=str, keep_default_na=False)
     assert list(read) == ["label", "'=column", "mean"]
     assert list(read["label"]) == [
@@ -320,21 +319,6 @@ def test_loss_studies_show_loss_and_less_is_better(toy: Workspace) -> None:
     assert "loss" in to_markdown(Table.of(found, cells))
 
 
-def test_findings_say_what_holds_and_what_could_have_been_shown(records: Records) -> None:
-    differences = compare(records)
-    groups = {group.name: group for group in describe(records, differences)}
-    assert list(groups) == ["top-1", "oscillation rate mid-run", "oscillation rate at the end"]
-    items = groups["top-1"].items
-    assert [item.place for item in items] == ["W2A2"] * 4 + ["W4A4"] * 4
-    assert items[0].verdict == "suggestive"
-    assert "Exploratory: p = < 0.001, not corrected" in items[0].text
-    assert items[0].text.startswith("StatsQ is above LSQ: +3.")
-    assert len(groups["oscillation rate mid-run"].items) == 4  # CGA's is that of its QAT run
-    hidden = next(item for item in items if item.verdict == "not shown")
-    assert "can't be told apart" in hidden.text
-    assert "With this spread, 3 seeds would show a true difference of" in hidden.text
-
-
 def test_sizes_of_exported_models_stand_beside_that_of_full_precision(tmp_path: Path) -> None:
     workspace = synthetic.make_workspace(
         tmp_path, methods=["lsq", "statsq"], models=["micro", "macro"], figures=["accuracy"]
@@ -347,7 +331,7 @@ def test_sizes_of_exported_models_stand_beside_that_of_full_precision(tmp_path: 
             folder.write_json("packed.json", sizes)
     page = build(workspace, "small", workspace.reports / "small")
     rows = [line.split(" | ") for line in page.with_name("table.md").read_text().splitlines()]
-    assert rows[2][5] == "W2A2 size (MB)"
+    assert rows[4][5] == "W2A2 size (MB)"
     sizes = {(row[0], row[1]): (row[5], row[9].removesuffix(" |")) for row in rows if len(row) > 9}
     assert sizes["| micro", "Full precision"] == ("0.459", "0.459")
     assert sizes["| micro", "StatsQ"] == ("0.0855", "–")
@@ -376,5 +360,4 @@ def test_one_method_has_nothing_to_compare(tmp_path: Path) -> None:
     synthetic.fill(workspace)
     found = collect(workspace, "small")
     assert compare(found).empty
-    assert describe(found, compare(found)) == []
     assert not summarize_cells(found)["best"].any()

@@ -36,8 +36,13 @@ for study in studies:
         localrule: True
 
 
-# The reports of all studies whose runs are there; trains nothing. What it must leave out is named.
+# The reports of all studies whose runs are there, and the page of all studies; trains nothing. What it
+# must leave out is named.
 rule reports:
     input:
         lambda _: targets.reports(logger.warning),
     localrule: True
+    log:
+        "logs/report/overview.log",
+    shell:
+        "ofq overview > {log} 2>&1"
