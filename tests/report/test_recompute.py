@@ -1,0 +1,120 @@
+"""Every committed report has the numbers that its raw records give, by other code than made it."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ofq.config import Workspace
+from ofq.report import build
+
+from tests.report.recompute import check, compare, recomputed
+from tests.report.recompute_raw import Study
+from tests.support import synthetic
+
+REPORTS = Path(__file__).parents[2] / "reports"
+ENDING = ".tar.xz"
+
+
+@pytest.mark.parametrize(
+    "study", [path.name.removesuffix(ENDING) for path in sorted(REPORTS.glob(f"*{ENDING}"))]
+)
+def test_numbers_of_a_committed_report_are_recomputed_from_its_raw_records(study: str) -> None:
+    problems = check(REPORTS / f"{study}{ENDING}", REPORTS / study)
+    assert problems == [], "\n" + "\n".join(problems)
+
+
+@pytest.mark.parametrize(
+    ("file", "number", "wrong"),
+    [
+        ("runs.csv", "812,900", "813,900"),
+        ("table.csv", "95.77777777777779", "95.77777787777779"),
+        ("differences.csv", "0.21840448842087745", "0.21840448942087745"),
+        ("differences.csv", "7.398348236126307", "7.399348236126307"),
+        ("table.md", "91.56 ± 1.61", "91.56 ± 1.60"),
+        ("table.md", "correlates by 0.48", "correlates by 0.49"),
+        ("table.tex", r"91.56 \ensuremath{\pm} 1.61", r"91.57 \ensuremath{\pm} 1.61"),
+        ("measures.tex", "18.39", "18.38"),
+        ("index.html", "<td>+2.04</td>", "<td>+2.05</td>"),
+        ("index.html", ">91.56 ± 1.61</a>", ">91.55 ± 1.61</a>"),
+        ("index.html", "+2.04\N{NO-BREAK SPACE}points [", "+2.03\N{NO-BREAK SPACE}points ["),
+        ("index.html", "<td>90.22</td>", "<td>90.23</td>"),
+    ],
+)
+def test_a_wrong_number_is_found(file: str, number: str, wrong: str, tmp_path: Path) -> None:
+    report = tmp_path / "digits"
+    shutil.copytree(REPORTS / "digits", report, ignore=shutil.ignore_patterns("figures"))
+    text = (report / file).read_text(encoding="utf-8")
+    assert number in text
+    (report / file).write_text(text.replace(number, wrong, 1), encoding="utf-8")
+    problems = check(REPORTS / f"digits{ENDING}", report)
+    assert any(problem.startswith((file, "notes")) for problem in problems)
+
+
+PAIR = {"method": "statsq", "against": "lsq"}
+CLAIM = {"claim": "A | B", "source": "C", "measure": "top1", "margin": 0.5, "test": PAIR}
+CLAIMS = {
+    "more": {**CLAIM, "expected": "above", "control": {**PAIR, "method": "statsq+qkr"}},
+    "less": {**CLAIM, "expected": "below", "bits": "W4A4"},
+    "shrinks": {**CLAIM, "expected": "above", "and_bits": "W4A4"},
+    "flips": {**CLAIM, "measure": "flips_end", "expected": "below"},
+    "alike": {**CLAIM, "expected": "equal", "test": {**PAIR, "against": "statsq+qkr"}},
+    "undecided": {**CLAIM, "measure": "flips_mid", "margin": 0.02, "expected": "below"},
+    "uncouples": {**CLAIM, "measure": "co_flips", "expected": "equal", "margin": 0.1},
+    "at_other_bits": {**CLAIM, "expected": "above", "bits": "W4A4", "test": {"method": "wide"}},
+    "of_no_method": {**CLAIM, "expected": "above", "test": {"method": "wider"}},
+    "rates": {
+        "claim": "D", "source": "E", "measure": "accuracy_by_oscillation", "expected": "below",
+    },
+}  # fmt: skip
+REPORTED = [
+    {"bits": "W2A2", "method": "lsq", "value": 84.9},
+    {"bits": "W2A2", "method": "statsq", "value": 82.0, "runs": 3, "std": 0.4},
+    {"bits": "W4A4", "method": "statsq+qkr", "value": 97.9},
+    {"bits": "FP", "method": "fp", "value": 97.1},
+]
+
+
+def _workspace(root: Path, **study: object) -> Workspace:
+    """A made-up study that tests claims, and is held against reported numbers."""
+    made = synthetic.make_workspace(root, claims=["mine"], references=["theirs"], **study)
+    facts = {"model": "micro", "status": "published", "source": "F"}
+    files = {
+        "claims/mine": {"title": "Mine", "claims": CLAIMS},
+        "reference/theirs": {
+            "title": "Theirs",
+            "dataset": "digits",
+            "measure": "top1",
+            "values": [facts | value for value in REPORTED],
+        },
+    }
+    for name, content in files.items():
+        path = root / "config" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    synthetic.fill(made)
+    return made
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1], [0, 1, 2, 3, 4]])
+def test_claims_verdicts_and_single_seeds_are_recomputed(seeds: list[int], tmp_path: Path) -> None:
+    methods = [*synthetic.STUDY["methods"], "wide"]
+    contrasts = [
+        {"question": "Q", **PAIR},
+        {"question": "R", "method": "statsq+qkr", "against": "statsq"},
+    ]
+    made = _workspace(
+        tmp_path, seeds=seeds, methods=methods, only={"wide": ["W2A2"]}, contrasts=contrasts,
+        figures=["claims"],
+    )  # fmt: skip
+    report = build(made, "small", made.reports / "small").parent
+    study = Study(tmp_path, "small")
+    tables = recomputed(study)
+    assert {"claims", "verdicts"} <= tables.keys()
+    problems = compare(study, tables, report)
+    assert problems == [], "\n" + "\n".join(problems)
+    text = (report / "verdicts.csv").read_text()
+    (report / "verdicts.csv").write_text(re.sub(r",84\.9,", ",84.8,", text))
+    assert any("84.8" in problem for problem in compare(study, tables, report))
