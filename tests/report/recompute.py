@@ -54,6 +54,7 @@ def table_csv(study, blocks):
         alone = len(runs) == 1 and runs["top1"].notna().all() and runs["images"].iloc[0] > 0
         row = dict(zip(PAIR[:3], place, strict=True)) | {"n": len(runs), "by_images": alone}
         row |= {"best": place in best, "runs": " ".join(runs["run"])}
+        row["seeds"] = " ".join(map(str, runs["seed"]))
         for measure in (study.primary, MID, END):
             values = runs[measure].dropna()
             limits = (0, bound(measure))
@@ -159,6 +160,7 @@ def effects_csv(study, blocks):
         found = blocks[measure].contrast((model, bits), weights)
         if found:
             where = {"measure": measure, "model": model, "bits": bits, "effect": " × ".join(names)}
+            where["order"] = len(names)
             rows.append(where | found)
     frame = pd.DataFrame(rows)
     if len(frame):
@@ -189,8 +191,10 @@ def differing(name, given, found, keys):
     missing = [c for c in found if c not in given]
     if missing:
         return [f"{name}.csv: no column {', '.join(missing)}"]
+    numbers = given.select_dtypes("number").dropna(axis=1, how="all").columns
+    others = [c for c in numbers if c not in found]
+    problems = [f"{name}.csv: column {c} isn't recomputed" for c in others]
     both = found.merge(given, "outer", keys, suffixes=(" found", " given"), indicator=True)
-    problems = []
     for _, row in both.iterrows():
         where = f"{name}.csv, {' '.join(str(row[k]) for k in keys)}"
         if row["_merge"] != "both":
@@ -209,7 +213,7 @@ def same(a, b, tolerance):
     if pd.isna(a) or pd.isna(b):
         return (pd.isna(a) and pd.isna(b)) or {str(a), str(b)} == {"", "nan"}
     if isinstance(a, str) or isinstance(b, str):
-        return a == b
+        return str(a) == str(b)
     return bool(np.isclose(float(a), float(b), rtol=tolerance, atol=1e-11))
 
 

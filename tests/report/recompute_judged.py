@@ -64,6 +64,7 @@ def claims_csv(study, blocks):
     adjusted, rows = holm([f["p"] if f else np.nan for f in found]), []
     for (name, claim, model), number, p in zip(tested, found, adjusted, strict=True):
         row = {"claim": name, "model": model, "p_holm": p, "seeds": 0, "verdict": "not tested"}
+        row["margin"] = claim.get("margin", 0.0)
         if number:
             row |= {k: number[k] for k in ("low", "high", "p")}
             row |= {"difference": number["mean"], "seeds": number["n"]}
@@ -101,6 +102,7 @@ def verdicts_csv(study):
         row = dict(zip(CELL, place, strict=True)) | {"n": len(runs), "p": np.nan}
         row |= {"reported": value["value"], "mean": runs["top1"].mean(), "by_images": False}
         row["difference"] = row["mean"] - value["value"]
+        row["seeds"] = " ".join(map(str, runs["seed"]))
         if len(runs):
             s2 = pool(place[:2], variance(runs["top1"]))
             row |= distance(study, runs, value, s2, strictest)

@@ -153,6 +153,7 @@ class Printed:
                 yield model, label, {(b, k): self.entry(c, k) for b, c in at.items() for k in keys}
 
     def methods(self):
+        """Return the rows of the study's table, by heading."""
         heads = {key: MEASURES[key][1] for key in self.shown} | {"megabytes": "size (MB)"}
         return [
             self.row({"model": model}, method=label)
@@ -161,6 +162,7 @@ class Printed:
         ]
 
     def differences(self):
+        """Return the rows of the paired differences."""
         rows, label = [], self.study.label
         for _, row in self.files["differences"].iterrows():
             name, _, spec = MEASURES[row["measure"]]
@@ -186,6 +188,7 @@ class Printed:
         return rows
 
     def effects(self):
+        """Return the rows of the effects on the primary measure."""
         name, _, spec = MEASURES[self.primary]
         found = self.files["effects"] if "effects" in self.files else pd.DataFrame({"measure": []})
         return [
@@ -197,6 +200,7 @@ class Printed:
         ]
 
     def claims(self):
+        """Return the rows of the claims."""
         rows = []
         for _, row in self.files.get("claims", pd.DataFrame()).iterrows():
             gap, unit = row["control_difference"], ""
@@ -220,6 +224,7 @@ class Printed:
         return rows
 
     def verdicts(self):
+        """Return the rows of the results against reported ones."""
         rows = []
         for _, row in self.files.get("verdicts", pd.DataFrame()).iterrows():
             off = f"off by {abs(row['difference']):.2f}"
@@ -241,6 +246,7 @@ class Printed:
         return rows
 
     def runs(self):
+        """Return the rows of the runs."""
         measures = [self.primary, *list(MEASURES)[2:]]
         return [
             self.row(row, method=row["label"], bits=row["bits"], seed=str(row["seed"]))
