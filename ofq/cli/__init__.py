@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from ofq import __version__
-from ofq.cli import listing, models, reports, studies, track, trainings
+from ofq.cli import data, listing, models, reports, studies, track, trainings
 from ofq.config import Workspace
 from ofq.console import printable_lines, show_anywhere
 from ofq.errors import RunFailed, TryAgain, UserError
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 for commands in (studies, listing, trainings, reports, models):
     app.add_typer(commands.app)
+app.add_typer(data.app, name="data", rich_help_panel="Studies")
 app.add_typer(track.app, name="track", rich_help_panel="Runs")
 
 
@@ -40,7 +41,7 @@ def _flow(commands: typer.Typer) -> None:
         command.help = "\n\n".join(" ".join(text.split()) for text in paragraphs)
 
 
-for commands in (studies, listing, trainings, reports, models, track):
+for commands in (studies, listing, data, trainings, reports, models, track):
     _flow(commands.app)
 
 

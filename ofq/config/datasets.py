@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
+    Field,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -36,6 +39,63 @@ RULE: Literal[2] = 2
 _SHOWN = 15  # characters of a fingerprint, in messages
 
 
+def _address(text: str) -> str:
+    if not re.fullmatch(r"https?://[^\s@]+/", text):
+        raise ValueError("expected the http(s) address of a folder, with a / at its end")
+    return text
+
+
+def _one_at_least(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    if not addresses:
+        raise ValueError("give one address at least")
+    return addresses
+
+
+def _sha256(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise ValueError("expected a SHA-256: 64 digits of 0-9 and a-f")
+    return text
+
+
+class Download(Strict):
+    """Public files of a data set, which ``ofq data fetch`` downloads.
+
+    Attributes:
+        address: Folders on the web, tried in order; a file's name is appended.
+        files: SHA-256 of each file by its name; of a name that ends in ``.gz``, that of what it
+            unpacks to, since the same content is packed differently in different places.
+        debian: Debian's package that installs them at the data set's ``place``.
+    """
+
+    address: Annotated[
+        tuple[Annotated[str, AfterValidator(_address)], ...], AfterValidator(_one_at_least)
+    ]
+    files: dict[Name, Annotated[str, AfterValidator(_sha256)]] = Field(min_length=1)
+    debian: Name | None = None
+
+    def missing(self, folder: Path) -> list[str]:
+        """Return the names of the files that a folder has neither as they are nor unpacked."""
+        return [
+            name
+            for name in self.files
+            if not any((folder / n).is_file() for n in (name, name.removesuffix(".gz")))
+        ]
+
+    def ways(self, dataset: str, site: Path) -> list[str]:
+        """Return the ways to get the files, as imperatives: packaged, named, downloaded.
+
+        Args:
+            dataset: The data set's name.
+            site: File of the site's settings.
+        """
+        packaged = f"install Debian's package: apt install {self.debian}"
+        return [
+            *([packaged] if self.debian else []),
+            f"name a folder that has them in {site}: `data: {{{dataset}: FOLDER}}`",
+            f"download them: `ofq data fetch {dataset}`",
+        ]
+
+
 class Dataset(Strict):
     """Config of a data set: a file of ``config/datasets``, or one that comes with the package.
 
@@ -56,11 +116,13 @@ class Dataset(Strict):
             one set of images anew; None where the evaluation set is fixed, or drawn afresh. It
             widens intervals over seeds.
         place: Its place, if the site gives none; not part of a run's identity.
+        part_of: Another data set whose files it consists of, so that it has that one's place.
+        download: Its public files.
         module: A Python module of the user's own that registers the source.
     """
 
     cosmetic: ClassVar[frozenset[str]] = frozenset(
-        {"title", "task", "classes", "resplit", "place", "module"}
+        {"title", "task", "classes", "resplit", "place", "part_of", "download", "module"}
     )
 
     title: str
@@ -74,6 +136,8 @@ class Dataset(Strict):
     test_images: PositiveInt | None = None
     resplit: PositiveFloat | None = None
     place: str | None = None
+    part_of: Name | None = None
+    download: Download | None = None
     module: str | None = None
 
     @model_validator(mode="before")
@@ -108,6 +172,10 @@ class Dataset(Strict):
         for key in ("train_images", "test_images"):
             if self.of_files and getattr(self, key) is not None:
                 raise ValueError(f"{key}: image files are all used; leave it out")
+        if self.part_of and (self.place or self.download):
+            raise ValueError(
+                f"'part_of' takes the files of '{self.part_of}'; leave out 'place' and 'download'"
+            )
         if (self.mean is None) != (self.std is None):
             raise ValueError("give both 'mean' and 'std', or neither")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
@@ -116,6 +184,11 @@ class Dataset(Strict):
                 "number for each channel"
             )
         return self
+
+
+def any_of(ways: list[str]) -> str:
+    """Return the end of an error: several things, each of which helps."""
+    return f"do one of these: {'; '.join(ways)}" if len(ways) > 1 else ways[0]
 
 
 SOURCES = ("images", *built_in_names("register_dataset", "training/data"))

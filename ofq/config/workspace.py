@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ofq.config.claims import Claim, Claims
-from ofq.config.datasets import PACKAGED, Dataset, Place, locate
+from ofq.config.datasets import PACKAGED, Dataset, Download, Place, any_of, locate
 from ofq.config.fields import NAME
 from ofq.config.files import Model, parse, read_yaml, suggest
 from ofq.config.grid import Parts, expand
@@ -20,7 +20,7 @@ from ofq.config.run import Grid, Run
 from ofq.config.runtimes import Minutes, check_models, read
 from ofq.config.schema import Recipe, Site, Study
 from ofq.console import printable
-from ofq.errors import UserError
+from ofq.errors import UserError, some
 from ofq.redact import refuse_credentials
 
 _FOLDERS = ("results", "reports")
@@ -136,30 +136,77 @@ class Workspace:
         """Return where a data set lies.
 
         Sources are the site's ``data``, the variable ``NAME_DIR``, and the data set's file, in this
-        order.
+        order; then those of the data set that it is a part of. Public files are looked for at the
+        place of the data set's file and in :meth:`fetched`.
 
         Raises:
-            UserError: None of them gives a place.
+            UserError: None of them gives a place, or public files aren't there.
         """
-        given = (
-            self.site.data.get(dataset)
-            or os.environ.get(_variable(dataset))
-            or self.dataset(dataset).place
-        )
-        if not given:
+        named = self._named_place(dataset)
+        whole, download = self.download(dataset)
+        given = named[0] if named else self.dataset(whole).place
+        if not given and not download:
             raise UserError(
                 f"{self.site_path}: key 'data.{dataset}' is missing: give the folder that has "
                 f"{dataset}'s train/ and val/, or set {_variable(dataset)}"
             )
-        return locate(expand_path(given, self.data_source(dataset)), self.root)
+        source = self.data_source(dataset)
+        places = [locate(expand_path(given, source), self.root)] if given else []
+        if download is None:
+            return places[0]
+        if named is None:
+            places.append(Place("folder", str(self.fetched(whole))))
+        for place in places:
+            if not download.missing(Path(place.at)):
+                return place
+        where = " or ".join(place.at for place in places)
+        raise UserError(
+            f"{f'{source}: ' if named else ''}data set '{dataset}': {some([*download.files])} "
+            f"aren't all in {where}; {any_of(download.ways(whole, self.site_path))}"
+        )
 
     def data_source(self, dataset: str) -> str:
         """Return the key or variable that gives a data set's place, for errors."""
-        if self.site.data.get(dataset):
-            return f"{self.site_path}: key 'data.{dataset}'"
-        if os.environ.get(_variable(dataset)) or not self.dataset(dataset).place:
+        if named := self._named_place(dataset):
+            return named[1]
+        whole = self.dataset(dataset).part_of or dataset
+        if not self.dataset(whole).place:
             return _variable(dataset)
-        return f"{self.root / 'config' / 'datasets' / dataset}.yaml: key 'place'"
+        return f"{self.root / 'config' / 'datasets' / whole}.yaml: key 'place'"
+
+    def download(self, dataset: str) -> tuple[str, Download | None]:
+        """Return the public files of a data set.
+
+        Returns:
+            The data set whose files they are, itself or the one that it is a part of, and the
+            files; None if it has none.
+
+        Raises:
+            UserError: It is a part of an unknown data set, or of one that is itself a part.
+        """
+        whole = self.dataset(dataset).part_of
+        if whole is None:
+            return dataset, self.dataset(dataset).download
+        source = f"{self.root / 'config' / 'datasets' / dataset}.yaml: key 'part_of'"
+        about = self.dataset(whole, source)
+        if about.part_of:
+            raise UserError(
+                f"{source} is '{whole}', itself a part of '{about.part_of}'; name that one"
+            )
+        return whole, about.download
+
+    def fetched(self, dataset: str) -> Path:
+        """Return the folder that public files of a data set are downloaded to, and found in."""
+        return self.root / "data" / dataset
+
+    def _named_place(self, dataset: str) -> tuple[str, str] | None:
+        """Return the place that site or environment give a data set, and which of them did so."""
+        for name in filter(None, (dataset, self.dataset(dataset).part_of)):
+            if given := self.site.data.get(name):
+                return given, f"{self.site_path}: key 'data.{name}'"
+            if given := os.environ.get(_variable(name)):
+                return given, _variable(name)
+        return None
 
     def own_file(self, name: str, source: str = "") -> Path:
         """Return a user's own file that a recipe or a study names, such as pretrained weights.

@@ -169,7 +169,8 @@ def arrays(workspace: Workspace, config: RunConfig) -> "Data":
 
 def array_place(workspace: Workspace, config: RunConfig) -> Path | None:
     """Return the path that in-memory data are read from; None if they neither need nor name one."""
-    if not config.data.needs_place and not config.data.place:
+    about = config.data
+    if not (about.needs_place or about.place or about.part_of):
         return None
     return Path(workspace.data_place(config.dataset).at)
 

@@ -2,6 +2,8 @@
 
 import os
 import pwd
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -9,8 +11,10 @@ from ofq.config import Workspace
 from ofq.config.places import expand_path, expand_uri
 from ofq.errors import UserError
 
+from tests.support.idx import write_digits
 from tests.support.own_process import run_ofq
 
+ROOT = Path(__file__).parents[2]
 SITE = "config/config.yaml"
 
 
@@ -146,3 +150,102 @@ def test_place_where_no_folder_can_be_is_refused(home, checkout, key, given, tol
     site.write_text(f"{site.read_text()}{key}: {given}\n")
     with pytest.raises(UserError, match=f"{SITE}: key '{key}'.*{told}"):
         _ = Workspace(checkout).results
+
+
+@pytest.fixture
+def fashion(checkout, monkeypatch):
+    """A checkout with the committed data sets, on a machine without Debian's package."""
+    for name in ("FASHION_MNIST_DIR", "FASHION_10K_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    shutil.copytree(ROOT / "config/datasets", checkout / "config/datasets")
+    path = checkout / "config/datasets/fashion_mnist.yaml"
+    text = path.read_text()
+    assert "place: /usr/share/datasets/fashion-mnist\n" in text
+    path.write_text(text.replace("place: /usr/share", "place: usr/share"))
+    return checkout
+
+
+FASHION = ("fashion_mnist", "fashion_10k")
+
+
+def refused(checkout, dataset):
+    with pytest.raises(UserError) as caught:
+        Workspace(checkout).data_place(dataset)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("dataset", FASHION)
+def test_missing_public_files_are_told_with_all_ways_to_get_them(fashion, dataset):
+    message = refused(fashion, dataset)
+    for words in (
+        f"data set '{dataset}': train-images-idx3-ubyte.gz, ",
+        f"aren't all in {fashion}/usr/share/datasets/fashion-mnist or {fashion}/data/fashion_mnist",
+        "apt install dataset-fashion-mnist",
+        f"{fashion}/config/config.yaml: `data: {{fashion_mnist: FOLDER}}`",
+        "`ofq data fetch fashion_mnist`",
+    ):
+        assert words in message
+
+
+@pytest.mark.parametrize("dataset", FASHION)
+@pytest.mark.parametrize("folder", ["usr/share/datasets/fashion-mnist", "data/fashion_mnist"])
+def test_usual_places_of_public_files_are_tried(fashion, dataset, folder):
+    write_digits(fashion / folder, 20, 10)
+    assert Workspace(fashion).data_place(dataset).at == str(fashion / folder)
+    (fashion / folder / "t10k-labels-idx1-ubyte.gz").unlink()
+    assert "aren't all in" in refused(fashion, dataset)
+
+
+@pytest.mark.parametrize("dataset", FASHION)
+def test_named_place_of_public_files_is_the_only_one_tried(fashion, dataset):
+    write_digits(fashion / "data/fashion_mnist", 20, 10)
+    (fashion / SITE).write_text("studies: [tiny]\ndata: {fashion_mnist: mine}\n")
+    message = refused(fashion, dataset)
+    assert message.startswith(f"{fashion}/config/config.yaml: key 'data.fashion_mnist': data set")
+    assert f"aren't all in {fashion}/mine; do one" in message
+    write_digits(fashion / "mine", 20, 10)
+    assert Workspace(fashion).data_place(dataset).at == str(fashion / "mine")
+
+
+def test_part_of_a_data_set_may_have_a_place_of_its_own(fashion, monkeypatch):
+    for folder in ("a", "b"):
+        write_digits(fashion / folder, 20, 10)
+    monkeypatch.setenv("FASHION_10K_DIR", "a")
+    (fashion / SITE).write_text("studies: [tiny]\ndata: {fashion_mnist: b}\n")
+    places = [Workspace(fashion).data_place(name).at for name in FASHION]
+    assert places == [str(fashion / "b"), str(fashion / "a")]
+
+
+def test_run_without_its_public_files_ends_before_it_begins(fashion):
+    path = fashion / "config/recipes/small.yaml"
+    path.write_text(path.read_text().replace("digits", "fashion_10k"))
+    run = run_ofq(fashion, "runs", "tiny").stdout.split()[0]
+    done = run_ofq(fashion, "train", run, "--no-track")
+    assert done.returncode == 2
+    assert "`ofq data fetch fashion_mnist`" in done.stderr
+    assert not list(fashion.glob("results/runs/*/*/*/provenance.json"))
+
+
+GOOD = "address: [http://host/], files: {a.gz: " + 64 * "a" + "}"
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (f"download: {{{GOOD.replace('http:', 'ftp:')}}}", ["address.0", "ftp://host/", "http(s)"]),
+        (f"download: {{{GOOD.replace('aa', 'ax', 1)}}}", ["files.a.gz", "SHA-256"]),
+        (f"download: {{{GOOD.replace('a.gz', '../a')}}}", ["'../a'", "allowed in a name"]),
+        (f"download: {{{GOOD.replace('http://host/', '')}}}", ["download.address", "one address"]),
+        ("download: {address: [http://host/], files: {}}", ["download.files", "at least 1"]),
+        (f"part_of: fashion_mnist\ndownload: {{{GOOD}}}", ["'part_of'", "leave out"]),
+        ("part_of: fashion_10k", ["'part_of'", "itself a part of 'fashion_mnist'"]),
+        ("part_of: fashion", ["'part_of'", "did you mean 'fashion_10k'?"]),
+    ],
+)
+def test_wrong_source_of_public_files_is_refused(fashion, keys, words):
+    file = fashion / "config/datasets/mine.yaml"
+    file.write_text(f"title: Mine\nsource: idx\n{keys}\n")
+    message = refused(fashion, "mine")
+    assert message.startswith(f"{file}: ")
+    assert all(word in message for word in words)

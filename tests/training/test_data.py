@@ -1,13 +1,19 @@
 import gzip
+import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from ofq.config import Workspace
 from ofq.config.datasets import Dataset
 from ofq.errors import UserError
 from ofq.training.data.source import load, read_idx
 from ofq.training.models import build
+
+from tests.support.idx import write_idx
+from tests.support.required import without
 
 MODEL = "micro_deit_patch2_8"
 
@@ -88,16 +94,6 @@ def test_toy_regression_has_no_path_to_drop():
         build("toy_regression_4", 0, drop_path=0.1)
 
 
-def write_idx(path, array, packed=True):
-    """Write bytes as an IDX file, by the format's own description."""
-    array = np.asarray(array, dtype=np.uint8)
-    head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
-    content = head + array.tobytes()
-    path = path.with_name(f"{path.name}.gz") if packed else path
-    path.write_bytes(gzip.compress(content) if packed else content)
-    return path
-
-
 @pytest.fixture
 def idx(tmp_path):
     """A small data set of gzipped IDX files, and what is in it."""
@@ -157,3 +153,23 @@ def test_other_number_of_classes_than_the_file_says_is_refused(idx):
     about = FASHION.model_copy(update={"classes": 10})
     with pytest.raises(UserError, match="has 3 classes; its file says 10"):
         load("small", MODEL, 0, about, idx[0])
+
+
+def test_debians_fashion_mnist_is_what_the_config_says():
+    workspace = Workspace(Path(__file__).parents[2])
+    about = workspace.dataset("fashion_mnist")
+    folder = Path(about.place)
+    if about.download.missing(folder):
+        without("fashion-mnist", "needs Debian's package dataset-fashion-mnist")
+    for name, digest in about.download.files.items():
+        content = gzip.decompress((folder / name).read_bytes())
+        assert hashlib.sha256(content).hexdigest() == digest
+    for split, count in (("train", 60_000), ("t10k", 10_000)):
+        images = read_idx(folder / f"{split}-images-idx3-ubyte")
+        labels = read_idx(folder / f"{split}-labels-idx1-ubyte")
+        assert images.shape == (count, 28, 28)
+        assert np.bincount(labels).tolist() == [count // 10] * 10
+        if split == "train":
+            mean, std = images.mean() / 255, images.std() / 255
+    assert (round(mean, 3), round(std, 3)) == (0.286, 0.353)
+    assert (about.mean, about.std) == ((0.286,), (0.353,))
