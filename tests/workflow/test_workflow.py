@@ -1,28 +1,16 @@
 """The real workflow on a small study: Snakemake, training, MLflow and the report."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from tests.support.own_process import run_ofq, working_in
 from tests.support.run_folders import until
 from tests.support.tiny import CONFIG
+from tests.support.workflow import lay_workflow, snakemake
 
-ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-def snakemake(checkout, *arguments):
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
-        cwd=checkout, env=os.environ | {"PATH": path}, capture_output=True, text=True,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +21,7 @@ def built(tmp_path_factory):
         path = checkout / "config" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.replace("seeds: [0, 1]", "seeds: [0]"))
-    for name in ("Snakefile", "workflow", "profiles"):
-        source = ROOT / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, checkout / name)
+    lay_workflow(checkout)
     done = snakemake(checkout)
     assert done.returncode == 0, done.stdout + done.stderr
     # a mirror may outlive its trainer, and what it still writes would be missing from a copy
