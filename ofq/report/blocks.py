@@ -37,12 +37,17 @@ class Blocks:
             (model, bits): by_seed(records.of(records.runs, model=model, bits=bits), measure.key)
             for model, bits in product(records.study.models, records.study.bits)
         }
-        # Mid-run, methods that share a QAT run have the same results, which count once.
-        counted = (
-            {kind: table.T.drop_duplicates().T for kind, table in tables.items()}
-            if measure is OSCILLATION_MID
-            else tables
-        )
+        counted = tables
+        if measure is OSCILLATION_MID:  # methods that share a QAT run share a result, counted once
+            qat = qat_runs(records)
+            counted = {
+                kind: table.T.groupby(
+                    [" ".join(qat[kind[0], kind[1], str(method)]) for method in table]
+                )
+                .first()
+                .T
+                for kind, table in tables.items()
+            }
         return cls(measure, tables, Pool.of_blocks(counted), records.resplit)
 
     def difference(self, kind: Kind, method: str, against: str) -> Summary | None:
@@ -84,6 +89,16 @@ class Blocks:
         ]
         known = [r for r in found if np.isfinite(r)]
         return float(np.mean(known)) if known else np.nan
+
+
+def qat_runs(records: Records) -> dict[tuple[str, str, str], tuple[str, ...]]:
+    """Return the QAT runs of each cell, one per seed."""
+    return {
+        cell.place: tuple(
+            link.id for run in cell.runs for link in run.chain() if link.config.stage == "qat"
+        )
+        for cell in records.cells
+    }
 
 
 def by_seed(runs: pd.DataFrame, key: str) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ofq.config import Cell, Study
 from ofq.config.reference import Value
-from ofq.report.blocks import Blocks, by_seed
+from ofq.report.blocks import Blocks, by_seed, qat_runs
 from ofq.report.collect import Records
 from ofq.report.measures import OSCILLATION_MID, SIZE, TOP1, Measure, measures
 from ofq.report.pooling import Kind, Pool, Variance
@@ -141,7 +141,7 @@ def family_of(records: Records, measure: Measure, method: str, against: str) -> 
 
 def _comparisons(records: Records, measure: Measure) -> Iterator[tuple[str, str, str, str]]:
     """Yield model, bits, method and against of each comparison, none of the same runs twice."""
-    qat = _qat_runs(records) if measure is OSCILLATION_MID else {}
+    qat = qat_runs(records) if measure is OSCILLATION_MID else {}
     for model, bits in product(records.study.models, records.study.bits):
         seen: set[frozenset[tuple[str, ...] | None]] = set()
         for method, against in pairs(records.study):
@@ -151,16 +151,6 @@ def _comparisons(records: Records, measure: Measure) -> Iterator[tuple[str, str,
                     continue
                 seen.add(sides)
             yield model, bits, method, against
-
-
-def _qat_runs(records: Records) -> dict[tuple[str, str, str], tuple[str, ...]]:
-    """Return the QAT runs of each cell, one per seed."""
-    return {
-        cell.place: tuple(
-            link.id for run in cell.runs for link in run.chain() if link.config.stage == "qat"
-        )
-        for cell in records.cells
-    }
 
 
 def _disagreements(records: Records, found: pd.DataFrame) -> pd.DataFrame:

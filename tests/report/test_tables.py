@@ -361,3 +361,17 @@ def test_one_method_has_nothing_to_compare(tmp_path: Path) -> None:
     found = collect(workspace, "small")
     assert compare(found).empty
     assert not summarize_cells(found)["best"].any()
+
+
+def test_missing_seed_does_not_count_a_shared_qat_run_twice(tmp_path: Path) -> None:
+    # CGA's column mid-run is that of its QAT run, but for the seed that isn't there
+    found = []
+    for name in ("whole", "gap"):
+        workspace = synthetic.make_workspace(tmp_path / name, bits=["W2A2"], figures=["accuracy"])
+        synthetic.fill(workspace)
+        if name == "gap":
+            run = workspace.grid("small").cells[-1].runs[0]
+            (workspace.results / "runs" / run.id / "result.json").unlink()
+        blocks = Blocks.of(collect(Workspace(workspace.root), "small"), OSCILLATION_MID)
+        found.append(blocks.difference(("micro", "W2A2"), "statsq", "lsq"))
+    assert found[0] == found[1]
