@@ -1,6 +1,7 @@
 """Variants, controls and baselines against their equations in NumPy, float64."""
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -38,6 +39,28 @@ def one_layer(name="statsq", bits=2, rows=16, columns=32):
     return QuantizedLinear(linear, quantizer, Passthrough(), {"fc1": slice(0, rows)})
 
 
+def normal_row(count=100_000):
+    """Return quantiles of the standard normal distribution, (1, count), float64."""
+    inverse = NormalDist().inv_cdf
+    return np.array([[inverse((i + 0.5) / count) for i in range(count)]])
+
+
+def beyond(limit):
+    """Return the share of a standard normal distribution outside [−limit, limit]."""
+    return math.erfc(limit / math.sqrt(2))
+
+
+def adamw(weight, gradients, *, lr, decay, eps):
+    """AdamW (0.9, 0.999) in float64; returns the weights after the given gradients."""
+    first, second = 0.0, 0.0
+    for t, gradient in enumerate(gradients, 1):
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        root = np.sqrt(second / (1 - 0.999**t))
+        weight = weight * (1 - lr * decay) - lr * first / (1 - 0.9**t) / (root + eps)
+    return weight
+
+
 def off_ties(position):
     return np.abs(position - np.floor(position) - 0.5) > 1e-4
 
@@ -52,6 +75,38 @@ def test_moments_form_has_evenly_spaced_levels_within_a_multiple_of_the_deviatio
     expected = np.rint(place) * 2 * limit / (2**bits - 1) - limit
     safe = off_ties(place)
     np.testing.assert_allclose(StatsQMoments(bits)(w).numpy()[safe], expected[safe], atol=1e-5)
+
+
+@pytest.mark.parametrize(("bits", "percent"), [(2, 86.64), (3, 99.953), (4, 100.0)])
+def test_range_of_the_moments_form_covers_these_shares_of_normal_weights(bits, percent):
+    w = normal_row()
+    limit = StatsQMoments(bits).scale(torch.tensor(w)).item()
+    assert limit == pytest.approx(2 ** (bits - 1) - 0.5, rel=1e-3)
+    assert 100 * (np.abs(w) <= limit).mean() == pytest.approx(percent, abs=0.01)
+    assert 100 * (1 - beyond(2 ** (bits - 1) - 0.5)) == pytest.approx(percent, abs=0.005)
+
+
+def test_moments_form_has_one_step_at_all_bits_so_its_fourth_bit_is_hardly_used():
+    w = torch.tensor(normal_row()).float()
+    deviation = w.double().numpy().std(ddof=1)
+    for bits in BITS:
+        step = StatsQMoments(bits).step_size(w).item()
+        assert step == pytest.approx(deviation + 2e-5 / (2**bits - 1), rel=1e-6)
+    differ = ((StatsQMoments(3)(w) - StatsQMoments(4)(w)).abs() > 0.5).double().mean().item()
+    assert differ == pytest.approx(beyond(4.0), abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "error"),
+    [
+        ("statsq", 2, 0.1375), ("statsq", 3, 0.0705), ("statsq", 4, 0.0490),
+        ("statsq_moments", 2, 0.1189), ("statsq_moments", 3, 0.0834), ("statsq_moments", 4, 0.0833),
+    ],
+)  # fmt: skip
+def test_squared_error_of_normal_weights_is_as_documented(name, bits, error):
+    w = normal_row()
+    quantized = make_weight_quantizer(name, bits, torch.tensor(w))(torch.tensor(w)).numpy()
+    assert ((w - quantized) ** 2).mean() == pytest.approx(error, abs=1e-4)
 
 
 def passed(inside, gradient):
@@ -218,10 +273,106 @@ def test_ratio_form_zeroes_or_damps_gradients(reading):
     assert annealing.frozen_share() == pytest.approx(100 * (confidence > 0.5).mean())
 
 
-def test_ratio_form_as_written_freezes_only_far_outliers():
-    layer = one_layer(rows=64, columns=256)
-    assert RatioAnnealing(layer).frozen_share() == 0
-    assert RatioAnnealing(layer, confidence="as_intended").frozen_share() > 99
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("name", ["statsq", "statsq_moments"])
+def test_ratio_form_as_written_freezes_only_far_outliers(name, bits):
+    w = normal_row(200_000)
+    layer = one_layer(name, bits, 1, w.size)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(w))
+    mean_step = {"statsq": 2 * math.sqrt(2 / math.pi) / 2 ** (bits - 1), "statsq_moments": 1.0}
+    # the outermost levels are (2^b − 1)/2 steps from zero, and 2^b − 1 steps further out c is ½
+    expected = 100 * beyond(1.5 * (2**bits - 1) * mean_step[name])
+    assert RatioAnnealing(layer).frozen_share() == pytest.approx(expected, abs=1.1e-3)
+    intended = RatioAnnealing(layer, confidence="as_intended").frozen_share()
+    assert intended == pytest.approx(100 - expected, abs=1.1e-3)
+
+
+@pytest.mark.parametrize(("bits", "highest"), [(2, 1 / 3), (3, 1 / 7), (4, 1 / 15)])
+def test_ratio_between_the_outermost_levels_is_highest_on_the_middle_threshold(bits, highest):
+    levels = np.arange(2**bits)
+    place = np.linspace(0, 2**bits - 1, 1_001)
+    distance = np.abs(place[:, None] - levels)
+    ratio = distance.min(-1) / distance.max(-1)
+    assert ratio.max() == pytest.approx(highest)
+    assert place[ratio.argmax()] == pytest.approx((2**bits - 1) / 2)
+
+
+def trained(confidence, optimizer_of, gradients):
+    """Return a layer of float64 weights, and its weights before the given gradients."""
+    layer = one_layer().double()
+    before = layer.weight.detach().numpy().copy()
+    annealing = RatioAnnealing(layer, alpha=0.9, confidence=confidence)
+    optimizer = optimizer_of([layer.weight])
+    for gradient in gradients:
+        layer.weight.grad = torch.tensor(gradient)
+        annealing.step(optimizer)
+    return layer, before
+
+
+def test_alpha_under_adamw_only_divides_epsilon():
+    gradients = np.random.default_rng(0).normal(size=(30, 16, 32)) * 1e-3
+    settings = {"lr": 1e-3, "decay": 0.1}
+    layer, before = trained(
+        "as_written",
+        lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.1, eps=1e-8),
+        gradients,
+    )
+    found = layer.weight.detach().numpy()
+    exact = adamw(before, gradients, eps=1e-8 / 0.9, **settings)
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-13)
+    without = adamw(before, gradients, eps=1e-8, **settings)
+    moved = np.abs(without - before).mean()
+    assert 0 < np.abs(found - without).mean() < 1e-5 * moved
+
+
+def test_alpha_under_sgd_is_a_factor_on_the_rate():
+    gradients = np.random.default_rng(0).normal(size=(5, 16, 32)) * 1e-3
+    layer, before = trained("as_written", lambda p: torch.optim.SGD(p, lr=0.1), gradients)
+    expected = before - 0.09 * gradients.sum(0)
+    np.testing.assert_allclose(layer.weight.detach().numpy(), expected, rtol=0, atol=1e-12)
+
+
+def test_alpha_that_sets_in_late_lowers_the_steps_of_adamw_for_a_while():
+    """A constant gradient; QAT's moments would be such a history, if CGA went on with them."""
+    layer = one_layer().double()
+    optimizer = torch.optim.AdamW([layer.weight], lr=1e-6, weight_decay=0.0)
+    annealing = RatioAnnealing(layer, alpha=0.9)
+    moves = []
+    for step in range(8_000):
+        layer.weight.grad = torch.ones_like(layer.weight)
+        before = layer.weight[0, 0].item()
+        optimizer.step() if step < 3_000 else annealing.step(optimizer)
+        moves.append((before - layer.weight[0, 0].item()) / 1e-6)
+    late = np.array(moves[3_000:])
+    t = np.arange(1, 5_001)
+    # the histories of m and v with weights 0.9 and 0.999; v's bias is 1 − 0.999^(3000 + t)
+    second = (0.81 * (1 - 0.999**t) + 0.999**t * (1 - 0.999**3000)) / (1 - 0.999 ** (3000 + t))
+    expected = (0.9 + 0.1 * 0.9**t) / np.sqrt(second)
+    np.testing.assert_allclose(late, expected, atol=1e-4)
+
+
+def test_ratio_form_as_intended_leaves_codes_to_decay_alone():
+    gradients = np.random.default_rng(0).normal(size=(20, 16, 32))
+    layer, before = trained(
+        "as_intended", lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1), gradients
+    )
+    found = layer.weight.detach().numpy()
+    np.testing.assert_allclose(found, before * (1 - 0.01) ** 20, rtol=1e-12)
+    codes = layer.weight_quantizer.codes
+    assert torch.equal(codes(layer.weight), codes(torch.tensor(before)))
+
+
+def test_ratio_form_does_not_hold_weights_against_momentum():
+    layer = one_layer()
+    optimizer = torch.optim.AdamW([layer.weight], lr=0.01, weight_decay=0.0)
+    layer.weight.grad = torch.ones_like(layer.weight)
+    optimizer.step()
+    before = layer.weight.detach().clone()
+    layer.weight.grad = torch.ones_like(layer.weight)
+    RatioAnnealing(layer, confidence="as_intended").step(optimizer)
+    assert (layer.weight.grad == 0).all()
+    assert (layer.weight < before).all()
 
 
 def test_freezing_all_moves_no_low_bit_weight():
@@ -242,6 +393,8 @@ def test_low_rank_form_starts_at_the_best_approximation(micro_model):
     inner, outer = factorize(qkv.weight[:48], qkv.bias[:48])
     assert inner.weight.shape == (24, 48)
     assert outer.weight.shape == (48, 24)
+    assert inner.weight.numel() + outer.weight.numel() == weight.size
+    assert torch.equal(outer.bias, qkv.bias[:48])
     product = (outer.weight @ inner.weight).detach().double().numpy()
     values = np.linalg.svd(weight, compute_uv=False)
     assert np.linalg.norm(weight - product) == pytest.approx(np.linalg.norm(values[24:]), rel=1e-4)

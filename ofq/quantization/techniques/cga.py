@@ -176,12 +176,14 @@ class RatioAnnealing(Technique):
     """CGA in ratio form: confidence by the distances to the nearest and the farthest level.
 
     The gradient of a weight is zeroed where its confidence c > ½, and multiplied by alpha
-    elsewhere; values are not restored, so momentum and decay still change every weight.
+    elsewhere. Values are not restored, so decay still changes every weight, and momentum those
+    whose gradient was not zero in earlier steps.
 
     Between the outermost levels nearest/farthest is at most 1/(2^b − 1), so with ``as_written`` c
     exceeds ½ only for weights more than 2^b − 1 steps outside them, and nearly none is frozen; with
-    ``as_intended`` nearly all are. Neither singles out weights near a threshold. QKR's merged
-    weight, a product of parameters, is excluded.
+    ``as_intended`` nearly all are. Neither singles out weights near a threshold. Under AdamW a
+    constant alpha is the same as dividing its epsilon by alpha. QKR's merged weight, a product of
+    parameters, is excluded.
 
     Args:
         model: A quantized model.
