@@ -45,7 +45,7 @@ TABLE = {
 def workspace(tmp_path):
     """The repository's config, with a study of each recipe on ImageNet."""
     shutil.copytree(ROOT / "config", tmp_path / "config")
-    for recipe in ("imagenet", "imagenet_quick"):
+    for recipe in ("imagenet", "imagenet_quick", "summary"):
         (tmp_path / f"config/studies/by_{recipe}.yaml").write_text(STUDY.format(recipe=recipe))
     return Workspace(tmp_path)
 
@@ -141,6 +141,27 @@ def test_quick_recipe_is_found_to_be_none_of_the_papers(workspace):
             run = find(workspace, "imagenet_quick", model, "W2A2", stage)
             keys = {d.key for d in workspace.compare(run).differences}
             assert {"epochs", "precision", "images.augmentation.policy"} <= keys
+
+
+def test_summary_recipe_has_the_values_of_the_summary_and_else_those_of_the_paper(workspace):
+    ours, papers = (
+        find(workspace, recipe, SMALL, "W2A2", "qat").config.training
+        for recipe in ("summary", "imagenet")
+    )
+    assert (ours.epochs, ours.batch_size, ours.lr) == (100, 256, 0.01)
+    differ = {
+        name for name in type(ours).model_fields if getattr(ours, name) != getattr(papers, name)
+    }
+    assert differ == {"epochs", "cooldown_epochs", "batch_size", "gradient_batch", "lr"}
+
+
+def test_small_summary_recipe_differs_from_digits_in_the_rates_alone(workspace):
+    for stage in ("qat", "cga"):
+        ours, digits = (
+            workspace.recipe(name).stages[stage].model_dump()
+            for name in ("summary_digits", "digits")
+        )
+        assert {key for key in ours if ours[key] != digits[key]} == {"lr", "min_lr"}
 
 
 def test_what_was_never_published_is_compared_with_nothing(workspace):
