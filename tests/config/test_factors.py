@@ -93,3 +93,22 @@ def test_committed_contrasts_that_say_alone_are_checked(name):
     assert workspace.grid(name).cells
     for contrast in workspace.study(name).contrasts:
         assert contrast.alone is not None or "alone" not in contrast.question.lower()
+
+
+@pytest.mark.parametrize("name", Workspace(ROOT).study_names)
+def test_going_on_without_freezing_stands_beside_cga_in_every_study(name):
+    workspace = Workspace(ROOT)
+    study, methods = workspace.study(name), workspace.methods
+    if study.checkpoints:
+        return  # trains nothing
+    controls = [m for m in study.methods if getattr(methods[m].cga, "form", None) == "no_freeze"]
+    for method in study.methods:
+        tried = methods[method]
+        if tried.cga is None or tried.noise is not None or method in controls:
+            continue
+        alike = [
+            control
+            for control in controls
+            if list(differences(tried, methods[control], study.bits[0])) == ["cga"]
+        ]
+        assert alike, f"{name}: {method} has no control"
