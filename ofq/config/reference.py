@@ -13,11 +13,12 @@ runs of this suite, which are on record but nothing that others reported."""
 
 
 class Value(Strict):
-    """Reported result of one cell.
+    """Reported result of one cell, or difference of two methods.
 
     Attributes:
         model, bits, method: The cell that it is about; ``FP`` and ``fp`` for full precision.
-        value: The number, in percent.
+        against: The method whose result is subtracted, if it is a difference.
+        value: The number, in percent; a difference, in points.
         runs: Number of trainings of which it is the mean.
         std: Their sample standard deviation, in points, where it is known.
         status: Its provenance.
@@ -27,7 +28,8 @@ class Value(Strict):
     model: Line
     bits: Bits | Literal["FP"]
     method: Name
-    value: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
+    against: Name | None = None
+    value: Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
     runs: PositiveInt = 1
     std: Annotated[float, Field(gt=0, lt=100, allow_inf_nan=False)] | None = None
     status: Status
@@ -40,6 +42,12 @@ class Value(Strict):
                 f"bits {self.bits} with method {self.method}; allowed: FP with fp, other bits with "
                 "a method of config/methods"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _accuracy_is_above_zero(self) -> Self:
+        if self.against is None and self.value <= 0:
+            raise ValueError(f"value {self.value:g}: an accuracy in percent is above 0")
         return self
 
     @model_validator(mode="after")
@@ -83,8 +91,11 @@ class Reference(Strict):
 
     @model_validator(mode="after")
     def _one_value_per_cell(self) -> Self:
-        cells = [value.cell for value in self.values]
-        for cell in cells:
-            if cells.count(cell) > 1:
-                raise ValueError(f"two values for {' '.join(cell)}; allowed: one for each cell")
+        cells = [(*value.cell, value.against) for value in self.values]
+        for place in cells:
+            if cells.count(place) > 1:
+                over = f" over {place[3]}" if place[3] else ""
+                raise ValueError(
+                    f"two values for {' '.join(place[:3])}{over}; allowed: one for each cell"
+                )
         return self

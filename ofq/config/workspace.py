@@ -347,11 +347,12 @@ class Workspace:
                     f"trains on {dataset}"
                 )
             for value in loaded[-1].values:
-                if value.method not in methods and not self._methods[1]:
-                    raise UserError(
-                        f"{self.root / 'config' / 'reference' / name}.yaml: unknown method "
-                        f"'{value.method}' ({suggest(value.method, methods)})"
-                    )
+                for method in (value.method, value.against or value.method):
+                    if method not in methods and not self._methods[1]:
+                        raise UserError(
+                            f"{self.root / 'config' / 'reference' / name}.yaml: unknown method "
+                            f"'{method}' ({suggest(method, methods)})"
+                        )
         return loaded
 
     def claims(self, study: str) -> dict[str, Claim]:

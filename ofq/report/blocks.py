@@ -64,16 +64,20 @@ class Blocks:
         Returns:
             The summary, by the moderated variance; None if no seed has all these methods.
         """
-        table = self.tables[kind]
-        if not set(weights) <= set(table):
-            return None
-        values = (table[list(weights)] @ np.array(list(weights.values()))).dropna()
+        values, variance = self.weighted(kind, weights)
         if values.empty:
             return None
+        return self.measure.possible(summarize(values, variance, self.resplit))
+
+    def weighted(
+        self, kind: Kind, weights: Mapping[str, float]
+    ) -> "tuple[pd.Series[float], Variance]":
+        """Return a weighted sum of methods' results by seed, and its moderated variance."""
+        table = self.tables[kind].reindex(columns=list(weights))
+        values: pd.Series[float] = table.dot(pd.Series(weights)).dropna()
         weight = sum(w**2 for w in weights.values())
         variance = self.pool.variance(kind, Variance.of(values, weight))
-        scaled = Variance(weight * variance.value, variance.df)
-        return self.measure.possible(summarize(values, scaled, self.resplit))
+        return values, Variance(weight * variance.value, variance.df)
 
     def correlation(self, kind: Kind, method: str, against: str) -> float:
         """Return the correlation of two methods over at least three seeds; NaN if there is none."""

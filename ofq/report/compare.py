@@ -101,7 +101,9 @@ def compare(records: Records) -> pd.DataFrame:
         they share a single seed, for accuracy whatever the measure, ``gained`` and ``lost``, the
         images that only the method or only the other classifies correctly, with McNemar's
         ``p_mcnemar`` and, over the primary pairs, ``p_mcnemar_holm``; empty where correct images
-        aren't recorded.
+        aren't recorded. ``reported`` is the difference in accuracy that others reported, with its
+        ``source`` and the verdict ``against_reported`` of :mod:`ofq.report.verdicts`, corrected
+        over all such rows; columns that are there only if a difference of the study is known.
     """
     rows, summaries, correlations = [], [], []
     for measure in measures(records.primary):
@@ -124,10 +126,43 @@ def compare(records: Records) -> pd.DataFrame:
         for key, summary, counted in zip(frame["measure"], summaries, primary, strict=True)
     ]
     found = frame.join(facts.assign(detectable=detectable, correlation=correlations))
-    return found.merge(_disagreements(records, found), on=_PAIR, how="left")
+    found = found.merge(_disagreements(records, found), on=_PAIR, how="left")
+    return _beside_reported(records, found)
 
 
 _PAIR = ["model", "bits", "method", "against"]
+
+
+def _beside_reported(records: Records, found: pd.DataFrame) -> pd.DataFrame:
+    """Add the reported differences, and the verdicts on ours."""
+    known = {
+        (TOP1.key, *value.cell, value.against): value
+        for reference in reversed(records.references)
+        for value in reference.values
+        if value.against is not None and value.by_others
+    }
+    pairs_found = list(found[["measure", *_PAIR]].itertuples(index=False, name=None))
+    values = [known.get(pair) for pair in pairs_found]
+    if not any(values):
+        return found
+    family, blocks = sum(value is not None for value in values), Blocks.of(records, TOP1)
+    distances = []
+    for (_, model, bits, method, against), value in zip(pairs_found, values, strict=True):
+        if value is None:
+            distances.append(Distance(0, math.nan))
+            continue
+        ours, variance = blocks.weighted((model, bits), {method: 1.0, against: -1.0})
+        reported = Reported(value.value, value.runs, value.std, is_difference=True)
+        spread = Spread(variance, records.resplit)
+        distances.append(distance(ours, reported, spread, family))
+    adjusted = holm([d.p for d in distances])
+    return found.assign(
+        reported=[math.nan if v is None else v.value for v in values],
+        source=["" if v is None else f"{v.status}: {v.source}" for v in values],
+        against_reported=[
+            judge(d, p) if d.n else "" for d, p in zip(distances, adjusted, strict=True)
+        ],
+    )
 
 
 def family_of(records: Records, measure: Measure, method: str, against: str) -> str:
@@ -275,7 +310,7 @@ def _reported(records: Records) -> dict[tuple[str, str, str], tuple[str, Value]]
     reported: dict[tuple[str, str, str], tuple[str, Value]] = {}
     for reference in records.references:
         for value in reference.values:
-            if value.by_others:
+            if value.by_others and value.against is None:
                 reported.setdefault(value.cell, (reference.title, value))
     return reported
 

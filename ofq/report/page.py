@@ -1,5 +1,6 @@
 """Page of a report: one self-contained HTML file."""
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from ofq.config import Study
 from ofq.report.collect import Records
 from ofq.report.effects import effect_rows
 from ofq.report.figures import Saved
-from ofq.report.measures import MINUS, measures, p_text
+from ofq.report.measures import MINUS, Measure, measures, p_text
 from ofq.report.tables import Table, cell_name, claim_rows, verdict_rows
 from ofq.report.verdicts import MARGIN, RESOLUTION
 
@@ -136,11 +137,19 @@ def _difference_rows(records: Records, differences: pd.DataFrame) -> list[dict[s
                 "detectable": measure.text(row["detectable"]),
                 "images": _images(row) if measure is primary else "–",
                 "verdict": row["verdict"],
+                "reported": _reported(measure, row),
                 "question": questions.get((row["method"], row["against"]), ""),
                 "is_asked": row["verdict"] != "identical" and _is_asked(records.study, row),
             }
         )
     return rows
+
+
+def _reported(measure: Measure, row: pd.Series) -> str:
+    """Format the difference that others reported, with the verdict on ours; empty without one."""
+    if pd.isna(row.get("reported", math.nan)):
+        return ""
+    return f"{measure.signed(row['reported'])}: {row['against_reported']} ({row['source']})"
 
 
 def _is_asked(study: Study, row: pd.Series) -> bool:

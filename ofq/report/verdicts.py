@@ -76,17 +76,19 @@ class Distance:
 
 @dataclass(frozen=True)
 class Reported:
-    """Reported accuracy.
+    """Reported accuracy, or difference of two.
 
     Attributes:
-        value: The accuracy, in percent.
+        value: The accuracy in percent, or the difference in points.
         runs: Number of trainings of which it is the mean.
         std: Their sample standard deviation in points; None where it isn't known.
+        is_difference: Whether it is a difference.
     """
 
     value: float
     runs: int = 1
     std: float | None = None
+    is_difference: bool = False
 
     def variance(self, ours: Variance) -> Variance:
         """Return the variance of one of its trainings; ours, where its own isn't known."""
@@ -94,7 +96,8 @@ class Reported:
 
     def possible(self, low: float, high: float) -> tuple[float, float]:
         """Return an interval of differences from it, clipped to those of an accuracy."""
-        return max(low, -self.value), min(high, 100 - self.value)
+        least = -100 if self.is_difference else 0
+        return max(low, least - self.value), min(high, 100 - self.value)
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,20 @@ def claim_number(study, blocks, claim, model, pair):
     def by_seed(at):
         if not pair:
             of = study.runs[(study.runs["model"] == model) & (study.runs["bits"] == at)]
-            groups = of.dropna(subset=["top1", MID]).groupby("seed")[["top1", MID]]
-            return groups.apply(lambda g: stats.pearsonr(*g.rank().to_numpy().T)[0])
+            qat = {m for m in study.methods if not {"cga", "noise"} & study.known[m].keys()}
+            of = of[of["method"].isin(qat)].dropna(subset=["top1", MID])
+            groups = of.groupby("seed").filter(lambda g: len(g) > 2).groupby("seed")
+            return groups[["top1", MID]].apply(lambda g: stats.spearmanr(*g.to_numpy().T)[0])
         sides = [study.quantity(measure, model, at, m) for m in methods]
         return sides[0] - sides[1] if len(sides) == 2 else sides[0]
 
     values = (by_seed(bits) - by_seed(other) if other else by_seed(bits)).dropna()
-    return summary(values, None, study.resplit) if len(values) else None
+    if values.empty:
+        return None
+    found, points = summary(values, None, study.resplit), measure.startswith(("top1", "osc", "noi"))
+    most = 1 if measure == "accuracy_by_oscillation" else 100 if points else np.inf
+    ends = np.clip([found["low"], found["high"]], *(np.array([-most, most]) * (2 if other else 1)))
+    return found | {"low": ends[0], "high": ends[1]}
 
 
 def judged(claim, found, p_holm):

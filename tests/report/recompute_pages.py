@@ -24,6 +24,7 @@ HEADINGS = {  # of Markdown, as the page has them
     "reported": "reported (%)",
 }
 GAP = re.compile(r"([+−]?\d[\d.]*)(?: points| flips)? (\[[+−][\d.]+, [+−][\d.]+\])")
+SIZE = re.compile(r"(\d[\d.]*) (\[[\d.]+, [\d.]+\])(?: points)? (?:above|below)")
 LATEX = {r"\ensuremath{\pm}": "±", r"{\textendash}": "–", "$-$": "−", r"\%": "%"}
 
 
@@ -39,6 +40,11 @@ def interval(row, spec=".2f", prefix=""):
     """Print a row's interval, always with signs."""
     low, high = row[f"{prefix}low"], row[f"{prefix}high"]
     return "" if pd.isna(low) else f"[{low:+{spec}}, {high:+{spec}}]".replace("-", "−")
+
+
+def unsigned(ends):
+    """Return a printed interval without signs, the end nearer to 0 first."""
+    return f"[{', '.join(sorted(re.findall(r'[0-9.]+', ends), key=float))}]"
 
 
 def p_text(p):
@@ -161,6 +167,15 @@ class Printed:
             for model, label, entries in self.study_table()
         ]
 
+    def first(self):
+        """Return the rows of the table on the first screen, of the primary measure alone."""
+        name = MEASURES[self.primary][1]
+        return [
+            self.row({"model": model}, **{name: label})
+            | {bits: text for (bits, key), text in entries.items() if key == self.primary}
+            for model, label, entries in self.study_table()
+        ]
+
     def differences(self):
         """Return the rows of the paired differences."""
         rows, label = [], self.study.label
@@ -185,6 +200,8 @@ class Printed:
                 "images (McNemar)": images,
             }
             rows.append(self.row(row, **texts))
+        if all(row["images (McNemar)"] == "–" for row in rows):
+            rows = [{k: v for k, v in row.items() if k != "images (McNemar)"} for row in rows]
         return rows
 
     def effects(self):
@@ -308,6 +325,7 @@ def check_pages(study, files, report):
         (printed.verdicts(), {"reported (%)", "known from"}),
     )
     on_page = (
+        (printed.first(), {MEASURES[printed.primary][1], study.bits[0]}),
         (printed.differences(), {"methods", "p, Holm"}),
         (printed.effects(), {"effect", "p, Holm"}),
         (printed.runs(), {"run", "seed"}),
@@ -316,7 +334,10 @@ def check_pages(study, files, report):
         problems += unlike("table.md", markdown_tables(text), expected, core)
     for expected, core in (*in_both, *on_page):
         problems += unlike("index.html", page.tables, expected, core)
-    gaps = set(GAP.findall(page.text)) - printed.gaps()
+    known = printed.gaps()
+    # the sentence at the top tells sizes, without signs
+    known |= {(gap.strip("+−"), unsigned(ends)) for gap, ends in known}
+    gaps = {*GAP.findall(page.text), *SIZE.findall(page.text)} - known
     problems += [f"index.html: {' '.join(gap)}: isn't in the CSV" for gap in sorted(gaps)]
     notes = {*re.findall(r"correlates by (−?[\d.]+\d)", f"{text} {page.text}")}
     wanted = {printed.correlation()} - {None} if len(study.seeds) > 1 else set()

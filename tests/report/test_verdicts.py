@@ -12,7 +12,7 @@ from ofq.config import Workspace
 from ofq.errors import UserError
 from ofq.report import build
 from ofq.report.collect import collect
-from ofq.report.compare import hold_against, summarize_cells
+from ofq.report.compare import compare, hold_against, summarize_cells
 from ofq.report.pooling import PRIOR_DF, Variance
 from ofq.report.statistics import detectable, holm
 from ofq.report.tables import Table, to_markdown, verdicts_to_markdown
@@ -378,3 +378,33 @@ def test_unknown_reference_is_named(tmp_path: Path) -> None:
     add_reference(workspace, VALUES)
     with pytest.raises(UserError, match=r"unknown reference 'knwon' \(did you mean 'known'"):
         workspace.references("small")
+
+
+def test_differences_are_held_against_reported_ones(tmp_path: Path) -> None:
+    facts = {"model": "micro", "bits": "W2A2", "status": "third-party", "source": "an account"}
+    contrasts = [{"question": "StatsQ over LSQ:", "method": "statsq", "against": "lsq"}]
+    workspace = synthetic.make_workspace(
+        tmp_path, references=["known"], contrasts=contrasts, figures=["accuracy"]
+    )
+    values = [
+        {**facts, "method": "statsq", "against": "lsq", "value": -60.0},
+        {**facts, "method": "statsq+qkr", "against": "lsq", "value": 3.0, "status": "this suite"},
+    ]
+    add_reference(workspace, values)
+    synthetic.fill(workspace)
+    workspace = Workspace(workspace.root)
+    records = collect(workspace, "small")
+    found = compare(records).set_index(["measure", "bits", "method", "against"])
+    known = found[found["reported"].notna()]
+    assert list(known.index) == [("top1", "W2A2", "statsq", "lsq")]
+    assert list(known["against_reported"]) == ["off"]
+    assert hold_against(records).empty  # none is about a cell
+    page = build(workspace, "small", workspace.reports / "small").read_text()
+    assert "−60.00: off (third-party: an account)" in page
+
+
+def test_interval_of_a_difference_may_lie_below_zero() -> None:
+    reported = Reported(2.0, is_difference=True)
+    found = distance([-3.0, -2.0, -4.0], reported, Spread(Variance(1.0, 2.0)))
+    half = T_2 * math.sqrt(1 / 3 + 1)
+    assert (found.low, found.high) == (pytest.approx(-5 - half), pytest.approx(-5 + half))
