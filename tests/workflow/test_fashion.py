@@ -22,15 +22,9 @@ TWIN = """
 extends: fashion
 title: Twin of fashion
 recipe: twin
-bits: [W2A2, W4A4]
-only:  # at 4 bits what claims compare there
-  statsq_learned: [W2A2]
-  statsq: [W2A2]
-  statsq+qkr+no_freeze: [W2A2]
-  statsq+qkr+cga_br0.003: [W2A2]
-  statsq+qkr+cga_br0.01: [W2A2]
-  statsq+qkr+noise: [W2A2]
-  statsq+qkr+noise_control: [W2A2]
+bits: [W2A2]
+methods: [lsq, statsq, statsq+qkr, statsq+qkr+no_freeze, statsq+qkr+cga, statsq+qkr+noise]
+only: {}
 seeds: [0, 1]
 """
 VERDICTS = {"holds", "contradicted", "no difference", "undecided"}
@@ -74,14 +68,16 @@ def built(tmp_path_factory):
     return checkout
 
 
-def test_every_claim_of_the_study_has_a_verdict_on_the_page(built):
+def test_every_claim_that_the_study_tests_has_a_verdict_on_the_page(built):
     claims = yaml.safe_load((ROOT / "config/claims/ofq.yaml").read_text())["claims"]
     found = pd.read_csv(built / "reports/twin/claims.csv").set_index("claim")
-    assert list(found.index) == list(claims)
+    assert list(found.index) == [
+        name for name in claims if name not in ("gains_shrink", "boundary_range")
+    ]
     assert set(found["verdict"]) <= VERDICTS
     page = html.unescape((built / "reports/twin/index.html").read_text())
-    for about in claims.values():
-        assert about["claim"] in page
+    for name in found.index:
+        assert claims[name]["claim"] in page
 
 
 def test_every_cell_has_both_seeds_on_the_images_that_the_data_set_gives(built):
