@@ -27,7 +27,7 @@ setup: .venv/ready
 demo: .venv/ready
 	@snakemake --cores $(CORES) --quiet host rules -- digits
 	@echo
-	@printf 'report:     %s\n' "$$PWD/reports/digits/index.html"
+	@printf 'report:     %s\n' "$$PWD/results/reports/digits/index.html"
 	@echo "MLflow UI:  make ui, then http://127.0.0.1:$(PORT)"
 
 # one process more than there are cores, since many tests wait for servers and clusters
@@ -67,7 +67,8 @@ bench: .venv/ready
 	@python benchmarks/recording.py
 	@python benchmarks/tracking.py
 
-# in folders like the bundle's own checkout, so that nothing of this one gets into it
+# in folders like the bundle's own checkout, so that nothing of this one gets into it; the pages hold the
+# figures, which are no files beside them
 samples: .venv/ready
 	@here=$$PWD; for file in reports/*.tar.xz; do \
 	   study=$$(basename "$$file" .tar.xz); folder=$$(mktemp -d); \
@@ -77,8 +78,15 @@ samples: .venv/ready
 	   (cd "$$folder/$$study" && ofq report "$$study" && \
 	      ofq bundle "$$study" --out "$$here/$$file") && \
 	   rm -rf "reports/$$study" && cp -r "$$folder/$$study/reports/$$study" reports && \
+	   rm -rf "reports/$$study/figures" reports/"$$study"/*.parquet && \
+	   if [ $$study = digits ]; then \
+	     for name in accuracy oscillation_over_training; do \
+	       cp "$$folder/digits/reports/digits/figures/$$name.png" docs/pictures || exit; done; fi && \
 	   rm -rf "$$folder" || exit; \
-	 done
+	 done; \
+	 folder=$$(mktemp -d) && cp -r config reports "$$folder" && \
+	 sed -i 's|^reports: .*|reports: reports|' "$$folder/config/config.yaml" && \
+	 (cd "$$folder" && ofq overview) && cp "$$folder/reports/index.html" reports && rm -rf "$$folder"
 
 slurm-up slurm-down: slurm-%: .venv/ready
 	@python tests/support/cluster.py $* $(SLURM)

@@ -45,7 +45,9 @@ def overview() -> None:
     """Write reports/index.html: all studies, with their claims, verdicts and reports."""
     from ofq.report.overview import write_overview
 
-    say(f"overview: {write_overview(Workspace())}")
+    workspace = Workspace()
+    workspace.refuse_elsewhere()
+    say(f"overview: {write_overview(workspace)}")
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -69,7 +71,9 @@ def make_bundle(
     study: StudyName,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="File to write. Default: reports/STUDY.tar.xz."),
+        typer.Option(
+            metavar="FILE", help="File to write. Default: STUDY.tar.xz beside the reports."
+        ),
     ] = None,
 ) -> None:
     """Pack a study's report and the records that it is built from into one file.

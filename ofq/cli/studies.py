@@ -26,6 +26,7 @@ def studies() -> None:
     For a study whose file is invalid, a line below the table says why.
     """
     workspace = Workspace()
+    workspace.refuse_elsewhere()
     table = Table("study", "cells", "runs", "title", box=None)
     for name in workspace.study_names:
         with suppress(UserError):  # reported below
@@ -60,23 +61,22 @@ def runs(
     study: StudyName,
     state: Annotated[State | None, typer.Option(help="List only runs in this state.")] = None,
 ) -> None:
-    """List a study's runs, parents first; in a terminal, with their states.
+    """List a study's runs with their states, parents first.
 
-    Elsewhere it prints one id per line, for other commands:
-    `ofq doctor $(ofq runs digits --state interrupted)`. `ofq status` summarizes them by cell.
+    Outside a terminal it prints a line per run, id and state with a tab between; with `--state`, ids
+    alone, for other commands: `ofq doctor $(ofq runs digits --state interrupted)`. `ofq status`
+    summarizes them by cell.
     """
     from ofq.monitor.status.runs import StudyStatus
     from ofq.monitor.status.table import STYLES
 
     console = Console()
     progress = StudyStatus(Workspace(), study)
-    if state is None and not console.is_terminal:
-        print("\n".join(progress.runs))
-        return
     states = {name: status.state for name, status in progress.read().items()}
     wanted = [name for name in states if state in (None, states[name])]
     if not console.is_terminal:
-        print("".join(f"{name}\n" for name in wanted), end="")
+        lines = [name if state else f"{name}\t{states[name]}" for name in wanted]
+        print("".join(f"{line}\n" for line in lines), end="")
         return
     table = Table("run", "state", box=None)
     for name in wanted:

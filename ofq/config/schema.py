@@ -196,14 +196,14 @@ class Study(Strict):
 
     Attributes:
         title: Heading of the report.
-        description: Question of the study; opens the report (Markdown-free plain text).
+        description: Question of the study, if it has one; opens the report (Markdown-free plain text).
         extends: Name of the study that gives the keys that this one leaves out.
         recipe: Name of the recipe.
         models, bits, methods, seeds: The grid.
         only: Methods that are tried at some of the bits, with those bits.
         checkpoints: Files in the authors' released layout, by model and bits, which are evaluated
             in place of training.
-        figures: Names of the report's figures, in order; among :data:`FIGURES`, or those that
+        figures: Names of the report's figures, in order; ``accuracy`` if left out; among :data:`FIGURES`, or those that
             ``module`` registers.
         module: A Python module of the user's own that registers figures.
         references: Names of files in ``config/reference``, with which results are compared; the
@@ -219,7 +219,7 @@ class Study(Strict):
     """
 
     title: Line
-    description: Text
+    description: Text = ""
     extends: Name | None = None
     recipe: Name
     models: Names
@@ -227,7 +227,7 @@ class Study(Strict):
     methods: Names
     seeds: Annotated[list[Seed], AfterValidator(distinct)]
     only: dict[Name, Annotated[list[Bits], Field(min_length=1)]] = Field(default_factory=dict)
-    figures: Names
+    figures: Names = Field(default_factory=lambda: ["accuracy"])
     module: str | None = None
     checkpoints: dict[Name, dict[Bits, str]] = Field(default_factory=dict)
     references: list[Name] = Field(default_factory=list)

@@ -478,7 +478,7 @@ class Workspace:
             if run is not None:
                 match, homes = run, [*homes, name]
         if match is None:
-            self._refuse_elsewhere()
+            self.refuse_elsewhere()
             name = printable(run_id)
             text = f"no study under config/ has a run '{name}'; `ofq runs STUDY` lists a study's"
             raise UserError("\n".join(dict.fromkeys([text, *broken])))
@@ -490,8 +490,8 @@ class Workspace:
         methods = [c.method for c in cells if any(run in last.chain() for last in c.runs)]
         return {"studies": studies, "methods": list(dict.fromkeys(methods))}
 
-    def _refuse_elsewhere(self) -> None:
-        """Raise an error if this isn't a checkout, which explains why a name is unknown."""
+    def refuse_elsewhere(self) -> None:
+        """Raise an error if this isn't a checkout: there is nothing to list, or a name is unknown."""
         if not (self.root / "config" / "studies").is_dir():
             raise UserError(f"no config/studies in {self.root.resolve()}: run this in a checkout")
 
@@ -509,7 +509,7 @@ class Workspace:
         """
         path = self.root / "config" / kind / f"{name}.yaml"
         if not NAME.fullmatch(name) or path not in self.files(kind):  # a path would lead out
-            self._refuse_elsewhere()
+            self.refuse_elsewhere()
             hint = suggest(name, sorted({*others, *(p.stem for p in self.files(kind))}))
             raise UserError(f"{where}unknown {word} '{printable(name)}' ({hint})")
         return path

@@ -70,18 +70,18 @@ def built(tmp_path_factory):
 
 def test_every_claim_that_the_study_tests_has_a_verdict_on_the_page(built):
     claims = yaml.safe_load((ROOT / "config/claims/ofq.yaml").read_text())["claims"]
-    found = pd.read_csv(built / "reports/twin/claims.csv").set_index("claim")
+    found = pd.read_csv(built / "results/reports/twin/claims.csv").set_index("claim")
     assert list(found.index) == [
         name for name in claims if name not in ("gains_shrink", "boundary_range")
     ]
     assert set(found["verdict"]) <= VERDICTS
-    page = html.unescape((built / "reports/twin/index.html").read_text())
+    page = html.unescape((built / "results/reports/twin/index.html").read_text())
     for name in found.index:
         assert claims[name]["claim"] in page
 
 
 def test_every_cell_has_both_seeds_on_the_images_that_the_data_set_gives(built):
-    table = pd.read_csv(built / "reports/twin/table.csv")
+    table = pd.read_csv(built / "results/reports/twin/table.csv")
     assert (table["n"] == 2).all()
     assert table["missing"].isna().all()
     runs = Workspace(built).grid("twin").runs()
