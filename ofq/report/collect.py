@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ofq.config import Cell, Run, Study, Workspace
 from ofq.config.claims import Claim
+from ofq.config.method import Method
 from ofq.config.published import Difference
 from ofq.config.reference import Reference
 from ofq.errors import UserError
@@ -32,6 +33,7 @@ class Records:
         name: The study's name.
         study: Its config.
         dataset: Title of its data set.
+        methods: The configs of its methods by name, in the study's order.
         cells: Its cells, full-precision baselines first.
         runs: One row per cell and seed: run id, chain of runs, final numbers, oscillation; the
             commits of all the chain's attempts, ``-dirty`` where code differed from them, ``none``
@@ -54,6 +56,7 @@ class Records:
     name: str
     study: Study
     dataset: str
+    methods: dict[str, Method]
     cells: tuple[Cell, ...]
     runs: pd.DataFrame
     curves: Curves
@@ -137,9 +140,10 @@ def _collect(workspace: Workspace, study: str, damaged: dict[str, Damaged]) -> R
     ]
     shown = {run.id for _, run in links}
     marks = {name: known[name].correct for name in shown}
+    config = workspace.study(study)
+    methods = {name: workspace.methods[name] for name in config.methods}
     return Records(
-        study, workspace.study(study), dataset.title, grid.cells, _runs(rows, metrics),
-        curves, metrics,
+        study, config, dataset.title, methods, grid.cells, _runs(rows, metrics), curves, metrics,
         correct={name: kept for name, kept in marks.items() if kept is not None},
         references=references, claims=workspace.claims(study),
         reasons=_reasons(workspace, study, shown, damaged), damaged=damaged,

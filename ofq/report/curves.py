@@ -103,7 +103,8 @@ class Curves:
 
         Returns:
             The rows with :data:`KEYS` and ``stage``, epochs and steps numbered continuously over
-            stages, text as categories; empty if no run has any.
+            stages, text as categories; empty if no run has any. ``flips`` is NaN at epoch 0, before
+            any step.
 
         Raises:
             DamagedTables: Tables are damaged, or missing although the run recorded them; or a run
@@ -194,6 +195,9 @@ def _join(pieces: list[_Piece]) -> pd.DataFrame:
     names = pd.DataFrame([piece.names for piece in pieces])
     names = names.astype({c: "category" for c in names.columns if c != "seed"})
     frame = pd.concat([frame, names.take(places).reset_index(drop=True)], axis=1)
+    if {"flips", "epoch"} <= set(frame.columns):
+        # before the first step nothing can flip, and no rate exists
+        frame["flips"] = frame["flips"].where(frame["epoch"] > 0)
     # CGA's epoch 0 repeats the state at the end of QAT
     mask = (frame["stage"] != "cga") | (frame.get("epoch", 1) > 0)
     for column in [c for c in ("epoch", "step") if c in frame]:

@@ -1,30 +1,41 @@
 """Helpers of figures of several models: panels, titles, and the baseline."""
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from ofq.report.collect import Records
-from ofq.report.figures.style import GREY, add_legend, broken_name, panels
+from ofq.report.figures.style import GREY, add_legend, broken_name, fit_to_data, panels
 from ofq.report.measures import measures
 
 
 def draw_models(
-    picture: Figure, records: Records, draw: Callable[[Axes, str], None], columns: int
+    picture: Figure,
+    records: Records,
+    values: ArrayLike,
+    draw: Callable[[Axes, str], None],
+    columns: int,
 ) -> None:
     """Draw the primary measure, one panel per model, with a legend below them.
 
     Args:
         picture: The figure.
         records: The study.
-        draw: Function that draws a model's panel.
+        values: All values that the panels show; with the baseline's they set the axes' limits.
+        draw: Function that draws a model's panel, whose limits are set already.
         columns: The most columns of the legend.
     """
     models = records.study.models
     axes = panels(picture, 1, len(models), sharey=True)[0]
+    baselines = [baseline(records, model) for model in models]
+    fit_to_data(axes, [*np.asarray(values, float), *baselines])
     for ax, model in zip(axes, models, strict=True):
         draw(ax, model)
+        draw_baseline(ax, records, model)
         if len(models) > 1:
             ax.set_title(broken_name(model, len(models)))
     axes[0].set_ylabel(measures(records.primary)[0].heading)
@@ -38,11 +49,25 @@ def title_of(records: Records, model: str, bits: str) -> str:
     return f"{name}{bits}"
 
 
-def draw_baseline(ax: Axes, records: Records, model: str) -> None:
-    """Draw a dashed line at the full-precision model's mean, if the study has it."""
+def baseline(records: Records, model: str) -> float:
+    """Return the full-precision model's mean of the primary measure; NaN without one."""
     values = records.of(records.runs, model=model, method="fp")[measures(records.primary)[0].key]
-    if not values.empty:
-        ax.axhline(values.mean(), color=GREY, linestyle="--", linewidth=1, label="Full precision")
+    return float(values.mean()) if len(values) else math.nan
+
+
+def draw_baseline(ax: Axes, records: Records, model: str, upright: bool = True) -> None:
+    """Draw a dashed line at the full-precision model's mean, if the study has it.
+
+    Args:
+        ax: The axes.
+        records: The study.
+        model: The model.
+        upright: Whether the measure's axis is the vertical one.
+    """
+    mean = baseline(records, model)
+    if not math.isnan(mean):
+        draw = ax.axhline if upright else ax.axvline
+        draw(mean, color=GREY, linestyle="--", linewidth=1, label="Full precision")
 
 
 def caption_of(records: Records, text: str) -> str:

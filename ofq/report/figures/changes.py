@@ -1,5 +1,7 @@
 """Figures of changes between steps: gradient signs, and joint flips of query and key."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
@@ -7,6 +9,16 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ofq.report.collect import Records
+from ofq.report.figures.looks import Look, looks
+from ofq.report.figures.multiples import (
+    BEHIND,
+    MOST,
+    SENTENCE,
+    Facet,
+    crowded,
+    facets_of,
+    small_multiples,
+)
 from ofq.report.figures.oscillation import shares_qat
 from ofq.report.figures.recorded import of_first_model
 from ofq.report.figures.registry import Drawn, register_figure
@@ -14,11 +26,10 @@ from ofq.report.figures.style import (
     COLUMN,
     GREY,
     PAGE,
-    Look,
     add_legend,
     broken,
+    fit_to_data,
     legend_height,
-    looks,
     new_figure,
     panels,
 )
@@ -29,6 +40,11 @@ SPANS = 5
 ENOUGH = 5
 """Expected joint flips below which a ratio isn't shown: it would be noise."""
 
+
+QUANTITIES = {
+    "ratio": "joint flips,\nobserved / expected",
+    "rate": "flips per 1,000\nweights and step",
+}
 
 PAIRS = 400
 """Pairs of gradients below which their share isn't shown: its 95 % interval exceeds ±5 points."""
@@ -82,65 +98,124 @@ def _sign_lines(ax: Axes, rows: pd.DataFrame) -> None:
 
 @register_figure("joint_flips")
 def joint_flips(records: Records) -> Drawn:
-    """Draw joint flips of query and key, and the flip rate of both: a column per bits."""
-    study, style = records.study, looks(records.study.methods)
+    """Draw joint flips of query and key, and the flip rate of both: a column per bits.
+
+    With many methods, each has panels of its own (:mod:`ofq.report.figures.multiples`).
+    """
+    study = records.study
     model, recorded = of_first_model(records, "joint_flips", "sample")
     bits = [b for b in study.bits if b in set(recorded["bits"])]
+    facets = [
+        facet
+        for facet in facets_of(records, QUANTITIES, study.methods)
+        if facet.model == model and facet.bits in bits
+    ]
+    draw = partial(_flip_curve, records, recorded)
+    if crowded(facets):
+        picture, shown = small_multiples(records, facets, draw, "epoch")
+        for facet in facets:
+            _finish([ax for (of, _), ax in shown.items() if of == facet], facet.quantity)
+        return Drawn(picture, _flips_caption(model) + SENTENCE)
     width = COLUMN if len(bits) == 1 else PAGE
     columns = 2 if width == COLUMN else 4
     picture = new_figure(width, 3.9 + legend_height(len(study.methods), columns))
     grid = panels(picture, 2, len(bits), sharex="col", sharey="row")
+    for number, facet in enumerate(facets):
+        column, row = divmod(number, len(QUANTITIES))
+        for method in facet.methods:
+            draw(grid[row][column], facet, method, False)
     for (above, below), name in zip(zip(*grid, strict=True), bits, strict=True):
-        for number, method in enumerate(study.methods):
-            rows = records.of(recorded, bits=name, method=method)
-            if shares_qat(records, model, name, method):
-                rows = rows[rows["stage"] == "cga"]
-            _ratios(above, rows, style[method], (number + 0.5) / len(study.methods))
-            _rates(below, rows, style[method], records.labels[method])
-        above.axhline(1, color=GREY, linewidth=0.8)
         above.set_title(name)
         below.xaxis.set_major_locator(MaxNLocator(integer=True))
         below.set_xlabel("epoch")
-    grid[0][0].set_ylabel("joint flips,\nobserved / expected")
-    grid[1][0].set_ylabel("flips per 1,000\nweights and step")
-    grid[1][0].set_ylim(bottom=0)
+    for axes, (quantity, name) in zip(grid, QUANTITIES.items(), strict=True):
+        axes[0].set_ylabel(name)
+        _finish(axes, quantity)
     add_legend(picture, columns)
-    return Drawn(
-        picture,
-        f"Query and key of {model}, flipping together. Above: pairs of a weight of W_q and one of "
+    return Drawn(picture, _flips_caption(model))
+
+
+def _finish(axes: list[Axes], quantity: str) -> None:
+    """Set limits by ratios, not by their intervals, with a line at independence; rates begin at 0.
+
+    Args:
+        axes: The panels that share limits, with all their curves.
+        quantity: What they show: ``ratio`` or ``rate``.
+    """
+    if quantity == "rate":
+        for ax in axes:
+            ax.set_ylim(bottom=0)
+        return
+    fit_to_data(
+        axes, [1.0, *(y for ax in axes for line in ax.get_lines() for y in line.get_ydata())]
+    )
+    for ax in axes:
+        ax.axhline(1, color=GREY, linewidth=0.8, zorder=0.8)
+
+
+def _flips_caption(model: str) -> str:
+    return (
+        f"Query and key of {model}, flipping together. First: pairs of a weight of W_q and one of "
         "W_k, of the same channel of a head, that flip in the same step, over their number were "
         f"query and key independent; over all layers and seeds, in {SPANS} spans of a stage, with "
-        f"95 % Poisson intervals, where at least {ENOUGH} are expected. Hollow: the same for "
-        "channels of different heads, which shows what moves all weights at once. Below: how often "
+        f"95 % Poisson intervals, where at least {ENOUGH} are expected. Dashes: the same for "
+        "channels of different heads, which shows what moves all weights at once. Then: how often "
         "weights of query and key flip. With QKR they are not quantized by themselves; their codes "
-        "are those that StatsQ would give them.",
+        "are those that StatsQ would give them."
     )
+
+
+def _flip_curve(
+    records: Records, recorded: pd.DataFrame, ax: Axes, facet: Facet, method: str, behind: bool
+) -> None:
+    rows = records.of(recorded, model=facet.model, bits=facet.bits, method=method)
+    if shares_qat(records, facet.model, facet.bits, method):
+        rows = rows[rows["stage"] == "cga"]
+    look = looks(records.methods)[method]
+    if behind:
+        if facet.quantity == "rate":
+            ax.plot(_rates(rows), **BEHIND)
+    elif facet.quantity == "rate":
+        rates = _rates(rows)
+        ax.plot(rates, label=records.labels[method], markevery=max(1, len(rates) // 6),
+                linestyle=look.linestyle, **look.marks)  # fmt: skip
+    else:
+        methods = facet.methods
+        alone = len(methods) > MOST
+        place = 0.5 if alone else (methods.index(method) + 0.5) / len(methods)
+        _ratios(ax, rows, look, place)
 
 
 def _ratios(ax: Axes, rows: pd.DataFrame, look: Look, place: float) -> None:
     """Draw ratios of one method, at its place (0 to 1) in each span."""
-    for _, stage in rows.groupby("stage"):
-        epochs = stage["epoch"] - stage["epoch"].min()
-        span = (epochs * SPANS // (epochs.max() + 1)).rename("span")
-        sums = stage.groupby(span).sum(numeric_only=True)
-        length = (epochs.max() + 1) / SPANS
-        begins = stage["epoch"].min() - 0.5 + length * sums.index.to_numpy()
-        for suffix, fill, shift in (("", look.color, -0.05), ("_strangers", "white", 0.05)):
-            joint, expected = sums[f"joint{suffix}"], sums[f"expected{suffix}"]
-            shown = expected >= ENOUGH
-            ax.errorbar(
-                (begins + length * (0.1 + 0.8 * place + shift))[shown],
-                (joint / expected)[shown],
-                (1.96 * np.sqrt(joint) / expected)[shown],
-                marker=look.marker, color=look.color, markerfacecolor=fill, elinewidth=0.8,
-                linestyle="none",
-            )  # fmt: skip
+    spans = [_spans(stage) for _, stage in rows.groupby("stage", observed=True)]
+    drawn = pd.concat(spans) if spans else pd.DataFrame()
+    if drawn.empty:
+        return
+    places = drawn["begin"] + drawn["length"] * (0.1 + 0.8 * place)
+    apart = drawn["length"] * 0.05
+    dash = {"color": look.color, "marker": "_", "markersize": 5}
+    for suffix, marks, side in (("", look.marks, -1), ("_strangers", dash, 1)):
+        joint, expected = drawn[f"joint{suffix}"], drawn[f"expected{suffix}"]
+        shown = expected >= ENOUGH
+        x, ratio = (places + side * apart)[shown], (joint / expected)[shown]
+        half = (1.96 * np.sqrt(joint) / expected)[shown]
+        ax.plot(x, ratio, linestyle="none", **marks)
+        ax.vlines(x, ratio - half, ratio + half, color=look.color, linewidth=0.8)
 
 
-def _rates(ax: Axes, rows: pd.DataFrame, look: Look, label: str) -> None:
+def _spans(stage: pd.DataFrame) -> pd.DataFrame:
+    """Return sums over the spans of one stage, with each span's begin and length in epochs."""
+    first, epochs = stage["epoch"].min(), stage["epoch"] - stage["epoch"].min()
+    length = (epochs.max() + 1) / SPANS
+    span = (epochs * SPANS // (epochs.max() + 1)).rename("span")
+    sums = stage.groupby(span).sum(numeric_only=True).reset_index()
+    return sums.assign(begin=first - 0.5 + length * sums["span"], length=length)
+
+
+def _rates(rows: pd.DataFrame) -> pd.Series:
+    """Return flips of query and key per 1,000 weights and step, by epoch."""
     checks = 2 * rows["weights"] * rows["steps"]
     sums = rows.assign(flips=rows["flips_q"] + rows["flips_k"], checks=checks)
     by_epoch = sums.groupby("epoch")[["flips", "checks"]].sum()
-    every = max(1, len(by_epoch) // 6)
-    rate = 1000 * by_epoch["flips"] / by_epoch["checks"]
-    ax.plot(rate, marker=look.marker, markevery=every, label=label, **look.line)
+    return 1000 * by_epoch["flips"] / by_epoch["checks"]

@@ -3,10 +3,20 @@
 import math
 from textwrap import fill
 
+import pandas as pd
+
 from ofq.report.claims import judge_claims
 from ofq.report.collect import Records
 from ofq.report.figures.registry import Drawn, NothingToDraw, register_figure
-from ofq.report.figures.style import GREY, PAGE, add_legend, new_figure
+from ofq.report.figures.style import (
+    GREY,
+    PAGE,
+    add_legend,
+    draw_interval,
+    fit_to_data,
+    new_figure,
+)
+from ofq.report.statistics import Summary
 
 _COLORS = {
     "holds": "#117733",
@@ -15,6 +25,7 @@ _COLORS = {
     "undecided": GREY,
 }
 _ROW = 0.42  # inches
+_LINEAR = 2.0  # margins to which the axis is linear
 
 
 @register_figure("claims")
@@ -28,37 +39,38 @@ def forest(records: Records) -> Drawn:
     axes = picture.add_subplot()
     axes.axvspan(-1, 1, color="#eeeeee", zorder=0)
     axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
+    numbers = [rows[key] / rows["margin"] for key in ("difference", "control_difference")]
+    fit_to_data([axes], [-_LINEAR, _LINEAR, *pd.concat(numbers)], upright=False)
+    axes.set_xscale("symlog", linthresh=_LINEAR, linscale=1)
     shown: set[str] = set()
     for place, row in enumerate(rows.to_dict("records")):
         names = [row["verdict"], "matched control"]
-        sides = [
-            ("difference", "low", "high"),
-            ("control_difference", "control_low", "control_high"),
-        ]
-        for i, (name, keys) in enumerate(zip(names, sides, strict=True)):
-            mean, low, high = (row[key] / row["margin"] for key in keys)
-            if math.isnan(low):
+        for i, (name, prefix) in enumerate(zip(names, ("", "control_"), strict=True)):
+            mean, low, high = (
+                row[f"{prefix}{key}"] / row["margin"] for key in ("difference", "low", "high")
+            )
+            if math.isnan(mean):
                 continue
-            axes.errorbar(
+            color = _COLORS[row["verdict"]] if i == 0 else "#999999"
+            summary = Summary(row["seeds"], mean, math.nan, low, high)
+            draw_interval(axes, place + 0.25 * i, summary, color, upright=False)
+            axes.plot(
                 mean,
                 place + 0.25 * i,
-                xerr=[[mean - low], [high - mean]],
-                fmt="os"[i],
+                "os"[i],
                 markersize=4 - i,
-                color=_COLORS[row["verdict"]] if i == 0 else "#999999",
+                color=color,
                 markerfacecolor=None if i == 0 else "white",
-                capsize=2,
-                elinewidth=1,
                 label=None if name in shown else name,
             )
             shown.add(name)
     axes.set_yticks(range(len(rows)), [fill(text, 44) for text in rows["text"]])
     axes.set_ylim(len(rows) - 0.4, -0.5)
-    axes.set_xscale("symlog", linthresh=2, linscale=1)
     axes.set_xlabel("difference in units of the claim's margin (linear to ±2, then logarithmic)")
     add_legend(picture, 4)
     caption = (
         "each claim's number with its 95 % interval, divided by the margin that the claim states "
-        "(grey: within the margin); below it, hollow, the matched control."
+        "(grey: within the margin), cut with an arrow at the axis's end, none over one or two "
+        "seeds; below it, hollow, the matched control."
     )
     return Drawn(picture, caption)

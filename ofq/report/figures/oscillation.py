@@ -1,9 +1,20 @@
 """Figure of oscillation over training."""
 
+from functools import partial
+
 from matplotlib.axes import Axes
 
 from ofq.report.collect import Records
 from ofq.report.figures.by_model import title_of
+from ofq.report.figures.looks import looks
+from ofq.report.figures.multiples import (
+    BEHIND,
+    SENTENCE,
+    Facet,
+    crowded,
+    facets_of,
+    small_multiples,
+)
 from ofq.report.figures.registry import NO_RATES, Drawn, register_figure, require
 from ofq.report.figures.style import (
     COLUMN,
@@ -11,7 +22,6 @@ from ofq.report.figures.style import (
     PAGE,
     add_legend,
     legend_height,
-    looks,
     new_figure,
     over_seeds,
     panels,
@@ -22,26 +32,38 @@ QUANTITIES = {
     "flips": "flips per 1,000\nweights and step",
 }
 
+_END = "_end of QAT"  # a label that legends leave out
+
 
 @register_figure("oscillation_over_training")
 def over_training(records: Records) -> Drawn:
-    """Draw oscillation rate and flips over epochs, a column per bits."""
+    """Draw oscillation rate and flips over epochs, a column per bits.
+
+    With many methods, each has panels of its own (:mod:`ofq.report.figures.multiples`).
+    """
     study = records.study
     require(records.metrics, "oscillation_rate", NO_RATES)
+    facets = facets_of(records, QUANTITIES, study.methods)
+    if crowded(facets):
+        picture, shown = small_multiples(records, facets, partial(_curve, records), "epoch")
+        for ax in shown.values():
+            ax.set_ylim(bottom=0)
+        return Drawn(picture, _caption(records) + SENTENCE)
     width = COLUMN if len(study.bits) == 1 else PAGE
     columns = 2 if width == COLUMN else 4
     legend = legend_height(len(study.methods), columns)
     picture = new_figure(width, 0.5 + legend + 2.9 * len(study.models))
     grid = panels(picture, 2 * len(study.models), len(study.bits), sharex="col", sharey="row")
-    for i, model in enumerate(study.models):
-        for j, bits in enumerate(study.bits):
-            for k, (quantity, name) in enumerate(QUANTITIES.items()):
-                ax = grid[2 * i + k][j]
-                _curves(ax, records, quantity, model, bits)
-                if k == 0:
-                    ax.set_title(title_of(records, model, bits))
-                if j == 0:
-                    ax.set_ylabel(name)
+    for number, facet in enumerate(facets):
+        place, quantity = divmod(number, len(QUANTITIES))
+        model, column = divmod(place, len(study.bits))
+        ax = grid[2 * model + quantity][column]
+        for method in facet.methods:
+            _curve(records, ax, facet, method, False)
+        if quantity == 0:
+            ax.set_title(title_of(records, facet.model, facet.bits))
+        if column == 0:
+            ax.set_ylabel(facet.name)
     for ax in grid[-1]:
         ax.set_xlabel("epoch")
     for row in grid:  # after all columns are drawn, since a limit stops a shared axis growing
@@ -61,27 +83,35 @@ def _caption(records: Records) -> str:
     return text
 
 
-def _curves(ax: Axes, records: Records, quantity: str, model: str, bits: str) -> None:
-    style = looks(records.study.methods)
-    rows = records.of(records.metrics, model=model, bits=bits)
-    for method in records.study.methods:
-        mine = records.of(rows, method=method)
-        ends = mine[mine["stage"] == "qat"]["epoch"].max()
-        if shares_qat(records, model, bits, method):
-            mine = mine[mine["epoch"] >= ends]
-        over_seeds(ax, mine, "epoch", quantity, records.labels[method], style[method])
-        if (mine["stage"] == "cga").any():
-            ax.axvline(ends, color=GREY, linestyle=":", linewidth=1)
-            ax.annotate(
-                "CGA",
-                (ends, 1),
-                (2, -1),
-                xycoords=("data", "axes fraction"),
-                textcoords="offset points",
-                va="top",
-                color=GREY,
-                fontsize=6.5,
-            )
+def _curve(records: Records, ax: Axes, facet: Facet, method: str, behind: bool) -> None:
+    rows = records.of(records.metrics, model=facet.model, bits=facet.bits, method=method)
+    ends = rows[rows["stage"] == "qat"]["epoch"].max()
+    if shares_qat(records, facet.model, facet.bits, method):
+        rows = rows[rows["epoch"] >= ends]
+    if behind:
+        ax.plot(
+            rows.dropna(subset=[facet.quantity]).groupby("epoch")[facet.quantity].mean(), **BEHIND
+        )
+        return
+    look = looks(records.methods)[method]
+    over_seeds(ax, rows, "epoch", facet.quantity, records.labels[method], look)
+    if (rows["stage"] == "cga").any() and ends not in _marked(ax):
+        ax.axvline(ends, color=GREY, linestyle=":", linewidth=1, label=_END)
+        ax.annotate(
+            "CGA",
+            (ends, 1),
+            (2, -1),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            va="top",
+            color=GREY,
+            fontsize=6.5,
+        )
+
+
+def _marked(ax: Axes) -> set[float]:
+    """Return the epochs at which a panel says already that QAT ends."""
+    return {float(line.get_xdata()[0]) for line in ax.get_lines() if line.get_label() == _END}
 
 
 def shares_qat(records: Records, model: str, bits: str, method: str) -> bool:

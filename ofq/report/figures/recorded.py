@@ -6,6 +6,7 @@ import pandas as pd
 
 from ofq.config.method import CgaConfig
 from ofq.report.collect import Records
+from ofq.report.figures.looks import RELEASED_RANGE
 from ofq.report.figures.registry import NothingToDraw
 from ofq.runs.folder import Table
 
@@ -60,3 +61,14 @@ def boundary_ranges(records: Records) -> dict[str, float]:
         if isinstance(annealing, CgaConfig):
             ranges[cell.method] = annealing.boundary_range
     return ranges
+
+
+def range_name(boundary_range: float, between: str = " ") -> str:
+    """Return a boundary range as text that says which one is OFQ's.
+
+    Args:
+        boundary_range: The range in quantization steps.
+        between: What stands between the number and the mark.
+    """
+    mark = f"{between}(OFQ)" if boundary_range == RELEASED_RANGE else ""
+    return f"{boundary_range:g}{mark}"

@@ -1,9 +1,9 @@
 """Figures of one quantity against another: accuracy, bits, oscillation, and frozen weights."""
 
+from functools import partial
 from itertools import product
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,15 +12,27 @@ from scipy import stats
 
 from ofq.config.fields import parse_bits
 from ofq.report.collect import Records
+from ofq.report.figures.by_method import draw_by_method, interval_words
 from ofq.report.figures.by_model import caption_of, draw_baseline, draw_models, title_of
-from ofq.report.figures.recorded import boundary_ranges
+from ofq.report.figures.looks import RELEASED_RANGE, bits_looks, looks
+from ofq.report.figures.multiples import (
+    BEHIND,
+    MOST,
+    SENTENCE,
+    Facet,
+    crowded,
+    facets_of,
+    small_multiples,
+)
+from ofq.report.figures.recorded import boundary_ranges, range_name
 from ofq.report.figures.registry import NO_RATES, Drawn, NothingToDraw, register_figure, require
 from ofq.report.figures.style import (
     COLUMN,
     PAGE,
     add_legend,
+    draw_interval,
+    fit_to_data,
     legend_height,
-    looks,
     new_figure,
     over_seeds,
     panels,
@@ -30,40 +42,74 @@ from ofq.report.measures import OSCILLATION_MID, Measure, measures
 
 @register_figure("accuracy_against_bits")
 def against_bits(records: Records) -> Drawn:
-    """Draw a line per method over the weights' bits, one panel per model."""
+    """Draw a line per method over the weights' bits, one panel per model.
+
+    With many methods, each has panels of its own (:mod:`ofq.report.figures.multiples`); with one
+    bit-width there is no axis of bits, and each method has a row instead.
+
+    Raises:
+        NothingToDraw: With one bit-width the study's figure ``accuracy`` would be the same.
+    """
     study, measure = records.study, measures(records.primary)[0]
+    if len(study.bits) == 1:
+        if "accuracy" in study.figures:
+            raise NothingToDraw("the study has one bit-width, so figure 'accuracy' shows it all")
+        return draw_by_method(records)
+    draw = partial(_bit_line, records, measure)
+    means = records.runs[records.runs["method"] != "fp"].groupby(["model", "bits", "method"])
+    values = means[measure.key].mean()
+    facets = [
+        Facet(m, "", measure.key, measure.heading, tuple(study.methods)) for m in study.models
+    ]
+    caption = f"{measure.name} against bits: {interval_words(len(study.seeds))}."
+    if crowded(facets):
+        picture, shown = small_multiples(records, facets, draw, "", ticks=0)
+        fit_to_data(list(shown.values()), values)
+        for (facet, _), ax in shown.items():
+            _bits_axis(ax, records)
+            draw_baseline(ax, records, facet.model)
+        return Drawn(picture, caption_of(records, caption) + SENTENCE)
     width = COLUMN if len(study.models) == 1 else PAGE
     columns = 2 if width == COLUMN else 4
     picture = new_figure(width, 2.3 + legend_height(len(study.methods), columns))
-    draw_models(picture, records, lambda ax, name: _bit_lines(ax, records, measure, name), columns)
-    seeds = len(study.seeds)
-    spread = f"mean and 95 % t interval over {seeds} seeds" if seeds > 1 else "one seed"
-    caption = f"{measure.name} against bits: {spread}."
+    by_model = {facet.model: facet for facet in facets}
+
+    def panel(ax: Axes, model: str) -> None:
+        for method in study.methods:
+            draw(ax, by_model[model], method, False)
+        _bits_axis(ax, records)
+
+    draw_models(picture, records, values, panel, columns)
     return Drawn(picture, caption_of(records, caption))
 
 
-def _bit_lines(ax: Axes, records: Records, measure: Measure, model: str) -> None:
-    study, style = records.study, looks(records.study.methods)
-    places = {bits: x for x, bits in enumerate(sorted(study.bits, key=parse_bits))}
-    for i, method in enumerate(study.methods):
-        runs = records.of(records.runs, model=model, method=method)
-        cells = {
-            str(bits): measure.over_seeds(mine[measure.key], records.resplit)
-            for bits, mine in runs.groupby("bits")
-        }
-        known = sorted(cells, key=parse_bits)
-        shift = 0.04 * (i - (len(study.methods) - 1) / 2)  # so that intervals don't overlap
-        ax.errorbar(
-            [places[bits] + shift for bits in known],
-            [cells[bits].mean for bits in known],
-            np.nan_to_num([(cells[b].mean - cells[b].low, cells[b].high - cells[b].mean)
-                           for b in known]).T,
-            marker=style[method].marker, label=records.labels[method], capsize=2, elinewidth=0.8,
-            **style[method].line,
-        )  # fmt: skip
-    draw_baseline(ax, records, model)
-    ax.set_xticks(list(places.values()), list(places))
+def _bits_axis(ax: Axes, records: Records) -> None:
+    places = sorted(records.study.bits, key=parse_bits)
+    ax.set_xticks(range(len(places)), places)
     ax.set_xlim(-0.4, len(places) - 0.6)
+
+
+def _bit_line(
+    records: Records, measure: Measure, ax: Axes, facet: Facet, method: str, behind: bool
+) -> None:
+    study, places = records.study, sorted(records.study.bits, key=parse_bits)
+    runs = records.of(records.runs, model=facet.model, method=method)
+    cells = {
+        str(bits): measure.over_seeds(mine[measure.key], records.resplit)
+        for bits, mine in runs.groupby("bits")
+    }
+    known = sorted(cells, key=parse_bits)
+    means = [cells[bits].mean for bits in known]
+    if behind:
+        ax.plot([places.index(bits) for bits in known], means, **BEHIND)
+        return
+    look, number = looks(records.methods)[method], study.methods.index(method)
+    # so that intervals don't overlap
+    shift = 0.0 if len(study.methods) > MOST else 0.04 * (number - (len(study.methods) - 1) / 2)
+    xs = [places.index(bits) + shift for bits in known]
+    for x, bits in zip(xs, known, strict=True):
+        draw_interval(ax, x, cells[bits], look.color)
+    ax.plot(xs, means, label=records.labels[method], linestyle=look.linestyle, **look.marks)
 
 
 @register_figure("accuracy_against_oscillation")
@@ -103,11 +149,11 @@ def _legend_columns(records: Records) -> int:
 
 
 def _dots(ax: Axes, records: Records, runs: pd.DataFrame, measure: Measure) -> None:
-    style = looks(records.study.methods)
+    style = looks(records.methods)
     for method in records.study.methods:
-        mine, look = records.of(runs, method=method), style[method]
-        ax.plot(mine[OSCILLATION_MID.key], mine[measure.key], look.marker, color=look.color,
-                alpha=0.75, label=records.labels[method])  # fmt: skip
+        mine = records.of(runs, method=method)
+        ax.plot(mine[OSCILLATION_MID.key], mine[measure.key], linestyle="none", alpha=0.8,
+                label=records.labels[method], **style[method].marks)  # fmt: skip
 
 
 def _correlations(records: Records, runs: pd.DataFrame, measure: Measure) -> str:
@@ -150,26 +196,42 @@ def frozen(records: Records) -> Drawn:
     require(metrics, "frozen", "no run with an annealing stage has finished")
     rows = metrics.dropna(subset=["frozen"])
     methods = [m for m in study.methods if m in set(rows["method"])]
+    facets, name = facets_of(records, {"frozen": "frozen weights (%)"}, methods), _FROZEN
+    draw = partial(_frozen_curve, records, rows)
+    if crowded(facets):
+        picture, _ = small_multiples(records, facets, draw, "epoch of annealing")
+        return Drawn(picture, name + SENTENCE)
     picture, grid = _models_by_bits(records, 1.9, methods, sharey=True)
-    style = looks(study.methods)
-    for axes, model in zip(grid, study.models, strict=True):
-        for ax, bits in zip(axes, study.bits, strict=True):
-            for method in methods:
-                mine = records.of(rows, model=model, bits=bits, method=method)
-                mine = mine.assign(epoch=mine["epoch"] - mine["epoch"].min() + 1)
-                over_seeds(ax, mine, "epoch", "frozen", records.labels[method], style[method])
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for ax, facet in zip((ax for axes in grid for ax in axes), facets, strict=True):
+        for method in facet.methods:
+            draw(ax, facet, method, False)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in grid:
         axes[0].set_ylabel("frozen weights (%)")
     # after all are drawn, since a limit stops autoscaling of the shared axis; markers need room
     grid[0][0].set_ylim(top=min(grid[0][0].get_ylim()[1], 101))
     for ax in grid[-1]:
         ax.set_xlabel("epoch of the annealing stage")
     add_legend(picture, _legend_columns(records))
-    return Drawn(
-        picture,
-        "Share of the weights that annealing holds in an epoch: mean, shaded from the lowest to "
-        "the highest run.",
-    )
+    return Drawn(picture, name)
+
+
+_FROZEN = (
+    "Share of the weights that annealing holds in an epoch: mean, shaded from the lowest to the "
+    "highest run."
+)
+
+
+def _frozen_curve(
+    records: Records, rows: pd.DataFrame, ax: Axes, facet: Facet, method: str, behind: bool
+) -> None:
+    mine = records.of(rows, model=facet.model, bits=facet.bits, method=method)
+    mine = mine.assign(epoch=mine["epoch"] - mine["epoch"].min() + 1)
+    if behind:
+        ax.plot(mine.groupby("epoch")["frozen"].mean(), **BEHIND)
+    else:
+        look = looks(records.methods)[method]
+        over_seeds(ax, mine, "epoch", "frozen", records.labels[method], look)
 
 
 @register_figure("boundary_range")
@@ -181,22 +243,27 @@ def boundary_range(records: Records) -> Drawn:
         raise NothingToDraw("the study's methods have fewer than two boundary ranges")
     runs = records.runs[records.runs["method"].isin(ranges)]
     runs = runs.assign(boundary_range=runs["method"].map(ranges))
-    picture = new_figure(COLUMN if len(study.models) == 1 else PAGE, 2.5)
-    draw_models(picture, records, lambda ax, name: _range_lines(ax, records, runs, name), 4)
+    picture = new_figure(COLUMN if len(study.models) == 1 else PAGE, 2.7)
+    draw_models(picture, records, runs[measure.key],
+                lambda ax, name: _range_lines(ax, records, runs, name), 4)  # fmt: skip
     text = f"{measure.name} against the boundary range of CGA: a dot per seed, a line at the mean."
-    return Drawn(picture, text[0].upper() + text[1:])
+    if RELEASED_RANGE in ranges.values():
+        text += f" OFQ's is {RELEASED_RANGE:g}, the value of the released scripts."
+    return Drawn(picture, caption_of(records, text))
 
 
 def _range_lines(ax: Axes, records: Records, runs: pd.DataFrame, model: str) -> None:
     study, measure = records.study, measures(records.primary)[0]
-    style, ticks = looks(study.bits), sorted(runs["boundary_range"].unique())
+    style, ticks = bits_looks(study.bits), sorted(runs["boundary_range"].unique())
     for bits in study.bits:
         mine = records.of(runs, model=model, bits=bits)
         seeds = mine.groupby("boundary_range")[measure.key]
         look = style[bits]
         ax.plot(mine["boundary_range"], mine[measure.key], ".", color=look.color, alpha=0.4)
         ax.plot(seeds.mean(), marker=look.marker, label=bits, **look.line)
+    if RELEASED_RANGE in ticks:
+        ax.axvline(RELEASED_RANGE, color="#dddddd", linewidth=4, zorder=0)
     ax.set_xscale("log")
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set_xticks(ticks, [range_name(tick, "\n") for tick in ticks])
     ax.minorticks_off()
     ax.set_xlabel("boundary range (quantization steps)")

@@ -1,19 +1,24 @@
-"""Common style of all figures: sizes, fonts, colours, markers and files."""
+"""Common style of all figures: sizes, fonts, axes, legends and files."""
 
 import math
 import re
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from PIL import Image
+
+from ofq.report.figures.looks import Look
+from ofq.report.statistics import Summary
 
 COLUMN = 3.4
 """Width in inches of a figure in one column of a paper."""
@@ -21,11 +26,12 @@ COLUMN = 3.4
 PAGE = 7.0
 """Width in inches of a figure over both columns."""
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
-
 GREY = "#666666"
+
+ENOUGH_SEEDS = 3
+"""Fewest seeds with an interval in figures: over two, it is some twelve times as wide as they."""
+
+_MARGIN = 0.06  # of what the data span, on either side of them
 
 _DPI = 200
 _LETTERS = 72, 40  # most letters over the whole width, and in one title's line
@@ -60,32 +66,6 @@ _SETTINGS: Any = {
 }
 
 
-@dataclass(frozen=True)
-class Look:
-    """Style of one method in every figure of a study."""
-
-    color: str
-    marker: str
-    linestyle: Any
-
-    @property
-    def line(self) -> dict[str, Any]:
-        """Keyword arguments for a line."""
-        return {"color": self.color, "linestyle": self.linestyle}
-
-
-def looks(methods: list[str]) -> dict[str, Look]:
-    """Return a style for each method: colour-blind-safe (Okabe and Ito), with distinct markers."""
-    return {
-        method: Look(
-            _COLOURS[i % len(_COLOURS)],
-            _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)],
-            _DASHES[(i + i // len(_COLOURS)) % len(_DASHES)],
-        )
-        for i, method in enumerate(methods)
-    }
-
-
 def styled() -> AbstractContextManager[None]:
     """Return the context in which all figures are drawn and saved."""
     return mpl.rc_context(_SETTINGS)
@@ -115,8 +95,55 @@ def over_seeds(ax: Axes, rows: pd.DataFrame, x: str, y: str, label: str, look: L
     seeds = rows.dropna(subset=[y]).groupby(x)[y]
     mean = seeds.mean()
     every = max(1, len(mean) // 6)
-    ax.plot(mean.index, mean, label=label, marker=look.marker, markevery=every, **look.line)
+    ax.plot(mean.index, mean, label=label, markevery=every, linestyle=look.linestyle, **look.marks)
     ax.fill_between(mean.index, seeds.min(), seeds.max(), color=look.color, alpha=0.18, linewidth=0)
+
+
+def fit_to_data(axes: Sequence[Axes], values: ArrayLike, upright: bool = True) -> None:
+    """Set the limits of axes by their data, so that intervals drawn later don't set them.
+
+    Args:
+        axes: The axes.
+        values: All data that they show, finite or NaN.
+        upright: Whether the values' axis is the vertical one.
+    """
+    known = np.asarray(values, float)
+    known = known[np.isfinite(known)]
+    if not known.size:
+        return
+    low, high = float(known.min()), float(known.max())
+    room = _MARGIN * (high - low) or max(abs(low) / 100, 1e-6)
+    for ax in axes:
+        (ax.set_ylim if upright else ax.set_xlim)(low - room, high + room)
+
+
+def draw_interval(
+    ax: Axes, place: float, summary: Summary, color: str, upright: bool = True
+) -> None:
+    """Draw a mean's interval within the axes' limits, with arrows where it goes on beyond.
+
+    Nothing is drawn for fewer than :data:`ENOUGH_SEEDS` values, or without an interval.
+
+    Args:
+        ax: The axes, with their final limits.
+        place: Where it stands on the other axis.
+        summary: The mean and its interval.
+        color: Its colour.
+        upright: Whether it is vertical.
+    """
+    if summary.n < ENOUGH_SEEDS or math.isnan(summary.low):
+        return
+    lowest, highest = ax.get_ylim() if upright else ax.get_xlim()
+    low, high = np.clip([summary.low, summary.high], lowest, highest).tolist()
+    caps = ("_", "v", "^") if upright else ("|", "<", ">")
+    marks = [
+        caps[1] if summary.low < lowest else caps[0],
+        caps[2] if summary.high > highest else caps[0],
+    ]
+    for ends, marker in (((low, high), ""), ((low,), marks[0]), ((high,), marks[1])):
+        places = [place] * len(ends)
+        x, y = (places, ends) if upright else (ends, places)
+        ax.plot(x, y, color=color, marker=marker, linewidth=1, markersize=3.5, clip_on=False)
 
 
 _PLACES = re.compile(r' (?:d|x|y)="[^"]+"')

@@ -2,14 +2,25 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from ofq.report.collect import Records
+from ofq.report.figures.looks import looks
+from ofq.report.figures.multiples import (
+    BEHIND,
+    SENTENCE,
+    Facet,
+    crowded,
+    facets_of,
+    small_multiples,
+)
 from ofq.report.figures.recorded import of_first_bits
 from ofq.report.figures.registry import Drawn, register_figure
 from ofq.report.figures.style import (
@@ -17,7 +28,6 @@ from ofq.report.figures.style import (
     PAGE,
     add_legend,
     broken,
-    looks,
     new_figure,
     over_seeds,
     panels,
@@ -33,33 +43,47 @@ ZOOM = 60
 
 @register_figure("loss")
 def loss(records: Records) -> Drawn:
-    """Draw the loss over steps by method, a column per model and bits."""
-    study, style = records.study, looks(records.study.methods)
-    settings = [(model, bits) for model in study.models for bits in study.bits]
-    width = COLUMN if len(settings) == 1 else PAGE
+    """Draw the loss over steps by method, a column per model and bits.
+
+    With many methods, each has panels of its own (:mod:`ofq.report.figures.multiples`).
+    """
+    study = records.study
+    spread = " Shaded from the lowest to the highest seed." if len(study.seeds) > 1 else ""
+    caption = f"Evaluated loss over training, mean over seeds.{spread}"
+    facets = facets_of(records, {"loss": "loss"}, study.methods)
+    if crowded(facets):
+        picture, shown = small_multiples(records, facets, partial(_loss_curve, records), "step")
+        _label_powers(list(shown.values()))
+        return Drawn(picture, caption + SENTENCE)
+    width = COLUMN if len(facets) == 1 else PAGE
     picture = new_figure(width, 2.6)
-    axes = panels(picture, 1, len(settings), sharey=True)[0]
-    for ax, (model, bits) in zip(axes, settings, strict=True):
-        for method in study.methods:
-            rows = records.of(records.metrics, model=model, bits=bits, method=method)
-            over_seeds(ax, rows, "step", "loss", records.labels[method], style[method])
-        ax.set_title(f"{model}, {bits}" if len(study.models) > 1 else bits)
+    axes = panels(picture, 1, len(facets), sharey=True)[0]
+    for ax, facet in zip(axes, facets, strict=True):
+        for method in facet.methods:
+            _loss_curve(records, ax, facet, method, False)
+        ax.set_title(f"{facet.model}, {facet.bits}" if len(study.models) > 1 else facet.bits)
         ax.set_xlabel("step")
-        ax.set_yscale("log")
     axes[0].set_ylabel("loss")
     _label_powers(axes)
     add_legend(picture, 2 if width == COLUMN else 4)
-    spread = " Shaded from the lowest to the highest seed." if len(study.seeds) > 1 else ""
-    return Drawn(picture, f"Evaluated loss over training, mean over seeds.{spread}")
+    return Drawn(picture, caption)
+
+
+def _loss_curve(records: Records, ax: Axes, facet: Facet, method: str, behind: bool) -> None:
+    rows = records.of(records.metrics, model=facet.model, bits=facet.bits, method=method)
+    if behind:
+        ax.plot(rows.groupby("step")["loss"].mean(), **BEHIND)
+    else:
+        look = looks(records.methods)[method]
+        over_seeds(ax, rows, "step", "loss", records.labels[method], look)
 
 
 def _label_powers(axes: Sequence[Axes]) -> None:
-    """Label powers of ten as plain text; use a linear scale within a decade, which has none."""
-    low, high = axes[0].get_ylim()
+    """Use a logarithmic scale, with powers of ten as plain text, unless within a decade."""
+    values = np.concatenate([line.get_ydata() for ax in axes for line in ax.get_lines()])
     for ax in axes:
-        if high < 10 * low:
-            ax.set_yscale("linear")
-        else:
+        if np.nanmax(values) >= 10 * np.nanmin(values):
+            ax.set_yscale("log")
             ax.yaxis.set_major_formatter(_power_of_ten)
             ax.yaxis.set_minor_formatter(NullFormatter())
 

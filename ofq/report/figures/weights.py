@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from ofq.config.fields import parse_bits
 from ofq.report.collect import Records
-from ofq.report.figures.recorded import boundary_ranges, of_first_bits, of_first_model
+from ofq.report.figures.looks import role_looks
+from ofq.report.figures.recorded import boundary_ranges, of_first_bits, of_first_model, range_name
 from ofq.report.figures.registry import Drawn, NothingToDraw, register_figure
 from ofq.report.figures.style import (
     COLUMN,
@@ -17,7 +18,6 @@ from ofq.report.figures.style import (
     PAGE,
     add_legend,
     broken,
-    looks,
     new_figure,
     panels,
 )
@@ -201,7 +201,7 @@ def scale_paths(records: Records) -> Drawn:
     rows = records.of(rows, seed=seed)
     methods = sorted(ranges, key=ranges.__getitem__)
     picture = new_figure(COLUMN if len(methods) == 1 else PAGE, 2.6)
-    axes, style = panels(picture, 1, len(methods), sharey=True)[0], looks(sorted(set(rows["role"])))
+    axes, style = panels(picture, 1, len(methods), sharey=True)[0], role_looks(set(rows["role"]))
     for ax, method in zip(axes, methods, strict=True):
         for _, path in records.of(rows, method=method).sort_values("step").groupby("weight"):
             role, first = path["role"].iloc[0], path["scale"].iloc[0]
@@ -209,7 +209,7 @@ def scale_paths(records: Records) -> Drawn:
             steps = path["step"] - path["step"].min() + 1
             known = ax.get_legend_handles_labels()[1]
             ax.plot(steps, change, label="" if role in known else role, **style[role].line)
-        ax.set_title(f"BR {ranges[method]:g}")
+        ax.set_title(f"BR {range_name(ranges[method])}")
         ax.set_xlabel("step of CGA")
     axes[0].set_ylabel("change of the scale (%)")
     add_legend(picture, 3 if len(methods) == 1 else 6)
