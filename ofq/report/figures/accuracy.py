@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 
 from ofq.report.collect import Records
 from ofq.report.figures.by_method import draw_by_method, interval_words
-from ofq.report.figures.by_model import caption_of, draw_models
+from ofq.report.figures.by_model import caption_of, draw_baseline, draw_models, with_baselines
 from ofq.report.figures.looks import Look, looks
 from ofq.report.figures.registry import Drawn, register_figure
 from ofq.report.figures.style import COLUMN, PAGE, draw_interval, legend_height, new_figure
@@ -26,7 +26,8 @@ def draw(records: Records) -> Drawn:
     labels = len(study.methods) + 1  # with the baseline's
     picture = new_figure(width, 2.4 + legend_height(labels, 2))
     columns = 2 if width == COLUMN else 4
-    values = records.runs.loc[records.runs["method"] != "fp", measure.key]
+    runs = records.runs[records.runs["method"] != "fp"]
+    values = with_baselines(records, runs[measure.key])
     draw_models(picture, records, values, lambda ax, model: _panel(ax, records, measure, model),
                 columns)  # fmt: skip
     seeds = len(study.seeds)
@@ -49,6 +50,7 @@ def _panel(ax: Axes, records: Records, measure: Measure, model: str) -> None:
                 ax, measure, runs, centre, step,
                 name=records.labels[method], look=style[method], resplit=records.resplit,
             )  # fmt: skip
+    draw_baseline(ax, records, model)
     ax.set_xticks(range(len(study.bits)), study.bits)
     ax.tick_params(axis="x", length=0)
     ax.set_xlim(-0.5, len(study.bits) - 0.5)

@@ -1,9 +1,8 @@
 """Helpers of figures of several models: panels, titles, and the baseline."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
@@ -25,17 +24,15 @@ def draw_models(
     Args:
         picture: The figure.
         records: The study.
-        values: All values that the panels show; with the baseline's they set the axes' limits.
+        values: All values that the panels show, which set the axes' limits.
         draw: Function that draws a model's panel, whose limits are set already.
         columns: The most columns of the legend.
     """
     models = records.study.models
     axes = panels(picture, 1, len(models), sharey=True)[0]
-    baselines = [baseline(records, model) for model in models]
-    fit_to_data(axes, [*np.asarray(values, float), *baselines])
+    fit_to_data(axes, values)
     for ax, model in zip(axes, models, strict=True):
         draw(ax, model)
-        draw_baseline(ax, records, model)
         if len(models) > 1:
             ax.set_title(broken_name(model, len(models)))
     axes[0].set_ylabel(measures(records.primary)[0].heading)
@@ -53,6 +50,11 @@ def baseline(records: Records, model: str) -> float:
     """Return the full-precision model's mean of the primary measure; NaN without one."""
     values = records.of(records.runs, model=model, method="fp")[measures(records.primary)[0].key]
     return float(values.mean()) if len(values) else math.nan
+
+
+def with_baselines(records: Records, values: Iterable[float]) -> list[float]:
+    """Return values and the baselines' of all the study's models."""
+    return [*values, *(baseline(records, model) for model in records.study.models)]
 
 
 def draw_baseline(ax: Axes, records: Records, model: str, upright: bool = True) -> None:

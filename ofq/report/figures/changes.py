@@ -119,7 +119,7 @@ def joint_flips(records: Records) -> Drawn:
     width = COLUMN if len(bits) == 1 else PAGE
     columns = 2 if width == COLUMN else 4
     picture = new_figure(width, 3.9 + legend_height(len(study.methods), columns))
-    grid = panels(picture, 2, len(bits), sharex="col", sharey="row")
+    grid = panels(picture, 2, len(bits), sharex="col")
     for number, facet in enumerate(facets):
         column, row = divmod(number, len(QUANTITIES))
         for method in facet.methods:

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ofq.report.collect import Records, mid_epoch
@@ -47,22 +48,26 @@ def by_role(records: Records) -> Drawn:
     depths = [_depths(records, maps, line) for line in rows]
     roles = [r for r in ROLES if any(r in frame.columns for frame in maps.values())]
     picture, grid, block = _grid(records, [len(known) for known in depths], len(columns))
-    top = max((np.nanmax(f.to_numpy(float)) for f in maps.values() if f.size), default=1.0) or 1.0
-    image = None
+    tops = _tops(maps)
+    images: dict[str, AxesImage] = {}
+    drawn: dict[str, list[Axes]] = {}
     for axes, line, known in zip(grid, rows, depths, strict=True):
         for ax, column in zip(axes, columns, strict=True):
-            frame = maps.get(Place(**line, **column), pd.DataFrame())
-            image = _heat(ax, frame.reindex(index=known, columns=roles), float(top), block)
+            place = Place(**line, **column)
+            frame = maps.get(place, pd.DataFrame()).reindex(index=known, columns=roles)
+            images[place.bits] = _heat(ax, frame, tops.get(place.bits, 1.0), block)
+            drawn.setdefault(place.bits, []).append(ax)
             if axes is grid[0]:
                 ax.set_title(_heading(records, column, len(columns)))
         axes[0].set_ylabel(_row_name(records, line))
-    _colour_bar(picture, image, grid)
+    _colour_bars(picture, images, drawn, "right" if "bits" in rows[0] else "bottom")
     one_of_several = len(records.study.methods) > 1 and len(records.study.models) > 1
     of_model = f" of {models[0]}" if one_of_several else ""
     return Drawn(
         picture,
         f"Oscillation rate by block and role of the weight matrix{of_model}, mean over seeds: at "
-        "the median epoch of QAT and at the end of the method's last stage. Grey: the method has "
+        "the median epoch of QAT and at the end of the method's last stage; each bit-width has its "
+        "own scale. Grey: the method has "
         "no such matrix (with QKR, query and key are one, qk), or no run has ended.",
     )
 
@@ -153,9 +158,22 @@ def _heat(ax: Axes, frame: pd.DataFrame, top: float, block: float) -> AxesImage:
     return image
 
 
-def _colour_bar(picture: Any, image: AxesImage | None, grid: list[list[Axes]]) -> None:
-    bar = picture.colorbar(
-        image, ax=[ax for row in grid for ax in row], location="right", fraction=0.03, pad=0.01
-    )
-    bar.set_label("oscillation rate (%)")
-    bar.outline.set_visible(False)
+def _tops(maps: dict[Place, pd.DataFrame]) -> dict[str, float]:
+    """Return the highest rate at each bits, since those of more bits are several times as high."""
+    tops: dict[str, float] = {}
+    for place, frame in maps.items():
+        if frame.size:
+            tops[place.bits] = max(tops.get(place.bits, 0.0), float(np.nanmax(frame)))
+    return {bits: top or 1.0 for bits, top in tops.items()}
+
+
+def _colour_bars(
+    picture: Any, images: dict[str, AxesImage], drawn: dict[str, list[Axes]], side: str
+) -> None:
+    """Draw a colour bar beside the panels of each bits."""
+    for bits, image in images.items():
+        bar = picture.colorbar(image, ax=drawn[bits], location=side, fraction=0.03, pad=0.01)
+        bar.set_label("oscillation rate (%)")
+        bar.locator = MaxNLocator(4)
+        bar.update_ticks()
+        bar.outline.set_visible(False)

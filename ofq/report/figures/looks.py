@@ -46,7 +46,7 @@ _FORMS: dict[str, Any] = {
 _OWN_FORM: Any = (0, (8, 1.2, 3, 1.2))
 
 _RUNGS = 2  # shades of siblings on either side of the middle one, before they get closer
-_RUNG = 0.4
+_RUNG = 0.35
 _LIGHTEST, _DARKEST = 0.65, 0.55  # most of white and of black in a shade
 
 # of what isn't a method, so that a colour's meaning doesn't depend on the study either
@@ -183,7 +183,7 @@ def _free_rung(wanted: float, taken: Collection[float]) -> float:
 
 def _offset(method: Method) -> float:
     """Return a little of shade, by QKR and annealing, so that no colour comes twice."""
-    return 0.06 * (2 * list(_MARKERS).index(method.qkr) + (method.cga is not None) - 2.5)
+    return 0.12 * (2 * list(_MARKERS).index(method.qkr) + (method.cga is not None) - 2.5)
 
 
 def _shaded(hue: str, shade: float) -> str:

@@ -73,7 +73,7 @@ def facets_of(records: Records, quantities: dict[str, str], methods: Iterable[st
 def small_multiples(
     records: Records, facets: list[Facet], draw: DrawCurve, x: str, ticks: int = 4
 ) -> tuple[Figure, dict[tuple[Facet, str], Axes]]:
-    """Draw a panel per facet and method; all panels of a facet have the same limits.
+    """Draw a panel per facet and method; those of a facet have the same limits.
 
     Args:
         records: The study.
@@ -106,16 +106,16 @@ def small_multiples(
         ax.yaxis.set_major_locator(MaxNLocator(3))
         if ticks:
             ax.xaxis.set_major_locator(MaxNLocator(ticks, integer=True))
-    for facet in facets:
-        share_limits([ax for (of, _), ax in shown.items() if of == facet])
+    _share_limits(shown)
     return picture, shown
 
 
-def share_limits(axes: list[Axes]) -> None:
-    """Give axes the narrowest limits that hold all of theirs."""
-    if axes:
+def _share_limits(shown: dict[tuple[Facet, str], Axes]) -> None:
+    """Give panels the narrowest limits that hold all: across within a figure, up within a facet."""
+    lefts, rights = zip(*(ax.get_xlim() for ax in shown.values()), strict=True)
+    for facet in {facet for facet, _ in shown}:
+        axes = [ax for (of, _), ax in shown.items() if of == facet]
         lows, highs = zip(*(ax.get_ylim() for ax in axes), strict=True)
-        lefts, rights = zip(*(ax.get_xlim() for ax in axes), strict=True)
         for ax in axes:
             ax.set(ylim=(min(lows), max(highs)), xlim=(min(lefts), max(rights)))
 

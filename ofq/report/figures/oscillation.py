@@ -53,7 +53,8 @@ def over_training(records: Records) -> Drawn:
     columns = 2 if width == COLUMN else 4
     legend = legend_height(len(study.methods), columns)
     picture = new_figure(width, 0.5 + legend + 2.9 * len(study.models))
-    grid = panels(picture, 2 * len(study.models), len(study.bits), sharex="col", sharey="row")
+    # each bit-width on its own scale: with more bits weights oscillate several times as much
+    grid = panels(picture, 2 * len(study.models), len(study.bits), sharex="col")
     for number, facet in enumerate(facets):
         place, quantity = divmod(number, len(QUANTITIES))
         model, column = divmod(place, len(study.bits))
@@ -66,15 +67,16 @@ def over_training(records: Records) -> Drawn:
             ax.set_ylabel(facet.name)
     for ax in grid[-1]:
         ax.set_xlabel("epoch")
-    for row in grid:  # after all columns are drawn, since a limit stops a shared axis growing
-        row[0].set_ylim(bottom=0)
+    for ax in (ax for row in grid for ax in row):
+        ax.set_ylim(bottom=0)
     add_legend(picture, columns)
     return Drawn(picture, _caption(records))
 
 
 def _caption(records: Records) -> str:
-    text = "Oscillation rate (above) and flips (below) over training: mean over seeds"
-    text += ", shaded from the lowest to the highest seed." if len(records.study.seeds) > 1 else "."
+    text = "Oscillation rate and flips over training: mean over seeds"
+    text += ", shaded from the lowest to the highest seed" if len(records.study.seeds) > 1 else ""
+    text += "; each bit-width has its own scale." if len(records.study.bits) > 1 else "."
     if (records.metrics["stage"] == "cga").any():
         text += (
             " Dotted line: QAT ends and CGA begins. A method with CGA whose QAT runs another "

@@ -13,7 +13,13 @@ from scipy import stats
 from ofq.config.fields import parse_bits
 from ofq.report.collect import Records
 from ofq.report.figures.by_method import draw_by_method, interval_words
-from ofq.report.figures.by_model import caption_of, draw_baseline, draw_models, title_of
+from ofq.report.figures.by_model import (
+    caption_of,
+    draw_baseline,
+    draw_models,
+    title_of,
+    with_baselines,
+)
 from ofq.report.figures.looks import RELEASED_RANGE, bits_looks, looks
 from ofq.report.figures.multiples import (
     BEHIND,
@@ -57,7 +63,7 @@ def against_bits(records: Records) -> Drawn:
         return draw_by_method(records)
     draw = partial(_bit_line, records, measure)
     means = records.runs[records.runs["method"] != "fp"].groupby(["model", "bits", "method"])
-    values = means[measure.key].mean()
+    values = with_baselines(records, means[measure.key].mean())
     facets = [
         Facet(m, "", measure.key, measure.heading, tuple(study.methods)) for m in study.models
     ]
@@ -66,8 +72,7 @@ def against_bits(records: Records) -> Drawn:
         picture, shown = small_multiples(records, facets, draw, "", ticks=0)
         fit_to_data(list(shown.values()), values)
         for (facet, _), ax in shown.items():
-            _bits_axis(ax, records)
-            draw_baseline(ax, records, facet.model)
+            _bits_axis(ax, records, facet.model)
         return Drawn(picture, caption_of(records, caption) + SENTENCE)
     width = COLUMN if len(study.models) == 1 else PAGE
     columns = 2 if width == COLUMN else 4
@@ -77,13 +82,14 @@ def against_bits(records: Records) -> Drawn:
     def panel(ax: Axes, model: str) -> None:
         for method in study.methods:
             draw(ax, by_model[model], method, False)
-        _bits_axis(ax, records)
+        _bits_axis(ax, records, model)
 
     draw_models(picture, records, values, panel, columns)
     return Drawn(picture, caption_of(records, caption))
 
 
-def _bits_axis(ax: Axes, records: Records) -> None:
+def _bits_axis(ax: Axes, records: Records, model: str) -> None:
+    draw_baseline(ax, records, model)
     places = sorted(records.study.bits, key=parse_bits)
     ax.set_xticks(range(len(places)), places)
     ax.set_xlim(-0.4, len(places) - 0.6)
@@ -249,7 +255,7 @@ def boundary_range(records: Records) -> Drawn:
     text = f"{measure.name} against the boundary range of CGA: a dot per seed, a line at the mean."
     if RELEASED_RANGE in ranges.values():
         text += f" OFQ's is {RELEASED_RANGE:g}, the value of the released scripts."
-    return Drawn(picture, caption_of(records, text))
+    return Drawn(picture, text[0].upper() + text[1:])
 
 
 def _range_lines(ax: Axes, records: Records, runs: pd.DataFrame, model: str) -> None:

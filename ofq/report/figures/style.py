@@ -134,7 +134,8 @@ def draw_interval(
     if summary.n < ENOUGH_SEEDS or math.isnan(summary.low):
         return
     lowest, highest = ax.get_ylim() if upright else ax.get_xlim()
-    low, high = np.clip([summary.low, summary.high], lowest, highest).tolist()
+    inside = 0.012 * (highest - lowest)  # so that an arrow's head doesn't touch the ticks' labels
+    low, high = np.clip([summary.low, summary.high], lowest + inside, highest - inside).tolist()
     caps = ("_", "v", "^") if upright else ("|", "<", ">")
     marks = [
         caps[1] if summary.low < lowest else caps[0],
