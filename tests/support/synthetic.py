@@ -1,6 +1,7 @@
 """Small workspaces whose run folders hold made-up numbers, written through RunFolder itself."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from ofq.config import Run, Workspace
 from ofq.config.run import quantization_of
 from ofq.runs.folder import RunFolder
 from ofq.runs.record import FINAL, facts_of, write_manifest
+
+SUITE = Path(__file__).parents[2]
 
 STUDY = {
     "title": "Made-up & tested",
@@ -89,6 +92,19 @@ def make_workspace(
     return Workspace(root)
 
 
+def make_shipped(root: Path, name: str, **changes: object) -> Workspace:
+    """A workspace whose study ``small`` is one of the suite's own, with its methods."""
+    shipped = Workspace(SUITE)
+    study = shipped.study(name).model_dump(mode="json", exclude_defaults=True)
+    keys = ("bits", "methods", "only", "figures", "factors", "contrasts")
+    made = {key: study[key] for key in keys if key in study}
+    workspace = make_workspace(root, **{**made, **changes})
+    (root / "config/methods/ofq.yaml").unlink()
+    for path in shipped.files("methods"):
+        shutil.copy(path, root / "config/methods")
+    return Workspace(workspace.root)
+
+
 def default_top1(run: Run) -> float:
     """Better with more bits and techniques, and a little noise that seeds share."""
     config = run.config
@@ -127,6 +143,8 @@ def write_run(workspace: Workspace, run: Run, top1: float) -> RunFolder:
     attempt = {"commit": "0123456789abcdef", "diff": "", "untracked": []}
     folder.write_json("provenance.json", {"attempts": [attempt]})
     rng = np.random.default_rng([run.config.seed, len(run.id), len(str(run.config.bits))])
+    if run.config.stage == "noise":
+        return _write_draws(folder, run, top1)
     epochs = run.config.training.epochs
     folder.append("metrics", [_metrics(run, e, top1, rng) for e in range(epochs + 1)])
     if has_codes(run):
@@ -149,6 +167,24 @@ def write_run(workspace: Workspace, run: Run, top1: float) -> RunFolder:
         {**result, "images": IMAGES, "epochs": epochs, "steps": epochs * STEPS, "seconds": 9},
         lambda path: path.write_bytes(b"weights"),
         marks,
+    )
+    return folder
+
+
+def gain(run: Run, draw: int) -> float:
+    """What a draw changes, in points: by −1 per seed for oscillating weights, −2 for others."""
+    each = -1.0 if run.config.noise.weights == "oscillating" else -2.0
+    return each * (run.config.seed + 1) + (0.25 if draw % 2 else -0.25)
+
+
+def _write_draws(folder: RunFolder, run: Run, top1: float) -> RunFolder:
+    draws = range(1, run.config.noise.samples + 1)
+    noisy = [{"step": draw, "changed": 0.5, "top1": top1 + gain(run, draw)} for draw in draws]
+    folder.append("noise", [{"step": 0, "changed": 0.0, "top1": top1}, *noisy])
+    mean = float(np.mean([row["top1"] for row in noisy]))
+    result = {"id": run.id, "primary": "top1", "top1": mean, "loss": 0.5, "images": IMAGES}
+    folder.finish(
+        {**result, "epochs": 0, "steps": 0, "seconds": 9}, lambda path: path.write_bytes(b"")
     )
     return folder
 

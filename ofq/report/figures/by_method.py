@@ -1,8 +1,5 @@
 """Dot plots with a row per method, whose names stand on the axis."""
 
-import re
-from textwrap import fill
-
 from matplotlib.axes import Axes
 
 from ofq.report.collect import Records
@@ -17,12 +14,12 @@ from ofq.report.figures.style import (
     broken_name,
     draw_interval,
     fit_to_data,
+    name_lines,
     new_figure,
     panels,
 )
 from ofq.report.measures import Measure, measures
 
-_LETTERS = 24  # of a method's name in one line
 _APART = 0.16  # of dots and mean from the middle of their row
 
 
@@ -30,11 +27,6 @@ def row_height(records: Records, methods: list[str]) -> float:
     """Return the height in inches of a row that holds the longest of the methods' names."""
     lines = max(name_lines(records.labels[method]).count("\n") + 1 for method in methods)
     return max(0.2, 0.04 + 0.125 * lines)
-
-
-def name_lines(label: str) -> str:
-    """Break a method's label into lines that fit beside a panel of one column."""
-    return fill(re.sub(r"\+ ", "+\N{NO-BREAK SPACE}", label), _LETTERS, break_on_hyphens=False)
 
 
 def name_rows(ax: Axes, records: Records, methods: list[str]) -> None:

@@ -13,6 +13,7 @@ from ofq.report.figures.looks import Look, looks
 from ofq.report.figures.multiples import (
     BEHIND,
     MOST,
+    ROOM,
     SENTENCE,
     Facet,
     crowded,
@@ -146,9 +147,8 @@ def _finish(axes: list[Axes], quantity: str) -> None:
         for ax in axes:
             ax.set_ylim(bottom=0)
         return
-    fit_to_data(
-        axes, [1.0, *(y for ax in axes for line in ax.get_lines() for y in line.get_ydata())]
-    )
+    ratios = [np.asarray(line.get_ydata(), float) for ax in axes for line in ax.get_lines()]
+    fit_to_data(axes, np.concatenate([[1.0], *ratios]), room=ROOM)
     for ax in axes:
         ax.axhline(1, color=GREY, linewidth=0.8, zorder=0.8)
 

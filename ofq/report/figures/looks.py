@@ -190,7 +190,8 @@ def _shaded(hue: str, shade: float) -> str:
     """Mix a hue with white (shade up to 1) or with black (down to −1)."""
     end, most = (1.0, _LIGHTEST) if shade > 0 else (0.0, _DARKEST)
     rgb = np.array(to_rgb(hue))
-    return to_hex(rgb + (end - rgb) * most * abs(shade))
+    red, green, blue = rgb + (end - rgb) * most * abs(shade)
+    return to_hex((red, green, blue))
 
 
 def _dashes(method: Method) -> Any:

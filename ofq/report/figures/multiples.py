@@ -3,24 +3,33 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import ceil
+from textwrap import fill
+from typing import Any
 
+import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ofq.report.collect import Records
-from ofq.report.figures.style import PAGE, broken, broken_name, new_figure, panels
+from ofq.report.figures.style import PAGE, broken_name, name_lines, new_figure, panels
 
 MOST = 6
 """Most curves in one panel."""
 
-BEHIND = {"color": "#d4d4d4", "linewidth": 0.6, "zorder": 0.5}
+BEHIND: dict[str, Any] = {"color": "#d4d4d4", "linewidth": 0.6, "zorder": 0.5}
 """Keyword arguments for the curves of the other methods, behind a method's own."""
 
 SENTENCE = " A panel per method; in light grey, the other methods."
 """What captions say about small multiples."""
 
+ROOM = 0.12
+"""Room above and below the data, as a share of what they span, for whole markers in low panels."""
+
 _COLUMNS = 4
+_FACETS = 6  # most facets side by side
+_SMALL = 7.0  # size of the letters
 _LOW, _HIGH = 0.62, 0.85  # heights in inches of a panel in a long column, and in a short one
 
 
@@ -58,16 +67,24 @@ def facets_of(records: Records, quantities: dict[str, str], methods: Iterable[st
     Args:
         records: The study.
         quantities: Names of the quantities by their keys.
-        methods: The methods that may have curves; those without a finished run are left out.
+        methods: The methods that may have curves. Those without a finished run are left out, and
+            those that inject noise into models of another method, whose curves are that one's.
     """
     study, methods = records.study, list(methods)
     found = []
     for model in study.models:
         for bits in study.bits:
-            runs = set(records.of(records.runs, model=model, bits=bits)["method"])
-            known = tuple(method for method in methods if method in runs)
+            runs = records.of(records.runs, model=model, bits=bits)
+            known = tuple(m for m in methods if _has_own_curve(records, runs, m))
             found += [Facet(model, bits, key, name, known) for key, name in quantities.items()]
     return found
+
+
+def _has_own_curve(records: Records, runs: pd.DataFrame, method: str) -> bool:
+    mine = runs.loc[runs["method"] == method, "chain"]
+    if mine.empty or records.methods[method].noise is None:
+        return not mine.empty
+    return not {chain.split(" > ")[-2] for chain in mine} <= set(runs["run"])
 
 
 def small_multiples(
@@ -86,8 +103,8 @@ def small_multiples(
         The figure, and the panels by facet and method, for each method that the facet has.
     """
     methods = [m for m in records.study.methods if any(m in facet.methods for facet in facets)]
-    wide = len(facets) > 2
-    picture, grid, places = (_by_row if wide else _by_block)(facets, methods)
+    lay_out = _by_row if _is_wide(facets) else _by_block
+    picture, grid, places = lay_out(facets, methods)
     shown: dict[tuple[Facet, str], Axes] = {}
     for (facet, method), (row, column) in places.items():
         ax = grid[row][column]
@@ -96,6 +113,8 @@ def small_multiples(
         for other in facet.methods:
             if other != method:
                 draw(ax, facet, other, True)
+        _merge_lines(ax)
+        ax.margins(0.06, ROOM)
         draw(ax, facet, method, False)
         shown[facet, method] = ax
     for ax in {ax for axes in grid for ax in axes} - set(shown.values()):
@@ -103,11 +122,21 @@ def small_multiples(
     _label(records, shown, places, x)
     for ax in shown.values():
         ax.tick_params(labelsize=6.5)
-        ax.yaxis.set_major_locator(MaxNLocator(3))
+        ax.yaxis.set_major_locator(MaxNLocator(3, min_n_ticks=2))
         if ticks:
             ax.xaxis.set_major_locator(MaxNLocator(ticks, integer=True))
     _share_limits(shown)
     return picture, shown
+
+
+def _merge_lines(ax: Axes) -> None:
+    """Make the curves behind one line with gaps, which takes a third of the room in a file."""
+    curves = [np.asarray(line.get_data(), float) for line in ax.get_lines()]
+    for line in list(ax.get_lines()):
+        line.remove()
+    if curves:
+        gap = np.full((2, 1), np.nan)
+        ax.plot(*np.hstack([part for curve in curves for part in (curve, gap)]), **BEHIND)
 
 
 def _share_limits(shown: dict[tuple[Facet, str], Axes]) -> None:
@@ -124,6 +153,10 @@ _Places = dict[tuple[Facet, str], tuple[int, int]]
 _Layout = tuple[Figure, list[list[Axes]], _Places]
 
 
+def _is_wide(facets: list[Facet]) -> bool:
+    return len(facets) > 2
+
+
 def _by_block(facets: list[Facet], methods: list[str]) -> _Layout:
     """Lay methods out side by side, the facets of each below one another."""
     rows = ceil(len(methods) / _COLUMNS) * len(facets)
@@ -137,56 +170,66 @@ def _by_block(facets: list[Facet], methods: list[str]) -> _Layout:
 
 
 def _by_row(facets: list[Facet], methods: list[str]) -> _Layout:
-    """Lay out a row per method, and a column per facet of a model; models below one another."""
+    """Lay out a row per method and a column per facet; if those are many, models one by one."""
     models = list(dict.fromkeys(facet.model for facet in facets))
-    columns = [[f for f in facets if f.model == model] for model in models]
-    rows = len(models) * len(methods)
-    picture = new_figure(PAGE, 0.8 + (_LOW if rows > 8 else _HIGH) * rows)
+    blocks = (
+        [facets]
+        if len(facets) <= _FACETS
+        else [[f for f in facets if f.model == m] for m in models]
+    )
+    rows = len(blocks) * len(methods)
+    picture = new_figure(PAGE, 0.8 * len(blocks) + (_LOW if rows > 8 else _HIGH) * rows)
     places = {
-        (facet, method): (m * len(methods) + i, k)
-        for m, of_model in enumerate(columns)
-        for k, facet in enumerate(of_model)
+        (facet, method): (b * len(methods) + i, k)
+        for b, block in enumerate(blocks)
+        for k, facet in enumerate(block)
         for i, method in enumerate(methods)
     }
-    return picture, panels(picture, rows, max(map(len, columns))), places
+    return picture, panels(picture, rows, max(map(len, blocks))), places
 
 
 def _label(records: Records, shown: dict[tuple[Facet, str], Axes], places: _Places, x: str) -> None:
     """Name methods and facets on the outer panels, and the horizontal axis on the lowest."""
-    wide = len({facet for facet, _ in places}) > 2
-    lowest: dict[int, int] = {}
-    first: dict[str, int] = {}
-    for facet, method in shown:
-        row, column = places[facet, method]
-        lowest[column] = max(row, lowest.get(column, row))
-        first[facet.model] = min(row, first.get(facet.model, row))
     facets = list(dict.fromkeys(facet for facet, _ in places))
-    for (facet, method), ax in shown.items():
-        row, column = places[facet, method]
-        label = records.labels[method]
-        if wide:
-            if row == first[facet.model]:
-                ax.set_title(_facet_title(records, facet, len(facets)), fontsize=7)
-            if column == 0:
-                ax.set_ylabel(broken(label, 4), rotation=0, ha="right", va="center", fontsize=7)
-        else:
-            if facet == facets[0]:
-                ax.set_title(broken(label, _COLUMNS), fontsize=7)
-            if column == 0:
-                ax.set_ylabel(_facet_name(records, facet), fontsize=7)
-        if row == lowest[column]:
-            ax.set_xlabel(x, fontsize=7)
-        else:
+    last = max(row for row, _ in places.values())
+    by_place = {places[key]: key for key in shown}
+    for (row, column), (facet, method) in by_place.items():
+        ax = shown[facet, method]
+        is_top = not any(f == facet and places[f, m][0] < row for f, m in shown)
+        is_left = not any((row, other) in by_place for other in range(column))
+        of_facet, of_method = is_top, is_left
+        if not _is_wide(facets):
+            of_facet, of_method = (
+                is_left,
+                not any(m == method and places[f, m][0] < row for f, m in shown),
+            )
+        if of_facet:
+            _name_facet(ax, records, facet, facets)
+        if of_method:
+            _name_method(ax, records.labels[method], facets)
+        if any((below, column) in by_place for below in range(row + 1, last + 1)):
             ax.tick_params(labelbottom=False)
+        else:
+            ax.set_xlabel(x, fontsize=_SMALL)
+            # what it says stands in the empty panels below, if there are any
+            ax.xaxis.set_in_layout(row == last)
 
 
-def _facet_title(records: Records, facet: Facet, count: int) -> str:
-    many = len(records.study.models) > 1
-    name = f"{broken_name(facet.model, min(count, 6))}\n" if many else ""
-    return f"{name}{facet.bits}\n{facet.name}".replace("\n\n", "\n")
+def _name_method(ax: Axes, label: str, facets: list[Facet]) -> None:
+    if _is_wide(facets):
+        name = name_lines(label, 22)
+        ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=_SMALL)
+    else:
+        ax.set_title(name_lines(label, 28), fontsize=_SMALL)
 
 
-def _facet_name(records: Records, facet: Facet) -> str:
-    name = facet.name if len(facet.name) < 20 else facet.name.replace(" (", "\n(")
-    many = len(records.study.models) > 1
-    return f"{broken_name(facet.model, 4)}\n{name}" if many else name
+def _name_facet(ax: Axes, records: Records, facet: Facet, facets: list[Facet]) -> None:
+    """Say on a panel's title, or on its axis, which facet it shows, if several could be meant."""
+    model = [broken_name(facet.model, 6)] if len(records.study.models) > 1 else []
+    bits = [facet.bits] if len({each.bits for each in facets}) > 1 else []
+    name = fill(facet.name.replace("\n", " "), 15)
+    text = "\n".join([*model, *bits, name])
+    if _is_wide(facets):
+        ax.set_title(text, fontsize=_SMALL)
+    else:
+        ax.set_ylabel(text, fontsize=_SMALL)

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from ofq.report.collect import Records
@@ -113,7 +114,9 @@ def _curve(records: Records, ax: Axes, facet: Facet, method: str, behind: bool) 
 
 def _marked(ax: Axes) -> set[float]:
     """Return the epochs at which a panel says already that QAT ends."""
-    return {float(line.get_xdata()[0]) for line in ax.get_lines() if line.get_label() == _END}
+    return {
+        float(np.ravel(line.get_xdata())[0]) for line in ax.get_lines() if line.get_label() == _END
+    }
 
 
 def shares_qat(records: Records, model: str, bits: str, method: str) -> bool:

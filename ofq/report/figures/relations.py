@@ -24,6 +24,7 @@ from ofq.report.figures.looks import RELEASED_RANGE, bits_looks, looks
 from ofq.report.figures.multiples import (
     BEHIND,
     MOST,
+    ROOM,
     SENTENCE,
     Facet,
     crowded,
@@ -70,7 +71,7 @@ def against_bits(records: Records) -> Drawn:
     caption = f"{measure.name} against bits: {interval_words(len(study.seeds))}."
     if crowded(facets):
         picture, shown = small_multiples(records, facets, draw, "", ticks=0)
-        fit_to_data(list(shown.values()), values)
+        fit_to_data(list(shown.values()), values, room=ROOM)
         for (facet, _), ax in shown.items():
             _bits_axis(ax, records, facet.model)
         return Drawn(picture, caption_of(records, caption) + SENTENCE)
@@ -245,10 +246,12 @@ def boundary_range(records: Records) -> Drawn:
     """Draw the measure against CGA's boundary range, one panel per model and a line per bits."""
     study, measure = records.study, measures(records.primary)[0]
     ranges = boundary_ranges(records)
-    if len(ranges) < 2:
-        raise NothingToDraw("the study's methods have fewer than two boundary ranges")
     runs = records.runs[records.runs["method"].isin(ranges)]
     runs = runs.assign(boundary_range=runs["method"].map(ranges))
+    several = runs.groupby(["model", "bits"])["boundary_range"].transform("nunique") > 1
+    runs = runs[several]
+    if runs.empty:
+        raise NothingToDraw("the study's methods have fewer than two boundary ranges at any bits")
     picture = new_figure(COLUMN if len(study.models) == 1 else PAGE, 2.7)
     draw_models(picture, records, runs[measure.key],
                 lambda ax, name: _range_lines(ax, records, runs, name), 4)  # fmt: skip
@@ -263,6 +266,8 @@ def _range_lines(ax: Axes, records: Records, runs: pd.DataFrame, model: str) -> 
     style, ticks = bits_looks(study.bits), sorted(runs["boundary_range"].unique())
     for bits in study.bits:
         mine = records.of(runs, model=model, bits=bits)
+        if mine.empty:
+            continue
         seeds = mine.groupby("boundary_range")[measure.key]
         look = style[bits]
         ax.plot(mine["boundary_range"], mine[measure.key], ".", color=look.color, alpha=0.4)

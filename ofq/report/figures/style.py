@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from io import BytesIO, StringIO
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -30,8 +31,6 @@ GREY = "#666666"
 
 ENOUGH_SEEDS = 3
 """Fewest seeds with an interval in figures: over two, it is some twelve times as wide as they."""
-
-_MARGIN = 0.06  # of what the data span, on either side of them
 
 _DPI = 200
 _LETTERS = 72, 40  # most letters over the whole width, and in one title's line
@@ -99,22 +98,25 @@ def over_seeds(ax: Axes, rows: pd.DataFrame, x: str, y: str, label: str, look: L
     ax.fill_between(mean.index, seeds.min(), seeds.max(), color=look.color, alpha=0.18, linewidth=0)
 
 
-def fit_to_data(axes: Sequence[Axes], values: ArrayLike, upright: bool = True) -> None:
+def fit_to_data(
+    axes: Sequence[Axes], values: ArrayLike, upright: bool = True, room: float = 0.06
+) -> None:
     """Set the limits of axes by their data, so that intervals drawn later don't set them.
 
     Args:
         axes: The axes.
         values: All data that they show, finite or NaN.
         upright: Whether the values' axis is the vertical one.
+        room: Free room on either side of the data, as a share of what they span.
     """
     known = np.asarray(values, float)
     known = known[np.isfinite(known)]
     if not known.size:
         return
     low, high = float(known.min()), float(known.max())
-    room = _MARGIN * (high - low) or max(abs(low) / 100, 1e-6)
+    margin = room * (high - low) or max(abs(low) / 100, 1e-6)
     for ax in axes:
-        (ax.set_ylim if upright else ax.set_xlim)(low - room, high + room)
+        (ax.set_ylim if upright else ax.set_xlim)(low - margin, high + margin)
 
 
 def draw_interval(
@@ -197,6 +199,11 @@ def broken(label: str, panels: int) -> str:
 def broken_name(model: str, panels: int) -> str:
     """Break a model's name into several lines, after underscores only; as :func:`broken`."""
     return _filled(re.split(r"(?<=_)", model), panels)
+
+
+def name_lines(label: str, letters: int = 24) -> str:
+    """Break a method's label into lines of at most so many letters, between words."""
+    return fill(label.replace("+ ", "+\N{NO-BREAK SPACE}"), letters, break_on_hyphens=False)
 
 
 def _filled(parts: list[str], panels: int) -> str:
