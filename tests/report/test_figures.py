@@ -55,14 +55,12 @@ def boxes(figure: Figure) -> list[tuple[str, Bbox]]:
 
 def _is_drawn(figure: Figure, text: str, box: Bbox) -> bool:
     for ax in figure.axes:
-        for axis, low, high, centre in (
-            (ax.xaxis, ax.bbox.x0, ax.bbox.x1, (box.x0 + box.x1) / 2),
-            (ax.yaxis, ax.bbox.y0, ax.bbox.y1, (box.y0 + box.y1) / 2),
-        ):
+        for axis in (ax.xaxis, ax.yaxis):
+            low, high = sorted(axis.get_view_interval())
             for tick in axis.get_major_ticks() + axis.get_minor_ticks():
                 label = tick.label1
                 if label.get_text() == text and label.get_window_extent().bounds == box.bounds:
-                    return low - 1 <= centre <= high + 1
+                    return low <= tick.get_loc() <= high
     return True
 
 

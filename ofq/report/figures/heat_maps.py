@@ -20,6 +20,7 @@ from ofq.report.figures.style import COLUMN, PAGE, broken, broken_name, new_figu
 TALL = 7.5
 """Largest height in inches of a figure's rows, so that it fits on a page."""
 
+_TOP = 0.85  # of a colour bar, to which it has ticks
 _TICK = 0.125  # height in inches that a tick's label takes
 
 ROLES = ("q", "k", "qk", "v", "proj", "fc1", "fc2")
@@ -172,8 +173,11 @@ def _colour_bars(
 ) -> None:
     """Draw a colour bar beside the panels of each bits."""
     for bits, image in images.items():
-        bar = picture.colorbar(image, ax=drawn[bits], location=side, fraction=0.03, pad=0.01)
+        top = image.get_clim()[1] or 1.0
+        # none at the bar's very end, where the next bar begins
+        ticks = [tick for tick in MaxNLocator(4).tick_values(0, top) if 0 <= tick < _TOP * top]
+        bar = picture.colorbar(
+            image, ax=drawn[bits], location=side, fraction=0.03, pad=0.01, ticks=ticks
+        )
         bar.set_label("oscillation rate (%)")
-        bar.locator = MaxNLocator(4)
-        bar.update_ticks()
         bar.outline.set_visible(False)
