@@ -1,12 +1,15 @@
 """Figures of studies of other shapes: many methods, one bit-width, few seeds, wide intervals."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from ofq.config import Run, Workspace
+from ofq.report.claims import judge_claims
 from ofq.report.collect import Records, collect
 from ofq.report.figures import FIGURES
 from ofq.report.figures.looks import looks
@@ -166,6 +169,24 @@ def test_no_interval_sets_the_axis(tmp_path: Path) -> None:
         assert set(caps(figure)) == {"^", "v"}  # 70 ± 24.8 goes on beyond both ends
         for line in figure.axes[0].get_lines():
             assert low <= np.min(line.get_ydata()) <= np.max(line.get_ydata()) <= high
+
+
+def test_claims_have_plain_numbers_on_an_axis_that_no_interval_sets(tmp_path: Path) -> None:
+    (tmp_path / "config/claims").mkdir(parents=True)
+    shutil.copy(synthetic.SUITE / "config/claims/ofq.yaml", tmp_path / "config/claims")
+    made = synthetic.make_shipped(tmp_path, "fashion", figures=["claims"], claims=["ofq"])
+    records = records_of(made)
+    with styled():
+        figure = FIGURES["claims"](records).figure
+        check_texts(figure)
+    axes = figure.axes[0]
+    rows = judge_claims(records)
+    rows = rows[(rows["margin"] > 0) & rows["low"].notna()]
+    ends = pd.concat([rows[key] / rows["margin"] for key in ("low", "high")]).abs().max()
+    assert ends > max(np.abs(axes.get_xlim()))
+    assert CUT & set(caps(figure))
+    labels = [text.get_text() for text in axes.get_xticklabels()]
+    assert {"0", "1", "−1", "2", "−2"} <= set(labels)
 
 
 def test_no_flips_are_counted_before_the_first_step(records: Records) -> None:

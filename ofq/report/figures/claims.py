@@ -4,6 +4,7 @@ import math
 from textwrap import fill
 
 import pandas as pd
+from matplotlib.axes import Axes
 
 from ofq.report.claims import judge_claims
 from ofq.report.collect import Records
@@ -16,6 +17,7 @@ from ofq.report.figures.style import (
     fit_to_data,
     new_figure,
 )
+from ofq.report.measures import MINUS
 from ofq.report.statistics import Summary
 
 _COLORS = {
@@ -26,6 +28,7 @@ _COLORS = {
 }
 _ROW = 0.42  # inches
 _LINEAR = 2.0  # margins to which the axis is linear
+_BEYOND = 1.3  # factor by which the axis goes on beyond the numbers
 
 
 @register_figure("claims")
@@ -40,8 +43,10 @@ def forest(records: Records) -> Drawn:
     axes.axvspan(-1, 1, color="#eeeeee", zorder=0)
     axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
     numbers = [rows[key] / rows["margin"] for key in ("difference", "control_difference")]
-    fit_to_data([axes], [-_LINEAR, _LINEAR, *pd.concat(numbers)], upright=False)
+    reach = _BEYOND * pd.concat(numbers)
     axes.set_xscale("symlog", linthresh=_LINEAR, linscale=1)
+    fit_to_data([axes], [-_BEYOND * _LINEAR, _BEYOND * _LINEAR, *reach], upright=False, room=0)
+    _ticks(axes)
     shown: set[str] = set()
     for place, row in enumerate(rows.to_dict("records")):
         names = [row["verdict"], "matched control"]
@@ -69,8 +74,18 @@ def forest(records: Records) -> Drawn:
     axes.set_xlabel("difference in units of the claim's margin (linear to ±2, then logarithmic)")
     add_legend(picture, 4)
     caption = (
-        "each claim's number with its 95 % interval, divided by the margin that the claim states "
+        "Each claim's number with its 95 % interval, divided by the margin that the claim states "
         "(grey: within the margin), cut with an arrow at the axis's end, none over one or two "
         "seeds; below it, hollow, the matched control."
     )
     return Drawn(picture, caption)
+
+
+def _ticks(axes: Axes) -> None:
+    """Label an axis of margins in plain numbers, at powers of ten and within its linear part."""
+    low, high = axes.get_xlim()
+    decades = [10**power for power in range(1, 10)]
+    places = [sign * tick for tick in (1, 2, *decades) for sign in (-1, 1)]
+    known = sorted(place for place in (0, *places) if low <= place <= high)
+    axes.set_xticks(known, [f"{place:,}".replace("-", MINUS) for place in known])
+    axes.minorticks_off()
