@@ -71,9 +71,7 @@ def make_bundle(
     study: StudyName,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="File to write. Default: STUDY.tar.xz beside the reports."
-        ),
+        typer.Option(metavar="FILE", help="File to write. Default: STUDY.tar.xz with the reports."),
     ] = None,
 ) -> None:
     """Pack a study's report and the records that it is built from into one file.

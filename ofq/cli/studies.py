@@ -63,8 +63,8 @@ def runs(
 ) -> None:
     """List a study's runs with their states, parents first.
 
-    Outside a terminal it prints a line per run, id and state with a tab between; with `--state`, ids
-    alone, for other commands: `ofq doctor $(ofq runs digits --state interrupted)`. `ofq status`
+    Outside a terminal it prints a line per run, id and state with a tab between; with `--state`,
+    ids alone, for other commands: `ofq doctor $(ofq runs digits --state interrupted)`. `ofq status`
     summarizes them by cell.
     """
     from ofq.monitor.status.runs import StudyStatus

@@ -196,15 +196,15 @@ class Study(Strict):
 
     Attributes:
         title: Heading of the report.
-        description: Question of the study, if it has one; opens the report (Markdown-free plain text).
+        description: Question of the study, if it has one (Markdown-free plain text).
         extends: Name of the study that gives the keys that this one leaves out.
         recipe: Name of the recipe.
         models, bits, methods, seeds: The grid.
         only: Methods that are tried at some of the bits, with those bits.
         checkpoints: Files in the authors' released layout, by model and bits, which are evaluated
             in place of training.
-        figures: Names of the report's figures, in order; ``accuracy`` if left out; among :data:`FIGURES`, or those that
-            ``module`` registers.
+        figures: Names of the report's figures, in order, ``accuracy`` if left out; among
+            :data:`FIGURES`, or those that ``module`` registers.
         module: A Python module of the user's own that registers figures.
         references: Names of files in ``config/reference``, with which results are compared; the
             first that has a cell counts.

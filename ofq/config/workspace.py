@@ -491,7 +491,7 @@ class Workspace:
         return {"studies": studies, "methods": list(dict.fromkeys(methods))}
 
     def refuse_elsewhere(self) -> None:
-        """Raise an error if this isn't a checkout: there is nothing to list, or a name is unknown."""
+        """Raise an error if this isn't a checkout, where nothing can be listed or known."""
         if not (self.root / "config" / "studies").is_dir():
             raise UserError(f"no config/studies in {self.root.resolve()}: run this in a checkout")
 

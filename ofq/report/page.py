@@ -17,6 +17,7 @@ from ofq.report.collect import Records
 from ofq.report.effects import effect_rows
 from ofq.report.figures import Saved
 from ofq.report.measures import MINUS, Measure, measures, p_text
+from ofq.report.noise import noise_rows
 from ofq.report.tables import Table, cell_name, claim_rows, verdict_rows
 from ofq.report.verdicts import MARGIN, RESOLUTION
 
@@ -80,6 +81,7 @@ def write_page(
             findings=[row for row in rows if row["is_asked"]],
             claims=claim_rows(found["claims"]),
             verdicts=verdict_rows(found["verdicts"]),
+            noise=noise_rows(records),
             effects=effect_rows(records, found["effects"]),
             rule={"margin": MARGIN, "resolution": f"{RESOLUTION:g}"},
             references=records.references,

@@ -438,7 +438,10 @@ def test_runs_in_a_state_are_one_id_per_line(mixed):
     assert ofq(mixed.root, "runs", "tiny", "--state", "failed").stdout == f"{mixed.id('lsq', 0)}\n"
     interrupted = ofq(mixed.root, "runs", "tiny", "--state", "interrupted").stdout.split()
     assert interrupted == [mixed.id("lsq", 1), mixed.id("qat", 0)]
-    assert ofq(mixed.root, "runs", "tiny").stdout.split() == list(mixed.runs)
+    lines = ofq(mixed.root, "runs", "tiny").stdout.splitlines()
+    states = dict(line.split("\t") for line in lines)
+    assert list(states) == list(mixed.runs)
+    assert [name for name, state in states.items() if state == "interrupted"] == interrupted
 
 
 def test_no_runs_in_a_state_are_no_lines(study):
