@@ -62,13 +62,16 @@ def uri() -> None:
 def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) -> None:
     """Serve MLflow's pages, to browse runs and curves."""
     from ofq.redact import redact_uri
+    from ofq.tracking.mirror import comparisons
     from ofq.tracking.store import open_store
 
     store = Workspace().tracking_uri
     if store.startswith("http"):
         print(f"the tracking server has the pages: {redact_uri(store)}")
         return
-    open_store(store)
+    for name, path in comparisons(open_store(store)):
+        print(f"compare the runs on {name}: http://127.0.0.1:{port}{path}")
+    sys.stdout.flush()
     # in the environment, since other users can read a command line
     environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": store}
     arguments = ["-m", "mlflow", "ui", "--port", str(port)]

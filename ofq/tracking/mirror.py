@@ -6,6 +6,7 @@ compared with the folder, point by point, and corrected where they differ; so mi
 idempotent, also with several mirrors at once.
 """
 
+import json
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -26,6 +27,21 @@ from ofq.tracking.snapshot import Snapshot
 _ID = "ofq.run"  # the tag that identifies a run's mirror
 _CONTENT = "ofq.content"  # the tag with the digest of a completely mirrored run
 _STATES = {"running": "RUNNING", "done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+_VIEW_KEY = "compare"
+_VIEW = f"mlflow.sharedViewState.{_VIEW_KEY}"  # MLflow's tag of a view that is shared by a link
+REPORTS = "reports"
+"""Experiment of the studies' reports, beside one for each data set."""
+COMPARISON = json.dumps(
+    {
+        "selectedColumns": [
+            *(f"tags.`{tag}`" for tag in ("method", "bits", "seed", "stage")),
+            *(f"metrics.`{name}`" for name in ("top1", "oscillation_rate", "flips")),
+        ],
+        "orderByKey": "metrics.`top1`",
+        "orderByAsc": False,
+    }
+)
+"""View of an experiment's runs by which to compare them, as MLflow stores it."""
 _POINTS_PER_CALL, _PARAMS_PER_CALL, _DIGEST = 1000, 100, 36  # MLflow's limits
 _FILES = (
     *("run.json", "provenance.json", "events.jsonl"),
@@ -90,13 +106,12 @@ class Mirror:
         else:
             self._finish(there.run_id, snapshot, folder)
 
-    def sync_report(self, study: str, dataset: str, report: Path) -> None:
+    def sync_report(self, study: str, report: Path) -> None:
         """Mirror a study's report (tables, figures, page) as the artifacts of one run."""
-        key = f"report/{study}"
-        runs = self._find(dataset, f"tags.`{_ID}` = '{key}'")
+        runs = self._find(REPORTS, f"tags.`{_ID}` = '{study}'")
         if not runs:
-            tags = {_ID: key, "mlflow.runName": key, "study": study, "stage": "report"}
-            runs = [self.client.create_run(self._experiment(dataset), tags=tags)]
+            tags = {_ID: study, "mlflow.runName": study, "study": study}
+            runs = [self.client.create_run(self._experiment(REPORTS), tags=tags)]
         self.client.log_artifacts(runs[0].info.run_id, str(report))
         self.client.set_terminated(runs[0].info.run_id)
 
@@ -176,15 +191,40 @@ class Mirror:
     def _experiment(self, name: str) -> str:
         known = self.client.get_experiment_by_name(name)
         if known is not None:
+            if name != REPORTS and known.tags.get(_VIEW) != COMPARISON:
+                self._offer_comparison(known.experiment_id)
             return known.experiment_id
         location = f"{self._artifacts}/{name}" if self._artifacts else None
         try:
-            return self.client.create_experiment(name, artifact_location=location)
+            created = self.client.create_experiment(name, artifact_location=location)
+            if name != REPORTS:
+                self._offer_comparison(created)
+            return created
         except MlflowException:  # another mirror was first
             known = self.client.get_experiment_by_name(name)
             if known is None:
                 raise
             return known.experiment_id
+
+    def _offer_comparison(self, experiment: str) -> None:
+        """Store the table's columns with an experiment, and a link to them in its description."""
+        self.client.set_experiment_tag(experiment, _VIEW, COMPARISON)
+        note = f"[Compare runs by method, bits and seed]({comparison_path(experiment)})"
+        self.client.set_experiment_tag(experiment, "mlflow.note.content", note)
+
+
+def comparisons(client: MlflowClient) -> list[tuple[str, str]]:
+    """Return the experiments whose runs can be compared, each with its :func:`comparison_path`."""
+    return [
+        (experiment.name, comparison_path(experiment.experiment_id))
+        for experiment in client.search_experiments()
+        if _VIEW in experiment.tags
+    ]
+
+
+def comparison_path(experiment: str) -> str:
+    """Return the path, on MLflow's server, of an experiment's runs with the columns to compare."""
+    return f"/#/experiments/{experiment}/runs?viewStateShareKey={_VIEW_KEY}"
 
 
 def _up_to_date(run: Run, snapshot: Snapshot) -> bool:

@@ -155,15 +155,14 @@ def _run(workspace: Workspace, run_id: str) -> Item:
 
 def _reports(workspace: Workspace, studies: list[str]) -> list[Item]:
     return [
-        Item("report", study, _sending(workspace, study, workspace.reports / study))
+        Item("report", study, _sending(study, workspace.reports / study))
         for study in studies
         if (workspace.reports / study / "index.html").exists()
     ]
 
 
-def _sending(workspace: Workspace, study: str, page: Path) -> Callable[[Mirror], None]:
+def _sending(study: str, page: Path) -> Callable[[Mirror], None]:
     def send(mirror: Mirror) -> None:
-        dataset = workspace.recipe(workspace.study(study).recipe).dataset
-        mirror.sync_report(study, dataset, page)
+        mirror.sync_report(study, page)
 
     return send

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import math
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from ofq.runs.folder import RunFolder
-from ofq.tracking.mirror import Mirror
+from ofq.tracking.mirror import Mirror, comparison_path
 from ofq.tracking.mirroring import follow
 from ofq.tracking.snapshot import POINTS, Snapshot
 
@@ -314,11 +315,26 @@ def test_report_is_mirrored_as_artifacts(mirror, tmp_path):
     (page / "index.html").write_text("<p>")
     (page / "figures" / "a.png").write_bytes(b"x")
     for _ in range(2):
-        mirror.sync_report("digits", "digits", page)
-    experiment = mirror.client.get_experiment_by_name("digits").experiment_id
-    (run,) = mirror.client.search_runs([experiment], "tags.stage = 'report'")
+        mirror.sync_report("digits", page)
+    experiment = mirror.client.get_experiment_by_name("reports").experiment_id
+    (run,) = mirror.client.search_runs([experiment])
     names = {item.path for item in mirror.client.list_artifacts(run.info.run_id)}
     assert names == {"index.html", "figures"}
+
+
+def test_experiment_offers_its_runs_with_the_columns_to_compare(mirror, training):
+    training.train(0, oscillation_rate=0.1, flips=0.2)
+    mirror.sync(training.folder)
+    experiment = mirror.client.get_experiment_by_name(training.id.partition("/")[0])
+    view = json.loads(experiment.tags["mlflow.sharedViewState.compare"])
+    run = mirrored(mirror.client, training.folder)
+    for column in view["selectedColumns"]:
+        kind, _, name = column.partition(".")
+        known = run.data.tags if kind == "tags" else run.data.metrics
+        assert name.strip("`") in known, column
+    assert (
+        f"({comparison_path(experiment.experiment_id)})" in experiment.tags["mlflow.note.content"]
+    )
 
 
 def test_what_is_wrong_with_a_folder_is_raised(mirror, training):
