@@ -51,7 +51,8 @@ class _Pattern:
 
 _USERINFO = _Pattern(r"(?P<scheme>\w*)://(?P<user>[^\s'\"<>]*)@")
 _PARAMETER = _Pattern(
-    r"(?<=[?&;])([\w.-]*(?:password|passwd|pwd|token|secret|key|signature|credential|auth)|sig)"
+    r"(?<=[?&;])(?!viewStateShareKey=)"  # MLflow's name of a view
+    r"([\w.-]*(?:password|passwd|pwd|token|secret|key|signature|credential|auth)|sig)"
     r"=(?!\*)[^&\s'\"<>]+",
     re.I,
 )
