@@ -117,8 +117,3 @@ def test_each_interruption_has_its_cause_and_times_add_up(lab):
     assert result["seconds"] == pytest.approx(sum(endings), abs=0.1)
     assert result["device_hours"] == pytest.approx(sum(endings) / 3600, abs=1e-4)
     assert len(lab.folder("qat").attempts()) == 3
-
-
-def test_name_of_a_view_in_mlflow_is_no_secret():
-    link = "http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey=compare"
-    assert redact(f"{link}&key=abc") == f"{link}&key=***"

@@ -274,3 +274,8 @@ def test_secrets_in_errors_are_not_recorded(tmp_path):
     (event,) = folder.events()
     assert "hunter2" not in event["cause"]
     assert "hf_abcdef123" not in event["cause"]
+
+
+def test_name_of_a_view_in_mlflow_is_no_secret():
+    link = "http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey=compare"
+    assert redact(f"{link}&key=abc") == f"{link}&key=***"
