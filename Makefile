@@ -79,6 +79,8 @@ samples: .venv/ready
 	      ofq bundle "$$study" --out "$$here/$$file") && \
 	   rm -rf "reports/$$study" && cp -r "$$folder/$$study/reports/$$study" reports && \
 	   rm -rf "reports/$$study/figures" reports/"$$study"/*.parquet && \
+	   if [ $$study = fashion ]; then \
+	     cp "$$folder/fashion/reports/fashion/figures/claims.png" docs/pictures || exit; fi && \
 	   if [ $$study = digits ]; then \
 	     for name in accuracy oscillation_over_training; do \
 	       cp "$$folder/digits/reports/digits/figures/$$name.png" docs/pictures || exit; done; fi && \
