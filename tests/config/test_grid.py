@@ -201,3 +201,30 @@ def test_evaluation_asks_for_what_one_device_of_qat_does_unless_the_recipe_says(
     assert baseline() == (1, 10, 40000, 600, False)
     recipe.write_text("\n".join([*lines, "  fp: {threads: 3, runtime: 20}"]))
     assert baseline() == (0, 3, 2000, 20, False)
+
+
+def test_method_is_tried_at_its_bits_alone(checkout):
+    path = checkout / "config/studies/tiny.yaml"
+    whole = [cell.place for cell in Workspace(checkout).grid("tiny").cells]
+    bits, method = whole[-1][1:]
+    path.write_text(path.read_text().replace(f"bits: [{bits}]", f"bits: [{bits}, W4A4]"))
+    path.write_text(f"{path.read_text()}only: {{{method}: [W4A4]}}\n")
+    found = [cell.place for cell in Workspace(checkout).grid("tiny").cells]
+    assert {place for place in found if place[2] == method} == {(whole[-1][0], "W4A4", method)}
+    assert whole[-1] not in found
+    assert set(whole[:-1]) < set(found)
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        ("{statq: [W2A2]}", r"only: unknown method 'statq'"),
+        ("{lsq: [W8A8]}", r"only\.lsq: W8A8 is not among the study's bits; allowed: W"),
+        ("{lsq: []}", r"'only\.lsq'"),
+    ],
+)
+def test_what_only_names_must_be_in_the_grid(checkout, only, message):
+    path = checkout / "config/studies/tiny.yaml"
+    path.write_text(f"{path.read_text()}only: {only}\n")
+    with pytest.raises(UserError, match=message):
+        Workspace(checkout).grid("tiny")

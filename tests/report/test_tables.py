@@ -375,3 +375,19 @@ def test_missing_seed_does_not_count_a_shared_qat_run_twice(tmp_path: Path) -> N
         blocks = Blocks.of(collect(Workspace(workspace.root), "small"), OSCILLATION_MID)
         found.append(blocks.difference(("micro", "W2A2"), "statsq", "lsq"))
     assert found[0] == found[1]
+
+
+def test_method_that_is_tried_at_some_bits_has_dashes_at_the_others(tmp_path: Path) -> None:
+    workspace = synthetic.make_workspace(
+        tmp_path, methods=["lsq", "statsq"], only={"statsq": ["W4A4"]}, figures=["accuracy"]
+    )
+    synthetic.fill(workspace)
+    records = collect(workspace, "small")
+    table = Table.of(records, summarize_cells(records))
+    [row] = [row for row in table.rows if row.label == "StatsQ"]
+    assert [entry.text for entry in row.entries[:3]] == ["–"] * 3
+    assert "±" in row.entries[3].text
+    assert set(compare(records)["bits"]) == {"W4A4"}
+    page = build(workspace, "small", workspace.reports / "small").read_text()
+    assert 'href="#micro/W2A2/statsq"' not in page
+    assert 'href="#micro/W4A4/statsq"' in page
