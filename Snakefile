@@ -14,6 +14,7 @@ from snakemake.logging import logger
 from ofq.errors import UserError
 from ofq.runs.slurm import srun
 from ofq.config.targets import Targets
+from ofq.monitor.check.study import before_start
 
 # jobs find `ofq` beside the Python that runs this, whether or not its environment is active
 os.environ["PATH"] = (
@@ -25,7 +26,11 @@ try:
     studies = targets.studies
     # a job on a cluster has one run to find, and must not fail over another study's file
     if workflow.is_main_process:
-        targets.check(sys.argv[1:])
+        words = sys.argv[1:]
+        targets.check(words)
+        asked, elsewhere = targets.asked(words), targets.elsewhere(words)
+        for missing in before_start(targets.workspace, asked, elsewhere):
+            logger.warning(missing)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 

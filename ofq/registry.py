@@ -1,7 +1,8 @@
 """Registration of parts, built in or a user's own, under the names that config files give them."""
 
+import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -70,6 +71,38 @@ class Registry(dict[str, Part]):
         """
         if name not in self:
             raise UserError(f"unknown {self.kind} '{name}'; allowed: {', '.join(sorted(self))}")
+
+    def check_options(self, name: str, options: Mapping[str, Any], fixed: int) -> None:
+        """Refuse options that a part doesn't take, or lack ones that it needs.
+
+        Args:
+            name: Its registered name.
+            options: Its keyword arguments.
+            fixed: Number of arguments that it gets before them.
+
+        Raises:
+            UserError: The name isn't registered, or an option is unknown or missing; the message
+                lists those that are allowed.
+        """
+        self.check(name)
+        try:
+            parameters = [*inspect.signature(self[name]).parameters.values()]
+        except ValueError:  # a callable without a signature
+            return
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        named = [p for p in named if p not in parameters[:fixed]]
+        names = [parameter.name for parameter in named]
+        allowed = f"allowed: {', '.join(names) or 'none'}"
+        for option in options:
+            if option not in names:
+                raise UserError(f"{self.kind} '{name}': unknown option '{option}'; {allowed}")
+        for parameter in named:
+            if parameter.default is parameter.empty and parameter.name not in options:
+                raise UserError(
+                    f"{self.kind} '{name}': option '{parameter.name}' is missing; {allowed}"
+                )
 
     def make(self, name: str, *arguments: Any, **options: Any) -> Any:
         """Call a registered part.

@@ -121,6 +121,39 @@ def status(
 
 
 @app.command(rich_help_panel=_PANEL)
+def check(
+    studies: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[STUDY]...", help="Studies. Default: those of the site."),
+    ] = None,
+    elsewhere: Annotated[
+        bool,
+        typer.Option(
+            "--elsewhere", help="Leave out whether data and files are there, as on a login node."
+        ),
+    ] = False,
+) -> None:
+    """Check all that studies' remaining runs need, before anything is trained.
+
+    Models, quantizers, techniques and their options are constructed without memory for weights;
+    pretrained weights, checkpoints and data must be where the config says. Each mistake is a line.
+    What has passed is remembered in the results folder until config or code changes. `ofq plan` and
+    the workflow do the same.
+
+    Exits with 0 if nothing is wrong, with 2 otherwise.
+    """
+    from ofq.monitor.check.study import Remaining
+
+    workspace = Workspace()
+    remaining = Remaining(workspace, studies or workspace.site.studies)
+    lines = [*remaining.faults, *remaining.mistakes()]
+    lines += [] if elsewhere else remaining.missing()
+    if lines:
+        raise UserError("\n".join(lines))
+    say(f"nothing stands in the way of {remaining.count} remaining runs")
+
+
+@app.command(rich_help_panel=_PANEL)
 def plan(
     study: StudyName,
     gpus: Annotated[
@@ -147,7 +180,7 @@ def plan(
         ),
     ] = None,
 ) -> None:
-    """Estimate the cost of a study before anything is submitted.
+    """Estimate the cost of a study before anything is submitted, and check it as `ofq check` does.
 
     It shows runs to do and done, the savings by shared stages, GPU-hours, and the time until all is
     done. Times are ranges: from finished runs, else from --measure (stored in the results folder),
@@ -157,6 +190,7 @@ def plan(
     With --write-runtime the workflow requests time by these estimates instead of the recipe's. This
     re-runs nothing. A run that takes longer than --limit continues in further jobs.
     """
+    from ofq.monitor.check.study import Remaining
     from ofq.monitor.plan.limits import write
     from ofq.monitor.plan.plan import Machine, Planner
     from ofq.monitor.plan.show import show
@@ -164,13 +198,16 @@ def plan(
     console = Console()
     workspace = Workspace()
     planner = Planner(workspace, study)
+    remaining = Remaining(workspace, [] if workspace.is_bundle else [study])
+    if mistakes := remaining.mistakes():
+        raise UserError("\n".join(mistakes))
     if measure:
         from ofq.monitor.plan.calibration import measure as measure_runs
 
         with console.status("measuring"):
             measure_runs(workspace, planner.unmeasured(), console.print)
         planner = Planner(workspace, study)
-    for warning in planner.warnings:
+    for warning in (*planner.warnings, *remaining.missing()):
         say(f"warning: {warning}")
     show(planner.plan(Machine.given(gpus, cores, planner.to_do())), console)
     if write_runtime:

@@ -23,7 +23,7 @@ from ofq.config.run import (
 )
 from ofq.config.runtimes import Minutes
 from ofq.config.schema import Recipe, Study
-from ofq.config.stage import Resources, Training, split
+from ofq.config.stage import Resources, Training, check_pairs, split
 from ofq.errors import UserError
 
 
@@ -58,6 +58,7 @@ class _Builder:
     runs: dict[str, Run] = field(default_factory=dict)
     known: dict[tuple[Any, ...], Training] = field(default_factory=dict)
     quantizations: dict[tuple[Any, ...], Quantization] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
 
     def training(
         self, stage: TrainedStage, model: str, bits: str | None, method: Method | None
@@ -110,13 +111,13 @@ class _Builder:
         devices = max(1, resources.gpu)
         where = f"recipe of {self.source}: key 'resources.{config.stage}.gpu'"
         training = training_of(config)
-        if training is not None:
-            try:
-                split(training.batch_size, devices, resources.device_batch)
-            except UserError as error:
-                raise UserError(f"{where}: {config.model}: {error}") from None
-        elif devices > 1:
-            raise UserError(f"{where} is {devices}; an evaluation takes one device")
+        try:
+            if training is not None:
+                check_pairs(training, split(training.batch_size, devices, resources.device_batch))
+            elif devices > 1:
+                raise UserError(f"an evaluation takes one device, not {devices}")
+        except UserError as error:  # all of them are told at once
+            self.problems.append(f"{where}: {config.model}: {error}")
 
     def fp(self, model: str, seed: int) -> Run | None:
         if "fp" not in self.recipe.stages:
@@ -247,6 +248,8 @@ def expand(name: str, parts: Parts, source: str) -> Grid:
                 method = methods[key]
                 runs = tuple(builder.last(model, bits, method, s) for s in study.seeds)
                 cells.append(Cell(recipe.dataset, model, bits, key, method.label, runs))
+    if builder.problems:
+        raise UserError("\n".join(dict.fromkeys(builder.problems)))
     return Grid(name, tuple(cells))
 
 

@@ -110,7 +110,7 @@ class Dampening(_Technique):
 class OwnTechnique(_Technique):
     """Technique that the method's module registers; its options are further keys.
 
-    They are checked when the module is imported, before anything is trained.
+    They are checked when the technique is constructed, before anything is trained.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -167,7 +167,9 @@ ANNEALINGS: dict[str, type[_Technique]] = {
     "no_freeze": CgaControlConfig,
 }
 QAT_TECHNIQUES: dict[str, type[_Technique]] = {"freezing": Freezing, "dampening": Dampening}
-_BUILT_IN = {*WEIGHT_QUANTIZERS, *ACTIVATION_QUANTIZERS, *ANNEALINGS, *QAT_TECHNIQUES}
+BUILT_IN = {*WEIGHT_QUANTIZERS, *ACTIVATION_QUANTIZERS, *ANNEALINGS, *QAT_TECHNIQUES}
+"""Names of all built-in parts that a method may name."""
+
 Annealing = Annotated[
     CgaConfig | CgaRatioConfig | CgaControlConfig | OwnTechnique, BeforeValidator(_annealing)
 ]
@@ -263,7 +265,7 @@ class Method(_QuantizationKeys):
         parts += data["techniques"] if isinstance(data.get("techniques"), list) else []
         forms = [part.get("form") for part in parts if isinstance(part, dict)]
         names = [data.get("weight_quantizer"), data.get("activation_quantizer"), *forms]
-        return with_module(data, names, _BUILT_IN)
+        return with_module(data, names, BUILT_IN)
 
     @model_validator(mode="after")
     def _parts_are_known(self) -> Self:

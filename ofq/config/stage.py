@@ -214,6 +214,18 @@ def split(batch_size: int, devices: int, device_batch: int | None = None) -> Spl
     return Split(devices, passes, share // passes)
 
 
+def check_pairs(training: Training, parts: Split) -> None:
+    """Refuse to mix pairs of images where a pass has an odd number of them.
+
+    Raises:
+        UserError: The number is odd, and ``images.mixing`` is given.
+    """
+    if training.images is not None and training.images.mixing is not None and parts.images % 2:
+        raise UserError(
+            f"images.mixing mixes pairs, but {parts}; allowed: an even number of images in a pass"
+        )
+
+
 def hyperparameters(values: dict[str, Any]) -> dict[str, Any]:
     """Check keys against :class:`Training`, and return the values by present names.
 

@@ -1,7 +1,8 @@
 """Files of the studies as the workflow's targets, and the inputs of each job."""
 
+import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,19 @@ WEIGHTS = "model.safetensors"
 PAGE = "index.html"
 PRINTED = ("table.md", "table.tex", "measures.tex")
 _RULES = {"all", "reports", "train", "train_short"}
+_SHOWING = frozenset(
+    {
+        "--archive", "--cleanup-metadata", "--cm", "--d3dag", "--dag", "--delete-all-output",
+        "--detailed-summary", "-D", "--filegraph", "--help", "-h", "--lint", "--list", "-l",
+        "--list-changes", "--list-input-changes", "--list-rules", "--list-target-rules", "--lt",
+        "--print-compilation", "--report", "--rulegraph", "--summary", "-S", "--touch", "-t",
+        "--unlock",
+    }
+)  # fmt: skip
+"""Snakemake's options that start no job."""
+
+_DRY = re.compile(r"--dry-?run|-[a-zA-Z]*n[a-zA-Z]*")
+_ELSEWHERE = ("--executor", "-e", "--profile", "--cluster")
 _NOTHING = "(?!)"  # a pattern that matches no run
 
 
@@ -83,6 +97,35 @@ class Targets:
             if name not in self.studies:
                 raise UserError(self._misnamed(name))
             self.study(name)
+
+    def asked(self, arguments: Sequence[str]) -> list[str]:
+        """Return the studies whose runs a call of Snakemake may start.
+
+        None if it only shows something, or asks for single files or for reports of finished runs.
+
+        Args:
+            arguments: The command line.
+        """
+        if any(word.partition("=")[0] in _SHOWING for word in arguments):
+            return []
+        words = [word.removeprefix("report_") for word in arguments]
+        named = [name for name in self.studies if name in words]
+        files = tuple(f"{folder}/" for folder in (self.runs_folder, self.reports_folder))
+        others = "reports" in arguments or any(word.startswith(files) for word in arguments)
+        return named or ([] if others else [n for n in self.unnamed if n in self.studies])
+
+    @staticmethod
+    def elsewhere(arguments: Sequence[str]) -> bool:
+        """Return whether a call of Snakemake may start jobs on other machines, or starts none.
+
+        Args:
+            arguments: The command line.
+        """
+        if "SNAKEMAKE_PROFILE" in os.environ:
+            return True
+        return any(
+            _DRY.fullmatch(word) or word.partition("=")[0] in _ELSEWHERE for word in arguments
+        )
 
     def unnamed_studies(self) -> list[str]:
         """Return the files of the default studies."""

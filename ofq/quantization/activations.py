@@ -174,6 +174,7 @@ def make_activation_quantizer(
     Raises:
         UserError: No quantizer has this name, or it doesn't accept these bits or options.
     """
+    activation_quantizers.check_options(name, options or {}, fixed=3)
     quantizer: ActivationQuantizer = activation_quantizers.make(
         name, bits, axis, signed, **(options or {})
     )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,42 @@ def own_files(config: RunConfig) -> dict[str, str]:
     """Return the user-supplied files that a run starts from, by the config's key."""
     named = {key: getattr(config, key, None) for key in ("checkpoint", "pretrained")}
     return {key: name for key, name in named.items() if name and name != HUB}
+
+
+def missing_files(workspace: Workspace, config: RunConfig, study: str) -> Iterator[str]:
+    """Yield a line for each user-supplied file of a run that isn't there, with its key."""
+    path = workspace.study_path(study)
+    recipe = workspace.recipe_path(workspace.study(study).recipe)
+    keys = {
+        "checkpoint": f"{path}: key 'checkpoints.{config.model}.{config.bits}'",
+        "pretrained": f"{recipe}: key 'pretrained'",
+    }
+    for key, name in own_files(config).items():
+        try:
+            there = workspace.own_file(name, keys[key]).is_file()
+        except UserError as error:
+            yield str(error)
+        else:
+            if not there:
+                yield f"{keys[key]} is '{name}': no such file; put it there, or correct the path"
+
+
+def missing_data(workspace: Workspace, config: RunConfig) -> Iterator[str]:
+    """Yield a line if the data of a run aren't where they are configured; read none of them."""
+    try:
+        if config.data.of_files:
+            place = workspace.data_place(config.dataset)
+            if place.layout == "hfds" and not Path(place.at).is_absolute():
+                return  # a name of Hugging Face's hub
+            path: Path | None = Path(place.at)
+        else:
+            path = array_place(workspace, config)
+    except UserError as error:
+        yield str(error)
+        return
+    if path is not None and not path.exists():
+        source = workspace.data_source(config.dataset)
+        yield f"{source} is '{path}': no such folder or file; give the place of {config.dataset}"
 
 
 def check_files(workspace: Workspace, run: Run, console: Console) -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ofq.config import Run, TrainedRun, Workspace
+from ofq.config.construction import constructions_of
 from ofq.config.modules import import_modules
-from ofq.config.run import CgaRun, QatRun, describe, quantization_of, training_of
+from ofq.config.run import CgaRun, QatRun, describe, training_of
 from ofq.config.stage import split
 from ofq.errors import TryAgain, UserError
 from ofq.hardware import are_started, processes
@@ -52,15 +53,8 @@ def check(workspace: Workspace, run: Run, studies: list[str], gpus: int) -> None
     for needed in run.needs():
         if not run_folder(workspace, needed).complete():
             raise UserError(f"{run.id} builds on {needed.id}; run `ofq train {needed.id}` first")
-    config, study = run.config, workspace.study_path(studies[0])
-    recipe = workspace.recipe_path(workspace.study(studies[0]).recipe)
-    keys = {
-        "checkpoint": f"{study}: key 'checkpoints.{config.model}.{config.bits}'",
-        "pretrained": f"{recipe}: key 'pretrained'",
-    }
-    for key, name in inputs.own_files(config).items():
-        if not workspace.own_file(name, keys[key]).is_file():
-            raise UserError(f"{keys[key]} is '{name}': no such file")
+    for line in inputs.missing_files(workspace, run.config, studies[0]):
+        raise UserError(line)
 
 
 def _check_models(workspace: Workspace, run: Run, studies: list[str]) -> None:
@@ -85,27 +79,11 @@ def _check_models(workspace: Workspace, run: Run, studies: list[str]) -> None:
 
 def _check_models_of(workspace: Workspace, run: Run, study: str) -> None:
     """Check the models of one study; all its cells of a model build on the full-precision run."""
-    from ofq.training import models
+    from ofq.training.construction import mistakes
 
-    config, training = run.config, training_of(run.config)
-    cells = [
-        (f"{workspace.study_path(study)}: '{cell.method}' at {cell.bits}", way)
-        for cell in workspace.grid(study).cells
-        if cell.model == config.model and (way := quantization_of(cell.runs[0].config)) is not None
-    ]
-    own = quantization_of(config)
-    if own is not None:
-        cells = [(where, way) for where, way in cells if way == own][:1]
-    recipe = workspace.recipe_path(workspace.study(study).recipe)
-    drop_path = training.drop_path if training else 0.0
-    models.check(
-        config.model,
-        cells,
-        f"{recipe}: key 'models'",
-        dataset=config.dataset,
-        drop_path=drop_path,
-        args=config.constructor_args,
-    )
+    for wanted in constructions_of(workspace, study, run):
+        for mistake in mistakes(wanted):
+            raise UserError(mistake)
 
 
 def _check_devices(run: Run, count: int) -> None:

@@ -22,7 +22,7 @@ from ofq.config.run import (
     training_of,
 )
 from ofq.config.schema import HUB
-from ofq.config.stage import Split, split
+from ofq.config.stage import Split, check_pairs, split
 from ofq.errors import UserError
 from ofq.quantization import Technique, calibrate, make_technique, set_gradient_batch
 from ofq.training import models
@@ -147,10 +147,7 @@ def _data(
     if files is None:
         return load(config.dataset, config.model, config.seed, config.data, inputs.data)
     images = config.training.images or Images()
-    if images.mixing is not None and parts.images % 2:
-        raise UserError(
-            f"images.mixing mixes pairs, but {parts}; allowed: an even number of images in a pass"
-        )
+    check_pairs(config.training, parts)
     return open_images(
         files, images, config.model, config.seed, config.constructor_args, config.data
     )

@@ -1,7 +1,7 @@
 """Models by name: timm's, and this package's small ones."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import timm
@@ -136,6 +136,33 @@ def check(
 ) -> None:
     """Refuse a model that can't be built, quantized as configured, or used with a data set.
 
+    Args:
+        name: As for :func:`build`.
+        ways: As for :func:`mistakes`.
+        source: As for :func:`mistakes`.
+        dataset: As for :func:`mistakes`.
+        drop_path: As for :func:`build`.
+        args: As for :func:`build`.
+
+    Raises:
+        UserError: The first of :func:`mistakes`.
+    """
+    found = mistakes(name, ways, source, dataset=dataset, drop_path=drop_path, args=args)
+    for place, mistake in found:
+        raise UserError(f"{place}: {mistake}")
+
+
+def mistakes(
+    name: str,
+    ways: Sequence[tuple[str, Quantization]],
+    source: str,
+    *,
+    dataset: str | None = None,
+    drop_path: float = 0.0,
+    args: Mapping[str, Any] | None = None,
+) -> Iterator[tuple[str, str]]:
+    """Yield why a model can't be built, used with a data set, or quantized as configured.
+
     The model is built and quantized on torch's meta device, without memory for its weights, which
     takes some 0.1 s.
 
@@ -147,22 +174,24 @@ def check(
         drop_path: As for :func:`build`.
         args: As for :func:`build`.
 
-    Raises:
-        UserError: Names the part that can't be quantized, or the value that isn't allowed.
+    Yields:
+        The place in the config, and a line that names the part that can't be quantized, or the
+        value that isn't allowed; of a model that can't be used at all, that alone.
     """
     try:
-        model = _draft(name, drop_path, args)
+        model = draft(name, drop_path, args)
         if dataset is not None:
             _check_inputs(model, dataset)
         if ways and not isinstance(model, ToyRegression):
             quantize(model)
     except UserError as error:
-        raise UserError(f"{source}: {name}: {error}") from None
+        yield source, f"{name}: {error}"
+        return
     for where, way in ways:
         try:
             _check_way(model, way)
         except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+            yield where, str(error)
 
 
 def _check_inputs(model: nn.Module, dataset: str) -> None:
@@ -180,8 +209,12 @@ def _check_inputs(model: nn.Module, dataset: str) -> None:
             )
 
 
-def _draft(name: str, drop_path: float, args: Mapping[str, Any] | None) -> nn.Module:
-    """Build a model on the meta device; on the CPU, if its construction needs values."""
+def draft(name: str, drop_path: float, args: Mapping[str, Any] | None) -> nn.Module:
+    """Build a model on the meta device; on the CPU, if its construction needs values.
+
+    Raises:
+        UserError: For the reasons of :func:`build`.
+    """
     try:
         with torch.device("meta"):
             return build(name, 2, drop_path, args)
@@ -213,16 +246,7 @@ def from_hub(
         UserError: There is no such model, it has no weights for so many classes, or they can't be
             downloaded.
     """
-    _check_name(name)
-    about = timm.get_pretrained_cfg(name)
-    if about is None:
-        raise UserError(f"{name} has no pretrained weights; give a local file as 'pretrained'")
-    if about.num_classes != classes:
-        # timm would initialise a new head, and no run or teacher may start from an untrained one
-        raise UserError(
-            f"timm's weights of {name} are for {about.num_classes} classes, the data set has "
-            f"{classes}; give a local file as 'pretrained'"
-        )
+    check_hub(name, classes)
     try:
         return timm.create_model(
             name, pretrained=True, num_classes=classes, drop_path_rate=drop_path, **(args or {})
@@ -233,6 +257,24 @@ def from_hub(
             f"can't download timm's weights of {name}: {reason}; fetch them elsewhere and give the "
             "file as 'pretrained' (.safetensors, .pth or .pt)"
         ) from None
+
+
+def check_hub(name: str, classes: int | None) -> None:
+    """Refuse a model without weights for a number of classes, None for any, in timm's hub.
+
+    Raises:
+        UserError: There is no such model, or it has no such weights.
+    """
+    _check_name(name)
+    about = timm.get_pretrained_cfg(name)
+    if about is None:
+        raise UserError(f"{name} has no pretrained weights; give a local file as 'pretrained'")
+    if classes is not None and about.num_classes != classes:
+        # timm would initialise a new head, and no run or teacher may start from an untrained one
+        raise UserError(
+            f"timm's weights of {name} are for {about.num_classes} classes, the data set has "
+            f"{classes}; give a local file as 'pretrained'"
+        )
 
 
 def _check_name(name: str) -> None:

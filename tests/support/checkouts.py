@@ -46,7 +46,7 @@ lsq: {label: LSQ, weight_quantizer: lsq}
 statsq: {label: StatsQ, weight_quantizer: statsq}
 gated: {label: Waits for its gate, weight_quantizer: gated, module: gated}
 slow: {label: Takes a minute and more, weight_quantizer: slow, module: slow}
-broken: {label: Can't be imported, weight_quantizer: broken, module: broken}
+broken: {label: Fails when it trains, weight_quantizer: broken, module: broken}
 """
 # A run of this method notes what its job was given, and goes on when the test opens the gate.
 GATED = """
@@ -78,7 +78,14 @@ class Slow(ofq.StatsQ):
             time.sleep(0.5)
         return super().forward(weight)
 """
-BROKEN = 'raise RuntimeError("this quantizer is broken")\n'
+BROKEN = """
+import ofq
+
+@ofq.register_weight_quantizer("broken")
+class Broken(ofq.StatsQ):
+    def forward(self, weight):
+        raise RuntimeError("this quantizer is broken")
+"""
 
 
 def _heed_interrupts() -> None:

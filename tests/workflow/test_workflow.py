@@ -214,16 +214,47 @@ def test_mistake_in_the_config_is_one_message(copy):
     assert "Traceback" not in shown
 
 
+NAN = """
+import ofq
+
+
+@ofq.register_weight_quantizer("nan")
+class Nan(ofq.StatsQ):
+    def forward(self, weight):
+        return super().forward(weight) * float("nan")
+"""
+
+
 def test_failing_run_shows_its_log_and_spares_the_others(copy):
+    (copy / "own.py").write_text(NAN)
+    methods = copy / "config/methods/known.yaml"
+    methods.write_text(
+        methods.read_text() + "nan: {label: NaN, weight_quantizer: nan, module: own}\n"
+    )
+    study = copy / "config/studies/tiny.yaml"
+    study.write_text(study.read_text().replace("[lsq, ", "[nan, statsq, "))
+    done = snakemake(copy, "--keep-going")
+    assert done.returncode != 0
+    assert "logs/train/digits/micro_deit_patch2_8/w2a2-nan-s0" in done.stdout + done.stderr
+    assert len(runs(copy)) == 5  # those of before, and statsq
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_mistakes_that_a_training_would_meet_are_told_before_the_first(copy, options):
     shutil.rmtree(copy / "results/runs")
-    recipe = copy / "config/recipes/small.yaml"
+    recipe, study = copy / "config/recipes/small.yaml", copy / "config/studies/tiny.yaml"
     recipe.write_text(
         recipe.read_text().replace("[micro_deit_patch2_8]", "[micro_deit_patch2_8, deit_typo]")
     )
-    study = copy / "config/studies/tiny.yaml"
-    study.write_text(study.read_text().replace("[micro_deit_patch2_8]", "[deit_typo]"))
-    done = snakemake(copy)
+    study.write_text(study.read_text().replace("[micro_deit", "[deit_typo, micro_deit"))
+    methods = copy / "config/methods/known.yaml"
+    wrong = "weight_quantizer: lsq, options: {faktor: 2}"
+    methods.write_text(methods.read_text().replace("weight_quantizer: lsq", wrong))
+    done = snakemake(copy, *options)
     assert done.returncode != 0
-    assert "unknown model 'deit_typo'" in done.stdout + done.stderr
-    assert "logs/train/digits/deit_typo/" in done.stdout + done.stderr
-    assert not runs(copy)
+    shown = done.stdout + done.stderr
+    assert "config/recipes/small.yaml: key 'models': deit_typo: unknown model" in shown
+    assert "config/studies/tiny.yaml: 'lsq' at W2A2: weight quantizer 'lsq'" in shown
+    assert "Traceback" not in shown
+    assert not (copy / "results/runs").exists()
+    assert snakemake(copy, "--unlock").returncode == 0

@@ -1,6 +1,5 @@
 """Base class and registry of weight quantizers, and rounding thresholds."""
 
-import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -251,17 +250,4 @@ def check_options(name: str, options: Mapping[str, float | str]) -> None:
     Raises:
         UserError: The name or an option isn't allowed; the message lists those that are.
     """
-    weight_quantizers.check(name)
-    try:
-        parameters = inspect.signature(weight_quantizers[name]).parameters.values()
-    except ValueError:  # a callable without a signature
-        return
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    names = [parameter.name for parameter in parameters if parameter.name != "bits"]
-    for option in options:
-        if option not in names:
-            raise UserError(
-                f"weight quantizer '{name}': unknown option '{option}'; "
-                f"allowed: {', '.join(names) or 'none'}"
-            )
+    weight_quantizers.check_options(name, options, fixed=1)

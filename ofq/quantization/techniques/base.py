@@ -94,5 +94,15 @@ def make_technique(name: str, model: nn.Module, options: Mapping[str, Any]) -> T
     Raises:
         UserError: No technique has this name, or it doesn't accept these options or this model.
     """
+    check_technique(name, options)
     technique: Technique = techniques.make(name, model, **options)
     return technique
+
+
+def check_technique(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse an unknown technique, and options that the technique doesn't accept.
+
+    Raises:
+        UserError: The name or an option isn't allowed; the message lists those that are.
+    """
+    techniques.check_options(name, options, fixed=1)
