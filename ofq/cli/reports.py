@@ -9,6 +9,7 @@ import typer
 from ofq.cli.common import StudyName, given_path, say
 from ofq.config import Workspace
 from ofq.console import printable_lines
+from ofq.runs.own_code import told
 
 if TYPE_CHECKING:
     from ofq.report.collect import Records
@@ -38,6 +39,8 @@ def _report_gaps(records: "Records") -> None:
         say(f"incomplete: {count} miss seeds; `ofq status {records.name}` lists them")
     for fault in records.damaged.values():
         say(f"damaged and left out: {fault}")
+    if other := told(records.name, records.changed):
+        say(f"not of present code: {other}")
 
 
 @app.command(rich_help_panel=_PANEL)

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ofq.cli.common import RunId, say
+from ofq.cli.common import RunId, StudyName, say
 from ofq.config import Workspace
 from ofq.config.places import expand_path
 from ofq.console import printable
@@ -153,6 +153,44 @@ def save(run_id: RunId) -> None:
         request.unlink()
         raise UserError(f"{run.id} has ended in the meantime; it is {folder.state()}")
     say(f"saved {run.id}")
+
+
+@app.command(rich_help_panel=_PANEL)
+def retrain(
+    study: StudyName,
+    changed: Annotated[
+        bool,
+        typer.Option("--changed", help="Runs that were made by another version of your modules."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Only list what would be moved.")
+    ] = False,
+) -> None:
+    """Set runs of a study aside, with all that builds on them, so that the workflow repeats them.
+
+    Their folders are moved to results/set_aside/TIME, with the logs of their jobs; nothing is
+    removed. Runs of other studies that build on them are moved, too. While one of them is being
+    written, nothing is moved. `snakemake STUDY` then trains them again.
+    """
+    from ofq.runs.own_code import changed_runs
+    from ofq.runs.set_aside import set_aside, with_descendants
+
+    if not changed:
+        raise UserError("say which runs: --changed, those made by another version of your modules")
+    workspace = Workspace()
+    workspace.refuse_bundle("retrain")
+    found = changed_runs(workspace, workspace.grid(study).runs())
+    runs = with_descendants(workspace, found)
+    place = set_aside(workspace, runs, dry_run)
+    for name in runs:
+        reason = ", ".join(found[name]) + " has changed" if name in found else "builds on them"
+        say(f"{name}  ({reason})")
+    if place is None:
+        say(f"no run of {study} was made by another version of your modules")
+    elif dry_run:
+        say(f"{len(runs)} runs would be moved to {place}")
+    else:
+        say(f"moved {len(runs)} runs to {place}; snakemake --cores 2 {study} trains them again")
 
 
 @app.command(rich_help_panel=_PANEL)

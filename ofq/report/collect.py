@@ -17,6 +17,7 @@ from ofq.errors import UserError
 from ofq.monitor.status.runs import StudyStatus
 from ofq.report.curves import KEYS, Curves, DamagedTables, names_of
 from ofq.runs.folder import RunFolder
+from ofq.runs.own_code import changed_runs
 from ofq.runs.record import RESULT, Damaged, Record
 from ofq.tracking.sent import mlflow_runs
 
@@ -49,6 +50,8 @@ class Records:
             ``damaged`` with the files' names, ``failed``, ``running``, ``interrupted`` or
             ``not run``.
         damaged: Faults of damaged records, by the run's id; these runs are left out.
+        changed: Modules of the user's own that have changed since a run was made, by the id of each
+            run of the shown chains.
         resplit: Number of evaluation images over that of training images, where each seed splits
             one set of images anew; else 0.
     """
@@ -66,6 +69,7 @@ class Records:
     claims: dict[str, Claim]
     reasons: dict[tuple[str, str, str], str]
     damaged: dict[str, Damaged]
+    changed: dict[str, list[str]]
     resplit: float
 
     @property
@@ -147,6 +151,7 @@ def _collect(workspace: Workspace, study: str, damaged: dict[str, Damaged]) -> R
         correct={name: kept for name, kept in marks.items() if kept is not None},
         references=references, claims=workspace.claims(study),
         reasons=_reasons(workspace, study, shown, damaged), damaged=damaged,
+        changed=changed_runs(workspace, {r.id: r for _, last in links for r in last.chain()}),
         resplit=dataset.resplit or 0.0,
     )  # fmt: skip
 

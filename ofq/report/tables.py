@@ -12,6 +12,7 @@ from ofq.errors import some
 from ofq.report.blocks import Blocks
 from ofq.report.collect import Records
 from ofq.report.measures import MINUS, POINTS, SIZE, SPACE, TOP1, Measure, measures
+from ofq.runs.own_code import told
 
 _LINE_END = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
 _MARKDOWN = re.compile(r"[\\`*<>&|~$#]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
@@ -60,7 +61,7 @@ class Table:
         name: Name of the measure that ``best`` refers to.
         methods: Number of methods, without full precision.
         about_seeds: Notes on what seeds share.
-        gaps: Notes on missing results.
+        gaps: Notes on missing results, and on results of other code.
     """
 
     title: str
@@ -166,6 +167,11 @@ def _about_seeds(records: Records) -> list[str]:
 
 
 def _gaps(records: Records) -> list[str]:
+    other = told(records.name, records.changed)
+    return [*_missing(records), *([f"Not of present code: {other}."] if other else [])]
+
+
+def _missing(records: Records) -> list[str]:
     files = [f"{name}/{fault.file}" for name, fault in records.damaged.items()]
     damaged = [f"Damaged and left out: {some(files)}; ofq doctor says what to do."] if files else []
     if not records.reasons:

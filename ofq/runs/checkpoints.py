@@ -16,6 +16,11 @@ _TABLES = {f"{table}.jsonl" for table in TABLES}
 _UNREADABLE = (FileNotFoundError, IsADirectoryError, ValueError, RecursionError)
 
 
+def checkpoint_name(step: int) -> str:
+    """Return the name of a checkpoint's files, without ending."""
+    return f"step-{step:09d}"
+
+
 def manifests(folder: Path) -> list[Path]:
     """Return the ``step-N.json`` of each checkpoint in a folder, oldest first."""
     return sorted(folder.glob("step-*.json"))

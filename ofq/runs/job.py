@@ -16,8 +16,9 @@ from ofq.errors import TryAgain, UserError
 from ofq.hardware import are_started, processes
 from ofq.runs import inputs
 from ofq.runs.attempt import CHECKPOINT, Attempt, run_folder
-from ofq.runs.checkpoints import manifests
+from ofq.runs.checkpoints import checkpoint_name, manifests
 from ofq.runs.evaluations import Outcome, evaluate
+from ofq.runs.own_code import OwnCode, made_with_of
 from ofq.runs.progress import display, summary
 from ofq.runs.provenance import NO_CHECKOUT, gather
 from ofq.runs.ranks import ranks
@@ -130,6 +131,7 @@ def begin(
     _check_leased(attempt, devices)
     facts = inputs.checked_data(workspace, run, studies)
     inputs.check_files(workspace, run, console)
+    _forget_start_by_other_code(attempt, run)
     if not _goes_on(attempt):
         inputs.check_weights(workspace, run)
     _check_goes_on(attempt, facts)
@@ -248,6 +250,20 @@ def _goes_on(attempt: Attempt) -> bool:
     if not attempt.folder.attempts():
         return False
     return bool(manifests(attempt.folder.path / CHECKPOINT) or attempt.folder.rows("noise"))
+
+
+def _forget_start_by_other_code(attempt: Attempt, run: Run) -> None:
+    """Remove the state before the first step, if another version of a user's module made it.
+
+    Nothing is lost, and the run is then made by the present version alone.
+    """
+    saved = manifests(attempt.folder.path / CHECKPOINT)
+    if [path.name for path in saved] != [f"{checkpoint_name(0)}.json"]:
+        return
+    if OwnCode().changed(made_with_of(attempt.folder, run)):
+        attempt.folder.guard()
+        for path in (saved[0], saved[0].with_suffix(".pt")):
+            path.unlink(missing_ok=True)
 
 
 def _check_goes_on(attempt: Attempt, facts: "DataFacts") -> None:

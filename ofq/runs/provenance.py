@@ -61,12 +61,13 @@ def gather(root: Path, modules: Sequence[str] = ()) -> dict[str, Any]:
         and ``config`` (empty if there is none), cut at a megabyte; ``withheld`` names the changed
         files that the diff leaves out, since such files hold credentials; ``untracked`` names the
         other files there. ``code_sha256`` covers the package's source as it runs; ``modules`` has
-        name and SHA-256 of each user module, which git need not track, and ``module`` is the first
-        of them; ``packages`` has the versions of the dependencies; ``visible_gpus`` is
-        ``CUDA_VISIBLE_DEVICES``, None for any. Credentials are redacted everywhere.
+        name and hashes of each user module (:func:`hashes_of_module`), which git need not track,
+        and ``module`` is the first of them; ``packages`` has the versions of the dependencies;
+        ``visible_gpus`` is ``CUDA_VISIBLE_DEVICES``, None for any. Credentials are redacted
+        everywhere.
     """
     lock = root / _LOCK
-    own = [{"name": module, "sha256": module_sha256(module)} for module in modules]
+    own = [{"name": module, **hashes_of_module(module)} for module in modules]
     return {
         "started": time.time(),
         **_code(root),
@@ -100,7 +101,33 @@ def code_sha256(modules: Sequence[str] = ()) -> str:
         if not path.name.startswith(".") and path.is_file():  # an editor's lock file is neither
             digest.update(path.read_bytes())
     for module in modules:
-        digest.update(str(module_sha256(module)).encode())
+        digest.update(repr(sorted(hashes_of_module(module).items())).encode())
+    return digest.hexdigest()
+
+
+def hashes_of_module(module: str) -> dict[str, str | None]:
+    """Return the hashes by which a user's module is known; imports nothing.
+
+    Returns:
+        ``sha256`` of its source file, None if it isn't found; of a package also
+        ``package_sha256``, of the names and contents of all Python files in its folder.
+    """
+    hashes: dict[str, str | None] = {"sha256": module_sha256(module)}
+    try:
+        source = _source(module)
+        if source is not None and source.name == "__init__.py":
+            hashes["package_sha256"] = _package_sha256(source.parent)
+    except Exception:  # as for module_sha256
+        return hashes
+    return hashes
+
+
+def _package_sha256(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        if not path.name.startswith(".") and path.is_file():
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
     return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ from ofq.atomic import write_file, write_json
 from ofq.config.datasets import DataFacts, facts_in
 from ofq.console import printable
 from ofq.errors import UserError
-from ofq.runs.checkpoints import FORMAT, counted_rows, examine, manifests
+from ofq.runs.checkpoints import FORMAT, checkpoint_name, counted_rows, examine, manifests
 
 _KEPT = 2
 
@@ -66,7 +66,7 @@ class CheckpointStore:
             state = {**state, "data": self._facts.record()}
         self._guard()
         self.folder.mkdir(exist_ok=True)
-        path = self.folder / f"step-{step:09d}.pt"
+        path = self.folder / f"{checkpoint_name(step)}.pt"
         hashes: list[str] = []
         write_file(path, lambda temporary: hashes.append(_save(state, temporary)))
         self._guard()

@@ -1,13 +1,12 @@
 """Checks of a run's inputs: the runs that it builds on, and files of the user's own."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from ofq.errors import UserError
 from ofq.monitor.doctor.examined import ExaminedRun
 from ofq.monitor.doctor.finding import Finding, ok, problem, warning
 from ofq.runs.folder import RESULT, WEIGHTS, sha256
-from ofq.runs.provenance import module_sha256
+from ofq.runs.own_code import OwnCode, made_with
 
 
 def check_inputs(examined: ExaminedRun) -> Iterator[Finding]:
@@ -40,40 +39,21 @@ def check_inputs(examined: ExaminedRun) -> Iterator[Finding]:
 
 
 def check_module(examined: ExaminedRun) -> Iterator[Finding]:
-    """Check that the user's own modules are still as they were in all attempts."""
+    """Check that the user's own modules are as they were in the attempts that count."""
     attempts = (examined.read("provenance.json") or {}).get("attempts")
-    known: dict[str, set[str]] = {}
-    for attempt in attempts if isinstance(attempts, list) else []:
-        for module in _modules(attempt):
-            known.setdefault(module["name"], set()).add(module["sha256"])
-    for name, hashes in known.items():
-        yield from _check_module(examined, name, hashes)
-
-
-def _modules(attempt: Any) -> list[dict[str, str]]:
-    """Return name and SHA-256 of an attempt's modules; older attempts have one at most."""
-    if not isinstance(attempt, dict):
-        return []
-    named = attempt.get("modules") or [attempt.get("module")]
-    if not isinstance(named, list):
-        return []
-    keys = ("name", "sha256")
-    return [
-        m for m in named if isinstance(m, dict) and all(isinstance(m.get(k), str) for k in keys)
-    ]
-
-
-def _check_module(examined: ExaminedRun, name: str, known: set[str]) -> Iterator[Finding]:
-    now = module_sha256(name)
-    if now is None:
-        text = f"{name}, a module that the run used, isn't found"
-        yield warning(text, "put its folder on PYTHONPATH")
-    elif known == {now}:
-        yield ok(f"{name} is as it was")
-    else:
-        yield warning(
-            f"{name} has changed since the run began; its name doesn't tell", examined.anew
-        )
+    code = OwnCode()
+    known = made_with(attempts, examined.events)
+    changed = code.changed(known)
+    for name in known:
+        if code.now(name)["sha256"] is None:
+            text = f"{name}, a module that the run used, isn't found"
+            yield warning(text, "put its folder on PYTHONPATH")
+        elif name in changed:
+            yield warning(
+                f"{name} has changed since the run began; its name doesn't tell", examined.anew
+            )
+        else:
+            yield ok(f"{name} is as it was")
 
 
 def _parents(examined: ExaminedRun) -> list[str]:

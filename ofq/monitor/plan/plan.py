@@ -13,6 +13,7 @@ from ofq.monitor.plan.samples import of_this_hardware, samples
 from ofq.monitor.schedule import Task, critical_path, makespan
 from ofq.monitor.span import Range, hull, total
 from ofq.runs.attempt import run_folder
+from ofq.runs.own_code import changed_runs, told
 from ofq.runs.record import Damaged
 
 GPUS, CORES = "gpu", "core"
@@ -118,7 +119,8 @@ class Planner:
 
     Attributes:
         runs: Its runs by id, parents first.
-        warnings: A line for each record that can't be read, and is therefore left out.
+        warnings: A line for each record that can't be read, and is therefore left out, and one on
+            runs that were made by other code.
     """
 
     def __init__(self, workspace: Workspace, study: str) -> None:
@@ -132,6 +134,8 @@ class Planner:
         self.estimator = Estimator(measured, next(iter(hardware.gpus()), None))
         self._estimates: dict[str, Estimate] = {}
         self._left = {name: self._share(workspace, run) for name, run in self.runs.items()}
+        if changed := told(study, changed_runs(workspace, self.runs)):
+            self.warnings.append(changed)
 
     def _share(self, workspace: Workspace, run: Run) -> float:
         """Return the remaining share of a run; 0 if it is complete, or damaged."""

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ofq.config import Cell, Grid, Run, Workspace
@@ -12,6 +12,7 @@ from ofq.console import printable
 from ofq.errors import UserError
 from ofq.runs.attempt import run_folder
 from ofq.runs.folder import RunFolder
+from ofq.runs.own_code import Hashes, OwnCode, made_with_of
 
 STATES: tuple[State, ...] = ("done", "running", "interrupted", "failed", "waiting")
 
@@ -36,6 +37,7 @@ class RunStatus:
         pace: Seconds per step of a running one, if they are known yet.
         seconds: Time of a finished one over all its attempts.
         failure: The failure of a failed one.
+        changed: Modules of the user's own that have changed since it was made.
     """
 
     state: State
@@ -44,6 +46,7 @@ class RunStatus:
     pace: float | None = None
     seconds: float | None = None
     failure: Failure | None = None
+    changed: tuple[str, ...] = ()
 
     @property
     def left(self) -> float | None:
@@ -80,12 +83,14 @@ class StudyStatus:
         self._folders = {name: _folder(workspace, run) for name, run in self.runs.items()}
         self._groups = {name.rpartition("/")[0] for name in self.runs}
         self._done: dict[str, RunStatus] = {}
+        self._made_with: dict[str, dict[str, list[Hashes]]] = {}
 
     def read(self) -> dict[str, RunStatus]:
         """Return each run's present status."""
         begun = _listed(self.workspace.results / "runs", self._groups)
         logged = _listed(self.workspace.logs, self._groups)
-        statuses = {}
+        statuses: dict[str, RunStatus] = {}
+        code = OwnCode()
         for name, folder in self._folders.items():
             status = (
                 self._done.get(name) or _status_of(name, folder)
@@ -96,8 +101,19 @@ class StudyStatus:
                 status = _never_began(name, self.log(name)) or status
             if status.state == "done":
                 self._done[name] = status
-            statuses[name] = status
+            changed = self._changed(name, status, code)
+            statuses[name] = replace(status, changed=changed) if changed else status
         return statuses
+
+    def _changed(self, name: str, status: RunStatus, code: OwnCode) -> tuple[str, ...]:
+        """Return the modules that have changed since a run was made; read a done one once."""
+        run = self.runs[name]
+        if not run.config.modules or status.state == "waiting" or self.workspace.is_bundle:
+            return ()
+        known = self._made_with.get(name) if status.state == "done" else None
+        if known is None:
+            known = self._made_with[name] = made_with_of(self._folders[name], run)
+        return tuple(code.changed(known))
 
     def log(self, name: str) -> Path:
         """Return the log file of a run's job, if the workflow started it."""

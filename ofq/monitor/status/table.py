@@ -15,6 +15,7 @@ from ofq.monitor.status.figures import duration, progress, significant, tally
 from ofq.monitor.status.fit import fitting, height, shares
 from ofq.monitor.status.remaining import time_left, waiting_for
 from ofq.monitor.status.runs import STATES, Row, RunStatus, StudyStatus
+from ofq.runs.own_code import told
 from ofq.stopping import StopRequest
 
 STYLES = {
@@ -160,10 +161,16 @@ class _Study:
         return [line if self.most_failures is None else _line(line) for line in lines]
 
     def _hints(self) -> list[RenderableType]:
-        if not self.counts["interrupted"]:
-            return []
-        text = f"interrupted runs go on with  snakemake --cores 2 {self.watch.grid.study}"
-        return [_line(Text(text, STYLES["interrupted"]))]
+        study = self.watch.grid.study
+        lines: list[RenderableType] = []
+        if changed := {n: [*k.changed] for n, k in self.statuses.items() if k.changed}:
+            text = Text(told(study, changed), STYLES["interrupted"])
+            lines.append(text if self.most_failures is None else _line(text))
+        if self.counts["interrupted"]:
+            text = Text(f"interrupted runs go on with  snakemake --cores 2 {study}")
+            text.stylize(STYLES["interrupted"])
+            lines.append(_line(text))
+        return lines
 
 
 class _Columns:
@@ -226,7 +233,16 @@ class _Columns:
 
 
 def _states(statuses: Sequence[RunStatus]) -> Text:
-    """Return the states of a row's runs; waiting ones only if there are no others."""
+    """Return the states of a row's runs; waiting ones only if there are no others.
+
+    Runs that were made by other code are counted beside their state.
+    """
+    other = sum(bool(status.changed) for status in statuses)
+    mark = Text(f", {other} by other code" if other else "", STYLES["interrupted"])
+    return _present_states(statuses) + mark
+
+
+def _present_states(statuses: Sequence[RunStatus]) -> Text:
     counts = tally(statuses)
     states = [s for s in ("failed", "interrupted", "running") if counts[s]]
     if not states:
