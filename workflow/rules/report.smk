@@ -41,8 +41,8 @@ for study in studies:
 rule reports:
     input:
         lambda _: targets.reports(logger.warning),
-    localrule: True
     log:
         "logs/report/overview.log",
+    localrule: True
     shell:
         "ofq overview > {log} 2>&1"
