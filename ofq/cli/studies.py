@@ -166,6 +166,13 @@ def plan(
             metavar="N", min=1, help="CPU cores for runs without GPU. Default: this machine's."
         ),
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The GPU to plan for: a100, h100, rtx4090, … Default: this machine's.",
+        ),
+    ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="First train each kind of run here for some seconds.")
     ] = False,
@@ -184,20 +191,25 @@ def plan(
 
     It shows runs to do and done, the savings by shared stages, GPU-hours, and the time until all is
     done. Times are ranges: from finished runs, else from --measure (stored in the results folder),
-    else assumed; the last column shows which. On a cluster, measure on a node like those of the
+    else assumed; the last column shows which. An assumed time of a GPU is within a factor of 3 for
+    the one that --device names, and spans all known ones without it. On a cluster, measure on a
+    node like those of the
     jobs: [cyan]srun --cpus-per-task=8 ofq plan STUDY --measure[/cyan]
 
     With --write-runtime the workflow requests time by these estimates instead of the recipe's. This
     re-runs nothing. A run that takes longer than --limit continues in further jobs.
     """
     from ofq.monitor.check.study import Remaining
+    from ofq.monitor.devices import named
     from ofq.monitor.plan.limits import write
     from ofq.monitor.plan.plan import Machine, Planner
     from ofq.monitor.plan.show import show
 
     console = Console()
-    workspace = Workspace()
-    planner = Planner(workspace, study)
+    if device and measure:
+        raise UserError(f"--device {device}, --measure: measures this machine; give one of them")
+    workspace, gpu = Workspace(), named(device) if device else None
+    planner = Planner(workspace, study, gpu)
     remaining = Remaining(workspace, [] if workspace.is_bundle else [study])
     if mistakes := remaining.mistakes():
         raise UserError("\n".join(mistakes))

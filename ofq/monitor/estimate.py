@@ -8,14 +8,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ofq.config import Run
+from ofq.monitor import assumptions
 from ofq.monitor.assumptions import assumed_epoch
+from ofq.monitor.devices import Device
 from ofq.monitor.kind import Kind, kind_of_config, passes_of
 from ofq.monitor.span import Range, hull
+
+LIMIT = "assumed: recipe's limit"
+"""Source of times that nothing is known of."""
+
+LOADING = f"assumed: {assumptions.LOADING}"
+"""Source of times that no GPU decides."""
 
 _ENOUGH = 3  # runs, whose times show their variation
 _FEW_RUNS = 1.2
 _CALIBRATION = 1.3  # a minute doesn't show what hours do, nor how jobs slow each other down
-_SIMILAR = 1.6  # from the cheapest method to the dearest: see assumptions.QUANTIZED
+_SIMILAR = 1.6  # from the cheapest method to the dearest: see assumptions.WORK
 _LIMIT = 60  # seconds in a recipe's minute
 
 
@@ -58,11 +66,11 @@ class Estimator:
 
     Args:
         samples: The measurements that it rests on.
-        gpu: Name of the GPU for which runs are assumed to take a time where none was measured;
-            None for the range over all known ones.
+        gpu: The GPU for which runs are assumed to take a time where none was measured; None for
+            the range over all known ones.
     """
 
-    def __init__(self, samples: Sequence[Sample], gpu: str | None = None) -> None:
+    def __init__(self, samples: Sequence[Sample], gpu: Device | None = None) -> None:
         self._gpu = gpu
         self._samples = list(samples)
         self._known: dict[Kind, list[Sample]] = {}
@@ -88,11 +96,12 @@ class Estimator:
         similar = [sample for sample in self._samples if sample.kind.resembles(kind)]
         if similar:
             return _scaled(similar, epochs, _SIMILAR, "similar runs")
-        epoch = assumed_epoch(kind, self._gpu)
-        if epoch is not None:
-            return Estimate(epoch * epochs, "assumed: FLOPs", measured=False)
+        assumed = assumed_epoch(kind, run.resources, self._gpu)
+        if assumed is not None:
+            seconds = assumed.seconds * epochs
+            return Estimate(seconds, f"assumed: {assumed.basis}", measured=False)
         limit = Range(0, _LIMIT * run.resources.runtime)
-        return Estimate(limit, "assumed: recipe's limit", measured=False)
+        return Estimate(limit, LIMIT, measured=False)
 
 
 def _scaled(samples: list[Sample], epochs: int, factor: float, source: str) -> Estimate:

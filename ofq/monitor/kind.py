@@ -16,6 +16,8 @@ class Kind(Strict):
         batch_size: Images per step, over all devices; 0 for an evaluation.
         taught: Whether a teacher's forward pass is part of a step.
         gpus: Number of GPUs; 0 for the processor.
+        precision: Precision of its products.
+        teacher: Precision of its teacher's; ``fp32`` if there is none.
     """
 
     dataset: str
@@ -26,6 +28,8 @@ class Kind(Strict):
     batch_size: int
     taught: bool
     gpus: int
+    precision: str = "fp32"
+    teacher: str = "fp32"
 
     def resembles(self, other: "Kind") -> bool:
         """Return whether only bits, method or the quantized stage (QAT or CGA) differ."""
@@ -34,7 +38,8 @@ class Kind(Strict):
     def _core(self) -> tuple[Any, ...]:
         quantized = self.stage in ("qat", "cga")
         stage = "quantized" if quantized else self.stage
-        return self.dataset, self.model, stage, self.batch_size, self.taught, self.gpus
+        trained = self.batch_size, self.taught, self.precision, self.teacher
+        return self.dataset, self.model, stage, self.gpus, *trained
 
 
 def kind_of(run: Run) -> Kind:
@@ -65,6 +70,8 @@ def kind_of_config(config: Mapping[str, Any], gpus: int) -> Kind:
         batch_size=training.get("batch_size", 0),
         taught=training.get("distillation", False),
         gpus=gpus,
+        precision=training.get("precision", "fp32"),
+        teacher=training.get("teacher", {}).get("precision", "fp32"),
     )
 
 

@@ -11,15 +11,21 @@ from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ofq import hardware
 from ofq.config import Run, TrainedRun, Workspace
 from ofq.config.run import CgaRun, QatRun
+from ofq.config.stage import split
 from ofq.errors import UserError
 from ofq.hardware import processor
 from ofq.monitor.kind import kind_of
 from ofq.monitor.plan.samples import FILE, Calibration, calibrations
+from ofq.runs.gpu_leases import lease
 from ofq.stopping import Interrupted, StopRequest
+
+if TYPE_CHECKING:
+    from ofq.training.distributed import Devices
 
 _WARM_UP = 3  # steps that come before the measured ones
 _STEPS = 12  # that are measured at least
@@ -33,10 +39,12 @@ class _Stopwatch:
 
     Args:
         stop: The request by which it stops the training.
+        wait: Waits until the device has done what it was given, since steps return before.
     """
 
-    def __init__(self, stop: StopRequest) -> None:
+    def __init__(self, stop: StopRequest, wait: Callable[[], None]) -> None:
         self.stop = stop
+        self.wait = wait
         self.seconds: list[float] = []
         self._mark = 0.0
 
@@ -45,6 +53,7 @@ class _Stopwatch:
 
     def step(self, step: int) -> None:
         """Record a step's time."""
+        self.wait()
         now = time.perf_counter()
         self.seconds.append(now - self._mark)
         self._mark = now
@@ -77,21 +86,29 @@ def measure(
         runs: The runs whose kinds are measured; evaluations among them are skipped.
         tell: Called with a line for each measurement.
 
+    A run that asks for several GPUs is measured on one, with its share of the batch.
+
     Raises:
-        UserError: The runs ask for GPUs, or this is an unpacked bundle.
+        UserError: The runs ask for GPUs, which this machine hasn't or torch can't use, or this is
+            an unpacked bundle.
     """
     workspace.refuse_bundle("measure runs")
     workspace.results.mkdir(parents=True, exist_ok=True)
-    device, versions = processor(), {name: metadata.version(name) for name in _PACKAGES}
+    versions = {name: metadata.version(name) for name in _PACKAGES}
     known = [
         c.kind
         for c in calibrations(workspace.results)
-        if c.device == device and c.versions == versions
+        if c.device in (processor(), *hardware.gpus()) and c.versions == versions
     ]
     wanted = {kind_of(run): run for run in runs if isinstance(run.config, TrainedRun)}
     missing = {kind: run for kind, run in wanted.items() if kind not in known}
     if any(kind.gpus for kind in missing):
-        raise UserError("--measure: runs on GPUs can't be measured yet; leave it out")
+        if not hardware.gpus():
+            raise UserError(
+                "--measure: runs of this study ask for GPUs, and this machine has none; "
+                "measure on one that has, or give --device NAME"
+            )
+        lease(1, "ofq plan --measure")  # before CUDA starts; ends with this process
     imports = _import_torch() if missing else 0.0
     added = []
     for kind, run in missing.items():
@@ -100,7 +117,6 @@ def measure(
         measured["startup_seconds"] += imports
         line = Calibration(
             kind=kind,
-            device=device,
             threads=run.resources.threads,
             versions=versions,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -120,39 +136,84 @@ def _import_torch() -> float:
 
 
 def _calibrate(workspace: Workspace, run: Run) -> dict[str, Any]:
-    """Train a run's kind for some seconds, from fresh weights; return its times."""
+    """Train a run's kind for some seconds, from fresh weights; return its times and its device."""
     from ofq.runs.inputs import array_place
     from ofq.training.build import Inputs, build
     from ofq.training.checkpoint import CheckpointStore
     from ofq.training.data.images import files_of
-    from ofq.training.distributed import choose, take_part
+    from ofq.training.distributed import take_part
     from ofq.training.trainer import Session
 
-    take_part(choose(gpus=0), run.resources.threads)
+    count, resources = max(1, run.resources.gpu), run.resources
+    devices = _devices(min(1, resources.gpu))
+    group = take_part(devices, max(1, resources.threads // count))
     stop = StopRequest()
-    watch = _Stopwatch(stop)
+    watch = _Stopwatch(stop, _waiting(devices))
     began = time.perf_counter()
+    config = _share(run)
+    with tempfile.TemporaryDirectory() as folder, suppress(Interrupted):
+        store, files = CheckpointStore(Path(folder)), files_of(workspace, run)
+        teacher_logits = Path(folder) / "teacher_logits.npy"
+        session = Session(observer=watch, checkpoints=store, stop=stop, group=group)
+        inputs = Inputs(teacher_logits=teacher_logits, data=array_place(workspace, config))
+        trainer = build(
+            config,
+            inputs,
+            session,
+            files=files,
+            device_batch=resources.device_batch,
+            compiled=resources.compile,
+        )
+        startup = time.perf_counter() - began
+        trainer.run()
+    return {
+        "device": devices.describe()["devices"][0],
+        "step_seconds": _stretches(watch.seconds),
+        "steps_per_epoch": trainer.data.steps_per_epoch(count * config.training.batch_size),
+        "evaluation_seconds": trainer.pace.seconds["evaluation"] / count,
+        "startup_seconds": startup,
+    }
+
+
+def _devices(gpus: int) -> "Devices":
+    """Return the one device that is measured on.
+
+    Raises:
+        UserError: It is a GPU that torch can't use.
+    """
+    from ofq.training.distributed import choose
+
+    devices = choose(gpus)
+    if gpus and devices.kind == "cpu":
+        raise UserError(
+            "--measure: torch can't use this machine's GPU; "
+            "`python -c 'import torch; torch.cuda.init()'` says why"
+        )
+    return devices
+
+
+def _waiting(devices: "Devices") -> Callable[[], None]:
+    if devices.kind == "cpu":
+        return lambda: None
+    return importlib.import_module("torch").cuda.synchronize
+
+
+def _share(run: Run) -> TrainedRun:
+    """Return the config of what one of a run's devices does, from fresh weights.
+
+    Raises:
+        UserError: The batch can't be split over the run's devices.
+    """
     config = run.config
     assert isinstance(config, TrainedRun)
     if isinstance(config, QatRun):
         config = replace(config, pretrained=None)
     elif isinstance(config, CgaRun):
         config = config.from_fresh_weights()
-    with tempfile.TemporaryDirectory() as folder, suppress(Interrupted):
-        store, files = CheckpointStore(Path(folder)), files_of(workspace, run)
-        teacher_logits = Path(folder) / "teacher_logits.npy"
-        compiled = run.resources.compile
-        session = Session(observer=watch, checkpoints=store, stop=stop)
-        inputs = Inputs(teacher_logits=teacher_logits, data=array_place(workspace, config))
-        trainer = build(config, inputs, session, files=files, compiled=compiled)
-        startup = time.perf_counter() - began
-        trainer.run()
-    return {
-        "step_seconds": _stretches(watch.seconds),
-        "steps_per_epoch": trainer.steps_per_epoch,
-        "evaluation_seconds": trainer.pace.seconds["evaluation"],
-        "startup_seconds": startup,
-    }
+    training, devices = config.training, max(1, run.resources.gpu)
+    parts = split(training.batch_size, devices, run.resources.device_batch)
+    share = training.model_copy(update={"batch_size": parts.passes * parts.images})
+    return replace(config, training=share)
 
 
 def _stretches(seconds: list[float]) -> tuple[float, ...]:

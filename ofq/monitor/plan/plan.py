@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from ofq import hardware
 from ofq.config import Run, TrainedRun, Workspace
 from ofq.errors import UserError
-from ofq.monitor.estimate import Estimate, Estimator
+from ofq.monitor.devices import DEVICES, Device, recognized
+from ofq.monitor.estimate import LIMIT, LOADING, Estimate, Estimator
 from ofq.monitor.kind import kind_of
-from ofq.monitor.plan.samples import of_this_hardware, samples
+from ofq.monitor.plan.samples import of_device, of_this_hardware, samples
 from ofq.monitor.schedule import Task, critical_path, makespan
 from ofq.monitor.span import Range, hull, total
 from ofq.runs.attempt import run_folder
@@ -86,6 +87,7 @@ class Plan:
         chain: Seconds of the longest chain of runs, on any number of devices.
         devices: Names of the hardware that was measured.
         measurable: Whether a calibration on this machine would improve the estimates.
+        assumption: What the times rest on that weren't measured on GPUs; None if there are none.
     """
 
     study: str
@@ -98,6 +100,7 @@ class Plan:
     chain: Range
     devices: tuple[str, ...]
     measurable: bool
+    assumption: str | None
 
     @property
     def done(self) -> int:
@@ -116,6 +119,8 @@ class Planner:
     Args:
         workspace: The checkout of its config and results.
         study: Its name.
+        device: The GPU to plan for; None for this machine's, or where it has none that is known,
+            for the range over all known ones.
 
     Attributes:
         runs: Its runs by id, parents first.
@@ -123,15 +128,21 @@ class Planner:
             runs that were made by other code.
     """
 
-    def __init__(self, workspace: Workspace, study: str) -> None:
+    def __init__(self, workspace: Workspace, study: str, device: Device | None = None) -> None:
         self.study = study
         self.grid = workspace.grid(study)
         self.runs = self.grid.runs()
         models = {(run.config.dataset, run.config.model) for run in self.runs.values()}
         self.warnings: list[str] = []
-        measured = of_this_hardware(samples(workspace, models, self.warnings.append))
+        found = samples(workspace, models, self.warnings.append)
+        measured = of_device(found, device) if device else of_this_hardware(found)
         self._devices = sorted({sample.device for sample in measured})
-        self.estimator = Estimator(measured, next(iter(hardware.gpus()), None))
+        self._gpu = device or next(filter(None, map(recognized, hardware.gpus())), None)
+        if device and not any(run.resources.gpu for run in self.runs.values()):
+            self.warnings.append(
+                f"--device {device.name} changes nothing: no run of {study} asks for a GPU"
+            )
+        self.estimator = Estimator(measured, self._gpu)
         self._estimates: dict[str, Estimate] = {}
         self._left = {name: self._share(workspace, run) for name, run in self.runs.items()}
         if changed := told(study, changed_runs(workspace, self.runs)):
@@ -195,10 +206,28 @@ class Planner:
             chain=Range(critical_path(lows), critical_path(highs)),
             devices=tuple(self._devices),
             measurable=any(
-                isinstance(run.config, TrainedRun) and not run.resources.gpu
+                isinstance(run.config, TrainedRun)
+                and (not run.resources.gpu or bool(hardware.gpus()))
                 for run in self.unmeasured()
             ),
+            assumption=self._assumption(),
         )
+
+    def _assumption(self) -> str | None:
+        """Say what the assumed times of GPUs rest on; None if there are none."""
+        assumed = [
+            run
+            for run in self.to_do()
+            if self.estimate(run).source not in (LIMIT, LOADING) and not self.estimate(run).measured
+        ]
+        if not assumed:
+            return None
+        if self._gpu is None:
+            names = ", ".join(device.name for device in DEVICES)
+            return f"any of {names}; --device NAME narrows it to a factor of 3"
+        kinds = sorted({kind_of(run).precision for run in assumed})
+        peaks = ", ".join(f"{self._gpu.peak(kind) / 1e12:g} TFLOP/s in {kind}" for kind in kinds)
+        return f"{self._gpu.name}, at most {peaks}, {self._gpu.bandwidth:g} TB/s"
 
     def _tasks(self, high: bool) -> list[Task]:
         present = {run.id for run in self.to_do()}

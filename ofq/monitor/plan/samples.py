@@ -9,6 +9,7 @@ from ofq import hardware
 from ofq.config import Workspace
 from ofq.config.files import Strict, parse
 from ofq.errors import UserError
+from ofq.monitor.devices import Device, recognized
 from ofq.monitor.estimate import Sample
 from ofq.monitor.kind import Kind, kind_of_config, passes_of
 from ofq.monitor.span import Range
@@ -94,6 +95,11 @@ def of_this_hardware(samples: Iterable[Sample]) -> list[Sample]:
     on_gpus = [sample for sample in samples if sample.kind.gpus]
     on_processors = [sample for sample in samples if not sample.kind.gpus]
     return [*_local(on_gpus, hardware.gpus()), *_local(on_processors, [hardware.processor()])]
+
+
+def of_device(samples: Iterable[Sample], device: Device) -> list[Sample]:
+    """Return the samples of a named GPU, and those of processors."""
+    return [each for each in samples if not each.kind.gpus or recognized(each.device) == device]
 
 
 def _local(samples: list[Sample], devices: list[str]) -> list[Sample]:

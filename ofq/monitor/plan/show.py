@@ -51,6 +51,8 @@ def summary(plan: Plan) -> Iterator[str]:
     )
     if plan.devices:
         yield f"measured on: {', '.join(plan.devices)}"
+    if plan.assumption:
+        yield f"assumed, not measured: {plan.assumption} (docs/planning.md)"
     if plan.measurable:
         yield f"ofq plan {plan.study} --measure measures the rest, in seconds each"
 
