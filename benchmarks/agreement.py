@@ -17,7 +17,7 @@ from torch import nn
 
 import ofq
 from ofq.config import Training
-from ofq.training.compile import compile_blocks
+from ofq.models.compiling import compile_blocks
 from ofq.training.distributed import seed_everything
 from ofq.training.models import build
 from ofq.training.optimization import make_optimizer

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from machine import keep
@@ -50,7 +51,7 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def trained(name: str) -> tuple[nn.Module, dict[str, object]]:
+def trained(name: str) -> tuple[nn.Module, dict[str, Any]]:
     """Return a quantized model, and its whole resumable state with AdamW's moments."""
     model = ofq.quantize(build(name, 1000), 2, 2, "statsq", True)
     images = torch.randn(2, 3, 224, 224)

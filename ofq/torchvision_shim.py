@@ -7,15 +7,18 @@ declared. Declaring their schemas is enough, since this package calls none of th
 
 import importlib.machinery
 import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
 from pathlib import Path
-
-import torch
+from types import ModuleType
+from typing import Any
 
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_library: torch.library.Library | None = None  # the declarations last as long as this object
+_library: Any = None  # the declarations last as long as this object
 
 
 def _extension() -> Path | None:
@@ -28,6 +31,8 @@ def _extension() -> Path | None:
 
 
 def _loads(extension: Path) -> bool:
+    import torch  # by whoever imports torchvision anyway
+
     try:
         torch.ops.load_library(str(extension))
     except (ImportError, OSError):
@@ -50,7 +55,29 @@ def install() -> bool:
     extension = _extension()
     if extension is None or _loads(extension):
         return False
+    import torch
+
     _library = torch.library.Library("torchvision", "FRAGMENT")
     for schema in _SCHEMAS:
         _library.define(schema)
     return True
+
+
+class _Installer(MetaPathFinder):
+    """Finder that finds nothing, and calls :func:`install` when torchvision is looked for."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> None:
+        if name == "torchvision" and self in sys.meta_path:
+            sys.meta_path.remove(self)  # first, since installing looks for torchvision too
+            install()
+
+
+def install_when_needed() -> None:
+    """Let :func:`install` be called just before torchvision is imported, if it isn't yet.
+
+    So ``import ofq`` makes timm importable without importing torch itself.
+    """
+    if "torchvision" not in sys.modules:
+        sys.meta_path.insert(0, _Installer())

@@ -113,7 +113,7 @@ def _figures(workspace: Workspace) -> Iterator[tuple[str, str, str]]:
 
 
 def _models(workspace: Workspace) -> Iterator[tuple[str, str, str]]:
-    from ofq.training import models  # before timm, which it lets be imported
+    from ofq.training import models
 
     seen: set[str] = set()
     for recipe in workspace.recipe_names:

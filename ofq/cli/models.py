@@ -39,12 +39,11 @@ def export(
 ) -> None:
     """Write a finished run's model with each quantized weight as integer codes.
 
-    A .safetensors file has b bits per code; `ofq.export.load_packed(FILE)` in Python loads the
+    A .safetensors file has b bits per code; `ofq.load_packed(FILE)` in Python loads the
     model, with the same logits. A .onnx file has codes before DequantizeLinear, and activations
     between QuantizeLinear and DequantizeLinear (docs/export.md).
     """
-    from ofq.export.onnx import export_onnx
-    from ofq.export.packed import export_run
+    from ofq.runs.export import export_onnx_run, export_run
 
     workspace = Workspace()
     run, _ = workspace.find(run_id)
@@ -53,7 +52,7 @@ def export(
     _refuse_foreign(path, "ofq")
     text = f"wrote {path}: "
     if path.suffix == ".onnx":
-        text += f"{export_onnx(workspace, run, path):,} bytes"
+        text += f"{export_onnx_run(workspace, run, path):,} bytes"
     else:
         exported = export_run(workspace, run, path)
         share = f"1/{exported.full_precision / exported.size:.2f} of the full-precision model's"

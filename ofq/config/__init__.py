@@ -1,11 +1,12 @@
 """Config models, grid expansion and run identity; imports neither torch nor MLflow."""
 
-from ofq.config.fields import Stage, parse_bits
+from ofq.config.fields import Stage
 from ofq.config.method import Method, Quantization
 from ofq.config.run import Cell, Grid, Run, RunConfig, TrainedRun
 from ofq.config.schema import Recipe, Site, Study
 from ofq.config.stage import ProbeConfig, Resources, Training
 from ofq.config.workspace import Workspace
+from ofq.values import parse_bits
 
 __all__ = [
     "Cell",

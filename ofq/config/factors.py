@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ofq.config.fields import OFF, QuantizedStage, parse_bits
+from ofq.config.fields import QuantizedStage
 from ofq.config.method import Method
+from ofq.values import OFF, parse_bits
 
 Factor = Literal[
     "grid",

@@ -1,7 +1,6 @@
-"""Read YAML and JSON into validated models; errors name file, key, value and what is allowed."""
+"""Read YAML into validated models; errors name file, key, value and what is allowed."""
 
 import difflib
-import json
 import re
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -14,13 +13,12 @@ from yaml.nodes import MappingNode, Node
 
 from ofq.console import printable
 from ofq.errors import UserError
+from ofq.values import DEEPEST, INTEGER_BITS, TooMuch, check_values
 
 LARGEST_YAML = 2**18
 """Largest size of a YAML file, in bytes."""
 
-_DEEPEST = 40  # levels of lists and mappings within each other
 _MOST_VALUES = 50_000  # in a YAML file, those that aliases repeat included
-_INTEGER_BITS = 64
 _SHOWN = 200  # letters of a wrong value
 
 
@@ -64,10 +62,6 @@ def renamed(values: dict[Any, Any], names: dict[str, str]) -> dict[Any, Any]:
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class _TooMuch(Exception):
-    """Raised when a file holds more than a config can need."""
-
-
 class _Mapping(dict[Any, Any]):
     """Mapping of a file, with the line numbers of its keys, from 1."""
 
@@ -93,15 +87,15 @@ class _Loader(yaml.SafeLoader):
         before = self._values
         self._depth += 1
         self._values += 1
-        if self._depth > _DEEPEST:
-            raise _TooMuch(f"nested deeper than {_DEEPEST} levels")
+        if self._depth > DEEPEST:
+            raise TooMuch(f"nested deeper than {DEEPEST} levels")
         node = super().compose_node(parent, index)
         if is_alias:
             if id(node) not in self._held:
-                raise _TooMuch("an alias within what it stands for")
+                raise TooMuch("an alias within what it stands for")
             self._values += self._held[id(node)]
         if self._values > _MOST_VALUES:
-            raise _TooMuch(f"more than {_MOST_VALUES:,} values, with those that aliases repeat")
+            raise TooMuch(f"more than {_MOST_VALUES:,} values, with those that aliases repeat")
         self._held[id(node)] = self._values - before
         self._depth -= 1
         return node
@@ -154,7 +148,7 @@ for _tag, _pattern, _first in (
 def _construct_int(loader: _Loader, node: Any) -> int:
     text = loader.construct_scalar(node)
     if len(text) > _SHOWN:
-        raise _TooMuch(f"an integer of more than {_INTEGER_BITS} bits")
+        raise TooMuch(f"an integer of more than {INTEGER_BITS} bits")
     digits = text.lstrip("+-")
     return int(text, 0) if digits[:2] in ("0o", "0x") else int(text)
 
@@ -177,7 +171,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    except _TooMuch as error:
+    except TooMuch as error:
         raise UserError(f"{path}: {error}, which no config needs") from None
     except yaml.MarkedYAMLError as error:
         problem = printable(error.problem)
@@ -203,46 +197,10 @@ def _bounded_yaml(path: Path) -> Any:
     with path.open("rb") as file:
         content = file.read(LARGEST_YAML + 1)
     if len(content) > LARGEST_YAML:
-        raise _TooMuch(f"larger than {LARGEST_YAML // 1024} KiB")
+        raise TooMuch(f"larger than {LARGEST_YAML // 1024} KiB")
     data = yaml.load(content, Loader=_Loader)
-    _check_values(data)
+    check_values(data)
     return data
-
-
-def read_json(content: str | bytes, source: str) -> Any:
-    """Parse untrusted JSON.
-
-    Args:
-        content: The text.
-        source: Its origin, for the error.
-
-    Raises:
-        UserError: It isn't JSON, or is deeper or has longer integers than a record can need.
-    """
-    try:
-        data = json.loads(content)
-        _check_values(data)
-    except (ValueError, RecursionError, _TooMuch) as error:
-        raise UserError(f"{source}: not valid JSON ({printable(error)})") from None
-    return data
-
-
-def _check_values(data: Any) -> None:
-    """Refuse deep nesting, and integers that no computation takes."""
-    level, depth = [data], 0
-    while level:
-        depth += 1
-        if depth > _DEEPEST:
-            raise _TooMuch(f"nested deeper than {_DEEPEST} levels")
-        inner: list[Any] = []
-        for value in level:
-            if isinstance(value, dict):
-                inner += [*value, *value.values()]
-            elif isinstance(value, list | tuple | set):
-                inner += value
-            elif isinstance(value, int) and value.bit_length() > _INTEGER_BITS:
-                raise _TooMuch(f"an integer of more than {_INTEGER_BITS} bits")
-        level = inner
 
 
 def parse(model: type[Model], data: Any, source: str) -> Model:

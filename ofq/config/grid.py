@@ -5,7 +5,7 @@ from typing import Any
 
 from ofq.config.datasets import Dataset
 from ofq.config.factors import differences
-from ofq.config.fields import OFF, QuantizedStage, TrainedStage, parse_bits
+from ofq.config.fields import QuantizedStage, TrainedStage
 from ofq.config.files import merged, parse, suggest
 from ofq.config.method import Method, Quantization
 from ofq.config.run import (
@@ -25,6 +25,7 @@ from ofq.config.runtimes import Minutes
 from ofq.config.schema import Recipe, Study
 from ofq.config.stage import Resources, Training, check_pairs, split
 from ofq.errors import UserError
+from ofq.values import OFF, parse_bits
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,6 @@ def import_module(name: str, whose: str) -> None:
             never run.
     """
     Workspace().refuse_bundle(f"import '{name}'")
-    from ofq import torchvision_shim  # imported here, since it imports torch
-
-    torchvision_shim.install()  # the module may import timm
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)

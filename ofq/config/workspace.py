@@ -9,7 +9,6 @@ from typing import Any
 
 from ofq.config.claims import Claim, Claims
 from ofq.config.datasets import PACKAGED, Dataset, Download, Place, any_of, locate
-from ofq.config.fields import NAME
 from ofq.config.files import Model, parse, read_yaml, suggest
 from ofq.config.grid import Parts, expand
 from ofq.config.method import Method
@@ -22,6 +21,7 @@ from ofq.config.schema import Recipe, Site, Study
 from ofq.console import printable
 from ofq.errors import UserError, some
 from ofq.redact import refuse_credentials
+from ofq.values import NAME
 
 _FOLDERS = ("results", "reports")
 BUNDLE = "bundle.json"

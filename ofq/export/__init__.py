@@ -1,5 +1,1 @@
-"""Export of finished runs as packed weights or ONNX, and loading of packed files."""
-
-from ofq.export.packed import export_run, load_packed, save_packed
-
-__all__ = ["export_run", "load_packed", "save_packed"]
+"""Models in memory as files of packed weights or ONNX, and models from packed files."""

@@ -11,6 +11,7 @@ from ofq.errors import UserError, some
 from ofq.quantization.attention import FixedQueryKey, MergedQueryKey
 from ofq.quantization.layers import HasQuantizedWeight
 from ofq.quantization.quantizers.base import WeightQuantizer, weight_quantizers
+from ofq.quantization.settings import keep_settings
 
 _BYTE = 8
 
@@ -153,6 +154,7 @@ def hold_weights(model: nn.Module, packed: Mapping[str, PackedWeight]) -> nn.Mod
         raise UserError(f"not the quantized layers of this model: {some(differing)}")
     for name, (layer, quantizer) in layers.items():
         model.set_submodule(name, _holding(layer, _unpacked(name, packed[name], layer, quantizer)))
+    keep_settings(model, None)
     return model
 
 

@@ -1,37 +1,33 @@
 """StatsQ, LSQ, QKR, CGA and the oscillation tracker for timm's models, for any training loop."""
 
-from ofq import torchvision_shim
-
-torchvision_shim.install()  # before anything imports timm
-
-from ofq.quantization.activations import (  # noqa: E402
+from ofq.quantization.activations import (
     ActivationQuantizer,
     register_activation_quantizer,
 )
-from ofq.quantization.convert import calibrate, quantize, set_gradient_batch  # noqa: E402
-from ofq.quantization.layers import low_bit_weights  # noqa: E402
-from ofq.quantization.noise import NoiseInjection  # noqa: E402
-from ofq.quantization.oscillation import (  # noqa: E402
+from ofq.quantization.convert import calibrate, quantize, set_gradient_batch
+from ofq.quantization.layers import low_bit_weights
+from ofq.quantization.noise import NoiseInjection
+from ofq.quantization.oscillation import (
     CodeHistory,
     Oscillation,
     OscillationTracker,
     combine,
 )
-from ofq.quantization.quantizers.base import (  # noqa: E402
+from ofq.quantization.quantizers.base import (
     WeightQuantizer,
     near_threshold,
     register_weight_quantizer,
     straight_through,
     weight_quantizers,
 )
-from ofq.quantization.quantizers.lsq import LSQ, LSQWeight  # noqa: E402
-from ofq.quantization.quantizers.statsq import StatsQ  # noqa: E402
-from ofq.quantization.quantizers.variants import (  # noqa: E402
+from ofq.quantization.quantizers.lsq import LSQ, LSQWeight
+from ofq.quantization.quantizers.statsq import StatsQ
+from ofq.quantization.quantizers.variants import (
     LearnedStatsQ,
     StatisticalLSQ,
     StatsQMoments,
 )
-from ofq.quantization.techniques import (  # noqa: E402
+from ofq.quantization.techniques import (
     ConfidenceGuidedAnnealing,
     Dampening,
     FreezeAll,

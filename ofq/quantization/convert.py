@@ -45,6 +45,7 @@ from ofq.quantization.quantizers.base import (
 )
 from ofq.quantization.quantizers.lsq import LSQ, ImageLSQ
 from ofq.quantization.scheme import SCORES, Scheme
+from ofq.quantization.settings import Settings, keep_settings
 
 
 def quantize(
@@ -90,7 +91,7 @@ def quantize(
             layer, hooks, parametrizations, shared weights, or numbers that aren't finite.
 
     Example:
-        >>> import ofq.quantization, timm
+        >>> import ofq, timm
         >>> model = timm.create_model("deit_tiny_patch16_224", depth=1)
         >>> model = ofq.quantize(model, weight_bits=2, activation_bits=2, qkr=True)
         >>> model.blocks[0].mlp.fc1.weight_quantizer
@@ -131,6 +132,18 @@ def quantize(
     _refuse_leftovers(quantized)
     for _, quantizer in _activation_quantizers(quantized):
         quantizer.awaits_calibration = True
+    settings = Settings(
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        weight_quantizer=weight_quantizer,
+        qkr=qkr,
+        options=dict(options or {}),
+        activation_quantizer=activation_quantizer,
+        activation_options=dict(activation_options or {}),
+        first_last_bits=(first_last_bits[0], first_last_bits[1]),
+        layer_bits={name: (bits[0], bits[1]) for name, bits in (layer_bits or {}).items()},
+    )
+    keep_settings(quantized, settings)
     return quantized.to(next(model.parameters()).device)
 
 
@@ -275,6 +288,20 @@ def _activation_quantizers(model: nn.Module) -> Iterator[tuple[str, ActivationQu
         probability = getattr(module, "probability_quantizer", None)
         if isinstance(probability, ActivationQuantizer):
             yield f"{name}.probability_quantizer", probability
+
+
+def check_calibrated(model: nn.Module) -> None:
+    """Refuse a quantized model whose activation scales aren't set.
+
+    Raises:
+        UserError: Names the first activation without scales.
+    """
+    for name, quantizer in _activation_quantizers(model):
+        if not quantizer.is_set:
+            raise UserError(
+                f"the model isn't calibrated: {name} has no activation scales; call "
+                "ofq.calibrate(model, images) first, or load its weights"
+            )
 
 
 def _check_float32(model: nn.Module) -> None:

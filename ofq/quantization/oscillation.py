@@ -107,7 +107,7 @@ class OscillationTracker(nn.Module):
         UserError: The model isn't quantized, and ``required``.
 
     Example:
-        >>> import ofq.quantization, timm, torch
+        >>> import ofq, timm, torch
         >>> model = ofq.quantize(timm.create_model("deit_tiny_patch16_224", depth=1))
         >>> ofq.calibrate(model, torch.rand(2, 3, 224, 224))
         >>> tracker = ofq.OscillationTracker(model)
@@ -130,7 +130,9 @@ class OscillationTracker(nn.Module):
         super().__init__()
         if required:
             model = quantized_model(model, "nothing to track: ")
-        self._observe = torch.compile(_observe, dynamic=True) if compiled else _observe
+        self._observe = _observe
+        if compiled:
+            self.compile()
         self.threshold = threshold
         self.boundary_range = boundary_range
         self._weights = list(low_bit_weights(model))
@@ -139,6 +141,10 @@ class OscillationTracker(nn.Module):
         )
         device = self._weights[0].latent().device if self._weights else None
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
+
+    def compile(self, *args: object, **kwargs: object) -> None:
+        """Compile :meth:`update` into one pass over each weight."""
+        self._observe = torch.compile(_observe, dynamic=True)
 
     def history(self) -> dict[str, Tensor]:
         """Return what a tracker of a further stage goes on from, by layer.

@@ -35,7 +35,7 @@ from pydantic import AfterValidator, ValidationError
 from ofq.atomic import write_file, write_json, write_text
 from ofq.config import Workspace
 from ofq.config.fields import Name
-from ofq.config.files import LARGEST_YAML, Strict, read_json
+from ofq.config.files import LARGEST_YAML, Strict
 from ofq.config.workspace import BUNDLE
 from ofq.console import printable
 from ofq.errors import UserError
@@ -44,6 +44,7 @@ from ofq.redact import redact
 from ofq.runs.folder import REPORTED, UNPACKED, RunFolder, sha256
 from ofq.runs.record import PROVENANCE, facts_of, read_manifest, write_manifest
 from ofq.tracking.sent import copy_run_ids
+from ofq.values import read_json
 
 if TYPE_CHECKING:
     from ofq.report.collect import Records

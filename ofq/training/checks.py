@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from ofq.errors import RunFailed
+from ofq.models.compiling import uncompiled
 from ofq.quantization import low_bit_weights
-from ofq.training.compile import uncompiled
 
 
 class BadNumbers(RunFailed):

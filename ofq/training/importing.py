@@ -8,10 +8,11 @@ from torch import nn
 
 from ofq.config import Quantization
 from ofq.errors import UserError
+from ofq.models.loading import layout_of
 from ofq.quantization.released import convert_released_state
 from ofq.training import models
 from ofq.training.data.augmentation import ModelArgs
-from ofq.training.weights import layout_of, read_weights
+from ofq.training.weights import read_weights
 
 
 @dataclass(frozen=True)

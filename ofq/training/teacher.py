@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ofq.atomic import write_file
 from ofq.config.stage import Precision
 from ofq.errors import UserError
+from ofq.models.compiling import compile_blocks
 from ofq.stopping import StopRequest
-from ofq.training.compile import compile_blocks
 from ofq.training.data.source import Source, until
 from ofq.training.distributed import SingleProcess
 from ofq.training.graphs import Graph

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ofq.config import ProbeConfig, Training
 from ofq.console import printable
 from ofq.errors import UserError
+from ofq.models.compiling import compile_blocks, uncompiled
 from ofq.quantization import Oscillation, OscillationTracker, Technique, combine
 from ofq.stopping import Interrupted, StopRequest
 from ofq.training.checkpoint import CheckpointStore, NoCheckpoints
@@ -24,7 +25,7 @@ from ofq.training.checks import (
     first_bad_parameter,
     zero_variance,
 )
-from ofq.training.compile import compile_blocks, interruptible, uncompiled
+from ofq.training.compile import interruptible
 from ofq.training.data.source import Batch, Source, until
 from ofq.training.distributed import SINGLE_PROCESS, SingleProcess, gradients
 from ofq.training.graphs import Graph, capturing

@@ -4,30 +4,29 @@ import argparse
 import json
 import pickle
 import re
-import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ofq.config.datasets import DataFacts, facts_in
-from ofq.config.files import read_json
 from ofq.console import printable
 from ofq.errors import UserError, some
+from ofq.models.loading import brief, fit_weights, safetensors_bytes
 from ofq.quantization import LSQ, low_bit_weights
 from ofq.quantization.activations import ActivationQuantizer, activation_quantizers
 from ofq.quantization.quantizers.base import weight_quantizers
+from ofq.values import read_json
 
 _CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order
 _FORMS = "ofq.quantized"
 _PACKED = "ofq"  # in the metadata of a packed model
-_RELEASED = (".clip_val", ".input_quant_fn.s", ".lsqw_fn.s")
 _ALLOWED = "allowed: weights as .safetensors, or as torch.save writes a state dict (.pth, .pt)"
 _LARGEST_HEADER = 100_000_000  # bytes, as safetensors has it
 _HEAD = 512  # bytes that identify the kind of a file
@@ -175,23 +174,13 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         weights = load_file(path)
     except Exception as error:  # damaged bytes can raise anything
         raise UserError(
-            f"{path}: not a readable safetensors file, cut off or damaged: {_brief(error)}"
+            f"{path}: not a readable safetensors file, cut off or damaged: {brief(error)}"
         ) from None
     if packed:
         raise UserError(
-            f"{path}: a packed model, as `ofq export` writes; `ofq.export.load_packed` reads it"
+            f"{path}: a packed model, as `ofq export` writes; `ofq.load_packed` reads it"
         )
     return weights
-
-
-def layout_of(names: Iterable[str]) -> str | None:
-    """Name the layout of weights by their tensors' names; None for other layouts."""
-    names = list(names)
-    if any(".scores." in name for name in names):
-        return "quantized weights of this package"
-    if any(name.endswith(_RELEASED) for name in names):
-        return "a checkpoint of the authors' code, which `ofq import-checkpoint` takes"
-    return None
 
 
 def _pickled(path: Path, say: Callable[[str], None]) -> dict[str, Tensor]:
@@ -203,15 +192,15 @@ def _pickled(path: Path, say: Callable[[str], None]) -> dict[str, Tensor]:
         # the rest is advice on loading unsafely
         refused = re.search(r"GLOBAL (\S+)", str(error))
         reason = re.split(r"WeightsUnpickler error:\s*", str(error))[-1]
-        brief = re.split(r"\s+(?:Please|Check|In PyTorch) ", reason)[0]
-        brief = f"it needs {refused[1]}" if refused else brief
+        shown = re.split(r"\s+(?:Please|Check|In PyTorch) ", reason)[0]
+        shown = f"it needs {refused[1]}" if refused else shown
         raise UserError(
             f"{path}: not a checkpoint, or not to be loaded safely, as data alone: "
-            f"{printable(brief)}; save the model's state_dict() by itself"
+            f"{printable(shown)}; save the model's state_dict() by itself"
         ) from None
     except Exception as error:  # damaged bytes can raise anything
         raise UserError(
-            f"{path}: not a readable file of torch.save, cut off or damaged: {_brief(error)}"
+            f"{path}: not a readable file of torch.save, cut off or damaged: {brief(error)}"
         ) from None
     weights = _state_dict(content)
     if weights is None:
@@ -223,11 +212,6 @@ def _pickled(path: Path, say: Callable[[str], None]) -> dict[str, Tensor]:
     if len(containers) > 1:
         say(f"{path}: holds {' and '.join(containers)}; {containers[0]} is taken, as timm does")
     return weights
-
-
-def _brief(error: Exception) -> str:
-    """Return the first sentence of torch's error; the others concern its code."""
-    return printable(str(error).split(". ")[0].partition("\n")[0]) or type(error).__name__
 
 
 def _containers(content: object) -> list[str]:
@@ -310,75 +294,11 @@ def _metadata(path: Path, key: str) -> dict[str, Any] | None:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(key)
     except Exception as error:  # damaged bytes can raise anything
-        raise UserError(f"{path}: not a readable safetensors file: {_brief(error)}") from None
+        raise UserError(f"{path}: not a readable safetensors file: {brief(error)}") from None
     values = None if text is None else read_json(text, f"{path}: metadata '{key}'")
     if values is not None and not isinstance(values, dict):
         raise UserError(f"{path}: metadata '{key}': expected a mapping")
     return values
-
-
-def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> nn.Module:
-    """Load the named tensors of a file into a model, strictly, and return the model.
-
-    A checkpoint under other names, such as Microsoft's of Swin, is renamed by timm's filter for the
-    model; one whose tensors the filter would change, as to fit another image size, is refused.
-
-    Args:
-        model: As for :func:`load_weights`.
-        weights: The tensors.
-        path: The file, for errors.
-
-    Raises:
-        UserError: They are of another model: names are missing or unexpected, or shapes differ.
-    """
-    expected = model.state_dict()
-    if weights.keys() != expected.keys():
-        weights = _renamed(model, weights)
-    problems = {
-        "missing": [name for name in expected if name not in weights],
-        "unexpected": [name for name in weights if name not in expected],
-        "of another shape": [
-            f"{name} {tuple(weights[name].shape)} for {tuple(tensor.shape)}"
-            for name, tensor in expected.items()
-            # an uncalibrated scale is empty, and is loaded from the file
-            if name in weights and tensor.numel() and weights[name].shape != tensor.shape
-        ],
-        "of another type": [
-            f"{name} {weights[name].dtype} for {tensor.dtype}"
-            for name, tensor in expected.items()
-            if name in weights and not _converts(weights[name], tensor)
-        ],
-    }
-    if any(problems.values()):
-        faults = "; ".join(f"{what}: {some(names)}" for what, names in problems.items() if names)
-        layout = layout_of(weights)
-        known = f" ({layout})" if layout and layout != layout_of(expected) else ""
-        raise UserError(f"{path}: weights of another model{known}: {printable(faults)}")
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"{path}: weights of another model: {_brief(error)}") from None
-    return model
-
-
-def _renamed(model: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Rename weights by timm's filter for a model, unless it would also change tensors."""
-    of_model = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if of_model is None:
-        return weights
-    try:
-        renamed = of_model(dict(weights), model)
-    except Exception:  # it doesn't know these names; the caller reports them
-        return weights
-    same = {id(tensor) for tensor in weights.values()}
-    fits = renamed.keys() == model.state_dict().keys()
-    return renamed if fits and all(id(t) in same for t in renamed.values()) else weights
-
-
-def _converts(given: Tensor, wanted: Tensor) -> bool:
-    """Return whether a tensor may be loaded into one of another type: equal, or both floats."""
-    both_floats = given.is_floating_point() and wanted.is_floating_point()
-    return both_floats or given.dtype == wanted.dtype
 
 
 def save_weights(model: nn.Module, path: Path, facts: DataFacts | None = None) -> None:
@@ -400,17 +320,3 @@ def save_weights(model: nn.Module, path: Path, facts: DataFacts | None = None) -
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Save tensors as safetensors, without metadata."""
     path.write_bytes(safetensors_bytes({n: t.contiguous() for n, t in tensors.items()}, {}))
-
-
-def safetensors_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """Return the content of a safetensors file, a function of tensors and metadata.
-
-    The library writes the metadata's keys in an order that changes from call to call.
-    """
-    content = save(tensors, metadata)
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(metadata.items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # data begin at a multiple of 8 bytes
-    return len(text).to_bytes(8, "little") + text + content[8 + size :]

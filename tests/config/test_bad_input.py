@@ -199,8 +199,8 @@ def test_aliases_within_bounds_are_followed(tmp_path):
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, str(2**65), "{", "\0", ""])
 def test_json_that_no_record_has_is_refused(text):
-    from ofq.config.files import read_json
     from ofq.errors import UserError
+    from ofq.values import read_json
 
     with pytest.raises(UserError, match="a record: not valid JSON"):
         read_json(text, "a record")

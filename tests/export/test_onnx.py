@@ -1,16 +1,18 @@
 """ONNX files: onnxruntime computes what the fake-quantized model does, from integer codes."""
 
+import json
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import sklearn.datasets
 import timm
 import torch
 
 import ofq
 from ofq.config import Workspace
 from ofq.errors import UserError
-from ofq.export.onnx import save_onnx
 from ofq.export.qdq import with_nodes
 from ofq.quantization import calibrate, low_bit_weights
 from ofq.quantization.quantizers.lsq import LSQ
@@ -58,6 +60,10 @@ def answers(path, images):
     return session.run(None, {"images": images.numpy()})[0]
 
 
+def metadata_of(path):
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -71,7 +77,7 @@ def test_logits_are_those_of_the_model(make, tmp_path):
     (model, images), path = make(), tmp_path / "model.onnx"
     with torch.no_grad():
         expected = model(images).numpy()
-    save_onnx(model, images[:2], path, {"made": "by a test"})
+    ofq.export_onnx(model, path, metadata={"made": "by a test"})
     found = answers(path, images)
     gaps = np.abs(found - expected).max(axis=1) / np.abs(expected).max()
     # sums in another order may move an activation over a threshold, and all that follows from it
@@ -81,9 +87,9 @@ def test_logits_are_those_of_the_model(make, tmp_path):
 
 
 def test_file_has_integer_codes_and_a_node_for_each_quantizer(tmp_path):
-    model, images = micro(2, 2, "statsq", True)
+    model, _ = micro(2, 2, "statsq", True)
     path = tmp_path / "model.onnx"
-    save_onnx(model, images[:2], path, {"bits": "W2A2"})
+    ofq.export_onnx(model, path, metadata={"made": "by a test"})
     file = onnx.load(path)
     onnx.checker.check_model(file)
     kinds = [node.op_type for node in file.graph.node]
@@ -96,7 +102,46 @@ def test_file_has_integer_codes_and_a_node_for_each_quantizer(tmp_path):
     codes = [t for t in tensors.values() if t.dtype == np.int8 and t.ndim > 1]
     assert len(codes) == weights
     assert sum(set(np.unique(t)) == {-3, -1, 1, 3} for t in codes) == weights - ends
-    assert {entry.key: entry.value for entry in file.metadata_props} == {"bits": "W2A2"}
+    about = metadata_of(path)
+    assert (about["bits"], about["weight_quantizer"], about["qkr"]) == ("W2A2", "statsq", "True")
+    assert about["made"] == "by a test"
+
+
+def test_file_says_how_timm_would_make_input_of_images(tmp_path):
+    model, _ = swin()
+    given = {"mean": [0.5], "std": [0.25], "crop_mode": None}
+    ofq.export_onnx(model, tmp_path / "model.onnx", preprocessing=given)
+    known = timm.get_pretrained_cfg("swin_tiny_patch4_window7_224")
+    assert json.loads(metadata_of(tmp_path / "model.onnx")["preprocessing"]) == {
+        "input_size": [1, 16, 16],
+        "mean": [0.5],
+        "std": [0.25],
+        "crop_pct": known.crop_pct,
+        "interpolation": known.interpolation,
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"men": [0.5]}, "unknown name 'men'; allowed: mean, std"),
+        ({"std": [0.2, 0.3]}, "std has 2 numbers, the images 1 channels"),
+    ],
+)
+def test_preprocessing_of_other_names_or_channels_is_refused(given, said, tmp_path):
+    model, _ = micro(2, 2, "statsq")
+    with pytest.raises(UserError, match=said):
+        ofq.export_onnx(model, tmp_path / "model.onnx", preprocessing=given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_model_whose_weights_are_packed_is_refused(tmp_path):
+    model, _ = micro(2, 2, "statsq")
+    ofq.save_packed(model, tmp_path / "packed.safetensors", name=MICRO)
+    loaded = ofq.load_packed(tmp_path / "packed.safetensors")
+    for write in (ofq.export_onnx, ofq.save_packed):
+        with pytest.raises(UserError, match=r"none that ofq.load_packed returned"):
+            write(loaded, tmp_path / "again")
 
 
 def test_levels_without_a_node_are_refused():
@@ -124,8 +169,14 @@ def test_run_is_exported_by_the_command(checkout):
     assert done.stdout.startswith("wrote model.onnx: ")
     assert len(done.stdout.splitlines()) == 1
     assert answers(checkout / "model.onnx", IMAGES).shape == (100, 10)
-    entries = onnx.load(checkout / "model.onnx").metadata_props
-    assert {entry.key: entry.value for entry in entries}["run"] == run
+    about = metadata_of(checkout / "model.onnx")
+    assert (about["run"], about["model"]) == (run, MICRO)
+    grey = sklearn.datasets.load_digits().images / 16
+    assert json.loads(about["preprocessing"]) == {
+        "input_size": [1, 8, 8],
+        "mean": [pytest.approx(grey.mean(), rel=1e-3)],
+        "std": [pytest.approx(grey.std(), rel=1e-3)],
+    }
     done = run_ofq(checkout, "export", parent, "--out", "model.onnx")
     assert done.returncode == 2
     assert "full-precision run" in done.stderr

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,12 +23,14 @@ from ofq.config.run import describe
 from ofq.errors import UserError
 from ofq.export import packed as export
 from ofq.export.codes import hold_weights, pack, pack_weights, unpack
-from ofq.export.packed import export_run, load_packed, save_packed
+from ofq.export.packed import load_packed, save_packed
+from ofq.models import building
 from ofq.quantization import calibrate, weight_quantizers
 from ofq.quantization.layers import Passthrough, QuantizedLinear
 from ofq.quantization.quantizers.base import make_weight_quantizer
 from ofq.quantization.quantizers.lsq import LSQ
 from ofq.runs.attempt import run_folder
+from ofq.runs.export import export_run
 from ofq.training import models
 from ofq.training.weights import save_weights
 
@@ -65,11 +68,11 @@ def trained(name, quantization, images, classes=10):
 
 def micro(bits, method="statsq", **more):
     quantization = Quantization(bits=bits, **METHODS[method], **more)
-    return trained(MICRO, quantization, torch.rand(16, 1, 8, 8)), quantization
+    return trained(MICRO, quantization, torch.rand(16, 1, 8, 8))
 
 
-def exported(model, quantization, path, name=MICRO, classes=10):
-    save_packed(model, name, classes, quantization, path)
+def exported(model, path):
+    save_packed(model, path, name=MICRO)
     return path
 
 
@@ -120,8 +123,8 @@ def test_every_quantizer_decodes_to_what_it_computes(name, bits):
 @pytest.mark.parametrize("bits", ["W2A2", "W3A3", "W4A4"])
 @pytest.mark.parametrize("method", METHODS)
 def test_packed_model_has_the_logits_of_the_one_exported(method, bits, tmp_path):
-    model, quantization = micro(bits, method)
-    loaded = load_packed(exported(model, quantization, tmp_path / "packed.safetensors"))
+    model = micro(bits, method)
+    loaded = load_packed(exported(model, tmp_path / "packed.safetensors"))
     assert not loaded.training
     images = torch.rand(32, 1, 8, 8)
     with torch.no_grad():
@@ -129,13 +132,13 @@ def test_packed_model_has_the_logits_of_the_one_exported(method, bits, tmp_path)
 
 
 def test_packed_swin_has_the_logits_of_the_one_exported(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        models, "build",
-        lambda name, classes, args=None: timm.create_model(name, num_classes=classes, **SMALL_SWIN),
-    )  # fmt: skip
+    make = partial(timm.create_model, SWIN, num_classes=7, **SMALL_SWIN)
+    for module in (building, models):
+        monkeypatch.setattr(module, "build", lambda *given, args=None: make())
     quantization = Quantization(bits="W3A3", weight_quantizer="statsq", qkr=True)
     model = trained(SWIN, quantization, torch.rand(4, 3, 32, 32), classes=7)
-    path = exported(model, quantization, tmp_path / "packed.safetensors", SWIN, classes=7)
+    path = tmp_path / "packed.safetensors"
+    ofq.save_packed(model, path)  # timm noted the name
     images = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(load_packed(path)(images), model(images))
@@ -143,8 +146,8 @@ def test_packed_swin_has_the_logits_of_the_one_exported(tmp_path, monkeypatch):
 
 def test_parts_at_other_bits_or_none_keep_theirs(tmp_path):
     more = {"layers": {"blocks.0.*": "W32A32", "blocks.1.mlp.fc1": "W5A4"}, "ends": "W4A8"}
-    model, quantization = micro("W2A2", **more)
-    path = exported(model, quantization, tmp_path / "packed.safetensors")
+    model = micro("W2A2", **more)
+    path = exported(model, tmp_path / "packed.safetensors")
     forms = {form["layer"]: form["bits"] for form in contents(path)["weights"]}
     assert not any(layer.startswith("blocks.0.") for layer in forms)
     assert (forms["patch_embed.proj"], forms["blocks.1.mlp.fc1"], forms["head"]) == (4, 5, 4)
@@ -154,8 +157,8 @@ def test_parts_at_other_bits_or_none_keep_theirs(tmp_path):
 
 
 def test_weights_take_their_bits_and_scales_and_nothing_else_is_kept_of_them(tmp_path):
-    model, quantization = micro("W3A3", "statsq+qkr")
-    path = exported(model, quantization, tmp_path / "packed.safetensors")
+    model = micro("W3A3", "statsq+qkr")
+    path = exported(model, tmp_path / "packed.safetensors")
     tensors = load_file(path)
     size = {n: t.numel() * t.element_size() for n, t in tensors.items()}
     assert size["blocks.0.mlp.fc1.weight.codes"] == 192 * 48 * 3 / 8
@@ -172,11 +175,11 @@ def test_weights_take_their_bits_and_scales_and_nothing_else_is_kept_of_them(tmp
 
 
 def test_metadata_name_all_that_rebuilds_the_model(tmp_path):
-    model, quantization = micro("W2A4", "statsq+qkr", module="ofq.quantization")
-    found = contents(exported(model, quantization, tmp_path / "packed.safetensors"))
+    model = micro("W2A4", "statsq+qkr", module="ofq.quantization")
+    found = contents(exported(model, tmp_path / "packed.safetensors"))
     assert (found["model"], found["classes"]) == (MICRO, 10)
     assert found["quantization"]["bits"] == "W2A4"
-    assert found["quantization"]["module"] is None
+    assert "modules" not in found
     assert {
         "layer": "blocks.0.attn.scores.merged", "quantizer": "statsq", "bits": 2, "shape": [144, 48]
     } in found["weights"]  # fmt: skip
@@ -199,16 +202,16 @@ class Mute(ofq.StatsQ):
     ("quantizer", "said"), [(Opposite, "other values by decode"), (Mute, "Mute has no decode")]
 )
 def test_quantizer_that_misstates_its_codes_is_refused(quantizer, said, tmp_path):
-    model, quantization = micro("W2A2")
+    model = micro("W2A2")
     model.blocks[0].mlp.fc1.weight_quantizer = quantizer(2)
     with pytest.raises(UserError, match=said):
-        exported(model, quantization, tmp_path / "packed.safetensors")
+        exported(model, tmp_path / "packed.safetensors")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
 def packed(tmp_path):
-    return exported(*micro("W2A2"), tmp_path / "packed.safetensors")
+    return exported(micro("W2A2"), tmp_path / "packed.safetensors")
 
 
 def test_missing_file_is_told(tmp_path):
@@ -238,13 +241,11 @@ def test_plain_weights_are_told_from_packed_ones(tmp_path):
 
 
 def test_file_that_fits_no_model_here_is_told(tmp_path):
-    model, quantization = micro("W2A2")
-    other = quantization.model_copy(update={"bits": "W3A2"})
-    path = exported(model, other, tmp_path / "packed.safetensors")
+    path = exported(micro("W2A2"), tmp_path / "packed.safetensors")
+    rewritten(path, lambda data: data["quantization"].update(bits="W3A2"))
     with pytest.raises(UserError, match=r"has bits 2, not 3"):
         load_packed(path)
-    other = quantization.model_copy(update={"qkr": True})
-    path = exported(model, other, tmp_path / "packed.safetensors")
+    rewritten(path, lambda data: data["quantization"].update(bits="W2A2", qkr=True))
     with pytest.raises(UserError, match="not the quantized layers of this model"):
         load_packed(path)
 

@@ -83,7 +83,7 @@ def base(qkr: bool) -> Packed:
     calibrate(model, torch.rand(4, 1, 8, 8))
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "packed.safetensors"
-        save_packed(model, MICRO, 10, quantization, path)
+        save_packed(model, path, name=MICRO)
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             return Packed(file.metadata()["ofq"], tensors)

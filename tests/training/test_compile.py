@@ -16,8 +16,9 @@ from torch._dynamo.utils import counters
 
 import ofq
 from ofq.errors import TryAgain, UserError
+from ofq.models.compiling import compile_blocks, uncompiled
 from ofq.stopping import Interrupted, StopRequest
-from ofq.training.compile import compile_blocks, interruptible, uncompiled
+from ofq.training.compile import interruptible
 from ofq.training.models import build
 
 from tests.support.trainings import Trainings, annealed, same_weights, without_times
@@ -125,7 +126,7 @@ def test_compiled_tracker_and_annealing_do_the_same_to_each_weight():
 
 def test_compiling_without_a_compiler_is_refused_with_what_to_do(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UserError, match=r"resources.compile.*no-such-compiler.*compile: false"):
+    with pytest.raises(UserError, match=r"C\+\+ compiler.*no-such-compiler.*compile: false"):
         compile_blocks(build("micro_deit_patch2_8", classes=10), CPU)
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import ofq
+from ofq.models.compiling import compile_blocks
 from ofq.quantization.kernels import fitting
 from ofq.quantization.quantizers.base import OFF, make_weight_quantizer
-from ofq.training.compile import compile_blocks
 from ofq.training.distributed import SingleProcess
 from ofq.training.models import build
 

@@ -17,9 +17,10 @@ from safetensors.torch import load, save_file
 import ofq
 from ofq.config import Quantization
 from ofq.errors import UserError
+from ofq.models.loading import safetensors_bytes
 from ofq.training import models
 from ofq.training.importing import import_released
-from ofq.training.weights import load_weights, read_weights, safetensors_bytes, save_weights
+from ofq.training.weights import load_weights, read_weights, save_weights
 
 from tests.support.own_process import run_ofq
 

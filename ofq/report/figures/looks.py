@@ -14,8 +14,8 @@ from zlib import crc32
 import numpy as np
 from matplotlib.colors import to_hex, to_rgb
 
-from ofq.config.fields import parse_bits
 from ofq.config.method import CgaConfig, Method
+from ofq.values import parse_bits
 
 RELEASED_RANGE = CgaConfig().boundary_range
 """OFQ's boundary range, that of the released scripts, in quantization steps."""

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from ofq.config.fields import parse_bits
 from ofq.report.collect import Records
 from ofq.report.figures.by_method import draw_by_method, interval_words
 from ofq.report.figures.by_model import (
@@ -45,6 +44,7 @@ from ofq.report.figures.style import (
     panels,
 )
 from ofq.report.measures import OSCILLATION_MID, Measure, measures
+from ofq.values import parse_bits
 
 
 @register_figure("accuracy_against_bits")

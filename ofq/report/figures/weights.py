@@ -7,7 +7,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from ofq.config.fields import parse_bits
 from ofq.report.collect import Records
 from ofq.report.figures.looks import role_looks
 from ofq.report.figures.recorded import boundary_ranges, of_first_bits, of_first_model, range_name
@@ -21,6 +20,7 @@ from ofq.report.figures.style import (
     new_figure,
     panels,
 )
+from ofq.values import parse_bits
 
 NEAR = 0.1
 """Reach of the histograms' lower panels from a threshold, in quantization steps."""

@@ -52,6 +52,22 @@ def evaluation_transform(
 ) -> Transform:
     """Return the transform of evaluation, which resizes, crops the centre and normalizes.
 
+    Arguments and errors are those of :func:`evaluation_settings`.
+    """
+    return create_transform(
+        **evaluation_settings(name, classes, images, args, about), is_training=False
+    )
+
+
+def evaluation_settings(
+    name: str,
+    classes: int,
+    images: Images | None,
+    args: ModelArgs | None = None,
+    about: Dataset | None = None,
+) -> dict[str, Any]:
+    """Return size, crop, interpolation, mean and deviation of evaluation, by timm's names.
+
     Args:
         name: Name of the timm model, by which timm knows size, mean and standard deviation.
         classes: Number of classes.
@@ -65,7 +81,7 @@ def evaluation_transform(
     settings = _of_model(name, classes, args, about)
     if images is not None:
         settings |= {key: getattr(images, key) for key in _PREFERENCES}
-    return create_transform(**settings, is_training=False)
+    return settings
 
 
 def training_transform(
@@ -78,14 +94,14 @@ def training_transform(
     """Return the random transform of training images; without augmentation, that of evaluation.
 
     Args:
-        name: As for :func:`evaluation_transform`.
+        name: As for :func:`evaluation_settings`.
         classes: Number of classes.
         images: The augmentation.
-        args: As for :func:`evaluation_transform`.
-        about: As for :func:`evaluation_transform`.
+        args: As for :func:`evaluation_settings`.
+        about: As for :func:`evaluation_settings`.
 
     Raises:
-        UserError: As for :func:`evaluation_transform`.
+        UserError: As for :func:`evaluation_settings`.
     """
     augmentation = images.augmentation
     if augmentation is None:

@@ -19,7 +19,7 @@ from ofq.registry import Registry
 from ofq.stopping import Interrupted, StopRequest
 from ofq.training.distributed import SINGLE_PROCESS, SingleProcess
 
-_DIGITS_MEAN, _DIGITS_DEVIATION = 4.884, 6.017
+_DIGITS_MEAN, _DIGITS_DEVIATION, _DIGITS_WHITE = 4.884, 6.017, 16
 
 
 class Batch(NamedTuple):
@@ -331,6 +331,18 @@ def load(
         if wanted is not None and wanted > len(images):
             raise UserError(f"data set '{name}': {key} is {wanted}, but it has {len(images)}")
     return data.first(about.train_images, about.test_images)
+
+
+def normalization(about: Dataset) -> dict[str, tuple[float, ...]]:
+    """Return ``mean`` and ``std`` of images in memory, of values 0 to 1; empty where unknown."""
+    if about.source == "digits":
+        return {
+            "mean": (_DIGITS_MEAN / _DIGITS_WHITE,),
+            "std": (_DIGITS_DEVIATION / _DIGITS_WHITE,),
+        }
+    if about.source == "idx":
+        return {"mean": about.mean or (0.0,), "std": about.std or (1.0,)}
+    return {}
 
 
 @register_dataset("digits")
