@@ -3,6 +3,7 @@
 # make test    all tests
 # make test-fast   tests of units alone, without servers, workflows and other processes
 # make test-kernels   a GPU's kernels, by Triton's interpreter on the CPU
+# make test-wheel  the wheel in a bare environment, outside of the checkout: one to two minutes
 # make check   lint, formatting and types
 # make ui      browse the runs in MLflow
 # make fuzz    mutated bundles, records, configs, checkpoints, data: ten minutes of new ones
@@ -20,7 +21,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: setup demo test test-fast fuzz test-kernels check ui soak bench samples lock slurm-up slurm-down clean
+.PHONY: setup demo test test-fast fuzz test-kernels test-wheel check ui soak bench samples lock slurm-up slurm-down clean
 
 setup: .venv/ready
 
@@ -43,6 +44,9 @@ fuzz: .venv/ready
 test-kernels: .venv/ready
 	@pip install --quiet --disable-pip-version-check --editable '.[kernels]'
 	@TRITON_INTERPRET=1 pytest tests/quantization/test_kernels.py
+
+test-wheel: .venv/ready
+	@python tests/wheel.py
 
 check: .venv/ready
 	@ruff check .

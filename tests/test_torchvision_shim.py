@@ -12,6 +12,28 @@ declared = torchvision_shim.install()
 import timm
 assert torchvision_shim.install() is declared
 """,
+    "timm imports after ofq, which imports no torch by itself": """
+import sys
+import ofq
+assert "torch" not in sys.modules
+import timm
+assert callable(ofq.quantize)
+""",
+    "timm imports after ofq where it failed before": """
+try:
+    import timm
+except RuntimeError:
+    pass
+import ofq, timm
+assert callable(ofq.quantize)
+""",
+    "ofq imports after timm": """
+from ofq.torchvision_shim import install
+install()
+import timm, torchvision
+import ofq
+assert callable(ofq.quantize)
+""",
     "timm imports in a loader worker": """
 import torch
 import ofq.quantization

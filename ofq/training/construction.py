@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from ofq.config.construction import Construction
 from ofq.config.modules import import_module
 from ofq.errors import UserError
+from ofq.models.building import draft
 from ofq.quantization.techniques.base import check_technique, techniques
 from ofq.training import models
 
@@ -49,7 +50,7 @@ def _unregistered(wanted: Construction) -> Iterator[tuple[str, str]]:
 def _of_techniques(wanted: Construction, wrong: set[str]) -> Iterator[tuple[str, str]]:
     """Yield the mistakes in the user's own techniques, of ways that have no other mistake."""
     ways = [way for way in wanted.ways if way.techniques and way.source not in wrong]
-    model = models.draft(wanted.model, wanted.drop_path, wanted.args) if ways else None
+    model = draft(wanted.model, 2, wanted.drop_path, wanted.args) if ways else None
     for way in ways:
         assert model is not None
         for config in way.techniques:

@@ -8,7 +8,7 @@ import torch
 from timm.layers import PatchEmbed
 from torch import nn
 
-from ofq.config import Quantization
+from ofq.config import Quantization, parse_bits
 from ofq.config.modules import import_module
 from ofq.errors import UserError
 from ofq.models import building
@@ -196,7 +196,18 @@ def quantized(model: nn.Module, wanted: Quantization) -> nn.Module:
 
 def settings(wanted: Quantization) -> Settings:
     """Return the arguments of :func:`ofq.quantize` that a config stands for."""
-    return Settings.from_plain(wanted.model_dump())
+    weight_bits, activation_bits = parse_bits(wanted.bits)
+    return Settings(
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        weight_quantizer=wanted.weight_quantizer,
+        qkr=wanted.qkr,
+        options=wanted.options,
+        activation_quantizer=wanted.activation_quantizer,
+        activation_options=wanted.activation_options,
+        first_last_bits=parse_bits(wanted.first_last),
+        layer_bits={pattern: parse_bits(bits) for pattern, bits in wanted.layers.items()},
+    )
 
 
 def _register(wanted: Quantization) -> None:

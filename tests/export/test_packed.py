@@ -1,5 +1,6 @@
 """Packed files: bits in bytes beside plain Python, logits beside the model that was exported."""
 
+import importlib
 import json
 import sys
 from functools import partial
@@ -207,6 +208,73 @@ def test_quantizer_that_misstates_its_codes_is_refused(quantizer, said, tmp_path
     with pytest.raises(UserError, match=said):
         exported(model, tmp_path / "packed.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("made", "given", "said"),
+    [
+        ({"depth": 1}, {}, r"deit_tiny_.* no further arguments has other weights .*`model_args`"),
+        ({"depth": 1}, {"model_args": {"depth": 2}}, r"\{'depth': 2\} has other weights"),
+        ({"depth": 1}, {"model_args": {"depth": (1,)}}, "model_args: 'depth' is .* allowed: a num"),
+        ({"depth": 1}, {"model_args": {"pretrained": True}}, "'pretrained' isn't the model's own"),
+        ({"depth": 1}, {"name": "deit_tinny"}, "unknown model 'deit_tinny'; timm has: "),
+    ],
+)
+def test_model_that_its_file_would_not_make_anew_is_refused(made, given, said, tmp_path):
+    full = timm.create_model("deit_tiny_patch16_224", num_classes=3, **made)
+    model = ofq.quantize(full, 2, 32)
+    path = tmp_path / "packed.safetensors"
+    ofq.calibrate(model, torch.rand(1, 3, 224, 224))
+    with pytest.raises(UserError, match=said) as caught:
+        ofq.save_packed(model, path, **given)
+    assert str(caught.value).isprintable()
+    assert not list(tmp_path.iterdir())
+
+
+def test_model_of_timm_is_packed_by_what_timm_noted_also_inside_a_wrapper(tmp_path):
+    full = timm.create_model("deit_tiny_patch16_224", num_classes=3, depth=1, img_size=32)
+    model = ofq.quantize(full, 2, 4, qkr="lowrank", layer_bits={"blocks.0.mlp.*": [3, 3]})
+    images = torch.rand(2, 3, 32, 32)
+    ofq.calibrate(model, images)
+    path = tmp_path / "packed.safetensors"
+    args = {"depth": 1, "img_size": 32}
+    ofq.save_packed(nn.DataParallel(model), str(path), model_args=args)
+    with torch.no_grad():
+        assert torch.equal(ofq.load_packed(str(path))(images), model.eval()(images))
+
+
+def test_model_without_scales_name_or_quantization_is_refused(tmp_path):
+    path, model = tmp_path / "packed.safetensors", ofq.quantize(models.build(MICRO, 10))
+    with pytest.raises(UserError, match=r"isn't calibrated: patch_embed.*ofq.calibrate"):
+        ofq.save_packed(model, path, name=MICRO)
+    with pytest.raises(UserError, match="doesn't say by which name timm made it; give it as"):
+        ofq.save_packed(micro("W2A2"), path)
+    with pytest.raises(UserError, match=r"isn't quantized; call ofq\.quantize"):
+        ofq.save_packed(models.build(MICRO, 10), path, name=MICRO)
+
+
+def test_missing_quantizer_of_ones_own_is_told_with_the_module_to_import(tmp_path, monkeypatch):
+    (tmp_path / "halved_one.py").write_text(
+        "import ofq\n"
+        "@ofq.register_weight_quantizer('halved_one')\n"
+        "class Halved(ofq.StatsQ):\n"
+        "    def scale(self, weight):\n"
+        "        return super().scale(weight) / 2\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("halved_one")
+    model = ofq.quantize(models.build(MICRO, 10), weight_quantizer="halved_one")
+    images = torch.rand(4, 1, 8, 8)
+    ofq.calibrate(model, images)
+    path = tmp_path / "packed.safetensors"
+    ofq.save_packed(model, path, name=MICRO)
+    with torch.no_grad():
+        assert torch.equal(load_packed(path)(images), model.eval()(images))
+    monkeypatch.delitem(weight_quantizers, "halved_one")
+    said = r"'halved_one' isn't registered: import the module .*\('halved_one', the file says\)"
+    with pytest.raises(UserError, match=said) as caught:
+        load_packed(path)
+    assert str(caught.value).isprintable()
 
 
 @pytest.fixture

@@ -120,8 +120,10 @@ class Trainings:
 def annealed(model: nn.Module, compiled: bool) -> tuple[list[Tensor], ofq.OscillationTracker]:
     """What four steps by random gradients under CGA leave, and the tracker that saw them."""
     torch.manual_seed(1)
-    tracker = ofq.OscillationTracker(model, compiled=compiled)
-    annealing = ofq.ConfidenceGuidedAnnealing(model, 0.1, compiled=compiled)
+    tracker = ofq.OscillationTracker(model)
+    annealing = ofq.ConfidenceGuidedAnnealing(model, 0.1)
+    if compiled:
+        ofq.compile(model, tracker, annealing)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     for _ in range(4):
         for parameter in model.parameters():

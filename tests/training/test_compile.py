@@ -63,7 +63,7 @@ def test_compiled_blocks_give_the_same_logits_and_gradients(make, quantizer, qkr
     model = ofq.quantize(make(), 2, 8, quantizer, qkr)
     ofq.calibrate(model, images)
     plain, expected = trained(model, images)
-    compile_blocks(model, CPU)
+    assert ofq.compile(model) is model
     logits, gradients = trained(model, images)
     assert counters["stats"]["unique_graphs"] > 0
     assert not counters["graph_break"]
@@ -120,8 +120,38 @@ def test_compiled_tracker_and_annealing_do_the_same_to_each_weight():
     ofq.calibrate(plain, torch.randn(8, 1, 8, 8))
     one, tracker = annealed(copy.deepcopy(plain), compiled=False)
     other, _ = annealed(plain, compiled=True)
+    assert counters["stats"]["unique_graphs"] > 0
     assert sum(history.flips.sum() for history in tracker.histories) > 0
     torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-7)
+
+
+def calibrated():
+    model = ofq.quantize(build("micro_deit_patch2_8", classes=10))
+    ofq.calibrate(model, torch.randn(8, 1, 8, 8))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "parts", "said"),
+    [
+        (lambda: ofq.quantize(micro_swin()), (), "isn't calibrated: .* call ofq.calibrate"),
+        (lambda: torch.compile(calibrated()), (), "inside torch.compile; give the model itself"),
+        (lambda: torch.nn.Linear(2, 2), (), "a Linear has no blocks to compile; allowed: timm's"),
+        (calibrated, (torch.nn.Linear(2, 2),), "can't compile a Linear beside the model; allowed"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(make, parts, said):
+    model = make()
+    with pytest.raises(UserError, match=said):
+        ofq.compile(model, *parts)
+
+
+def test_compiled_model_is_packed_as_the_plain_one(tmp_path):
+    model = calibrated()
+    ofq.save_packed(model, tmp_path / "plain", name="micro_deit_patch2_8")
+    ofq.compile(model)
+    ofq.save_packed(model, tmp_path / "compiled", name="micro_deit_patch2_8")
+    assert (tmp_path / "plain").read_bytes() == (tmp_path / "compiled").read_bytes()
 
 
 def test_compiling_without_a_compiler_is_refused_with_what_to_do(monkeypatch):
