@@ -1,6 +1,7 @@
 """ONNX files: onnxruntime computes what the fake-quantized model does, from integer codes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -12,10 +13,13 @@ import torch
 
 import ofq
 from ofq.config import Workspace
+from ofq.config.datasets import Dataset
+from ofq.config.images import Images
 from ofq.errors import UserError
 from ofq.export.qdq import with_nodes
 from ofq.quantization import calibrate, low_bit_weights
 from ofq.quantization.quantizers.lsq import LSQ
+from ofq.runs.export import _preprocessing
 from ofq.training import models
 from ofq.training.data.source import load
 
@@ -142,6 +146,26 @@ def test_model_whose_weights_are_packed_is_refused(tmp_path):
     for write in (ofq.export_onnx, ofq.save_packed):
         with pytest.raises(UserError, match=r"none that ofq.load_packed returned"):
             write(loaded, tmp_path / "again")
+
+
+def test_run_on_image_files_says_how_its_evaluation_makes_input_of_them(checkout):
+    run = next(
+        run for run in Workspace(checkout).grid("tiny").runs().values() if run.config.stage == "qat"
+    )
+    images = Images(crop_pct=0.8, interpolation="bilinear")
+    config = replace(
+        run.config,
+        model="deit_tiny_patch16_224",
+        data=Dataset(title="Files", size=32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
+        training=run.config.training.model_copy(update={"images": images}),
+    )
+    assert _preprocessing(replace(run, config=config), 10) == {
+        "mean": (0.1, 0.2, 0.3),
+        "std": (0.4, 0.5, 0.6),
+        "crop_pct": 0.8,
+        "crop_mode": "center",
+        "interpolation": "bilinear",
+    }
 
 
 def test_levels_without_a_node_are_refused():
