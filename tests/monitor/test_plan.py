@@ -483,6 +483,7 @@ def test_measured_once_with_real_steps_and_used(checkout, monkeypatch):
     from ofq.monitor.plan import calibration
 
     monkeypatch.setattr(calibration, "processor", lambda: CPU)
+    monkeypatch.setattr("ofq.training.distributed.processor", lambda: CPU)
     monkeypatch.setattr(calibration, "_SECONDS", 0.1)
     workspace = Workspace(checkout)
     told = []

@@ -75,9 +75,9 @@ def recorded(folder):
     )
 
 
-def find(client, run_id):
+def find(client, run_id, experiment="digits"):
     """All that MLflow has of a run, which may be several."""
-    experiment = client.get_experiment_by_name("digits")
+    experiment = client.get_experiment_by_name(experiment)
     if experiment is None:
         return []
     return list(client.search_runs([experiment.experiment_id], f"tags.`ofq.run` = '{run_id}'"))

@@ -82,7 +82,7 @@ def test_moving_to_another_store_loses_and_doubles_nothing(checkout, fresh, sync
         assert (after.info.start_time, after.data.params, after.data.tags) == (
             before.info.start_time, before.data.params, before.data.tags,
         )  # fmt: skip
-    (report,) = find(new, "report/tiny")
+    (report,) = find(new, "tiny", "reports")
     assert [item.path for item in new.list_artifacts(report.info.run_id)] == ["index.html"]
 
 
