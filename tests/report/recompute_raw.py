@@ -12,7 +12,7 @@ RESULTS = ["primary", "top1", "loss", "correct", "images", "epochs", "steps", "s
 RATES = ["oscillation_rate", "flips", "in_boundary_range"]
 DIGITS = 1797  # images, which each seed splits anew
 SETTINGS = (  # of a run, of a method, and what either may leave out
-    ("annealing", "cga", {"form": "band", "rule": "as_paper"}),
+    ("annealing", "cga", {"form": "band", "rule": "as_paper", "alpha": 0.9}),
     ("noise", "noise", {"weights": "oscillating"}),
 )
 
@@ -130,6 +130,9 @@ class Study:
         config = self.finished[qat][1]["config"]
         training = self.recipe["stages"]["qat"] | asked.get("training", {}).get("qat", {})
         plain = {k: v for k, v in training.items() if not isinstance(v, dict | list)}
+        one, other = (c.get("techniques") or [c.get("stabilizer")] for c in (config, asked))
+        if one != other:
+            return False
         return config.get("scale_lr", 1) == asked.get("scale_lr", 1) and all(
             config["training"].get(key, value) == value for key, value in plain.items()
         )
