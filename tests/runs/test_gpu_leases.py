@@ -299,7 +299,7 @@ def test_run_without_its_gpu_waits_in_good_order(checkout, monkeypatch):
         path.unlink()
 
 
-# A run of this method that has its device goes on once four have theirs; checks of the grid have none.
+# A run of this method that has its device goes on once four have theirs; a check has none.
 GATED = """
 import os, time
 from pathlib import Path
