@@ -3,10 +3,12 @@
 import sys
 
 from ofq.errors import UserError
+from ofq.starting import start_fast
 
 
 def main() -> None:
     """Run the command line, or say in one line how to install what it needs."""
+    start_fast()
     try:
         from ofq.cli import main as run
 

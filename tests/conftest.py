@@ -1,5 +1,7 @@
 """A small workspace of its own for every test that needs one."""
 
+import tests.support.fast_start  # noqa: F401 isort: skip
+
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import ofq.quantization  # noqa: F401 - lets timm be imported beside a CPU build of torch
+from ofq.starting import started
 
 from tests.support.tiny import CONFIG
 
@@ -33,6 +36,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the modules that take minutes, so that no process has them left at the end."""
     long = {"slurm", "faults", "integration"}
     items.sort(key=lambda item: long.isdisjoint(mark.name for mark in item.iter_markers()))
+
+
+def pytest_collection_finish() -> None:
+    """Search for garbage as usual from the first test on."""
+    started()
 
 
 @pytest.fixture(autouse=True)

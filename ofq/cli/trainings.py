@@ -15,6 +15,7 @@ from ofq.config.places import expand_path
 from ofq.console import printable
 from ofq.errors import RunFailed, UserError
 from ofq.runs.progress import SteadyConsole
+from ofq.starting import started
 from ofq.stopping import Interrupted, StopRequest, deadline, end_with_parent
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def train(
             if allocation is None:
                 return
             mirror = start_mirror(current.folder, run.id) if tracked else None
+            started()
             jobs.train(workspace, run, current, console, allocation)
     finally:
         if mirror is not None:
@@ -127,6 +129,7 @@ def _assist(run_id: str, gpus: int | None) -> None:
     stop = StopRequest().listen()
     gpus = run.resources.gpu if gpus is None else gpus
     jobs.check(workspace, run, homes, gpus)
+    started()
     try:
         jobs.assist(workspace, run, gpus, stop)
     except (Interrupted, RunFailed) as error:

@@ -17,7 +17,14 @@ from ofq.cli import main, trainings
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
-    ["torch._dynamo", "sklearn.model_selection", "ofq.runs.job", "ofq.training.build", "ofq.cli"]
+    [
+        "tests.support.fast_start",
+        "torch._dynamo",
+        "sklearn.model_selection",
+        "ofq.runs.job",
+        "ofq.training.build",
+        "ofq.cli",
+    ]
 )
 
 
