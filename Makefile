@@ -5,6 +5,7 @@
 # make test-kernels   a GPU's kernels, by Triton's interpreter on the CPU
 # make test-wheel  the wheel in a bare environment, outside of the checkout: one to two minutes
 # make check   lint, formatting and types
+# make docs    the API reference, docs/api/index.html; fails if it would have holes
 # make ui      browse the runs in MLflow
 # make fuzz    mutated bundles, records, configs, checkpoints, data: ten minutes of new ones
 # make soak    kills trainers at 200 random moments, and compares how the runs ended
@@ -21,7 +22,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: setup demo test test-fast fuzz test-kernels test-wheel check ui soak bench samples lock slurm-up slurm-down clean
+.PHONY: setup demo test test-fast fuzz test-kernels test-wheel check docs ui soak bench samples lock slurm-up slurm-down clean
 
 setup: .venv/ready
 
@@ -53,6 +54,10 @@ check: .venv/ready
 	@ruff format --check .
 	@snakefmt --check Snakefile workflow
 	@mypy
+
+docs: .venv/ready
+	@python docs/reference.py docs/api
+	@printf 'API reference:  %s\n' "$$PWD/docs/api/index.html"
 
 ui: .venv/ready
 	@ofq track ui --port $(PORT)

@@ -2,7 +2,7 @@
 
 Public names are imported on first use, so that ``import ofq`` doesn't import torch where it isn't
 needed (parsing a workflow, ``ofq --help``, reports). It lets timm be imported beside a CPU build of
-torch.
+torch. The quantizers and techniques that have no name here are in :mod:`ofq.quantization`.
 
 Example:
     >>> import ofq, timm, torch

@@ -18,7 +18,6 @@ from ofq.quantization.quantizers.base import (
     near_threshold,
     register_weight_quantizer,
     straight_through,
-    weight_quantizers,
 )
 from ofq.quantization.quantizers.lsq import LSQ, LSQWeight
 from ofq.quantization.quantizers.statsq import StatsQ
@@ -70,5 +69,4 @@ __all__ = [
     "register_weight_quantizer",
     "set_gradient_batch",
     "straight_through",
-    "weight_quantizers",
 ]

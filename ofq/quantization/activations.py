@@ -30,6 +30,8 @@ class ActivationQuantizer(nn.Module, ABC):
     Attributes:
         batch_ratio: Images that a gradient factor counts, as a multiple of those in one forward
             pass (:func:`ofq.quantization.set_gradient_batch`).
+        awaits_calibration: Whether copying it before calibration is refused; set by
+            :func:`ofq.quantize`.
 
     Raises:
         UserError: The bit-width isn't allowed.

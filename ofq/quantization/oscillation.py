@@ -26,6 +26,8 @@ class CodeHistory(nn.Module):
         momentum: m.
 
     Attributes:
+        previous: The codes after the last step, int8.
+        direction: Δ's sign at each entry's last flip, 0 before its first, int8.
         frequency: f of each entry of the weight, float32.
         flips: Number of flips in each row since :meth:`reset_flips`.
     """
@@ -102,6 +104,10 @@ class OscillationTracker(nn.Module):
             needs a C++ compiler and some seconds at the first step.
         required: Whether to refuse a model without quantized layers; otherwise nothing of it is
             tracked.
+
+    Attributes:
+        steps: Number of updates.
+        histories: A :class:`CodeHistory` for each low-bit weight.
 
     Raises:
         UserError: The model isn't quantized, and ``required``.

@@ -26,9 +26,9 @@ from ofq.export import packed as export
 from ofq.export.codes import hold_weights, pack, pack_weights, unpack
 from ofq.export.packed import load_packed, save_packed
 from ofq.models import building
-from ofq.quantization import calibrate, weight_quantizers
+from ofq.quantization import calibrate
 from ofq.quantization.layers import Passthrough, QuantizedLinear
-from ofq.quantization.quantizers.base import make_weight_quantizer
+from ofq.quantization.quantizers.base import make_weight_quantizer, weight_quantizers
 from ofq.quantization.quantizers.lsq import LSQ
 from ofq.runs.attempt import run_folder
 from ofq.runs.export import export_run

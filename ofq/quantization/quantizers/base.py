@@ -26,6 +26,10 @@ class WeightQuantizer(nn.Module, ABC):
     Args:
         bits: Bit-width, 2 to 8; codes run from ``-2**(bits-1)`` to ``2**(bits-1) - 1``.
 
+    Attributes:
+        lowest: The lowest code.
+        highest: The highest code.
+
     Raises:
         UserError: The bit-width isn't allowed.
     """
@@ -204,6 +208,7 @@ _Quantizer = TypeVar("_Quantizer", bound=Callable[..., WeightQuantizer])
 weight_quantizers: Registry[Callable[..., WeightQuantizer]] = Registry(
     "weight quantizer", WeightQuantizer
 )
+"""Constructor of every weight quantizer by name."""
 
 
 def register_weight_quantizer(name: str) -> Callable[[_Quantizer], _Quantizer]:

@@ -79,7 +79,7 @@ class LSQ(ActivationQuantizer):
         self.scale.data = mean * (factor / math.sqrt(self.range[1]))
 
     def effective_scale(self, x: Tensor) -> Tensor:
-        """Return the scales, clamped by :func:`floored`, in a shape that broadcasts over ``x``.
+        """Return the scales, clamped to 1e-5 or above, in a shape that broadcasts over ``x``.
 
         Raises:
             UserError: The tensor's axis differs in length from the scales.
@@ -145,6 +145,10 @@ class LSQWeight(WeightQuantizer):
         factor: f of the initial scale f·mean|w|/√Qp, above 0.
         gradient: ``inside``, or ``everywhere`` for the identity for every weight, as in StatsQ;
             the scale's gradient is the same.
+
+    Attributes:
+        lsq: LSQ with the scales.
+        everywhere: Whether ``gradient`` is ``everywhere``.
 
     Raises:
         UserError: The bit-width, factor or gradient isn't allowed.

@@ -29,6 +29,9 @@ class StatsQ(WeightQuantizer):
         gradient: ``everywhere``, or ``inside`` for a gradient of 0 outside the range of the
             levels, as in LSQ.
 
+    Attributes:
+        everywhere: Whether ``gradient`` is ``everywhere``.
+
     Raises:
         UserError: The bit-width, factor or gradient isn't allowed.
 

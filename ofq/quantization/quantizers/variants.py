@@ -77,6 +77,9 @@ class StatisticalLSQ(WeightQuantizer):
         factor: f, above 0.
         gradient: ``inside``, or ``everywhere`` for the identity for every weight, as in StatsQ.
 
+    Attributes:
+        everywhere: Whether ``gradient`` is ``everywhere``.
+
     Raises:
         UserError: The bit-width, factor or gradient isn't allowed.
     """
@@ -126,6 +129,10 @@ class LearnedStatsQ(WeightQuantizer):
         factor: f of the initial step, above 0.
         gradient: ``inside``, or ``everywhere`` for the identity for every weight, as in StatsQ;
             the step's gradient is the same.
+
+    Attributes:
+        everywhere: Whether ``gradient`` is ``everywhere``.
+        learned: δ of each row.
 
     Raises:
         UserError: The bit-width, factor or gradient isn't allowed.

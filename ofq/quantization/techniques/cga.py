@@ -45,7 +45,7 @@ class ConfidenceGuidedAnnealing(Technique):
     Args:
         model: A quantized model.
         boundary_range: BR, in quantization steps, in (0, 0.5).
-        rule: Selects weights and entries; :class:`ofq.quantization.released.AsReleased` follows
+        rule: Selects weights and entries; ``ofq.quantization.released.AsReleased`` follows
             the released code where it differs from the paper.
         compiled: Whether to :meth:`compile` on construction.
 
@@ -190,6 +190,9 @@ class RatioAnnealing(Technique):
         alpha: Factor on gradients that aren't zeroed, in (0, 1].
         confidence: ``as_written``: c = nearest/farthest, highest for weights far outside the range
             of levels; ``as_intended``: 1 − that, highest for weights on a level.
+
+    Attributes:
+        intended: Whether the confidence is ``as_intended``.
 
     Raises:
         UserError: The confidence isn't allowed.

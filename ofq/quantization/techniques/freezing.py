@@ -75,6 +75,9 @@ class IterativeFreezing(Technique):
         start: Initial threshold of the oscillation frequency.
         end: Final threshold.
         momentum: m of frequency and average.
+
+    Attributes:
+        histories: History of each weight, with what is frozen of it.
     """
 
     capturable = False

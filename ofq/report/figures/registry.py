@@ -12,7 +12,12 @@ from ofq.report.collect import Records
 
 @dataclass(frozen=True)
 class Drawn:
-    """Figure with its caption."""
+    """Figure with its caption.
+
+    Attributes:
+        figure: The figure.
+        caption: Its caption, a sentence or more.
+    """
 
     figure: Figure
     caption: str
@@ -44,8 +49,8 @@ FIGURES: Registry[Draw] = Registry("figure")
 def register_figure(name: str) -> Callable[[Draw], Draw]:
     """Register a figure for studies under a name; a function decorator.
 
-    The function takes the study's :class:`~ofq.report.collect.Records` and returns the figure with
-    its caption (:class:`Drawn`), or raises :class:`NothingToDraw`.
+    The function takes the study's ``ofq.report.collect.Records`` and returns the figure with its
+    caption (:class:`Drawn`), or raises ``ofq.report.figures.registry.NothingToDraw``.
 
     Raises:
         UserError: The name is taken by another function.

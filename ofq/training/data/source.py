@@ -113,7 +113,7 @@ def order(seed: int, epoch: int, examples: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set that fits in memory, split in two (a :class:`Source`).
+    """A data set that fits in memory, split in two.
 
     Attributes:
         train_inputs, train_targets: The training examples.
