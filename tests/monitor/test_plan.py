@@ -19,6 +19,7 @@ from ofq.config.stage import Resources
 from ofq.errors import UserError
 from ofq.monitor.assumptions import WORK, assumed_epoch
 from ofq.monitor.devices import NAMES, named
+from ofq.monitor.estimate import Estimator
 from ofq.monitor.kind import Kind, kind_of, passes_of
 from ofq.monitor.plan import limits
 from ofq.monitor.plan.plan import Machine, Planner
@@ -225,6 +226,23 @@ def test_named_device_is_known_to_a_factor_of_three(name, precision, model, work
     assert 1 <= found.high / found.low <= 3
     anywhere = assumed_epoch(kind, resources, None).seconds
     assert anywhere.low <= found.low < found.high <= anywhere.high
+
+
+@pytest.fixture(scope="module")
+def runs_on_gpus():
+    """The runs of this package's own studies that ask for a GPU."""
+    workspace = Workspace(Path(__file__).parents[2])
+    studies = [path.stem for path in (workspace.root / "config/studies").glob("*.yaml")]
+    runs = [run for study in studies for run in workspace.grid(study).runs().values()]
+    return [run for run in runs if run.resources.gpu]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_of_all_studies_are_known_to_a_factor_of_three_on_a_named_device(name, runs_on_gpus):
+    estimator = Estimator([], named(name))
+    found = [estimator.estimate(run).seconds for run in runs_on_gpus]
+    assert len(found) > 100
+    assert all(0 < seconds.low <= seconds.high <= 3 * seconds.low for seconds in found)
 
 
 def test_no_assumed_training_is_faster_than_its_device_s_peak():
