@@ -4,7 +4,7 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ofq.config.method import BUILT_IN, Annealing, QatTechnique, Quantization
+from ofq.config.method import Annealing, QatTechnique, Quantization
 from ofq.config.run import (
     Cell,
     CgaRun,
@@ -26,8 +26,8 @@ class Way:
     Attributes:
         source: Place in the config, for errors.
         quantization: The quantization.
-        techniques: Techniques of the user's own; the options of built-in ones are checked with
-            their config.
+        techniques: Techniques of the user's own, and those that not every model has use for; the
+            options of other built-in ones are checked with their config.
         cells: Number of cells that it stands for.
     """
 
@@ -138,17 +138,17 @@ def _ways(cells: list[Cell], source: str) -> Iterator[Way]:
         chain = [link.config for link in cell.runs[0].chain()]
         quantization = quantization_of(chain[0])
         if quantization is not None:
-            own = tuple(part for config in chain for part in _own_techniques(config))
+            own = tuple(part for config in chain for part in _techniques_to_make(config))
             way = Way(f"{source}: '{cell.method}' at {cell.bits}", quantization, own)
             found.setdefault(repr(way.payload()), []).append(way)
     for first, *others in found.values():
         yield Way(first.source, first.quantization, first.techniques, 1 + len(others))
 
 
-def _own_techniques(config: RunConfig) -> list[QatTechnique | Annealing]:
+def _techniques_to_make(config: RunConfig) -> list[QatTechnique | Annealing]:
     parts: tuple[QatTechnique | Annealing, ...] = ()
     if isinstance(config, QatRun):
         parts = config.techniques
     elif isinstance(config, CgaRun):
         parts = (config.annealing,)
-    return [part for part in parts if part.form not in BUILT_IN]
+    return [part for part in parts if part.needs_model]

@@ -26,7 +26,13 @@ ACTIVATION_QUANTIZERS = built_in_names("register_activation_quantizer", "quantiz
 
 
 class _Technique(Strict):
-    """Base class of technique configs: the form, and the technique's options as further keys."""
+    """Base class of technique configs: the form, and the technique's options as further keys.
+
+    Attributes:
+        needs_model: Whether only its construction for the model shows whether it is possible.
+    """
+
+    needs_model: ClassVar[bool] = False
 
     form: str
 
@@ -89,11 +95,15 @@ class Freezing(_Technique):
     Attributes:
         start, end: Oscillation frequency above which a weight freezes, at the start and the end of
             a cosine schedule.
+        momentum: Of the oscillation frequency and of the average code.
+        begin: Share of the training after which the schedule begins; nothing is frozen before.
     """
 
     form: Literal["freezing"]
     start: PositiveFloat = 0.04
     end: PositiveFloat = 0.01
+    momentum: Annotated[float, Field(gt=0, le=1)] = 0.01
+    begin: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class Dampening(_Technique):
@@ -101,10 +111,27 @@ class Dampening(_Technique):
 
     Attributes:
         strength: Weight of the penalty at the end, reached from 0 by a cosine.
+        aggregation: Sum over a layer's weights, or over its rows of each row's mean.
+        begin: Share of the training after which the weight rises.
     """
 
     form: Literal["dampening"]
     strength: PositiveFloat
+    aggregation: Literal["sum", "kernel_mean"] = "sum"
+    begin: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class BatchNormReestimation(_Technique):
+    """Re-estimation of batch norm's statistics before each evaluation (Nagel et al. 2022).
+
+    Attributes:
+        batches: Number of training batches that the statistics are computed from.
+    """
+
+    needs_model: ClassVar[bool] = True
+
+    form: Literal["bn_reestimation"]
+    batches: PositiveInt = 50
 
 
 class OwnTechnique(_Technique):
@@ -112,6 +139,8 @@ class OwnTechnique(_Technique):
 
     They are checked when the technique is constructed, before anything is trained.
     """
+
+    needs_model: ClassVar[bool] = True
 
     model_config = ConfigDict(extra="allow")
 
@@ -166,14 +195,20 @@ ANNEALINGS: dict[str, type[_Technique]] = {
     "freeze_all": CgaControlConfig,
     "no_freeze": CgaControlConfig,
 }
-QAT_TECHNIQUES: dict[str, type[_Technique]] = {"freezing": Freezing, "dampening": Dampening}
+QAT_TECHNIQUES: dict[str, type[_Technique]] = {
+    "freezing": Freezing,
+    "dampening": Dampening,
+    "bn_reestimation": BatchNormReestimation,
+}
 BUILT_IN = {*WEIGHT_QUANTIZERS, *ACTIVATION_QUANTIZERS, *ANNEALINGS, *QAT_TECHNIQUES}
 """Names of all built-in parts that a method may name."""
 
 Annealing = Annotated[
     CgaConfig | CgaRatioConfig | CgaControlConfig | OwnTechnique, BeforeValidator(_annealing)
 ]
-QatTechnique = Annotated[Freezing | Dampening | OwnTechnique, BeforeValidator(_qat_technique)]
+QatTechnique = Annotated[
+    Freezing | Dampening | BatchNormReestimation | OwnTechnique, BeforeValidator(_qat_technique)
+]
 
 
 class _QuantizationKeys(Strict):
@@ -223,8 +258,8 @@ class Method(_QuantizationKeys):
         label: The name that tables and figures print.
         scale_lr: Factor on the learning rate of learned weight scales.
         techniques: Techniques against oscillation during QAT, in order: dampening, iterative
-            freezing, or one of the user's own. ``stabilizer``, for a single one, is the older
-            name.
+            freezing, re-estimation of batch norm, or one of the user's own. ``stabilizer``, for a
+            single one, is the older name.
         cga: Settings of the CGA stage after QAT; without it there is no such stage.
         noise: Settings of noise injection after the last stage; the method's result is then the
             mean over its draws.

@@ -64,13 +64,17 @@ class Training(Strict):
     Attributes:
         epochs: Passes over the training set, ``cooldown_epochs`` included.
         batch_size: Images per optimizer step, over all devices.
-        optimizer: AdamW (0.9, 0.999, 1e-8), or plain SGD without momentum.
+        optimizer: AdamW (0.9, 0.999, 1e-8), or SGD.
+        momentum: SGD's momentum (without Nesterov's form).
+        scale_adam: Constant learning rate of an Adam of their own, without decay, for the learned
+            scales of weights and activations; left out, ``optimizer`` steps them like the rest.
         lr: Peak learning rate.
         min_lr: Learning rate at the end.
         warmup_epochs: Length of the linear warm-up.
         warmup_lr: Learning rate at its start.
         cooldown_epochs: The last epochs, at ``min_lr``, after the cosine's end.
-        weight_decay: AdamW's decoupled decay; biases, scales, shifts and embeddings get none.
+        weight_decay: AdamW's decoupled decay, or SGD's coupled one; biases, norms, scales, shifts
+            and embeddings get none.
         drop_path: Highest rate of stochastic depth, whatever the model's own default is.
         gradient_batch: Number of images in the gradient factor g of learned activation scales;
             left out, the whole batch.
@@ -89,6 +93,8 @@ class Training(Strict):
     epochs: PositiveInt
     batch_size: PositiveInt
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    scale_adam: PositiveFloat | None = None
     lr: PositiveFloat
     min_lr: NonNegativeFloat = 0.0
     warmup_epochs: NonNegativeInt = 0
@@ -112,6 +118,15 @@ class Training(Strict):
             beside = f" and cooldown_epochs {cooldown}" if cooldown else ""
             raise ValueError(
                 f"warmup_epochs {self.warmup_epochs}{beside} leaves none of {self.epochs}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _momentum_is_that_of_sgd(self) -> Self:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(
+                f"momentum {self.momentum} is SGD's, but optimizer is {self.optimizer}; allowed: "
+                "0, or optimizer: sgd"
             )
         return self
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ofq.errors import UserError, some
 from ofq.quantization.attention import FixedQueryKey, MergedQueryKey
+from ofq.quantization.convolution import QuantizedConvolution
 from ofq.quantization.layers import HasQuantizedWeight
 from ofq.quantization.quantizers.base import WeightQuantizer, weight_quantizers
 from ofq.quantization.settings import keep_settings
@@ -184,7 +185,7 @@ def _unpacked(
 def _holding(layer: HasQuantizedWeight, weight: Tensor) -> nn.Module:
     if isinstance(layer, MergedQueryKey):
         return FixedQueryKey(weight, layer.heads)
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    assert isinstance(layer, nn.Linear | nn.Conv2d | QuantizedConvolution)
     layer.weight = nn.Parameter(weight, requires_grad=False)
     layer.weight_quantizer = nn.Identity()
     return layer

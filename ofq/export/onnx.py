@@ -15,6 +15,7 @@ from ofq.atomic import write_file
 from ofq.errors import UserError
 from ofq.export.qdq import with_nodes
 from ofq.quantization.convert import check_calibrated
+from ofq.quantization.convolution import QuantizedConvolution
 from ofq.quantization.layers import quantized_model
 from ofq.quantization.settings import settings_of
 
@@ -104,8 +105,21 @@ def _preprocessing(model: nn.Module, images: Tensor, changes: Mapping[str, Any])
 def _images(model: nn.Module) -> Tensor:
     embedding = getattr(model, "patch_embed", None)
     if embedding is None:
-        raise UserError("can't export to ONNX: the model takes no images")
+        return _images_of_cnn(model)
     return torch.zeros(2, embedding.proj.in_channels, *embedding.img_size)
+
+
+def _images_of_cnn(model: nn.Module) -> Tensor:
+    """Return images of the size that timm's configuration of a convolutional network has."""
+    first = next((m for m in model.modules() if isinstance(m, QuantizedConvolution)), None)
+    if first is None:
+        raise UserError("can't export to ONNX: the model takes no images")
+    if not getattr(model, "pretrained_cfg", None):
+        raise UserError(
+            f"can't export to ONNX: the {type(model).__name__} doesn't say which size of images it "
+            "takes; give two as `images`"
+        )
+    return torch.zeros(2, first.in_channels, *resolve_model_data_config(model)["input_size"][1:])
 
 
 def _require(*packages: str) -> None:

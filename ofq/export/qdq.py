@@ -10,6 +10,7 @@ from torch.onnx.ops import symbolic
 from ofq.errors import UserError
 from ofq.quantization.activations import ActivationQuantizer, activation_quantizers
 from ofq.quantization.attention import MergedQueryKey
+from ofq.quantization.convolution import QuantizedConvolution
 from ofq.quantization.layers import HasQuantizedWeight
 from ofq.quantization.products import Product
 from ofq.quantization.quantizers.base import WeightQuantizer
@@ -42,7 +43,7 @@ def with_nodes(model: nn.Module) -> nn.Module:
             if isinstance(module, MergedQueryKey):
                 model.set_submodule(name, _QueryKey(weight, module.heads))
             else:
-                assert isinstance(module, nn.Linear | nn.Conv2d)
+                assert isinstance(module, nn.Linear | nn.Conv2d | QuantizedConvolution)
                 module.weight_quantizer = weight
                 module.weight = nn.Parameter(torch.empty(0), requires_grad=False)
     for name, module in list(model.named_modules()):

@@ -6,7 +6,8 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import VisionTransformer, register_model
+from timm.models import EfficientNet, VisionTransformer, register_model
+from timm.models._efficientnet_builder import decode_arch_def
 from torch import Tensor, nn
 
 from ofq.errors import UserError
@@ -46,6 +47,26 @@ def micro_deit_patch2_8(pretrained: bool = False, **options: object) -> VisionTr
             nn.init.xavier_uniform_(module.weight)
     nn.init.normal_(model.pos_embed, std=0.2)
     return model
+
+
+@register_model
+def micro_mobilenetv2(pretrained: bool = False, **options: object) -> EfficientNet:
+    """Build a MobileNetV2 for grey images of 28 × 28 or so: six blocks, 8 to 24 channels.
+
+    Raises:
+        UserError: Pretrained weights are requested; there are none.
+    """
+    if pretrained:
+        raise UserError("micro_mobilenetv2 has no pretrained weights")
+    return EfficientNet(
+        decode_arch_def([["ds_r1_k3_s1_c8"], ["ir_r2_k3_s2_e4_c16"], ["ir_r2_k3_s2_e4_c24"]]),
+        num_features=96,
+        stem_size=16,
+        in_chans=int(str(options.get("in_chans", 1))),
+        act_layer=nn.ReLU6,
+        num_classes=int(str(options.get("num_classes", 10))),
+        drop_path_rate=float(str(options.get("drop_path_rate", 0.0))),
+    )
 
 
 class ToyRegression(nn.Module):

@@ -27,6 +27,7 @@ from ofq.quantization.quantizers.variants import (
     StatsQMoments,
 )
 from ofq.quantization.techniques import (
+    BatchNormReestimation,
     ConfidenceGuidedAnnealing,
     Dampening,
     FreezeAll,
@@ -41,6 +42,7 @@ from ofq.quantization.techniques import (
 __all__ = [
     "LSQ",
     "ActivationQuantizer",
+    "BatchNormReestimation",
     "CodeHistory",
     "ConfidenceGuidedAnnealing",
     "Dampening",

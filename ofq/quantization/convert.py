@@ -24,14 +24,17 @@ from ofq.quantization.attention import (
     QuantizedWindowAttention,
     RelativePositionBias,
 )
+from ofq.quantization.convert_cnn import CNNS, convert_cnn
+from ofq.quantization.convolution import QuantizedConvolution
 from ofq.quantization.layers import (
+    HasQuantizedWeight,
     ImageMlp,
     Passthrough,
-    PreShifted,
     QuantizedConv2d,
     QuantizedLinear,
     QuantizedMlp,
     Shifted,
+    Unshifted,
     quantized_model,
     wrapper_of,
     wrong_size,
@@ -61,13 +64,15 @@ def quantize(
     first_last_bits: tuple[int, int] = (8, 8),
     layer_bits: Mapping[str, tuple[int, int]] | None = None,
 ) -> nn.Module:
-    """Return a quantized copy of a timm ViT, DeiT (plain or distilled) or Swin.
+    """Return a quantized copy of a timm ViT, DeiT, Swin, MobileNetV2, EfficientNet-lite or ResNet.
 
-    In every block qkv, proj, fc1 and fc2 (Swin: also the patch-merging reductions) get the given
-    bits; patch embedding and heads get LSQ at 8 bits. LayerNorm, softmax, GELU, residuals and
-    embeddings stay in floating point. Weights keep their dtype, device and ``requires_grad``, so
-    frozen ones stay frozen; the scales and shifts that quantization adds are trainable. Activation
-    scales are set by :func:`calibrate`.
+    In every block of a transformer qkv, proj, fc1 and fc2 (Swin: also the patch-merging reductions)
+    get the given bits; patch embedding and heads get LSQ at 8 bits. LayerNorm, softmax, GELU,
+    residuals and embeddings stay in floating point. In a convolutional network all convolutions
+    get the given bits, but for the first one, which has LSQ at 8 bits, as the classifier has;
+    batch norm, pooling and residuals stay in floating point. Weights keep their dtype, device and
+    ``requires_grad``, so frozen ones stay frozen; the scales and shifts that quantization adds are
+    trainable. Activation scales are set by :func:`calibrate`.
 
     Args:
         model: The full-precision model, which is left unchanged.
@@ -80,7 +85,8 @@ def quantize(
         activation_quantizer: ``lsq`` or another registered name, for block activations.
         activation_options: Keyword arguments of the activation quantizer other than bits, axis and
             sign.
-        first_last_bits: Weight and activation bits of patch embedding and heads.
+        first_last_bits: Weight and activation bits of patch embedding and heads, or of the first
+            convolution and the classifier.
         layer_bits: Weight and activation bits by pattern of layer names in the given model, such
             as ``{"blocks.0.*": (4, 4)}``; the last match wins. Activations of an attention have the
             bits of its ``qkv``.
@@ -101,17 +107,18 @@ def quantize(
         raise UserError(
             f"the model is wrapped by {wrapper}; quantize the model itself, calibrate it, then wrap"
         )
-    if not isinstance(model, VisionTransformer | SwinTransformer):
+    convert = next((own for kinds, own in _FAMILIES if isinstance(model, kinds)), None)
+    if convert is None:
         raise UserError(
             f"can't quantize a {type(model).__name__}; allowed: timm's VisionTransformer (ViT, "
-            "DeiT) and SwinTransformer"
+            "DeiT), SwinTransformer, EfficientNet (MobileNetV2, EfficientNet-lite) and ResNet"
         )
     if isinstance(getattr(model, "patch_drop", None), PatchDropout):
         raise UserError(
             "can't quantize patch_drop: activation scales are per token, so every image must have "
             "the same ones; make the model with patch_drop_rate=0"
         )
-    if any(isinstance(m, QuantizedLinear | QuantizedConv2d) for m in model.modules()):
+    if any(isinstance(m, HasQuantizedWeight) for m in model.modules()):
         raise UserError("the model is quantized already; quantize the full-precision model")
     _check_plain(model)
     scheme = scheme_for(
@@ -127,9 +134,7 @@ def quantize(
         layer_bits=layer_bits,
     )
     quantized = copy.deepcopy(model)
-    _convert_parts(quantized, scheme, "")
-    _convert_heads(quantized, scheme)
-    _refuse_leftovers(quantized)
+    convert(quantized, scheme)
     for _, quantizer in _activation_quantizers(quantized):
         quantizer.awaits_calibration = True
     settings = Settings(
@@ -201,6 +206,10 @@ def scheme_for(
     """
     if not isinstance(qkr, bool | str) or qkr not in SCORES:
         raise UserError(f"qkr {qkr!r}; allowed: False, True, 'lowrank'")
+    if qkr and isinstance(model, CNNS):
+        raise UserError(
+            f"qkr {qkr!r}, but a {type(model).__name__} has no query and key; allowed: False"
+        )
     layer_bits = layer_bits or {}
     _check_patterns(model, layer_bits)
     pairs = {"first_last_bits": first_last_bits} | {
@@ -283,7 +292,7 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
 def _activation_quantizers(model: nn.Module) -> Iterator[tuple[str, ActivationQuantizer]]:
     """Yield the name and the quantizer of each quantized activation."""
     for name, module in model.named_modules():
-        if isinstance(module, PreShifted):
+        if isinstance(module, Unshifted):
             yield name, module.quantizer
         probability = getattr(module, "probability_quantizer", None)
         if isinstance(probability, ActivationQuantizer):
@@ -332,8 +341,14 @@ def _check_images(model: nn.Module, images: object) -> None:
             "training"
         )
     embedding = next((m for m in model.modules() if isinstance(m, PatchEmbed)), None)
+    first = next((m for m in model.modules() if isinstance(m, QuantizedConvolution)), None)
     if embedding is not None:
         _check_size(embedding, images)
+    elif first is not None and (images.ndim != 4 or images.shape[1] != first.in_channels):
+        raise UserError(
+            f"images: given shape {tuple(images.shape)}; allowed: (B, {first.in_channels}, H, W) "
+            f"with {first.in_channels} channels"
+        )
     if images.numel() == 0:
         raise UserError(f"images: given none, of shape {tuple(images.shape)}; give one batch")
     device = next(model.parameters()).device
@@ -376,6 +391,19 @@ def set_gradient_batch(model: nn.Module, counted: int, per_pass: int) -> None:
     for module in model.modules():
         if isinstance(module, ActivationQuantizer) and module not in weights:
             module.batch_ratio = counted / per_pass
+
+
+def _convert_transformer(model: nn.Module, scheme: Scheme) -> None:
+    _convert_parts(model, scheme, "")
+    _convert_heads(model, scheme)
+    _refuse_leftovers(model)
+
+
+_FAMILIES: tuple[tuple[tuple[type[nn.Module], ...], Callable[[nn.Module, Scheme], None]], ...] = (
+    ((VisionTransformer, SwinTransformer), _convert_transformer),
+    (CNNS, convert_cnn),
+)
+"""Classes of timm's models, and what converts a model of these classes in place."""
 
 
 def _convert_parts(module: nn.Module, scheme: Scheme, prefix: str) -> None:

@@ -23,7 +23,8 @@ class QuantizedWeight:
 
     Attributes:
         layer: The layer's name within the model.
-        roles: Rows of each role (q, k, v, proj, fc1, fc2, qk, reduction).
+        roles: Rows of each role (q, k, v, proj, fc1, fc2, qk, reduction; of a convolutional network
+            conv, depthwise, pointwise).
         quantizer: Its quantizer.
         owner: The layer, whose ``latent_weight()`` is the weight before quantization.
     """
@@ -140,7 +141,31 @@ class Passthrough(nn.Module):
         return product.forward(self.shifted(x), *others)
 
 
-class PreShifted(Passthrough):
+class Unshifted(Passthrough):
+    """Activation quantizer without shifts, as in a convolutional network: Q(x).
+
+    Args:
+        quantizer: The quantizer.
+    """
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def shifted(self, x: Tensor) -> Tensor:
+        """Quantize an ``x`` that already includes ``before``, if there is one."""
+        return self.quantizer(x)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply a linear map to the quantized activation."""
+        return self.product(Linear, x, weight, bias)
+
+    def product(self, product: type[Product], x: Tensor, *others: Tensor | None) -> Tensor:
+        """Return the product of ``self.shifted(x)`` with other tensors."""
+        return self.quantizer.product(product, x, *others)
+
+
+class PreShifted(Unshifted):
     """Activation quantizer behind one learnable shift: Q(x + before).
 
     For keys, and QKR's merged activation: a shift after the quantizer would add the same number to
@@ -152,24 +177,19 @@ class PreShifted(Passthrough):
     """
 
     def __init__(self, quantizer: ActivationQuantizer, *shape: int) -> None:
-        super().__init__()
+        super().__init__(quantizer)
         self.shape = shape
         # flat, because optimizers exempt one-dimensional parameters from weight decay
         self.before = nn.Parameter(torch.zeros(math.prod(shape)))
-        self.quantizer = quantizer
 
     def forward(self, x: Tensor) -> Tensor:
         """Shift and quantize an activation."""
         assert self.before is not None
         return self.shifted(x + self.before.view(self.shape))
 
-    def shifted(self, x: Tensor) -> Tensor:
-        """Quantize an ``x`` that already includes ``before``."""
-        return self.quantizer(x)
-
-    def product(self, product: type[Product], x: Tensor, *others: Tensor | None) -> Tensor:
-        """Return the product of ``self.shifted(x)`` with other tensors."""
-        return self.quantizer.product(product, x, *others)
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply a linear map to the shifted and quantized activation."""
+        return Linear.forward(self(x), weight, bias)
 
 
 class Shifted(PreShifted):

@@ -73,7 +73,9 @@ class Scheme:
         """Make the quantizer of a weight."""
         return make_weight_quantizer(self.weight_quantizer, self.weight_bits, weight, self.options)
 
-    def quantizer(self, axis: int | tuple[int, ...], signed: bool = True) -> ActivationQuantizer:
+    def quantizer(
+        self, axis: int | tuple[int, ...] | None, signed: bool = True
+    ) -> ActivationQuantizer:
         """Make an activation quantizer at the activation bits."""
         return make_activation_quantizer(
             self.activation_quantizer, self.activation_bits, axis, signed, self.activation_options

@@ -250,6 +250,17 @@ def gradients(model: nn.Module) -> Iterable[Tensor]:
     return (p.grad for p in model.parameters() if p.grad is not None)
 
 
+def statistics(model: nn.Module) -> Iterable[Tensor]:
+    """Return the running means and variances of batch norms, which each rank's batches change."""
+    return (
+        average
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for average in (module.running_mean, module.running_var)
+        if average is not None
+    )
+
+
 _BUGS = ("device-side assert", "illegal memory access")  # faults of code, not of a device
 _OWN_FAULTS = (torch.OutOfMemoryError, torch.AcceleratorError)
 

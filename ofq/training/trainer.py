@@ -27,7 +27,7 @@ from ofq.training.checks import (
 )
 from ofq.training.compile import interruptible
 from ofq.training.data.source import Batch, Source, until
-from ofq.training.distributed import SINGLE_PROCESS, SingleProcess, gradients
+from ofq.training.distributed import SINGLE_PROCESS, SingleProcess, gradients, statistics
 from ofq.training.graphs import Graph, capturing
 from ofq.training.objective import Objective
 from ofq.training.optimization import make_optimizer, make_schedule
@@ -181,7 +181,7 @@ class Trainer:
             batch = batch._replace(teacher_logits=torch.cat(logits))
         loss = self._forward_backward(batch, progress)
         # parts have equal weight; the loss is reduced too, so that all ranks judge it alike
-        self.group.all_reduce_mean([loss, *gradients(self.model)])
+        self.group.all_reduce_mean([loss, *gradients(self.model), *statistics(self.model)])
         self.probes.before_step(self.step + 1)
         self._update(progress)
         self.step += 1
@@ -271,6 +271,7 @@ class Trainer:
         try:
             precise = casting(self.training.precision, self.group.device)
             with self.pace.measure("evaluation"), uncompiled(), precise:
+                self._prepare_evaluation(epoch)
                 batches = self.data.test_batches(group=self.group)
                 evaluation = self.objective.evaluate(
                     self.final_model(), until(self.stop, batches, self.group), self.group
@@ -300,6 +301,24 @@ class Trainer:
         self.evaluated = epoch
         if epoch < self.training.epochs:
             self._save_or_stop("step")
+
+    def _prepare_evaluation(self, epoch: int) -> None:
+        """Call the techniques' hooks before an evaluation, with batches of the next epoch's order.
+
+        Statistics that a technique estimates on each rank's part are then averaged over the ranks.
+        """
+        for technique in self.techniques:
+            batches = self.data.train_batches(
+                epoch, self.training.batch_size, first=0, group=self.group
+            )
+            parts = (
+                part.inputs
+                for batch in until(self.stop, batches, self.group)
+                for part in batch.chunk(self.passes)
+            )
+            technique.before_evaluation(parts)
+        if averages := [*statistics(self.model)]:
+            self.group.all_reduce_mean(averages)
 
     def _save_or_stop(self, coming: Part) -> None:
         """Save if a checkpoint is due, and stop if requested or out of time, on all ranks alike."""

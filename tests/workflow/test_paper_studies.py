@@ -72,5 +72,6 @@ def test_each_study_on_imagenet_has_one_in_small():
         for path in (ROOT / "config/studies").glob("*.yaml")
         if Workspace(ROOT).recipe(Workspace(ROOT).study(path.stem).recipe).dataset == "imagenet"
     }
-    assert {"main", "ablation", "released", "summary"} <= large
-    assert {name.removesuffix("_digits") for name in STUDIES} == large
+    assert {"main", "ablation", "released", "summary", "nagel"} <= large
+    small = {name.removesuffix("_digits") for name in STUDIES}
+    assert small | {"nagel"} == large  # its small one, nagel_fashion, needs larger images

@@ -13,8 +13,10 @@ from ofq.quantization.techniques.cga import (
 )
 from ofq.quantization.techniques.dampening import Dampening
 from ofq.quantization.techniques.freezing import IterativeFreezing
+from ofq.quantization.techniques.reestimation import BatchNormReestimation
 
 __all__ = [
+    "BatchNormReestimation",
     "ConfidenceGuidedAnnealing",
     "Dampening",
     "FreezeAll",

@@ -1,6 +1,6 @@
 """Base class and registry of techniques against oscillation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from ofq.errors import UserError
 from ofq.registry import Registry
 
 
@@ -17,7 +18,8 @@ class Technique(nn.Module):
     A subclass is constructed from a calibrated or loaded model, just before its first step, and
     overrides the hooks that it needs. Each step calls them in this order: :meth:`penalty` with the
     loss; :meth:`before_step` once the gradients are computed (averaged over all ranks; scaled, in
-    fp16); then the optimizer steps; then :meth:`after_step`. A technique keeps its state in
+    fp16); then the optimizer steps; then :meth:`after_step`. Before each evaluation,
+    :meth:`before_evaluation` is called, then :meth:`evaluated`. A technique keeps its state in
     buffers, for checkpoints; it must not register the model as a submodule.
 
     Attributes:
@@ -40,6 +42,14 @@ class Technique(nn.Module):
 
     def after_step(self, progress: float) -> None:
         """Change weights after the optimizer steps."""
+
+    def before_evaluation(self, batches: Iterable[Tensor]) -> None:
+        """Prepare the trained model for its evaluation.
+
+        Args:
+            batches: Inputs of shuffled training batches, prepared as for training, on the model's
+                device and on this rank's part; loaded only as far as they are iterated over.
+        """
 
     def evaluated(self, model: nn.Module) -> nn.Module:
         """Return the model to evaluate and to save as the run's result; by default, this one."""
@@ -66,6 +76,22 @@ class Technique(nn.Module):
         else:
             scaler.step(optimizer)
         self.after_step(progress)
+
+
+def check_begin(begin: float) -> float:
+    """Return the share of the training before a schedule, or refuse one that isn't allowed.
+
+    Raises:
+        UserError: It isn't in [0, 1).
+    """
+    if not 0 <= begin < 1:
+        raise UserError(f"begin {begin}; allowed: 0 or more, below 1")
+    return begin
+
+
+def scheduled(progress: float, begin: float) -> float:
+    """Return the share done of a schedule that begins after a share of the training, 0 to 1."""
+    return max(0.0, progress - begin) / (1 - begin)
 
 
 _Technique = TypeVar("_Technique", bound=Callable[..., Technique])

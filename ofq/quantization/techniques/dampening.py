@@ -5,9 +5,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ofq.quantization.layers import low_bit_weights, quantized_model
+from ofq.errors import UserError
+from ofq.quantization.layers import QuantizedWeight, low_bit_weights, quantized_model
 from ofq.quantization.quantizers.base import WeightQuantizer
-from ofq.quantization.techniques.base import Technique, register_technique
+from ofq.quantization.techniques.base import (
+    Technique,
+    check_begin,
+    register_technique,
+    scheduled,
+)
 
 
 @register_technique("dampening")
@@ -20,13 +26,25 @@ class Dampening(Technique):
     Args:
         model: A quantized model.
         strength: λ at the end.
+        aggregation: ``sum`` over a layer's weights, or ``kernel_mean`` for the sum over its rows
+            of each row's mean, the released code's default.
+        begin: Share of the training after which λ rises, in [0, 1).
+
+    Raises:
+        UserError: The aggregation or the share isn't allowed.
     """
 
     capturable = False
 
-    def __init__(self, model: nn.Module, strength: float) -> None:
+    def __init__(
+        self, model: nn.Module, strength: float, aggregation: str = "sum", begin: float = 0.0
+    ) -> None:
         super().__init__()
+        if aggregation not in ("sum", "kernel_mean"):
+            raise UserError(f"aggregation {aggregation!r}; allowed: 'sum', 'kernel_mean'")
         self.strength = strength
+        self.by_row = aggregation == "kernel_mean"
+        self.begin = check_begin(begin)
         self._weights = list(low_bit_weights(quantized_model(model, "nothing to dampen: ")))
 
     def penalty(self, progress: float) -> Tensor:
@@ -35,9 +53,13 @@ class Dampening(Technique):
         Args:
             progress: Share of the training done, 0 to 1.
         """
-        factor = self.strength * (1 - math.cos(math.pi * progress)) / 2
-        total = torch.stack([_distance(w.latent(), w.quantizer) for w in self._weights]).sum()
-        return factor * total
+        factor = self.strength * (1 - math.cos(math.pi * scheduled(progress, self.begin))) / 2
+        return factor * torch.stack([self._of(w) for w in self._weights]).sum()
+
+    def _of(self, weight: QuantizedWeight) -> Tensor:
+        latent = weight.latent()
+        distance = _distance(latent, weight.quantizer)
+        return distance / latent[0].numel() if self.by_row else distance
 
 
 def _distance(weight: Tensor, quantizer: WeightQuantizer) -> Tensor:

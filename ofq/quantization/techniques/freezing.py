@@ -8,7 +8,12 @@ from torch import Tensor, nn
 
 from ofq.quantization.layers import QuantizedWeight, parameter_weights, quantized_model
 from ofq.quantization.oscillation import CodeHistory
-from ofq.quantization.techniques.base import Technique, register_technique
+from ofq.quantization.techniques.base import (
+    Technique,
+    check_begin,
+    register_technique,
+    scheduled,
+)
 
 
 class FreezingHistory(CodeHistory):
@@ -75,18 +80,29 @@ class IterativeFreezing(Technique):
         start: Initial threshold of the oscillation frequency.
         end: Final threshold.
         momentum: m of frequency and average.
+        begin: Share of the training after which weights are frozen and the threshold falls, in
+            [0, 1); until then oscillation is only tracked.
 
     Attributes:
         histories: History of each weight, with what is frozen of it.
+
+    Raises:
+        UserError: The share isn't allowed.
     """
 
     capturable = False
 
     def __init__(
-        self, model: nn.Module, start: float = 0.04, end: float = 0.01, momentum: float = 0.01
+        self,
+        model: nn.Module,
+        start: float = 0.04,
+        end: float = 0.01,
+        momentum: float = 0.01,
+        begin: float = 0.0,
     ) -> None:
         super().__init__()
         self.start, self.end = start, end
+        self.begin = check_begin(begin)
         self._weights = parameter_weights(quantized_model(model, "nothing to freeze: "))
         self.histories = nn.ModuleList(
             FreezingHistory(w.quantizer.codes(w.latent()), start, momentum) for w in self._weights
@@ -104,7 +120,10 @@ class IterativeFreezing(Technique):
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         """Freeze the weights that oscillate too often, and reset all frozen ones to their level."""
-        threshold = self.end + (self.start - self.end) * (1 + math.cos(math.pi * progress)) / 2
+        done = scheduled(progress, self.begin)
+        threshold = self.end + (self.start - self.end) * (1 + math.cos(math.pi * done)) / 2
+        if progress < self.begin:
+            threshold = math.inf
         for weight, history in self._pairs():
             latent, quantizer = weight.latent(), weight.quantizer
             history.threshold = threshold
