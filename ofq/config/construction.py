@@ -110,8 +110,7 @@ def constructions_of(workspace: Workspace, study: str, run: Run) -> list[Constru
 
 
 def _construction(workspace: Workspace, study: str, cells: list[Cell]) -> Construction:
-    name = workspace.study(study).recipe
-    recipe, path = workspace.recipe(name), workspace.recipe_path(name)
+    recipe, path = workspace.recipe_of(study), workspace.recipe_path(workspace.study(study).recipe)
     configs = [link.config for cell in cells for run in cell.runs[:1] for link in run.chain()]
     config = configs[0]
     trainings = [training for each in configs if (training := training_of(each)) is not None]

@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -112,6 +113,11 @@ class Dataset(Strict):
             model's own.
         train_images, test_images: Numbers of images that are used of each split, the first ones;
             None for all. Only for data that fit in memory.
+        skip_images: Number of training images, the first ones, that are left out. Only for data
+            that fit in memory.
+        held_out: Number of training images, the last ones, that are evaluated on in place of the
+            test set, which then isn't used; None to evaluate on the test set. Only for data that
+            fit in memory.
         resplit: Number of evaluation images over that of training images, where each seed splits
             one set of images anew; None where the evaluation set is fixed, or drawn afresh. It
             widens intervals over seeds.
@@ -134,6 +140,8 @@ class Dataset(Strict):
     std: tuple[PositiveFloat, ...] | None = None
     train_images: PositiveInt | None = None
     test_images: PositiveInt | None = None
+    skip_images: NonNegativeInt = 0
+    held_out: PositiveInt | None = None
     resplit: PositiveFloat | None = None
     place: str | None = None
     part_of: Name | None = None
@@ -169,9 +177,11 @@ class Dataset(Strict):
                 f"unknown source '{self.source}' ({suggest(self.source, list(SOURCES))}); for a "
                 "function of your own, name the Python module that registers it as 'module'"
             )
-        for key in ("train_images", "test_images"):
-            if self.of_files and getattr(self, key) is not None:
+        for key in ("train_images", "test_images", "skip_images", "held_out"):
+            if self.of_files and getattr(self, key):
                 raise ValueError(f"{key}: image files are all used; leave it out")
+        if self.held_out and self.test_images:
+            raise ValueError("'held_out' takes the place of the test set; leave out 'test_images'")
         if self.part_of and (self.place or self.download):
             raise ValueError(
                 f"'part_of' takes the files of '{self.part_of}'; leave out 'place' and 'download'"

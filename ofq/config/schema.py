@@ -199,6 +199,7 @@ class Study(Strict):
         description: Question of the study, if it has one (Markdown-free plain text).
         extends: Name of the study that gives the keys that this one leaves out.
         recipe: Name of the recipe.
+        dataset: Name of the data set; left out, the recipe's.
         models, bits, methods, seeds: The grid.
         only: Methods that are tried at some of the bits, with those bits.
         checkpoints: Files in the authors' released layout, by model and bits, which are evaluated
@@ -222,6 +223,7 @@ class Study(Strict):
     description: Text = ""
     extends: Name | None = None
     recipe: Name
+    dataset: Name | None = None
     models: Names
     bits: Annotated[list[Bits], AfterValidator(distinct)]
     methods: Names

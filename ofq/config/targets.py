@@ -208,12 +208,16 @@ class Targets:
     def short_runs(self) -> str:
         """Return a pattern of the runs that are short by all recipes for their data set and model.
 
-        A recipe whose file is wrong is skipped; the study that uses it reports it.
+        A recipe or study whose file is wrong is skipped; the study that uses it reports it.
         """
         short: dict[str, bool] = {}
-        for name in self.workspace.recipe_names:
+        workspace = self.workspace
+        for name, recipe_named in (
+            *((name, workspace.recipe) for name in workspace.recipe_names),
+            *((name, workspace.recipe_of) for name in workspace.study_names),
+        ):
             with suppress(UserError):
-                recipe = self.workspace.recipe(name)
+                recipe = recipe_named(name)
                 for model in recipe.models:
                     folder = f"{recipe.dataset}/{model}"
                     short[folder] = short.get(folder, True) and recipe.short

@@ -308,6 +308,12 @@ class Workspace:
         """Return a recipe by its name."""
         return self._load(Recipe, "recipes", name, "recipe")
 
+    def recipe_of(self, study: str) -> Recipe:
+        """Return a study's recipe, with the study's own data set if it names one."""
+        config = self.study(study)
+        recipe = self.recipe(config.recipe)
+        return recipe.model_copy(update={"dataset": config.dataset}) if config.dataset else recipe
+
     def published(self, dataset: str) -> Published | None:
         """Return the published recipe for a data set; None if ``config/published`` has none.
 
@@ -337,13 +343,13 @@ class Workspace:
             UserError: A file is wrong, about another data set, or about an unknown method.
         """
         source = f"{self.study_path(study)}: key 'references'"
-        dataset = self.recipe(self.study(study).recipe).dataset
+        dataset = self.recipe_of(study).dataset
         methods, loaded = ["fp", *self.methods], []
         for name in self.study(study).references:
             loaded.append(self._load(Reference, "reference", name, "reference"))
             if loaded[-1].dataset != dataset:
                 raise UserError(
-                    f"{source}: '{name}' is about {loaded[-1].dataset}, but the study's recipe "
+                    f"{source}: '{name}' is about {loaded[-1].dataset}, but the study "
                     f"trains on {dataset}"
                 )
             for value in loaded[-1].values:
@@ -434,7 +440,7 @@ class Workspace:
                 self._require("reference", reference, "reference", f"{path}: key 'references': ")
             for claims in study.claims:
                 self._require("claims", claims, "file of claims", f"{path}: key 'claims': ")
-            recipe = self.recipe(study.recipe)
+            recipe = self.recipe_of(name)
             self._check_methods(study)
             cells = len(study.models) * len(study.bits) * len(study.methods)
             if (count := cells * len(study.seeds)) > _MOST_TRAININGS:
@@ -444,9 +450,8 @@ class Workspace:
                 )
             minutes = self.runtimes.get(study.recipe, {})
             check_models(self.runtimes_path, minutes, study.recipe, recipe.models)
-            dataset = self.dataset(
-                recipe.dataset, f"{self.recipe_path(study.recipe)}: key 'dataset'"
-            )
+            home = path if study.dataset else self.recipe_path(study.recipe)
+            dataset = self.dataset(recipe.dataset, f"{home}: key 'dataset'")
             parts = Parts(study, recipe, dataset, self.methods, minutes)
             self._grids[name] = expand(name, parts, str(path))
         return self._grids[name]

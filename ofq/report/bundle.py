@@ -193,7 +193,7 @@ def _copy_config(workspace: Workspace, study: str, copy: Workspace) -> None:
     references = [config / "reference" / f"{r}.yaml" for r in workspace.study(study).references]
     claims = [config / "claims" / f"{name}.yaml" for name in workspace.study(study).claims]
     files = [*workspace.study_files(study), workspace.recipe_path(recipe), *references, *claims]
-    dataset = config / "datasets" / f"{workspace.recipe(recipe).dataset}.yaml"
+    dataset = config / "datasets" / f"{workspace.recipe_of(study).dataset}.yaml"
     files += [dataset] if dataset.exists() else []
     for file in (*files, *sorted((config / "methods").glob("*.yaml"))):
         name = file.relative_to(workspace.root)

@@ -114,7 +114,7 @@ def collect(workspace: Workspace, study: str, damaged: dict[str, Damaged] | None
 def _collect(workspace: Workspace, study: str, damaged: dict[str, Damaged]) -> Records:
     grid = workspace.grid(study)
     references = tuple(r for r in workspace.references(study) if r.by_others)
-    dataset = workspace.dataset(workspace.recipe(workspace.study(study).recipe).dataset)
+    dataset = workspace.dataset(workspace.recipe_of(study).dataset)
     root = workspace.results / "runs"
     found = {name: _open(root / name, name, damaged) for name in grid.runs()}
     opened = {name: record for name, record in found.items() if record is not None}

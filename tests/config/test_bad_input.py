@@ -37,6 +37,7 @@ MISTAKES = {
     "seed as text": (STUDY, "seeds: [0, 1]", "seeds: ['0', 1]", ["seeds.0", "valid integer"]),
     "query and key by another word": (METHODS, "qkr: true", "qkr: yes", ["qkr", "'yes'", "lowrank"]),
     "unknown data set": (RECIPE, "dataset: digits", "dataset: digit", ["'digit'", "did you mean 'digits'"]),
+    "unknown data set of a study": (STUDY, "recipe: small", "recipe: small\ndataset: digit", ["tiny.yaml: key 'dataset'", "'digit'", "did you mean 'digits'"]),
     "distillation without a teacher": (RECIPE, "  fp: {", "  #fp: {", ["'qat' distils", "no 'fp' stage", "'pretrained'", "allowed"]),
     "weights beside their own training": (RECIPE, "stages:", "pretrained: a.pth\nstages:", ["'pretrained'", "'a.pth'", "stage 'fp'", "allowed"]),
     "weights of another kind": (RECIPE, "stages:\n  fp:", "pretrained: a.bin\nstages:\n  #", ["'pretrained'", "'a.bin'", "true", ".safetensors, .pth, .pt"]),

@@ -40,6 +40,13 @@ def test_recipes_that_share_a_model_must_agree(checkout):
     assert not is_short(checkout)
 
 
+def test_runs_of_a_study_on_its_own_data_set_are_as_short_as_its_recipe(checkout):
+    recipe(checkout, SHORT)
+    study = checkout / "config/studies/tiny.yaml"
+    study.write_text(study.read_text() + "dataset: imagenet\n")
+    assert is_short(checkout, RUN.replace("digits", "imagenet"))
+
+
 def test_recipe_that_is_wrong_is_passed_over(checkout):
     recipe(checkout, SHORT)
     recipe(checkout, "stags: {}\n", name="wrong")

@@ -351,7 +351,7 @@ def test_a_suites_own_earlier_seeds_are_nothing_reported(referring: Workspace) -
 @pytest.mark.parametrize(
     ("values", "keys", "message"),
     [
-        (VALUES, {"dataset": "imagenet"}, "'known' is about imagenet, but the study's recipe"),
+        (VALUES, {"dataset": "imagenet"}, "'known' is about imagenet, but the study trains"),
         ([*VALUES, VALUES[0]], {}, "two values for micro FP fp; allowed: one for each cell"),
         ([VALUES[0] | {"status": "rumoured"}], {}, "status"),
         ([VALUES[0] | {"bits": "W1"}], {}, "bits"),

@@ -149,6 +149,42 @@ def test_idx_file_at_fault_is_named(idx, damage, words):
     assert str(folder) in str(error.value)
 
 
+def test_held_out_images_take_the_test_set_s_place_and_are_never_trained_on(idx):
+    folder, arrays = idx
+    whole = load("small", MODEL, 0, FASHION, folder)
+    about = FASHION.model_copy(update={"skip_images": 2, "train_images": 4, "held_out": 5})
+    data = load("small", MODEL, 0, about, folder)
+    assert torch.equal(data.train_inputs, whole.train_inputs[2:6])
+    assert torch.equal(data.test_inputs, whole.train_inputs[7:])
+    assert data.train_targets.tolist() == arrays["train"][1][2:6].tolist()
+    assert data.test_targets.tolist() == arrays["train"][1][7:].tolist()
+    rest = load("small", MODEL, 0, about.model_copy(update={"train_images": None}), folder)
+    assert torch.equal(rest.train_inputs, whole.train_inputs[2:7])
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"train_images": 8, "held_out": 5}, "train_images 8, held_out 5: it has 12 training"),
+        ({"skip_images": 12}, "skip_images 12: it has 12 training images"),
+        ({"test_images": 7}, "test_images 7: it has 6 test images"),
+    ],
+)
+def test_more_images_than_there_are_is_refused(idx, keys, words):
+    with pytest.raises(UserError, match=f"data set 'small': {words}"):
+        load("small", MODEL, 0, FASHION.model_copy(update=keys), idx[0])
+
+
+def test_part_for_tuning_shares_no_image_with_what_studies_train_and_evaluate_on():
+    workspace = Workspace(Path(__file__).parents[2])
+    tune, ten = (workspace.dataset(name) for name in ("fashion_tune", "fashion_10k"))
+    assert tune.part_of == ten.part_of == "fashion_mnist"
+    assert ten.skip_images == 0
+    assert tune.skip_images == ten.train_images == tune.train_images
+    assert tune.skip_images + tune.train_images + tune.held_out <= 60_000
+    assert ten.held_out is None
+
+
 def test_other_number_of_classes_than_the_file_says_is_refused(idx):
     about = FASHION.model_copy(update={"classes": 10})
     with pytest.raises(UserError, match="has 3 classes; its file says 10"):

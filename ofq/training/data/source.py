@@ -141,14 +141,36 @@ class Data:
         """Return the number of full batches in an epoch."""
         return steps_per_epoch(len(self.train_inputs), batch_size)
 
-    def first(self, train: int | None, test: int | None) -> "Data":
-        """Return the data with only the first examples of each split; None keeps all."""
+    def part(self, about: Dataset) -> "Data":
+        """Return the part of the examples that a data set consists of.
+
+        Args:
+            about: The data set; its ``skip_images``, ``train_images``, ``test_images`` and
+                ``held_out`` count.
+
+        Raises:
+            UserError: There are fewer examples.
+        """
+        end = self.examples - (about.held_out or 0)
+        stop = about.skip_images + about.train_images if about.train_images else end
+        if not about.skip_images < stop <= end:
+            asked = ("skip_images", "train_images", "held_out")
+            given = ", ".join(f"{key} {n}" for key in asked if (n := getattr(about, key)))
+            raise UserError(f"{given}: it has {self.examples} training images")
+        if (about.test_images or 0) > len(self.test_inputs):
+            raise UserError(
+                f"test_images {about.test_images}: it has {len(self.test_inputs)} test images"
+            )
+        train = slice(about.skip_images, stop)
+        test_inputs, test_targets = self.test_inputs, self.test_targets
+        if about.held_out:
+            test_inputs, test_targets = self.train_inputs[end:], self.train_targets[end:]
         return replace(
             self,
-            train_inputs=self.train_inputs[:train],
-            train_targets=self.train_targets[:train],
-            test_inputs=self.test_inputs[:test],
-            test_targets=self.test_targets[:test],
+            train_inputs=self.train_inputs[train],
+            train_targets=self.train_targets[train],
+            test_inputs=test_inputs[: about.test_images],
+            test_targets=test_targets[: about.test_images],
         )
 
     def to(self, device: torch.device) -> "Data":
@@ -326,11 +348,10 @@ def load(
         raise UserError(
             f"data set '{name}' has {data.classes} classes; its file says {about.classes}"
         )
-    for key, images in (("train_images", data.train_inputs), ("test_images", data.test_inputs)):
-        wanted = getattr(about, key)
-        if wanted is not None and wanted > len(images):
-            raise UserError(f"data set '{name}': {key} is {wanted}, but it has {len(images)}")
-    return data.first(about.train_images, about.test_images)
+    try:
+        return data.part(about)
+    except UserError as error:
+        raise UserError(f"data set '{name}': {error}") from None
 
 
 def normalization(about: Dataset) -> dict[str, tuple[float, ...]]:
