@@ -154,6 +154,38 @@ def check(
 
 
 @app.command(rich_help_panel=_PANEL)
+def tune(
+    study: StudyName,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write the chosen values to the methods' files.")
+    ] = False,
+) -> None:
+    """Choose options of methods by the runs of a study that tries their values (key `tune`).
+
+    The value with the best mean over seeds is chosen, the smallest of equal ones. It is refused
+    while runs are missing. With --write, the methods' files have the chosen values, and how they
+    were chosen; writing again changes nothing.
+    """
+    from ofq.config.tuning import shown
+    from ofq.report.tuning import choose, write_choice
+
+    workspace = Workspace()
+    choices = choose(workspace, study)
+    table = Table("method", "values", "mean", "chosen", box=None)
+    for choice in choices:
+        for variant, mean in choice.tried:
+            values = ", ".join(f"{o} {shown(v)}" for o, v in variant.values.items())
+            chosen = "chosen" if variant == choice.best else ""
+            table.add_row(choice.method, escape(values), f"{mean:.2f}", chosen)
+    Console().print(table)
+    if write:
+        workspace.refuse_bundle("write methods")
+        for choice in choices:
+            path = write_choice(workspace, choice)
+            say(f"{choice.method}: {f'written to {path}' if path else 'as it was'}")
+
+
+@app.command(rich_help_panel=_PANEL)
 def plan(
     study: StudyName,
     gpus: Annotated[

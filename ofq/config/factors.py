@@ -94,7 +94,7 @@ def factors(method: Method, bits: str) -> dict[str, Any]:
         method: The method.
         bits: Bits of weights and activations, such as ``W2A2``.
     """
-    own = {"label", "weight_quantizer", "options", "module", "training"}
+    own = {"label", "weight_quantizer", "options", "module", "training", "tuned"}
     shared = {name: getattr(method, name) for name in Method.model_fields if name not in own}
     # a stage more is longer training, too
     stages: list[QuantizedStage] = ["qat"] if method.cga is None else ["qat", "cga"]

@@ -24,6 +24,7 @@ from ofq.config.run import (
 from ofq.config.runtimes import Minutes
 from ofq.config.schema import Recipe, Study
 from ofq.config.stage import Resources, Training, check_pairs, split
+from ofq.config.tuning import base_of
 from ofq.errors import UserError
 from ofq.values import OFF, parse_bits
 
@@ -258,9 +259,14 @@ def _check(parts: Parts, source: str) -> None:
     study, recipe, methods = parts.study, parts.recipe, parts.methods
     problems = [
         f"key 'methods': unknown method '{m}' ({suggest(m, sorted(methods))})"
-        for m in study.methods
+        for m in dict.fromkeys(map(base_of, study.methods))
         if m not in methods
     ]
+    if study.tune and parts.dataset.held_out is None:
+        problems.append(
+            f"key 'tune': data set '{recipe.dataset}' is evaluated on its test set, by which "
+            "nothing may be chosen; allowed: as key 'dataset', one with 'held_out' images"
+        )
     problems += [
         f"key 'models': recipe '{study.recipe}' has no model '{m}' ({suggest(m, recipe.models)})"
         for m in study.models

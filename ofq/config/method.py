@@ -251,6 +251,28 @@ class Quantization(_QuantizationKeys):
         return renamed(super().payload(brief=brief), names)
 
 
+class Tuned(Strict):
+    """How an option's value was chosen, which ``ofq tune`` writes.
+
+    Attributes:
+        study: The study that tried the values.
+        value: The chosen value.
+        measure: The measure that decided, ``top1`` or ``loss``, on held-out training images.
+        tried: Its mean over seeds, by value.
+        runs: Number of runs behind these means.
+        date: Day of the last of them, in UTC.
+        commits: Commits that they were made by.
+    """
+
+    study: Name
+    value: bool | int | float | str
+    measure: Literal["top1", "loss"]
+    tried: dict[str, float]
+    runs: PositiveInt
+    date: str
+    commits: list[str]
+
+
 class Method(_QuantizationKeys):
     """Named combination of techniques; has the attributes of :class:`Quantization` as well.
 
@@ -264,6 +286,7 @@ class Method(_QuantizationKeys):
         noise: Settings of noise injection after the last stage; the method's result is then the
             mean over its draws.
         training: Hyperparameters by stage that differ from the recipe's.
+        tuned: How options were chosen, by option; no part of the method.
     """
 
     label: Line
@@ -274,6 +297,7 @@ class Method(_QuantizationKeys):
     training: dict[QuantizedStage, Annotated[dict[str, Any], AfterValidator(hyperparameters)]] = (
         Field(default_factory=dict)
     )
+    tuned: dict[str, Tuned] = Field(default_factory=dict)
 
     def quantization(self, bits: str) -> Quantization:
         """Return the method's quantization at given bits."""

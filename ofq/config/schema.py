@@ -33,6 +33,7 @@ from ofq.config.fields import (
 from ofq.config.files import Strict, suggest
 from ofq.config.plugins import with_module
 from ofq.config.stage import Resources, Training, hyperparameters
+from ofq.config.tuning import Variant, variants
 from ofq.registry import built_in_names
 
 FIGURES = built_in_names("register_figure", "report/figures")
@@ -42,6 +43,9 @@ HUB = "timm"
 """Value in a run's config that stands for the model's pretrained weights on timm's hub."""
 
 Folder = Annotated[str, Field(min_length=1)]
+
+Tried = Annotated[list[bool | int | float | str], AfterValidator(distinct), Field(min_length=2)]
+"""Values of an option that a study tries."""
 
 _WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 
@@ -201,6 +205,9 @@ class Study(Strict):
         recipe: Name of the recipe.
         dataset: Name of the data set; left out, the recipe's.
         models, bits, methods, seeds: The grid.
+        tune: Values to try of options of some of the methods, by method and option; each
+            combination takes the method's place in the grid. The data set must have held-out
+            images, so that no choice is made by the test set.
         only: Methods that are tried at some of the bits, with those bits.
         checkpoints: Files in the authors' released layout, by model and bits, which are evaluated
             in place of training.
@@ -228,6 +235,7 @@ class Study(Strict):
     bits: Annotated[list[Bits], AfterValidator(distinct)]
     methods: Names
     seeds: Annotated[list[Seed], AfterValidator(distinct)]
+    tune: dict[Name, Annotated[dict[str, Tried], Field(min_length=1)]] = Field(default_factory=dict)
     only: dict[Name, Annotated[list[Bits], Field(min_length=1)]] = Field(default_factory=dict)
     figures: Names = Field(default_factory=lambda: ["accuracy"])
     module: str | None = None
@@ -264,6 +272,29 @@ class Study(Strict):
                 "for one of your own, name the Python module that registers it as 'module'"
             )
         return self
+
+    @model_validator(mode="after")
+    def _tuned_methods_are_in_the_grid(self) -> Self:
+        if self.tune and self.factors:
+            raise ValueError("tune: a study with 'factors' has each of its methods once")
+        for method in self.tune:
+            if method not in self.methods:
+                raise ValueError(
+                    f"tune: unknown method '{method}' ({suggest(method, self.methods)})"
+                )
+        return self
+
+    @property
+    def variants(self) -> dict[str, Variant]:
+        """Variants of the methods that it tunes, by their names."""
+        return {v.name: v for of_method in variants(self.tune).values() for v in of_method}
+
+    def expanded(self) -> "Study":
+        """Return the study with variants in place of the methods that it tunes."""
+        names = {base: [v.name for v in tried] for base, tried in variants(self.tune).items()}
+        methods = [name for m in self.methods for name in names.get(m, [m])]
+        only = {name: bits for m, bits in self.only.items() for name in names.get(m, [m])}
+        return self.model_copy(update={"methods": methods, "only": only})
 
     @model_validator(mode="after")
     def _only_narrows_the_grid(self) -> Self:

@@ -18,6 +18,7 @@ from ofq.config.reference import Reference
 from ofq.config.run import Grid, Run
 from ofq.config.runtimes import Minutes, check_models, read
 from ofq.config.schema import Recipe, Site, Study
+from ofq.config.tuning import base_of
 from ofq.console import printable
 from ofq.errors import UserError, some
 from ofq.redact import refuse_credentials
@@ -284,8 +285,22 @@ class Workspace:
             data = self._read(own)
             for path in bases:
                 data = {**self._read(path), **data}
-            self._studies[name] = parse(Study, data, str(self.study_path(name)))
+            self._studies[name] = parse(Study, data, str(self.study_path(name))).expanded()
         return self._studies[name]
+
+    def methods_of(self, study: str) -> dict[str, Method]:
+        """Return all known methods, and the variants that a study tries, by name.
+
+        Raises:
+            UserError: A tuned method lacks an option, or refuses a value.
+        """
+        source = str(self.study_path(study))
+        tried = {
+            name: variant.method(self.methods[variant.base], source)
+            for name, variant in self.study(study).variants.items()
+            if variant.base in self.methods
+        }
+        return {**self.methods, **tried}
 
     def study_files(self, name: str) -> list[Path]:
         """Return the file of a study, and those of the studies that it extends, nearest first.
@@ -452,14 +467,14 @@ class Workspace:
             check_models(self.runtimes_path, minutes, study.recipe, recipe.models)
             home = path if study.dataset else self.recipe_path(study.recipe)
             dataset = self.dataset(recipe.dataset, f"{home}: key 'dataset'")
-            parts = Parts(study, recipe, dataset, self.methods, minutes)
+            parts = Parts(study, recipe, dataset, self.methods_of(name), minutes)
             self._grids[name] = expand(name, parts, str(path))
         return self._grids[name]
 
     def _check_methods(self, study: Study) -> None:
         """Report mistakes in method files, if a study lacks a method that may be in one of them."""
         methods, mistakes = self._methods
-        if mistakes and not methods.keys() >= set(study.methods):
+        if mistakes and not methods.keys() >= {base_of(name) for name in study.methods}:
             raise UserError("\n".join(mistakes))
 
     def find(self, run_id: str) -> tuple[Run, list[str]]:

@@ -145,7 +145,8 @@ def _collect(workspace: Workspace, study: str, damaged: dict[str, Damaged]) -> R
     shown = {run.id for _, run in links}
     marks = {name: known[name].correct for name in shown}
     config = workspace.study(study)
-    methods = {name: workspace.methods[name] for name in config.methods}
+    known_methods = workspace.methods_of(study)
+    methods = {name: known_methods[name] for name in config.methods}
     return Records(
         study, config, dataset.title, methods, grid.cells, _runs(rows, metrics), curves, metrics,
         correct={name: kept for name, kept in marks.items() if kept is not None},

@@ -22,7 +22,7 @@ def between(first, second, bits="W2A2"):
 
 def test_every_key_of_a_method_is_a_factor_or_decides_some():
     assert set(factors(Method(**LSQ), "W2A2")) == set(get_args(Factor))
-    keys = {"label", "weight_quantizer", "options", "module"}
+    keys = {"label", "weight_quantizer", "options", "module", "tuned"}
     of_quantizer = {"grid", "initial_step", "scale", "gradient"}
     assert set(get_args(Factor)) == set(Method.model_fields) - keys | of_quantizer
 

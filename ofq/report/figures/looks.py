@@ -149,7 +149,7 @@ def _settings(method: Method) -> int:
             return 1 + sum(count(part) for part in value)
         return 1
 
-    return count(method.model_dump(exclude_defaults=True, exclude={"label", "module"}))
+    return count(method.model_dump(exclude_defaults=True, exclude={"label", "module", "tuned"}))
 
 
 def _wanted_rung(method: Method) -> float:
