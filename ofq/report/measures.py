@@ -107,6 +107,9 @@ OSCILLATION_END = Measure(
     most=100,
 )
 
+FLIPS_MID = Measure("flips_mid", "flips mid-run", "flips mid-run (‰)", "", ".2f", 0)
+"""Flips per 1,000 weights and optimizer step; figures alone show them."""
+
 SIZE = Measure("megabytes", "size", "size (MB)", f"{SPACE}MB", ".3g", -1)
 """Size of a model's file; methods aren't compared by it, since it doesn't vary over seeds."""
 

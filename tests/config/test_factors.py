@@ -98,7 +98,7 @@ def test_committed_contrasts_that_say_alone_are_checked(name):
 @pytest.mark.parametrize("name", Workspace(ROOT).study_names)
 def test_going_on_without_freezing_stands_beside_cga_in_every_study(name):
     workspace = Workspace(ROOT)
-    study, methods = workspace.study(name), workspace.methods
+    study, methods = workspace.study(name), workspace.methods_of(name)
     if study.checkpoints:
         return  # trains nothing
     controls = [m for m in study.methods if getattr(methods[m].cga, "form", None) == "no_freeze"]

@@ -394,3 +394,17 @@ def test_scales_are_drawn_by_boundary_range(tmp_path: Path) -> None:
     assert [ax.get_title() for ax in axes] == ["BR 0.01", "BR 0.1"]
     assert all(len(ax.get_lines()) == 2 for ax in axes)
     assert all(line.get_ydata()[0] == 0 for ax in axes for line in ax.get_lines())
+
+
+def test_each_method_s_mean_stands_at_its_flips_and_accuracy(workspace: Workspace) -> None:
+    records = collect(workspace, "small")
+    with styled():
+        axes = FIGURES["accuracy_against_flips"](records).figure.axes
+    for ax, bits in zip(axes, records.study.bits, strict=True):
+        marks = {line.get_gid(): line for line in ax.get_lines() if line.get_gid()}
+        for number, method in enumerate(records.study.methods, 1):
+            runs = records.of(records.runs, bits=bits, method=method)
+            np.testing.assert_allclose(marks[str(number)].get_xdata(), runs["flips_mid"].mean())
+            np.testing.assert_allclose(marks[str(number)].get_ydata(), runs["top1"].mean())
+        numbers = sorted(text.get_text() for text in ax.texts)
+        assert numbers == sorted(marks)

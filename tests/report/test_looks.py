@@ -13,7 +13,7 @@ SUITE = Workspace(Path(__file__).parents[2])
 
 
 def looks_of(study: str) -> dict[str, Look]:
-    return looks({name: SUITE.methods[name] for name in SUITE.study(study).methods})
+    return looks({name: SUITE.methods_of(study)[name] for name in SUITE.study(study).methods})
 
 
 def hue(color: str) -> float:
@@ -29,7 +29,7 @@ def test_no_colour_comes_twice_in_a_study_and_each_says_what_the_method_is(study
     style = looks_of(study)
     assert len({look.color for look in style.values()}) == len(style)
     for name, look in style.items():
-        config = SUITE.methods[name]
+        config = SUITE.methods_of(study)[name]
         assert hue(look.color) == pytest.approx(hue(HUES[config.weight_quantizer]), abs=0.02)
         assert look.marker == {False: "o", True: "s", "lowrank": "D"}[config.qkr]
         assert look.filled == (config.cga is not None)

@@ -26,6 +26,7 @@ STUDY = {
         "accuracy",
         "accuracy_against_bits",
         "accuracy_against_oscillation",
+        "accuracy_against_flips",
         "frozen_share",
         "oscillation_over_training",
         "oscillation_by_role",

@@ -4,10 +4,12 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 from scipy import stats
 
 from ofq.report.collect import Records
@@ -43,7 +45,7 @@ from ofq.report.figures.style import (
     over_seeds,
     panels,
 )
-from ofq.report.measures import OSCILLATION_MID, Measure, measures
+from ofq.report.measures import FLIPS_MID, OSCILLATION_MID, Measure, measures
 from ofq.values import parse_bits
 
 
@@ -194,6 +196,68 @@ def _qat_runs(records: Records) -> dict[str, str]:
         for cell in records.cells
         for run in cell.runs
     }
+
+
+@register_figure("accuracy_against_flips")
+def against_flips(records: Records) -> Drawn:
+    """Draw a numbered mark per method, the measure against flips, with intervals both ways."""
+    study, measure = records.study, measures(records.primary)[0]
+    require(records.runs, FLIPS_MID.key, NO_RATES)
+    runs = records.runs.dropna(subset=[FLIPS_MID.key])
+    picture, grid = _models_by_bits(records, 2.8, study.methods)
+    for axes, model in zip(grid, study.models, strict=True):
+        for ax, bits in zip(axes, study.bits, strict=True):
+            _numbered_marks(ax, records, records.of(runs, model=model, bits=bits), measure)
+        axes[0].set_ylabel(measure.heading)
+    for ax in grid[-1]:
+        ax.set_xlabel("flips mid-run\n(per 1,000 weights and step)")
+    add_legend(picture, _legend_columns(records))
+    _number_marks(picture, grid)
+    return Drawn(
+        picture,
+        f"{measure.name[0].upper()}{measure.name[1:]} against flips mid-run, a mark per method, "
+        f"numbered as in the legend: {interval_words(len(study.seeds))}; CGA comes later.",
+    )
+
+
+def _numbered_marks(ax: Axes, records: Records, runs: pd.DataFrame, measure: Measure) -> None:
+    style, cells = looks(records.methods), {}
+    for number, method in enumerate(records.study.methods, 1):
+        mine = records.of(runs, method=method)
+        if mine.empty:
+            continue
+        x = FLIPS_MID.over_seeds(mine[FLIPS_MID.key], records.resplit)
+        y = measure.over_seeds(mine[measure.key], records.resplit)
+        label = f"{number}  {records.labels[method]}"
+        ax.plot(x.mean, y.mean, linestyle="none", label=label, gid=str(number),
+                **style[method].marks)  # fmt: skip
+        cells[method] = (x, y)
+    room = 0.15  # for the numbers beside the marks
+    fit_to_data([ax], [y.mean for _, y in cells.values()], room=room)
+    fit_to_data([ax], [x.mean for x, _ in cells.values()], upright=False, room=room)
+    for method, (x, y) in cells.items():
+        draw_interval(ax, x.mean, y, style[method].color)
+        draw_interval(ax, y.mean, x, style[method].color, upright=False)
+
+
+def _number_marks(picture: Figure, grid: list[list[Axes]]) -> None:
+    """Put each mark's number beside it, as near as no other number stands."""
+    picture.draw_without_rendering()
+    for ax in (ax for axes in grid for ax in axes):
+        taken: list[Bbox] = []
+        for mark in [line for line in ax.get_lines() if line.get_gid()]:
+            place = (mark.get_xdata()[0], mark.get_ydata()[0])  # type: ignore[index]
+            text = ax.annotate(
+                str(mark.get_gid()), place, (0, 0), textcoords="offset points",
+                ha="center", va="center", fontsize=6.5, color=mark.get_color(),
+            )  # fmt: skip
+            for radius, angle in product(range(7, 60, 4), range(45, 405, 30)):
+                turn = np.deg2rad(angle)
+                text.set_position((radius * np.cos(turn), radius * np.sin(turn)))
+                box = text.get_window_extent().padded(1)
+                if not any(box.overlaps(other) for other in taken):
+                    break
+            taken.append(box)
 
 
 @register_figure("frozen_share")
