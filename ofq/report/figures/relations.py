@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 from scipy import stats
@@ -241,15 +242,17 @@ def _numbered_marks(ax: Axes, records: Records, runs: pd.DataFrame, measure: Mea
 
 
 def _number_marks(picture: Figure, grid: list[list[Axes]]) -> None:
-    """Put each mark's number beside it, as near as no other number stands."""
+    """Put each mark's number beside it, as near as no other number or mark stands."""
     picture.draw_without_rendering()
     for ax in (ax for axes in grid for ax in axes):
-        taken: list[Bbox] = []
-        for mark in [line for line in ax.get_lines() if line.get_gid()]:
+        marks = [line for line in ax.get_lines() if line.get_gid()]
+        taken: list[Bbox] = [mark.get_window_extent() for mark in marks]
+        for mark in marks:
             place = (mark.get_xdata()[0], mark.get_ydata()[0])  # type: ignore[index]
             text = ax.annotate(
                 str(mark.get_gid()), place, (0, 0), textcoords="offset points",
-                ha="center", va="center", fontsize=6.5, color=mark.get_color(),
+                ha="center", va="center", fontsize=6.5, color=mark.get_color(), zorder=4,
+                path_effects=[withStroke(linewidth=2, foreground="white")],
             )  # fmt: skip
             for radius, angle in product(range(7, 60, 4), range(45, 405, 30)):
                 turn = np.deg2rad(angle)
