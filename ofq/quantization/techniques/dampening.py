@@ -43,7 +43,7 @@ class Dampening(Technique):
         if aggregation not in ("sum", "kernel_mean"):
             raise UserError(f"aggregation {aggregation!r}; allowed: 'sum', 'kernel_mean'")
         self.strength = strength
-        self.by_row = aggregation == "kernel_mean"
+        self._by_row = aggregation == "kernel_mean"
         self.begin = check_begin(begin)
         self._weights = list(low_bit_weights(quantized_model(model, "nothing to dampen: ")))
 
@@ -59,7 +59,7 @@ class Dampening(Technique):
     def _of(self, weight: QuantizedWeight) -> Tensor:
         latent = weight.latent()
         distance = _distance(latent, weight.quantizer)
-        return distance / latent[0].numel() if self.by_row else distance
+        return distance / latent[0].numel() if self._by_row else distance
 
 
 def _distance(weight: Tensor, quantizer: WeightQuantizer) -> Tensor:
