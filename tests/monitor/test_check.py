@@ -95,8 +95,8 @@ def test_sound_study_has_no_mistakes(checkout):
             "recipes/small.yaml: key 'models': nosuch_vit: unknown model 'nosuch_vit'; timm has: ",
         ),
         (
-            "recipes/small.yaml", MICRO, "resnet18",
-            "recipes/small.yaml: key 'models': resnet18: can't quantize a ResNet",
+            "recipes/small.yaml", MICRO, "convnext_atto",
+            "recipes/small.yaml: key 'models': convnext_atto: can't quantize a ConvNeXt",
         ),
         (
             "recipes/small.yaml", "dataset: digits", "dataset: digits\nmodel_args: {img_sice: 8}",

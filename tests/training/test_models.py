@@ -13,7 +13,7 @@ from tests.support.own_process import run_ofq
 MICRO = "micro_deit_patch2_8"
 WAY = Quantization(bits="W2A2", weight_quantizer="statsq")
 REFUSED = {
-    "resnet18": "can't quantize a ResNet",
+    "convnext_atto": "can't quantize a ConvNeXt",
     "vit_base_patch16_siglip_224": "can't quantize attn_pool.q",
     "beit_base_patch16_224": "can't quantize a Beit",
     "nosuch_vit": "unknown model 'nosuch_vit'",
@@ -99,7 +99,7 @@ def test_toy_regression_passes():
 
 
 @pytest.mark.parametrize("stage", ["fp", "qat"])
-@pytest.mark.parametrize("model", ["resnet18", "nosuch_vit", "test_vit.nonsense"])
+@pytest.mark.parametrize("model", ["convnext_atto", "nosuch_vit", "test_vit.nonsense"])
 def test_training_is_refused_before_anything_is_written(checkout, model, stage):
     for name in ("recipes/small.yaml", "studies/tiny.yaml"):
         path = checkout / "config" / name
@@ -141,7 +141,7 @@ def test_run_that_another_study_shares_goes_on_without_the_wrong_one(checkout):
 def test_commands_refuse_the_model_first(tmp_path, command):
     (tmp_path / "a.pth").write_bytes(b"")
     rest = ["--data", "digits"] if command == "eval" else ["--out", "b.safetensors"]
-    options = ["--model", "resnet18", "--bits", "W2A2", *rest]
+    options = ["--model", "convnext_atto", "--bits", "W2A2", *rest]
     done = run_ofq(tmp_path, command, "a.pth", *options)
     assert done.returncode == 2
-    assert "--model: resnet18: can't quantize a ResNet" in " ".join(done.stderr.split())
+    assert "--model: convnext_atto: can't quantize a ConvNeXt" in " ".join(done.stderr.split())
