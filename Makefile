@@ -85,7 +85,7 @@ samples: .venv/ready
 	   (cd "$$folder/$$study" && for path in $$(find config -mindepth 2 -type f); do \
 	      if [ -f "$$here/$$path" ]; then cp "$$here/$$path" "$$path" || exit; fi; done) && \
 	   (cd "$$folder/$$study" && ofq report "$$study" && \
-	      ofq bundle "$$study" --out "$$here/$$file") && \
+	      ofq bundle "$$study" --records-only --out "$$here/$$file") && \
 	   rm -rf "reports/$$study" && cp -r "$$folder/$$study/reports/$$study" reports && \
 	   rm -rf "reports/$$study/figures" reports/"$$study"/*.parquet && \
 	   if [ $$study = fashion ]; then \

@@ -76,6 +76,12 @@ def make_bundle(
         Path | None,
         typer.Option(metavar="FILE", help="File to write. Default: STUDY.tar.xz with the reports."),
     ] = None,
+    records_only: Annotated[
+        bool,
+        typer.Option(
+            "--records-only", help="Leave out the report, which `ofq report` makes again."
+        ),
+    ] = False,
 ) -> None:
     """Pack a study's report and the records that it is built from into one file.
 
@@ -87,7 +93,7 @@ def make_bundle(
 
     workspace = Workspace()
     path = given_path(out, "--out") if out else workspace.reports / f"{study}{ENDING}"
-    records = bundle(workspace, study, path)
+    records = bundle(workspace, study, path, records_only=records_only)
     say(f"wrote {path}: {path.stat().st_size:,} bytes")
     say(_SHARED)
     _report_gaps(records)

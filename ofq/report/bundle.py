@@ -7,7 +7,7 @@ like a checkout::
     STUDY/config/           the study, what it extends, recipe, references, claims, all methods
     STUDY/results/runs/     each run's files from which the report is made; no weights
     STUDY/logs/train/       last errors in the logs of unfinished runs
-    STUDY/reports/STUDY/    the report
+    STUDY/reports/STUDY/    the report, unless left out
 
 Equal records make equal bytes: members are sorted and have neither time nor owner.
 
@@ -110,7 +110,9 @@ class Contents(Strict):
     files: Annotated[dict[str, str], AfterValidator(_are_named)]
 
 
-def bundle(workspace: Workspace, study: str, path: Path) -> "Records":
+def bundle(
+    workspace: Workspace, study: str, path: Path, *, records_only: bool = False
+) -> "Records":
     """Write a study's bundle.
 
     Its report is made from the bundle's content alone. A run that is being trained counts as
@@ -121,6 +123,7 @@ def bundle(workspace: Workspace, study: str, path: Path) -> "Records":
         workspace: The checkout.
         study: The study's name; at least one of its cells has a finished run.
         path: The file to write, which appears when it is complete.
+        records_only: Whether to leave out the report, which is made again from the rest.
 
     Returns:
         The records that its report was made from.
@@ -148,6 +151,8 @@ def bundle(workspace: Workspace, study: str, path: Path) -> "Records":
             raise UserError(text.replace(str(copy.root), str(workspace.root))) from None
         for file in set(copy.results.rglob("*.parquet")) - records.curves.files:
             file.unlink()
+        if records_only:
+            shutil.rmtree(copy.reports)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, lambda to: _pack(copy.root, study, to))
     return records

@@ -66,6 +66,17 @@ def write(path: Path, members: Members) -> None:
             archive.addfile(member, io.BytesIO(data))
 
 
+def test_records_alone_give_the_same_report(
+    home: Workspace, unpacked: Workspace, tmp_path: Path
+) -> None:
+    bundle(home, "small", tmp_path / "records.tar.xz", records_only=True)
+    there = unbundle(tmp_path / "records.tar.xz", tmp_path / "there")
+    assert not there.reports.exists()
+    build(there, "small", there.reports / "small")
+    page = "small/index.html"
+    assert (there.reports / page).read_bytes() == (unpacked.reports / page).read_bytes()
+
+
 def test_bundle_into_a_folder_that_is_not_there_is_refused(home: Workspace, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a folder that exists"):
         bundle(home, "small", tmp_path / "none" / "small.tar.xz")

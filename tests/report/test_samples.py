@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from ofq.report import build
@@ -20,14 +19,9 @@ pytestmark = pytest.mark.slow
 )
 def test_committed_report_is_made_again_from_its_bundle(study: str, tmp_path: Path) -> None:
     there = unbundle(REPORTS / f"{study}{ENDING}", tmp_path / study)
-    folder = there.reports / study
-    bundled, committed = contents(folder), contents(REPORTS / study)
-    frames = {path.name: pd.read_parquet(path) for path in folder.glob("*.parquet")}
-    made = contents(build(there, study, folder).parent)
-    for name, frame in frames.items():  # a header names the versions of what wrote the file
-        pd.testing.assert_frame_equal(frame, pd.read_parquet(folder / name), check_exact=True)
-        made[name] = bundled[name]
-    assert made == bundled
+    assert not there.reports.exists()  # it is committed once
+    committed = contents(REPORTS / study)
+    made = contents(build(there, study, there.reports / study).parent)
     # figures are within the page, and frames are CSV files, too
     printed = {name for name in made if "/" not in name and not name.endswith(".parquet")}
     assert committed.keys() == printed
