@@ -44,6 +44,20 @@ class StopRequest:
         if self.cause is not None:
             raise Interrupted(self.cause)
 
+    def follow(self, process: int) -> None:
+        """Request a stop, too, when the parent of this process has exited.
+
+        Args:
+            process: The parent's process id.
+        """
+
+        def poll() -> None:
+            while os.getppid() == process:
+                time.sleep(_POLL_INTERVAL)
+            self.cause = self.cause or "the end of its parent process"
+
+        threading.Thread(target=poll, daemon=True, name="parent").start()
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.cause = signal.Signals(number).name
 

@@ -14,6 +14,7 @@ from ofq.config import Workspace
 from ofq.config.places import expand_path
 from ofq.console import printable
 from ofq.errors import RunFailed, UserError
+from ofq.hardware import are_started
 from ofq.runs.progress import SteadyConsole
 from ofq.starting import started
 from ofq.stopping import Interrupted, StopRequest, deadline, end_with_parent
@@ -30,7 +31,9 @@ app = typer.Typer()
 
 @app.command(rich_help_panel=_PANEL)
 def train(
-    run_id: RunId,
+    run_ids: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Runs' ids, as `ofq runs` lists them.")
+    ],
     *,
     tracked: Annotated[
         bool, typer.Option("--track/--no-track", help="Mirror the run in MLflow while it trains.")
@@ -62,12 +65,16 @@ def train(
         ),
     ] = None,
 ) -> None:
-    """Train one run, or resume it where it was interrupted.
+    """Train a run, or resume it where it was interrupted.
 
-    The runs that it builds on must be complete. Only one trainer writes a run at a time; another
-    one exits, or waits with --wait. As many GPUs as the recipe requests are leased from those in
-    CUDA_VISIBLE_DEVICES, or else the machine's: concurrent runs never share one. On a signal
-    (SIGTERM, SIGINT, SIGUSR1, SIGUSR2) or before the time limit it saves its state and exits.
+    The runs that it builds on must be complete, or be named before it: several runs are trained one
+    after the other, in a process each, and share the start. If one doesn't end well, the next ones
+    aren't trained, and the command exits as that one did.
+
+    Only one trainer writes a run at a time; another one exits, or waits with --wait. As many GPUs
+    as the recipe requests are leased from those in CUDA_VISIBLE_DEVICES, or else the machine's:
+    concurrent runs never share one. On a signal (SIGTERM, SIGINT, SIGUSR1, SIGUSR2) or before the
+    time limit it saves its state and exits.
 
     Exits with 0 when the run is complete; with 75 when it was interrupted, or another trainer has
     it, and the same command resumes it later; with 3 when it would fail again; with 2 for a
@@ -75,21 +82,28 @@ def train(
     """
     from ofq.runs import job as jobs
     from ofq.runs.attempt import Options, attempt, run_folder
+    from ofq.runs.chain import fork_for_each
     from ofq.tracking.mirroring import await_mirror, start_mirror
 
+    if are_started() and len(run_ids) > 1:
+        raise UserError("torchrun and srun start one run at a time; name one")
+    run_id = run_ids[0]
     if int(os.environ.get("RANK", "0")) > 0:  # started by torchrun or srun
         _assist(run_id, devices)
         return
     console = SteadyConsole()
     workspace = Workspace()
-    run, homes = workspace.find(run_id)
+    found = {run_id: workspace.find(run_id) for run_id in run_ids}
+    stop, end = StopRequest().listen(), deadline(_STARTED, time_limit)
+    if len(found) > 1:
+        run_id = fork_for_each(list(found), stop, end)
+    run, homes = found[run_id]
     if run_folder(workspace, run).complete():
         say(f"{run.id} is already complete")
         return
-    stop = StopRequest().listen()
     gpus = run.resources.gpu if devices is None else devices
     jobs.check(workspace, run, homes, gpus)
-    options = Options(deadline(_STARTED, time_limit), wait, keep, again, gpus)
+    options = Options(end, wait, keep, again, gpus)
     mirror = None
     try:
         with attempt(workspace, run, console, stop, options) as current:
