@@ -19,7 +19,11 @@ from ofq.quantization.quantizers.base import (
     register_weight_quantizer,
     straight_through,
 )
+from ofq.quantization.quantizers.dorefa import DoReFa
+from ofq.quantization.quantizers.ewgs import EWGS, EWGSActivation
 from ofq.quantization.quantizers.lsq import LSQ, LSQWeight
+from ofq.quantization.quantizers.lsqplus import LSQPlus, LSQPlusWeight
+from ofq.quantization.quantizers.pact import PACT
 from ofq.quantization.quantizers.statsq import StatsQ
 from ofq.quantization.quantizers.variants import (
     LearnedStatsQ,
@@ -28,6 +32,7 @@ from ofq.quantization.quantizers.variants import (
 )
 from ofq.quantization.techniques import (
     BatchNormReestimation,
+    ClipPenalty,
     ConfidenceGuidedAnnealing,
     Dampening,
     FreezeAll,
@@ -40,14 +45,21 @@ from ofq.quantization.techniques import (
 )
 
 __all__ = [
+    "EWGS",
     "LSQ",
+    "PACT",
     "ActivationQuantizer",
     "BatchNormReestimation",
+    "ClipPenalty",
     "CodeHistory",
     "ConfidenceGuidedAnnealing",
     "Dampening",
+    "DoReFa",
+    "EWGSActivation",
     "FreezeAll",
     "IterativeFreezing",
+    "LSQPlus",
+    "LSQPlusWeight",
     "LSQWeight",
     "LearnedStatsQ",
     "NoFreeze",

@@ -1,6 +1,7 @@
 """Variants, controls and baselines against their equations in NumPy, float64."""
 
 import math
+from inspect import signature
 from statistics import NormalDist
 
 import numpy as np
@@ -233,7 +234,7 @@ def test_options_that_are_not_allowed_are_refused(name, options, words):
     + [
         (name, {"factor": factor, "gradient": gradient})
         for name in NAMES
-        if name != "statsq_moments"
+        if "factor" in signature(weight_quantizers[name]).parameters
         for factor, gradient in FORMS
     ],
 )
@@ -248,6 +249,8 @@ def test_every_quantizer_agrees_with_itself(name, options, bits):
     assert torch.equal(quantizer.decode(codes.float(), quantizer.scale(w)), quantizer(w))
     apart = quantizer.level(w, codes + 1) - quantizer.level(w, codes)
     torch.testing.assert_close(apart, quantizer.step_size(w).expand_as(w), rtol=1e-4, atol=1e-5)
+    if name == "dorefa":
+        return  # its steps have no constant length in w
     nearest = (w - quantizer(w)).abs() <= quantizer.step_size(w) / 2 + 1e-5
     ends = (codes == quantizer.lowest) | (codes == quantizer.highest)
     assert (nearest | ends).all()

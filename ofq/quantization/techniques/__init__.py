@@ -11,12 +11,14 @@ from ofq.quantization.techniques.cga import (
     NoFreeze,
     RatioAnnealing,
 )
+from ofq.quantization.techniques.clip_penalty import ClipPenalty
 from ofq.quantization.techniques.dampening import Dampening
 from ofq.quantization.techniques.freezing import IterativeFreezing
 from ofq.quantization.techniques.reestimation import BatchNormReestimation
 
 __all__ = [
     "BatchNormReestimation",
+    "ClipPenalty",
     "ConfidenceGuidedAnnealing",
     "Dampening",
     "FreezeAll",

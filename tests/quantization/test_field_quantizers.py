@@ -1,0 +1,247 @@
+"""The field's other quantizers against their equations in NumPy, float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from timm.models import VisionTransformer
+
+import ofq
+from ofq.errors import UserError
+from ofq.quantization import EWGS, PACT, ClipPenalty, DoReFa, EWGSActivation, LSQPlus, LSQPlusWeight
+from ofq.quantization.quantizers.base import make_weight_quantizer
+
+BITS = [2, 3, 4]
+
+
+def nano_deit():
+    return VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, num_classes=3
+    )
+
+
+def off_ties(position):
+    return np.abs(position - np.floor(position) - 0.5) > 1e-4
+
+
+def adamw(weight, gradient_of, steps, lr):
+    """AdamW (0.9, 0.999) without decay in float64, each gradient computed from the weights."""
+    first, second = np.zeros_like(weight), np.zeros_like(weight)
+    for t in range(1, steps + 1):
+        gradient = gradient_of(weight)
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        root = np.sqrt(second / (1 - 0.999**t))
+        weight = weight - lr * first / (1 - 0.9**t) / (root + 1e-8)
+    return weight
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_scale_of_lsqplus_starts_at_three_deviations(bits):
+    w = torch.randn(5, 64) + torch.linspace(-2, 2, 5)[:, None]
+    quantizer = LSQPlusWeight(bits)
+    quantizer.initialize(w)
+    rows = w.double().numpy()
+    mean, reach = rows.mean(1), 3 * rows.std(1, ddof=1)
+    expected = np.maximum(np.abs(mean - reach), np.abs(mean + reach)) / 2 ** (bits - 1)
+    np.testing.assert_allclose(quantizer.scale(w).flatten().numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", BITS)
+def test_lsqplus_learns_scale_and_offset(bits, signed):
+    quantizer = LSQPlus(bits, axis=-1, signed=signed)
+    first = torch.randn(7, 4) + 1
+    quantizer(first)
+    low, high = quantizer.range
+    least, greatest = first.double().numpy().min(0), first.double().numpy().max(0)
+    scale, offset = (p.detach().double().numpy() for p in (quantizer.scale, quantizer.offset))
+    np.testing.assert_allclose(low * scale + offset, least, atol=1e-5)
+    np.testing.assert_allclose(high * scale + offset, greatest, atol=1e-5)
+    x = (2 * torch.randn(50, 4) + 1).requires_grad_()
+    upstream = torch.randn(50, 4)
+    out = quantizer(x)
+    out.backward(upstream)
+    u = (x.detach().double().numpy() - offset) / scale
+    up = upstream.double().numpy()
+    code, inside = np.rint(np.clip(u, low, high)), (u > low) & (u < high)
+    safe = off_ties(u)
+    np.testing.assert_allclose(out.detach().numpy()[safe], (code * scale + offset)[safe], atol=1e-5)
+    g = 1 / math.sqrt(high * 50)
+    np.testing.assert_allclose(x.grad.numpy(), up * inside, atol=1e-6)
+    slope = np.where(inside, code - u, code)
+    np.testing.assert_allclose(quantizer.scale.grad.numpy(), g * (up * slope).sum(0), atol=2e-4)
+    expected = g * (up * ~inside).sum(0)
+    np.testing.assert_allclose(quantizer.offset.grad.numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("base", ["lsq", "statsq", "lsq_statistical"])
+def test_ewgs_scales_the_gradients_of_its_base_by_the_distance_to_the_grid(base, bits):
+    w, upstream = torch.randn(6, 40), torch.randn(6, 40)
+    plain, scaled = (
+        make_weight_quantizer(name, bits, w, options)
+        for name, options in ((base, {}), ("ewgs", {"base": base, "delta": 0.3}))
+    )
+    one, other = (w.clone().requires_grad_() for _ in range(2))
+    plain_out, scaled_out = plain(one), scaled(other)
+    assert torch.equal(plain_out, scaled_out)
+    plain_out.backward(upstream)
+    scaled_out.backward(upstream)
+    position = plain.position(w).double().numpy()
+    distance = position - np.rint(position)
+    of_base = one.grad.double().numpy()
+    expected = of_base * (1 + 0.3 * np.sign(of_base) * distance)
+    np.testing.assert_allclose(other.grad.numpy(), expected, atol=1e-6)
+    for own, theirs in zip(scaled.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(own.grad, theirs.grad)
+
+
+def test_ewgs_without_a_factor_is_its_base():
+    quantizer = EWGS(2, delta=0, base="statsq")
+    w = torch.randn(4, 16, requires_grad=True)
+    upstream = torch.randn(4, 16)
+    quantizer(w).backward(upstream)
+    assert torch.equal(w.grad, upstream)
+
+
+def test_ewgs_of_an_activation_leaves_values_and_scale_gradients_to_lsq():
+    x, upstream = torch.randn(30, 5), torch.randn(30, 5)
+    plain, scaled = ofq.LSQ(3, axis=-1), EWGSActivation(3, axis=-1, delta=0.3)
+    one, other = (x.clone().requires_grad_() for _ in range(2))
+    plain_out, scaled_out = plain(one), scaled(other)
+    assert torch.equal(plain_out, scaled_out)
+    plain_out.backward(upstream)
+    scaled_out.backward(upstream)
+    torch.testing.assert_close(scaled.scale.grad, plain.scale.grad)
+    u = x.double().numpy() / plain.scale.detach().double().numpy()
+    of_base = one.grad.double().numpy()
+    expected = of_base * (1 + 0.3 * np.sign(of_base) * (u - np.rint(u)))
+    np.testing.assert_allclose(other.grad.numpy(), expected, atol=1e-5)
+
+
+def dorefa(w, bits, levels):
+    """Values and derivative of DoReFa's weights, and where they lie between levels."""
+    m = 2**bits - 1
+    bent = np.tanh(w)
+    largest = np.abs(bent).max()
+    place = m * (bent / (2 * largest) + 0.5)
+    unit = 2 * np.rint(place) / m - 1
+    c = 1 if levels == "unit" else np.abs(w).mean() / np.abs(unit).mean()
+    return c * unit, c * (1 - bent**2) / largest, place
+
+
+@pytest.mark.parametrize("levels", ["unit", "matched"])
+@pytest.mark.parametrize("bits", BITS)
+def test_dorefa_rounds_the_hyperbolic_tangent_of_weights(bits, levels):
+    w = (torch.randn(8, 30) * 0.5).requires_grad_()
+    upstream = torch.randn(8, 30)
+    out = DoReFa(bits, levels)(w)
+    out.backward(upstream)
+    expected, derivative, place = dorefa(w.detach().double().numpy(), bits, levels)
+    safe = off_ties(place)
+    assert safe.mean() > 0.99
+    np.testing.assert_allclose(out.detach().numpy()[safe], expected[safe], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        w.grad.numpy(), upstream.double().numpy() * derivative, rtol=1e-4, atol=1e-5
+    )
+    if levels == "matched":
+        assert out.abs().mean().item() == pytest.approx(w.abs().mean().item(), rel=1e-5)
+
+
+def test_five_steps_of_adamw_on_weights_by_dorefa_are_those_of_the_equations():
+    w, target = torch.randn(4, 12) * 0.5, torch.randn(4, 12)
+    latent = torch.nn.Parameter(w.clone())
+    optimizer = torch.optim.AdamW([latent], lr=0.01, weight_decay=0)
+    quantizer = DoReFa(3)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (quantizer(latent) - target).square().sum().backward()
+        optimizer.step()
+
+    def gradient(weight):
+        value, derivative, _ = dorefa(weight, 3, "matched")
+        return 2 * (value - target.double().numpy()) * derivative
+
+    expected = adamw(w.double().numpy(), gradient, 5, 0.01)
+    np.testing.assert_allclose(latent.detach().numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", BITS)
+def test_pact_clips_at_a_learned_value_whose_gradient_sees_no_rounding(bits, signed):
+    quantizer = PACT(bits, axis=-1, signed=signed, reach=1.5)
+    quantizer(torch.randn(9, 4))
+    low, high = quantizer.range
+    clip = quantizer.clip.detach().double().numpy()
+    x = (2 * torch.randn(60, 4)).requires_grad_()
+    upstream = torch.randn(60, 4)
+    out = quantizer(x)
+    out.backward(upstream)
+    x64, up = x.detach().double().numpy(), upstream.double().numpy()
+    step = clip / high
+    code = np.clip(x64 / step, low, high)
+    safe = off_ties(code)
+    np.testing.assert_allclose(out.detach().numpy()[safe], (np.rint(code) * step)[safe], atol=1e-5)
+    above, below = x64 >= clip, x64 < low * step
+    np.testing.assert_allclose(x.grad.numpy(), up * ~(above | below), atol=1e-6)
+    expected = (up * above + up * below * (low / high)).sum(0)
+    np.testing.assert_allclose(quantizer.clip.grad.numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: EWGS(2, delta=-1), "delta -1; allowed: a finite number, 0 or above"),
+        (lambda: EWGS(2, delta=0.1, base="ewgs"), "base 'ewgs'; allowed: another"),
+        (lambda: EWGS(2, delta=0.1, base="nosuch"), "nosuch"),
+        (lambda: EWGSActivation(2, delta=math.nan), "delta nan; allowed"),
+        (lambda: DoReFa(2, levels="half"), "levels 'half'; allowed: 'unit', 'matched'"),
+        (lambda: PACT(2, reach=0), "reach 0; allowed: a finite number above 0"),
+    ],
+)
+def test_options_that_are_not_allowed_are_refused(make, words):
+    with pytest.raises(UserError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("qkr", [False, True])
+@pytest.mark.parametrize(
+    ("weights", "activations"),
+    [("lsqplus", "lsqplus"), ("ewgs", "lsq_ewgs"), ("dorefa", "pact")],
+)
+def test_model_trains_is_tracked_and_goes_on_from_saved_weights(weights, activations, qkr):
+    settings = {"weight_quantizer": weights, "activation_quantizer": activations, "qkr": qkr}
+    images = torch.randn(4, 3, 32, 32)
+
+    def quantized():
+        model = ofq.quantize(nano_deit(), 2, 2, **settings)
+        ofq.calibrate(model, images)
+        return model.train()
+
+    model = quantized()
+    tracker = ofq.OscillationTracker(model)
+    cga = ofq.ConfidenceGuidedAnnealing(model, 0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        out = model(images)
+        out.square().sum().backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+        cga.step(optimizer)
+        tracker.update()
+    assert sum(part.flips for part in tracker.summary()) > 0
+    other = quantized()
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.eval()(images), model.eval()(images))
+
+
+def test_penalty_on_clipping_values_is_the_sum_of_their_squares():
+    model = ofq.quantize(nano_deit(), 2, 2, activation_quantizer="pact")
+    ofq.calibrate(model, torch.randn(4, 3, 32, 32))
+    clips = [m.clip.detach().double() for m in model.modules() if isinstance(m, PACT)]
+    expected = 0.01 * sum((clip**2).sum().item() for clip in clips)
+    assert ClipPenalty(model, 0.01).penalty(0.5).item() == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(UserError, match="no activation of the model is quantized by pact"):
+        ClipPenalty(ofq.quantize(nano_deit(), 2, 2), 0.01)
