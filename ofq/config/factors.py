@@ -82,13 +82,13 @@ TRAITS = {
         "a threshold at zero", "statistical", "everywhere", _one, factor=1, statistic="std(w)"
     ),
 }
-"""Properties of the built-in weight quantizers."""
+"""Properties of StatsQ, LSQ and the controls that combine them."""
 
 
 def factors(method: Method, bits: str) -> dict[str, Any]:
     """Return a method's value of each :data:`Factor`.
 
-    A weight quantizer of the user's own differs from all others in each of its four factors.
+    A weight quantizer that isn't in :data:`TRAITS`, such as a user's own, differs from all others in each of its four factors.
 
     Args:
         method: The method.

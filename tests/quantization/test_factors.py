@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ofq.config import Method
-from ofq.config.factors import TRAITS, factors
+from ofq.config.factors import OF_QUANTIZER, TRAITS, factors
 from ofq.config.method import WEIGHT_QUANTIZERS
 from ofq.quantization.quantizers.base import make_weight_quantizer
 
@@ -38,12 +38,15 @@ def measured(name, options, bits):
     }
 
 
-def test_table_has_all_built_in_quantizers():
-    assert set(TRAITS) == set(WEIGHT_QUANTIZERS)
+def test_quantizers_that_are_not_in_the_table_differ_from_all_others_in_each_factor():
+    assert set(TRAITS) < set(WEIGHT_QUANTIZERS)
+    for name in set(WEIGHT_QUANTIZERS) - set(TRAITS):
+        own = factors(Method(label="x", weight_quantizer=name), "W2A2")
+        assert {own[factor] for factor in OF_QUANTIZER} == {f"that of {name}"}
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
-@pytest.mark.parametrize("name", WEIGHT_QUANTIZERS)
+@pytest.mark.parametrize("name", TRAITS)
 def test_factors_are_as_measured(name, bits):
     for options in [{}] if name == "statsq_moments" else _OPTIONS:
         method = Method(label="x", weight_quantizer=name, options=options)
