@@ -14,6 +14,7 @@ from ofq.config.files import parse
 from ofq.config.places import expand_path
 from ofq.errors import UserError
 from ofq.runs.progress import summary
+from ofq.starting import started
 from ofq.stopping import StopRequest
 
 _PANEL = "Models"
@@ -99,6 +100,7 @@ def evaluate(
         )
     quantized = models.quantized(models.build(model, images.classes), wanted)
     network = load_weights(quantized, given_path(weights, "WEIGHTS"))
+    started()
     measures = evaluation.evaluate(network, images, console, StopRequest()).measures
     count = f"{measures['correct']} of {measures['images']} images right"
     say(f"{summary(measures)}  {count}")

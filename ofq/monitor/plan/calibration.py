@@ -22,6 +22,7 @@ from ofq.hardware import processor
 from ofq.monitor.kind import kind_of
 from ofq.monitor.plan.samples import FILE, Calibration, calibrations
 from ofq.runs.gpu_leases import lease
+from ofq.starting import started
 from ofq.stopping import Interrupted, StopRequest
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ def measure(
             )
         lease(1, "ofq plan --measure")  # before CUDA starts; ends with this process
     imports = _import_torch() if missing else 0.0
+    started()  # as before a training
     added = []
     for kind, run in missing.items():
         tell(f"measuring {kind.stage} of {kind.model} at {kind.bits}, {kind.method}")
