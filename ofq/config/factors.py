@@ -88,7 +88,8 @@ TRAITS = {
 def factors(method: Method, bits: str) -> dict[str, Any]:
     """Return a method's value of each :data:`Factor`.
 
-    A weight quantizer that isn't in :data:`TRAITS`, such as a user's own, differs from all others in each of its four factors.
+    A weight quantizer that isn't in :data:`TRAITS`, such as a user's own, differs from all others
+    in each of its four factors.
 
     Args:
         method: The method.
