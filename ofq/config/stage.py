@@ -37,7 +37,7 @@ class Teaching(Strict):
 
 
 class ProbeConfig(Strict):
-    """Recording of single weights during a stage, for figures; does not affect results.
+    """Recording of single weights and activations during a stage; does not affect results.
 
     At most 2,048 steps are recorded: all of a short stage, else the last ones of each epoch.
 
@@ -47,11 +47,14 @@ class ProbeConfig(Strict):
             most channels of query and key that are recorded for joint flips (0: none).
         histograms: Number of epochs at which all weights are counted by their position on the
             grid, evenly spaced from the start to the end (0: none).
+        activations: Number of training images that go through the model again at each recorded
+            step, to follow the codes of its activations (0: none).
     """
 
     weights: int = Field(default=0, ge=0, le=32)
     sample: int = Field(default=0, ge=0, le=256)
     histograms: int = Field(default=0, ge=0, le=16)
+    activations: int = Field(default=0, ge=0, le=64)
 
 
 class Training(Strict):
@@ -84,7 +87,7 @@ class Training(Strict):
         precision: Precision of the model's products, bf16 and fp16 by autocast, fp16 with loss
             scaling; weights, quantizers and the optimizer stay in float32.
         images: Preprocessing of image files; None for data that need none.
-        probes: Recording of single weights, for figures.
+        probes: Recording of single weights and activations, for figures.
     """
 
     cosmetic: ClassVar[frozenset[str]] = frozenset({"probes"})

@@ -32,12 +32,15 @@ class ActivationQuantizer(nn.Module, ABC):
             pass (:func:`ofq.quantization.set_gradient_batch`).
         awaits_calibration: Whether copying it before calibration is refused; set by
             :func:`ofq.quantize`.
+        reader: Called with each tensor that is about to be quantized; None where nothing reads
+            them. No kernel replaces a quantizer that has one.
 
     Raises:
         UserError: The bit-width isn't allowed.
     """
 
     batch_ratio: float = 1.0
+    reader: Callable[[Tensor], None] | None = None
     awaits_calibration: bool = False  # set by quantize: no copy without scales
 
     def __init__(
@@ -63,6 +66,13 @@ class ActivationQuantizer(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Quantize a tensor differentiably, after a call of :meth:`prepare`."""
 
+    def codes(self, x: Tensor) -> Tensor | None:
+        """Return the integer code of each entry of ``x``, by which its oscillation is followed.
+
+        Codes are ordered as the quantized values are. None, as here, if the quantizer doesn't say.
+        """
+        return None
+
     @property
     def is_set(self) -> bool:
         """Return whether the state is set."""
@@ -73,7 +83,7 @@ class ActivationQuantizer(nn.Module, ABC):
         )
 
     def prepare(self, x: Tensor) -> None:
-        """Set the state from a tensor if it isn't set yet.
+        """Set the state from a tensor if it isn't set yet, and show the tensor to the reader.
 
         Raises:
             UserError: The model isn't in float32.
@@ -87,6 +97,8 @@ class ActivationQuantizer(nn.Module, ABC):
                     "torch.float32 (model.float()); for lower precision run the model under "
                     "torch.autocast"
                 )
+        if self.reader is not None:
+            self.reader(x)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         if not self.is_set and self.awaits_calibration:

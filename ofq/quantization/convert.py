@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from itertools import chain
 
@@ -34,7 +34,7 @@ from ofq.quantization.layers import (
     QuantizedLinear,
     QuantizedMlp,
     Shifted,
-    Unshifted,
+    quantized_activations,
     quantized_model,
     wrapper_of,
     wrong_size,
@@ -135,8 +135,8 @@ def quantize(
     )
     quantized = copy.deepcopy(model)
     convert(quantized, scheme)
-    for _, quantizer in _activation_quantizers(quantized):
-        quantizer.awaits_calibration = True
+    for activation in quantized_activations(quantized):
+        activation.quantizer.awaits_calibration = True
     settings = Settings(
         weight_bits=weight_bits,
         activation_bits=activation_bits,
@@ -269,9 +269,9 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
     model = quantized_model(model)
     _check_float32(model)
     _check_images(model, images)
-    quantizers = list(_activation_quantizers(model))
-    for _, quantizer in quantizers:
-        quantizer.reset()
+    activations = list(quantized_activations(model))
+    for activation in activations:
+        activation.quantizer.reset()
     was_training = model.training
     model.eval()
     try:
@@ -279,24 +279,15 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
             model(images.float())
     finally:
         model.train(was_training)
-    for name, quantizer in quantizers:
-        if not all(torch.isfinite(parameter).all() for parameter in quantizer.parameters()):
-            for _, other in quantizers:
-                other.reset()
+    for activation in activations:
+        parameters = activation.quantizer.parameters()
+        if not all(torch.isfinite(parameter).all() for parameter in parameters):
+            for other in activations:
+                other.quantizer.reset()
             raise UserError(
-                f"{name}: its input isn't finite, although the images are; look for NaN or inf "
-                "among the model's weights"
+                f"{activation.name}: its input isn't finite, although the images are; look for "
+                "NaN or inf among the model's weights"
             )
-
-
-def _activation_quantizers(model: nn.Module) -> Iterator[tuple[str, ActivationQuantizer]]:
-    """Yield the name and the quantizer of each quantized activation."""
-    for name, module in model.named_modules():
-        if isinstance(module, Unshifted):
-            yield name, module.quantizer
-        probability = getattr(module, "probability_quantizer", None)
-        if isinstance(probability, ActivationQuantizer):
-            yield f"{name}.probability_quantizer", probability
 
 
 def check_calibrated(model: nn.Module) -> None:
@@ -305,10 +296,10 @@ def check_calibrated(model: nn.Module) -> None:
     Raises:
         UserError: Names the first activation without scales.
     """
-    for name, quantizer in _activation_quantizers(model):
-        if not quantizer.is_set:
+    for activation in quantized_activations(model):
+        if not activation.quantizer.is_set:
             raise UserError(
-                f"the model isn't calibrated: {name} has no activation scales; call "
+                f"the model isn't calibrated: {activation.name} has no activation scales; call "
                 "ofq.calibrate(model, images) first, or load its weights"
             )
 

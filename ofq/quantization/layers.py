@@ -39,6 +39,25 @@ class QuantizedWeight:
         return self.owner.latent_weight()
 
 
+@dataclass(frozen=True)
+class QuantizedActivation:
+    """Quantized activation of a model.
+
+    Attributes:
+        layer: Name of the layer that quantizes it.
+        role: q, k, v, qk (QKR's merged activation) or probabilities in an attention; else whose
+            input it is: attention input, proj input, fc1 input, fc2 input, reduction input, first
+            input, last input.
+        name: Its name within the model.
+        quantizer: Its quantizer.
+    """
+
+    layer: str
+    role: str
+    name: str
+    quantizer: ActivationQuantizer
+
+
 class HasQuantizedWeight:
     """Mixin of layers with a quantized weight; CGA and the tracker handle those with roles."""
 
@@ -109,6 +128,28 @@ def parameter_weights(model: nn.Module) -> list[QuantizedWeight]:
     QKR's merged weight is a product, whose entries can't be changed one by one.
     """
     return [w for w in low_bit_weights(model) if isinstance(w.latent(), nn.Parameter)]
+
+
+def quantized_activations(model: nn.Module) -> Iterator[QuantizedActivation]:
+    """Yield the quantized activations of a model in forward order, first and last included."""
+    modules = dict(unwrapped(model).named_modules())
+    for name, module in modules.items():
+        layer, _, part = name.rpartition(".")
+        if isinstance(module, Unshifted):
+            module = module.quantizer
+        elif part != "probability_quantizer" or not isinstance(module, ActivationQuantizer):
+            continue
+        yield QuantizedActivation(layer, _activation_role(modules[layer], part), name, module)
+
+
+def _activation_role(owner: nn.Module, part: str) -> str:
+    kind = part.removesuffix("_quantizer")
+    if kind != "input":
+        return {"z": "qk", "probability": "probabilities"}.get(kind, kind)
+    roles = list(owner.roles) if isinstance(owner, HasQuantizedWeight) else ["q", "k", "v"]
+    if not roles:
+        return "last input" if isinstance(owner, nn.Linear) else "first input"
+    return f"{roles[0]} input" if len(roles) == 1 else "attention input"
 
 
 class Passthrough(nn.Module):

@@ -11,24 +11,33 @@ from ofq.errors import UserError
 from ofq.quantization.layers import QuantizedWeight, low_bit_weights, quantized_model
 from ofq.quantization.quantizers.base import WeightQuantizer, near_threshold
 
+MOMENTUM = 0.01
+"""m of the oscillation frequency, if not given."""
+
+THRESHOLD = 0.005
+"""Oscillation frequency above which a code counts as oscillating, if not given.
+
+One oscillation keeps a code above it for 69 steps at :data:`MOMENTUM`.
+"""
+
 _CONTINUED = ("frequency", "direction")
 
 
 class CodeHistory(nn.Module):
-    """Flips and oscillations of the integer codes of one weight, over optimizer steps.
+    """Flips and oscillations of the integer codes of one matrix, over optimizer steps.
 
     With Δ = previous − current code, a *flip* is Δ ≠ 0, and an *oscillation* is a flip whose
-    direction is opposite to that weight's last flip. The oscillation frequency is
+    direction is opposite to that entry's last flip. The oscillation frequency is
     f ← m·oscillated + (1 − m)·f.
 
     Args:
-        codes: The codes before the first step, int8.
+        codes: The codes before the first step, a signed integer type.
         momentum: m.
 
     Attributes:
         previous: The codes after the last step, int8.
         direction: Δ's sign at each entry's last flip, 0 before its first, int8.
-        frequency: f of each entry of the weight, float32.
+        frequency: f of each entry, float32.
         flips: Number of flips in each row since :meth:`reset_flips`.
     """
 
@@ -37,7 +46,7 @@ class CodeHistory(nn.Module):
     frequency: Tensor
     flips: Tensor
 
-    def __init__(self, codes: Tensor, momentum: float = 0.01) -> None:
+    def __init__(self, codes: Tensor, momentum: float = MOMENTUM) -> None:
         super().__init__()
         self.momentum = momentum
         self.register_buffer("previous", codes.clone())
@@ -46,10 +55,10 @@ class CodeHistory(nn.Module):
         self.register_buffer("flips", torch.zeros_like(codes[:, 0], dtype=torch.int64))
 
     def observe(self, codes: Tensor) -> Tensor:
-        """Update the history with the codes after one more step, int8.
+        """Update the history with the codes after one more step, of the same type.
 
         Returns:
-            1 for each weight that oscillated, 0 for others; float32.
+            1 for each entry that oscillated, 0 for others; float32.
         """
         # in float32, where codes are exact: compiled code vectorizes it, but not int8 and masks
         last = self.direction.float()
@@ -96,8 +105,7 @@ class OscillationTracker(nn.Module):
     Args:
         model: A quantized model before its first step.
         momentum: m of the oscillation frequency.
-        threshold: A weight counts as oscillating if its frequency is above this. One oscillation
-            keeps a weight above 0.005 for 69 steps at m = 0.01.
+        threshold: A weight counts as oscillating if its frequency is above this.
         boundary_range: Largest distance to a rounding threshold, in quantization steps, at which
             weights are counted as inside the boundary range.
         compiled: Whether to compile :meth:`update` into one pass over each weight; on the CPU this
@@ -127,8 +135,8 @@ class OscillationTracker(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        momentum: float = 0.01,
-        threshold: float = 0.005,
+        momentum: float = MOMENTUM,
+        threshold: float = THRESHOLD,
         boundary_range: float = 0.005,
         compiled: bool = False,
         required: bool = True,

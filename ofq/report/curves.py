@@ -92,7 +92,8 @@ class Curves:
         For each cell and seed it has one row for: each epoch (``metrics``); epoch, layer and role
         (``layers``); recorded step and weight (``trajectories``); recorded epoch and role
         (``histograms``); epoch, role and boundary range (``sign_changes``); epoch and attention
-        layer (``joint_flips``); draw of injected noise, step 0 being without (``noise``).
+        layer (``joint_flips``); epoch and quantized activation (``activations``); draw of injected
+        noise, step 0 being without (``noise``).
 
         Args:
             table: The table's name.

@@ -10,6 +10,7 @@
 ``histograms.jsonl``      one row per probed epoch, role and bits, if asked for
 ``sign_changes.jsonl``    one row per epoch, role and boundary range, if asked for
 ``joint_flips.jsonl``     one row per epoch and attention layer, if asked for
+``activations.jsonl``     one row per epoch and quantized activation, if asked for
 ``noise.jsonl``           one row per draw of injected noise, and one without (step 0)
 ``progress.json``         current step and pace of a running attempt
 ``lock-N.json``           the writer in the Nth attempt (``.free``: released)

@@ -30,7 +30,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Table = Literal[
-    "metrics", "layers", "trajectories", "histograms", "sign_changes", "joint_flips", "noise"
+    "metrics",
+    "layers",
+    "trajectories",
+    "histograms",
+    "sign_changes",
+    "joint_flips",
+    "activations",
+    "noise",
 ]
 TABLES: tuple[Table, ...] = get_args(Table)
 DESCRIPTION = "run.json"
@@ -57,6 +64,7 @@ FINAL = (
 
 FIRST_EPOCH: dict[Table, int] = {
     "metrics": 0, "layers": 0, "sign_changes": 1, "joint_flips": 1,
+    "activations": 1,
 }  # fmt: skip
 """First epoch of each table that has rows for every epoch."""
 

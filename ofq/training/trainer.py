@@ -33,7 +33,7 @@ from ofq.training.objective import Objective
 from ofq.training.optimization import make_optimizer, make_schedule
 from ofq.training.pace import Pace, Part
 from ofq.training.precision import casting, loss_scaler
-from ofq.training.probes import Probes, Table
+from ofq.training.probes import Probes, Table, measures
 
 
 class Observer(Protocol):
@@ -232,6 +232,10 @@ class Trainer:
             self._restore(resumed)
         recorded = self.evaluated * self.steps_per_epoch if self.evaluated >= 0 else -1
         self.observer.begin(None if resumed is None else self.step, self.total_steps, recorded)
+        for kind in self.probes.left_out:
+            self.observer.warn(
+                f"flips of activations that {kind} quantizes aren't recorded: it has no codes(x)"
+            )
         if resumed is None:
             self._save()
         for epoch in range(self.evaluated + 1, self.training.epochs + 1):
@@ -253,7 +257,22 @@ class Trainer:
         return model
 
     def _make_probes(self, settings: ProbeConfig) -> Probes:
-        return Probes(self.model, settings, self.training.epochs, self.steps_per_epoch)
+        """Make the stage's probes; activations are followed on the first epoch's first images.
+
+        They are the same on all ranks, and whenever the run resumes.
+        """
+        images = None
+        if settings.activations:
+            first = next(self.data.train_batches(0, self.training.batch_size)).inputs
+            images = first[: settings.activations]
+        return Probes(
+            self.model,
+            settings,
+            self.training.epochs,
+            self.steps_per_epoch,
+            images=images,
+            precision=self.training.precision,
+        )
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         """Yield the remaining batches of an epoch; epochs count from 1, and epoch 0 has none."""
@@ -283,6 +302,7 @@ class Trainer:
         self.loss_sum.zero_()
         self.correct = evaluation.correct
         parts = self.tracker.summary() if self.tracker else []
+        recorded = self.probes.take(epoch, self.step)
         self.metrics = {
             "epoch": epoch,
             "step": self.step,
@@ -291,11 +311,12 @@ class Trainer:
             "train_loss": train_loss,
             **evaluation.measures,
             **_by_role(parts),
+            **measures(recorded.get("activations", [])),
         }
         for technique in self.techniques:
             self.metrics |= technique.metrics()
         stamp = {"epoch": epoch, "step": self.step}
-        for table, rows in self.probes.take(epoch, self.step).items():
+        for table, rows in recorded.items():
             self.observer.recorded(table, rows)
         self.observer.epoch(self.metrics, [{**stamp, **asdict(part)} for part in parts])
         self.evaluated = epoch

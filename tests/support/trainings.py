@@ -19,7 +19,7 @@ from ofq.training.distributed import SINGLE_PROCESS, SingleProcess
 from ofq.training.trainer import Session
 from ofq.training.weights import save_weights
 
-RECORDING = ProbeConfig(weights=6, sample=16, histograms=2)
+RECORDING = ProbeConfig(weights=6, sample=16, histograms=2, activations=2)
 
 
 class Recorder:

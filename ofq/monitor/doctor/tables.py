@@ -21,10 +21,12 @@ _KEYS: dict[Table, tuple[str, ...]] = {
     "histograms": ("epoch", "role", "weight_bits"),
     "sign_changes": ("epoch", "role", "boundary_range"),
     "joint_flips": ("epoch", "layer"),
+    "activations": ("epoch", "layer", "role"),
     "noise": ("step",),
 }
 _FIRST: dict[Table, int] = {
-    "metrics": 0, "layers": 0, "sign_changes": 1, "joint_flips": 1, "noise": 0,
+    "metrics": 0, "layers": 0, "sign_changes": 1, "joint_flips": 1,
+    "activations": 1, "noise": 0,
 }  # fmt: skip
 """First epoch or step of the tables that have each one; the others have only some."""
 

@@ -25,5 +25,13 @@ def fits_attention(x: Tensor, channels: int) -> bool:
 
 
 def ready(quantizer: nn.Module, axis: int) -> TypeGuard[LSQ]:
-    """Return whether a quantizer is exactly :class:`LSQ` with scales set along this axis."""
-    return type(quantizer) is LSQ and quantizer.axis == (axis,) and quantizer.scale.numel() > 0
+    """Return whether a quantizer is exactly :class:`LSQ` with scales set along this axis.
+
+    Not while it has a reader: a kernel doesn't hold the tensors to show.
+    """
+    return (
+        type(quantizer) is LSQ
+        and quantizer.axis == (axis,)
+        and quantizer.scale.numel() > 0
+        and quantizer.reader is None
+    )

@@ -98,6 +98,11 @@ class LSQ(ActivationQuantizer):
         rounding = self.rounding(operand.numel())
         return lsq_product(product, x.float(), self.effective_scale(x), rounding, *others)
 
+    def codes(self, x: Tensor) -> Tensor:
+        """Return round(clamp(x/s, Qn, Qp)), int16."""
+        ratio = x.detach().float() / self.effective_scale(x).detach()
+        return ratio.clamp_(*self.range).round_().to(torch.int16)
+
     def rounding(self, elements: int) -> Rounding:
         """Return the code range and gradient factor for a tensor with this number of elements."""
         low, high = self.range

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 Rows = list[dict[str, Any]]
-Table = Literal["trajectories", "histograms", "sign_changes", "joint_flips"]
+Table = Literal["trajectories", "histograms", "sign_changes", "joint_flips", "activations"]
 """Tables of the run folder that probes write."""
 
 

@@ -1,10 +1,13 @@
 """All probes of a training, and the steps at which they read the model."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ofq.config import ProbeConfig
+from ofq.config.stage import Precision
 from ofq.quantization import low_bit_weights
+from ofq.quantization.layers import quantized_activations
+from ofq.training.probes.activations import ActivationFlips
 from ofq.training.probes.histograms import Histograms
 from ofq.training.probes.joint import JointFlips
 from ofq.training.probes.paths import WeightPaths
@@ -28,10 +31,23 @@ class Probes(nn.Module):
         settings: Config of the probes.
         epochs: Number of the stage's epochs.
         steps_per_epoch: Number of optimizer steps per epoch.
+        images: Training images whose activations are followed, on the model's device; None to
+            follow none.
+        precision: Precision of the model's products.
+
+    Attributes:
+        left_out: Kinds of activation quantizers whose flips can't be recorded, for lack of codes.
     """
 
     def __init__(
-        self, model: nn.Module, settings: ProbeConfig, epochs: int, steps_per_epoch: int
+        self,
+        model: nn.Module,
+        settings: ProbeConfig,
+        epochs: int,
+        steps_per_epoch: int,
+        *,
+        images: Tensor | None = None,
+        precision: Precision = "fp32",
     ) -> None:
         super().__init__()
         self.settings = settings
@@ -44,6 +60,13 @@ class Probes(nn.Module):
         if self.weights and settings.sample:
             parts.append(SignChanges(self.weights, settings.sample))
             parts.append(JointFlips(self.weights, settings.sample))
+        activations = list(quantized_activations(model))
+        self.left_out: list[str] = []
+        if activations and images is not None:
+            flips = ActivationFlips(model, activations, images, precision)
+            self.left_out = flips.left_out
+            if flips.activations:
+                parts.append(flips)
         self.parts = nn.ModuleList(parts)
         moments = settings.histograms if self.weights else 0
         self.histograms = Histograms(self.weights, moments, epochs)
