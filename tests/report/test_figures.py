@@ -16,6 +16,7 @@ from ofq.config import Workspace
 from ofq.report import build
 from ofq.report.collect import collect
 from ofq.report.figures import FIGURES, write_figures
+from ofq.report.figures.heat_maps import ACTIVATIONS
 from ofq.report.figures.style import add_legend, new_figure, panels, save, styled
 
 from tests.support import synthetic
@@ -93,6 +94,7 @@ def test_no_text_is_clipped_or_overlaps_another(
     [
         ("latent_weights", ["statsq+qkr", "statsq+qkr+cga", "lsq", "wide", "wider"]),
         ("oscillation_by_role", [*synthetic.FACTORIAL]),
+        ("activation_oscillation", [*synthetic.FACTORIAL]),
     ],
 )
 def test_no_text_overlaps_over_many_panels(name: str, methods: list[str], tmp_path: Path) -> None:
@@ -260,6 +262,27 @@ def test_heat_map_has_a_row_per_block(workspace: Workspace) -> None:
     assert [label.get_text() for label in axes[0].get_yticklabels()] == ["0", "1", "2", "3"]
 
 
+def test_heat_map_of_activations_holds_their_rates(tmp_path: Path) -> None:
+    workspace = synthetic.make_workspace(
+        tmp_path, methods=["statsq"], bits=["W2A2"], figures=["activation_oscillation"]
+    )
+    synthetic.fill(workspace)
+    records = collect(workspace, "small")
+    with styled():
+        axes = FIGURES["activation_oscillation"](records).figure.axes
+    run = next(r for r in workspace.grid("small").runs().values() if r.config.stage == "qat")
+    roles = [role for role in ACTIVATIONS if role != "qk"]
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == roles
+    expected = [
+        [
+            synthetic.activation_rate(run, synthetic.EPOCHS, depth, role)
+            for depth in range(synthetic.DEPTH)
+        ]
+        for role in roles
+    ]
+    np.testing.assert_allclose(axes[1].images[0].get_array(), expected)
+
+
 def test_rank_correlation_is_told_for_each_bits(workspace: Workspace) -> None:
     records = collect(workspace, "small")
     caption = FIGURES["accuracy_against_oscillation"](records).caption
@@ -307,6 +330,7 @@ def test_figure_without_anything_to_show_leaves_the_report_a_reason(
         ("latent_weights", "histograms"),
         ("gradient_sign_changes", "sample"),
         ("joint_flips", "sample"),
+        ("activation_oscillation", "activations"),
     ],
 )
 def test_figure_without_its_recordings_says_what_to_change(

@@ -30,6 +30,7 @@ STUDY = {
         "frozen_share",
         "oscillation_over_training",
         "oscillation_by_role",
+        "activation_oscillation",
         "latent_weights",
         "gradient_sign_changes",
         "joint_flips",
@@ -60,7 +61,7 @@ EPOCHS = 4
 IMAGES = 900
 STEPS = 28
 DEPTH = 4
-RECORDING = {"weights": 4, "sample": 16, "histograms": 3}
+RECORDING = {"weights": 4, "sample": 16, "histograms": 3, "activations": 2}
 PER_STEP = 20  # bins of histograms
 
 Top1 = Callable[[Run], float]
@@ -156,6 +157,9 @@ def write_run(workspace: Workspace, run: Run, top1: float) -> RunFolder:
     if has_codes(run) and recording.sample:
         folder.append("sign_changes", [r for e in range(1, epochs + 1) for r in _signs(run, e)])
         folder.append("joint_flips", [r for e in range(1, epochs + 1) for r in _flips(run, e)])
+    if has_codes(run) and recording.activations:
+        rows = [row for e in range(1, epochs + 1) for row in _activations(run, e)]
+        folder.append("activations", rows)
     if has_codes(run) and recording.histograms:
         folder.append("histograms", [r for e in {0, epochs // 2, epochs} for r in _counts(run, e)])
     result = {"id": run.id, "primary": "top1", "top1": top1, "loss": 0.5}
@@ -261,6 +265,32 @@ def _layers(run: Run, epoch: int, rng: np.random.Generator) -> list[dict[str, ob
         }
         for depth in range(DEPTH)
         for role in roles(run)
+    ]
+
+
+def activation_rate(run: Run, epoch: int, depth: int, role: str) -> float:
+    """The oscillation rate of an activation's codes, as made up; the longer its name, the more."""
+    return rate(run, epoch) * (1 + depth / DEPTH) * len(role) / 10
+
+
+def _activations(run: Run, epoch: int) -> list[dict[str, object]]:
+    of_keys = ["qk"] if has_qkr(run) else ["q", "k"]
+    inner = ["attention input", *of_keys, "v", "probabilities"]
+    inner += ["proj input", "fc1 input", "fc2 input"]
+    places = [(f"blocks.{depth}.attn", depth, role) for depth in range(DEPTH) for role in inner]
+    outer = [("patch_embed.proj", 0, "first input"), ("head", 0, "last input")]
+    return [
+        {
+            "epoch": epoch,
+            "step": epoch * STEPS,
+            "layer": layer,
+            "role": role,
+            "steps": STEPS,
+            "positions": 256,
+            "oscillation_rate": activation_rate(run, epoch, depth, role),
+            "flips": 2.0,
+        }
+        for layer, depth, role in [*places, *outer]
     ]
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ofq.report.collect import Records, mid_epoch
+from ofq.report.figures.recorded import nothing_recorded
 from ofq.report.figures.registry import NO_RATES, Drawn, register_figure, require
 from ofq.report.figures.style import COLUMN, PAGE, broken, broken_name, new_figure, panels
 
@@ -24,6 +26,22 @@ _TOP = 0.85  # of a colour bar, to which it has ticks
 _TICK = 0.125  # height in inches that a tick's label takes
 
 ROLES = ("q", "k", "qk", "v", "proj", "fc1", "fc2")
+
+ACTIVATIONS = (
+    "attention input",
+    "q",
+    "k",
+    "qk",
+    "v",
+    "probabilities",
+    "proj input",
+    "fc1 input",
+    "fc2 input",
+)
+
+_BLOCKS = 0.15  # height in inches that blocks' labels take below each row
+_LETTER = 0.06  # width in inches that a letter of them takes
+_SIDES = 1.6  # width in inches that names of rows and a colour bar take
 
 
 class Place(NamedTuple):
@@ -43,27 +61,7 @@ def by_role(records: Records) -> Drawn:
     """
     layers = records.curves.read("layers")
     require(layers, "oscillation_rate", NO_RATES)
-    maps = _maps(records, layers)
-    models = list(dict.fromkeys(place.model for place in maps))
-    rows, columns = _lines(records, models)
-    depths = [_depths(records, maps, line) for line in rows]
-    roles = [r for r in ROLES if any(r in frame.columns for frame in maps.values())]
-    picture, grid, block = _grid(records, [len(known) for known in depths], len(columns))
-    tops = _tops(maps)
-    images: dict[str, AxesImage] = {}
-    drawn: dict[str, list[Axes]] = {}
-    for axes, line, known in zip(grid, rows, depths, strict=True):
-        for ax, column in zip(axes, columns, strict=True):
-            place = Place(**line, **column)
-            frame = maps.get(place, pd.DataFrame()).reindex(index=known, columns=roles)
-            images[place.bits] = _heat(ax, frame, tops.get(place.bits, 1.0), block)
-            drawn.setdefault(place.bits, []).append(ax)
-            if axes is grid[0]:
-                ax.set_title(_heading(records, column, len(columns)))
-        axes[0].set_ylabel(_row_name(records, line))
-    _colour_bars(picture, images, drawn, "right" if "bits" in rows[0] else "bottom")
-    one_of_several = len(records.study.methods) > 1 and len(records.study.models) > 1
-    of_model = f" of {models[0]}" if one_of_several else ""
+    picture, of_model = _heat_maps(records, layers, ROLES)
     return Drawn(
         picture,
         f"Oscillation rate by block and role of the weight matrix{of_model}, mean over seeds: at "
@@ -73,16 +71,93 @@ def by_role(records: Records) -> Drawn:
     )
 
 
+@register_figure("activation_oscillation")
+def of_activations(records: Records) -> Drawn:
+    """Draw heat maps as :func:`by_role` does, of the codes of activations."""
+    rows = records.curves.read("activations")
+    if rows.empty:
+        raise nothing_recorded(records, "activations")
+    rows = rows[rows["role"].isin(ACTIVATIONS)]
+    picture, of_model = _heat_maps(records, rows, ACTIVATIONS, across=True)
+    return Drawn(
+        picture,
+        f"Oscillation rate of the codes of activations{of_model}, by block and activation, on the "
+        "same training images at each step, mean over seeds: at the median epoch of QAT and at "
+        "the end of the method's last stage; each bit-width has its own scale. Grey: the method "
+        "has no such activation (with QKR, query and key are one, qk), or no run has recorded it.",
+    )
+
+
+def _heat_maps(
+    records: Records, layers: pd.DataFrame, known_roles: Sequence[str], across: bool = False
+) -> tuple[Figure, str]:
+    """Draw heat maps; return them and, where they show one of several models, which.
+
+    Args:
+        records: The study.
+        layers: Rows with ``epoch``, ``layer``, ``role`` and ``oscillation_rate``.
+        known_roles: All roles, in order.
+        across: Whether blocks run from left to right, and roles, whose names are long, downwards.
+    """
+    maps = _maps(records, layers)
+    models = list(dict.fromkeys(place.model for place in maps))
+    rows, columns = _lines(records, models)
+    depths = [_depths(records, maps, line) for line in rows]
+    roles = [r for r in known_roles if any(r in frame.columns for frame in maps.values())]
+    lines = [len(roles) if across else len(known) for known in depths]
+    apart = across and len(models) > 1 and "model" in rows[0]  # rows have blocks of their own
+    picture, grid, height = _grid(records, lines, len(columns), apart)
+    width = (picture.get_figwidth() - _SIDES) / len(columns)
+    tops = _tops(maps)
+    images: dict[str, AxesImage] = {}
+    drawn: dict[str, list[Axes]] = {}
+    for axes, line, known in zip(grid, rows, depths, strict=True):
+        for ax, column in zip(axes, columns, strict=True):
+            place = Place(**line, **column)
+            frame = maps.get(place, pd.DataFrame()).reindex(index=known, columns=roles)
+            shown = frame.T if across else frame
+            images[place.bits] = _heat(ax, shown, tops.get(place.bits, 1.0))
+            if across:
+                longest = max(len(depth) for depth in known)
+                every = math.ceil((longest + 1) * _LETTER * len(known) / width)
+                ax.set_xticks(range(0, len(known), every), known[::every])
+                ax.set_yticks(range(len(roles)), roles, fontsize=6.5)
+            else:
+                every = max(1 if len(known) <= 6 else 2, math.ceil(_TICK / height))
+                ax.set_xticks(range(len(roles)), roles, rotation=90, fontsize=6.5)
+                ax.set_yticks(range(0, len(known), every), known[::every])
+            drawn.setdefault(place.bits, []).append(ax)
+            if axes is grid[0]:
+                ax.set_title(_heading(records, column, len(columns)))
+        axes[0].set_ylabel(_row_name(records, line, "" if across else "block"))
+    for ax in grid[-1] if across else []:
+        ax.set_xlabel("block")
+    _colour_bars(picture, images, drawn, "right" if "bits" in rows[0] else "bottom")
+    one_of_several = len(records.study.methods) > 1 and len(records.study.models) > 1
+    return picture, f" of {models[0]}" if one_of_several else ""
+
+
 def _grid(
-    records: Records, blocks: list[int], columns: int
+    records: Records, lines: list[int], columns: int, apart: bool
 ) -> tuple[Figure, list[list[Axes]], float]:
-    """Return a figure, its panels for given blocks per row, and a block's height in inches."""
-    count, total = len(blocks), sum(blocks)
-    between = 0.2 + 0.1 * (len(records.study.models) > 1)
-    block = min(0.24 if total <= 4 * count else 0.16, (TALL - between * count) / total)
-    picture = new_figure(PAGE if columns > 1 else COLUMN, 1.3 + between * count + block * total)
-    shared = {"sharex": True, "sharey": "row", "gridspec_kw": {"height_ratios": blocks}}
-    return picture, panels(picture, count, columns, **shared), block
+    """Return a figure, its panels for given lines per row, and a line's height in inches.
+
+    Args:
+        records: The study.
+        lines: Number of lines of each row's heat maps.
+        columns: Number of heat maps in a row.
+        apart: Whether each row has its own ticks below it.
+    """
+    count, total = len(lines), sum(lines)
+    between = 0.2 + 0.1 * (len(records.study.models) > 1) + _BLOCKS * apart
+    line = min(0.24 if total <= 4 * count else 0.16, (TALL - between * count) / total)
+    picture = new_figure(PAGE if columns > 1 else COLUMN, 1.3 + between * count + line * total)
+    shared = {"sharex": "row" if apart else True, "sharey": "row"}
+    return (
+        picture,
+        panels(picture, count, columns, **shared, gridspec_kw={"height_ratios": lines}),
+        line,
+    )
 
 
 def _lines(
@@ -110,10 +185,13 @@ def _heading(records: Records, column: dict[str, str], panels: int) -> str:
     return broken(records.labels[column["method"]], panels)
 
 
-def _row_name(records: Records, line: dict[str, str]) -> str:
+def _row_name(records: Records, line: dict[str, str], axis: str) -> str:
+    names = []
     if "bits" in line:
-        return f"{line['bits']}, {line['when']}\nblock"
-    return f"{broken_name(line['model'], 3)}\nblock" if len(records.study.models) > 1 else "block"
+        names.append(f"{line['bits']}, {line['when']}")
+    elif len(records.study.models) > 1:
+        names.append(broken_name(line["model"], 3))
+    return "\n".join([*names, *([axis] if axis else [])])
 
 
 def _maps(records: Records, layers: pd.DataFrame) -> dict[Place, pd.DataFrame]:
@@ -145,17 +223,13 @@ def _depth_order(depth: str) -> list[Any]:
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in depth.split(".")]
 
 
-def _heat(ax: Axes, frame: pd.DataFrame, top: float, block: float) -> AxesImage:
+def _heat(ax: Axes, frame: pd.DataFrame, top: float) -> AxesImage:
     values: NDArray[np.float64] = frame.to_numpy(float)
     ax.grid(False)
     ax.set_facecolor("#ececec")
     ax.spines[:].set_visible(False)
     image = ax.imshow(values, cmap="cividis", vmin=0, vmax=top, aspect="auto", interpolation="none")
-    ax.set_xticks(range(len(frame.columns)), frame.columns, rotation=90)
-    every = max(1 if len(frame.index) <= 6 else 2, math.ceil(_TICK / block))
-    ax.set_yticks(range(0, len(frame.index), every), frame.index[::every])
     ax.tick_params(length=0)
-    ax.tick_params(axis="x", labelsize=6.5)
     return image
 
 

@@ -29,7 +29,7 @@ def of_first_model(records: Records, table: Table, key: str) -> tuple[str, pd.Da
         rows = records.curves.read(table, model)
         if not rows.empty:
             return model, rows
-    raise _nothing_recorded(records, key)
+    raise nothing_recorded(records, key)
 
 
 def of_first_bits(
@@ -40,10 +40,11 @@ def of_first_bits(
         rows = records.curves.read(table, model, bits, first_seed)
         if not rows.empty:
             return model, bits, rows
-    raise _nothing_recorded(records, key)
+    raise nothing_recorded(records, key)
 
 
-def _nothing_recorded(records: Records, key: str) -> NothingToDraw:
+def nothing_recorded(records: Records, key: str) -> NothingToDraw:
+    """Return the reason why a figure waits: no run recorded what a key of ``probes`` enables."""
     if (records.runs["method"] == "fp").all():
         return NothingToDraw("no quantized run has finished")
     return NothingToDraw(
