@@ -20,10 +20,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
 
 import mlflow
-import sqlalchemy
-from alembic.script import ScriptDirectory
 from mlflow import MlflowClient
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 _SQLITE = "sqlite:///"
 _ARTIFACTS = "mlflow-artifacts"
@@ -42,6 +39,8 @@ def open_store(uri: str) -> MlflowClient:
     if uri.startswith(_SQLITE):
         prepare_store(uri)
     elif not uri.startswith(_SERVER):
+        import sqlalchemy
+
         # fails at once, where MLflow's client would retry for minutes
         sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect().close()
     return MlflowClient(uri)
@@ -69,6 +68,8 @@ def prepare_store(uri: str) -> None:
         _check_schema(store)
         _adopt(store)
         return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
     store.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=store.parent) as folder:
         fresh = Path(folder) / "mlflow.db"
@@ -118,6 +119,8 @@ def _file(uri: str) -> Path:
 
 
 def _check_schema(store: Path) -> None:
+    from alembic.script import ScriptDirectory
+
     scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
     revision = _schema(store)
     if revision == scripts.get_current_head():
