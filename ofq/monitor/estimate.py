@@ -3,9 +3,9 @@
 Measured ranges are widened by a factor, for the variation that few measurements don't show.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ofq.config import Run
 from ofq.monitor import assumptions
@@ -44,6 +44,24 @@ class Sample:
     source: Literal["run", "calibration"]
     epoch: Range
     fixed: float = 0.0
+
+    @classmethod
+    def of_run(
+        cls, config: Mapping[str, Any], seconds: float | None, attempt: Mapping[str, Any]
+    ) -> "Sample | None":
+        """Return a finished run's sample; None if it has no time, or its devices aren't on record.
+
+        Args:
+            config: Its config as in ``run.json``.
+            seconds: Its seconds over all attempts.
+            attempt: Its last attempt in ``provenance.json``.
+        """
+        devices = attempt.get("devices")
+        if not seconds or not devices:
+            return None
+        kind = kind_of_config(config, len(devices) if attempt.get("cuda") else 0)
+        epoch = seconds / passes_of(config)
+        return cls(kind, devices[0], "run", Range(epoch, epoch))
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,25 @@ def test_methods_without_a_measurement_go_by_similar_ones(checkout):
     assert sources["fp", "fp"] == "assumed: recipe's limit"
 
 
+def test_plan_tells_step_times_over_lsq_s_where_measured(checkout):
+    """QAT takes LSQ 200 s and others 1.5 times as long, except where other jobs were in the way."""
+    workspace = with_seeds(checkout, 0, 1, 2, 3)
+    assert not any(
+        "LSQ" in line for line in summary(Planner(workspace, "tiny").plan(Machine(1, 8)))
+    )
+    for seed, busy in ((0, 1.0), (1, 3.0), (2, 1.0)):
+        for run in runs_of_seed(workspace, seed):
+            slower = 1.0 if run.config.parts() == ["lsq"] else 1.5 * busy
+            finish(workspace, run, slower * SECONDS[run.config.stage])
+    told = [
+        line for line in summary(Planner(workspace, "tiny").plan(Machine(1, 8))) if "LSQ" in line
+    ]
+    assert told == [
+        "time of a step of QAT over LSQ's, micro_deit_patch2_8 at W2A2: statsq+qkr 1.50 "
+        "(median of 3 runs, recorded while they trained)"
+    ]
+
+
 def test_without_any_measurement_the_recipe_s_limit_is_the_upper_end(checkout):
     found = Planner(Workspace(checkout), "tiny").plan(Machine(1, 1))
     assert found.wall == Range(0, 8 * 30 * 60)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from ofq import hardware
 from ofq.config import Run, TrainedRun, Workspace
 from ofq.errors import UserError
+from ofq.monitor.cost import Cost, costs
 from ofq.monitor.devices import DEVICES, Device, recognized
 from ofq.monitor.estimate import LIMIT, LOADING, Estimate, Estimator
-from ofq.monitor.kind import kind_of
+from ofq.monitor.kind import Kind, kind_of
 from ofq.monitor.plan.samples import of_device, of_this_hardware, samples
 from ofq.monitor.schedule import Task, critical_path, makespan
 from ofq.monitor.span import Range, hull, total
@@ -86,6 +87,7 @@ class Plan:
         wall: Seconds until all runs are finished.
         chain: Seconds of the longest chain of runs, on any number of devices.
         devices: Names of the hardware that was measured.
+        costs: Costs of the study's kinds of QAT runs, as far as they were measured.
         measurable: Whether a calibration on this machine would improve the estimates.
         assumption: What the times rest on that weren't measured on GPUs; None if there are none.
     """
@@ -99,6 +101,7 @@ class Plan:
     wall: Range
     chain: Range
     devices: tuple[str, ...]
+    costs: Mapping[Kind, Cost]
     measurable: bool
     assumption: str | None
 
@@ -143,6 +146,7 @@ class Planner:
                 f"--device {device.name} changes nothing: no run of {study} asks for a GPU"
             )
         self.estimator = Estimator(measured, self._gpu)
+        self._costs = costs(measured)
         self._estimates: dict[str, Estimate] = {}
         self._left = {name: self._share(workspace, run) for name, run in self.runs.items()}
         if changed := told(study, changed_runs(workspace, self.runs)):
@@ -205,6 +209,7 @@ class Planner:
             wall=_ordered(makespan(lows, capacity), makespan(highs, capacity)),
             chain=Range(critical_path(lows), critical_path(highs)),
             devices=tuple(self._devices),
+            costs={k: self._costs[k] for k in self._kinds() if k in self._costs},
             measurable=any(
                 isinstance(run.config, TrainedRun)
                 and (not run.resources.gpu or bool(hardware.gpus()))
@@ -212,6 +217,10 @@ class Planner:
             ),
             assumption=self._assumption(),
         )
+
+    def _kinds(self) -> list[Kind]:
+        """Return the kinds of the study's runs once, in their order."""
+        return list(dict.fromkeys(kind_of(run) for run in self.runs.values()))
 
     def _assumption(self) -> str | None:
         """Say what the assumed times of GPUs rest on; None if there are none."""

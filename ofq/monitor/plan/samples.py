@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from ofq import hardware
 from ofq.config import Workspace
@@ -11,7 +10,7 @@ from ofq.config.files import Strict, parse
 from ofq.errors import UserError
 from ofq.monitor.devices import Device, recognized
 from ofq.monitor.estimate import Sample
-from ofq.monitor.kind import Kind, kind_of_config, passes_of
+from ofq.monitor.kind import Kind
 from ofq.monitor.span import Range
 from ofq.runs.record import DESCRIPTION, Damaged, Record
 
@@ -121,19 +120,13 @@ def _finished(folder: Path, warn: Callable[[str], None]) -> Iterator[Sample]:
 def _measured(record: Record) -> Sample | None:
     """Return a finished run's sample; None if it has no time, or its devices aren't on record."""
     attempts = record.written_provenance()["attempts"] if record.seconds else []
-    if not record.seconds or not attempts or not attempts[-1].get("devices"):
+    if not attempts:
         return None
-    config, attempt = record.description()["config"], attempts[-1]
+    config = record.description()["config"]
     try:
-        kind = kind_of_config(config, _gpus(attempt))
-        seconds = record.seconds / passes_of(config)
+        return Sample.of_run(config, record.seconds, attempts[-1])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Damaged(record.folder / DESCRIPTION, f"no config of a run ({error})") from None
-    return Sample(kind, attempt["devices"][0], "run", Range(seconds, seconds))
-
-
-def _gpus(attempt: dict[str, Any]) -> int:
-    return len(attempt["devices"]) if attempt.get("cuda") else 0
 
 
 def _parsed(line: str, source: str) -> Calibration:

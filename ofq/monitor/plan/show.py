@@ -6,6 +6,8 @@ from itertools import groupby
 from rich.console import Console
 from rich.table import Table
 
+from ofq.monitor.cost import REFERENCE, Cost, reference_of
+from ofq.monitor.kind import Kind
 from ofq.monitor.plan.plan import CORES, GPUS, Plan, Row
 from ofq.monitor.span import Range, duration, figures
 
@@ -40,6 +42,7 @@ def summary(plan: Plan) -> Iterator[str]:
             f"shared stages save {unshared} of {plan.unshared} runs{_hours(plan.saved, ', ')}, "
             "compared with cells that each train their own"
         )
+    yield from _costs(plan.costs)
     if not plan.to_do:
         return
     yield f"left to compute:{_hours(plan.left, ' ')}"
@@ -55,6 +58,31 @@ def summary(plan: Plan) -> Iterator[str]:
         yield f"assumed, not measured: {plan.assumption} (docs/planning.md)"
     if plan.measurable:
         yield f"ofq plan {plan.study} --measure measures the rest, in seconds each"
+
+
+def _costs(costs: Mapping[Kind, Cost]) -> Iterator[str]:
+    """Yield a line for each model and bits: the step time of each method over LSQ's."""
+    together: dict[Kind, dict[str, Cost]] = {}
+    for kind, cost in costs.items():
+        if kind.method != REFERENCE:
+            together.setdefault(reference_of(kind), {})[kind.method] = cost
+    for reference, methods in together.items():
+        ratios = ", ".join(f"{name} {cost.ratio:.2f}" for name, cost in methods.items())
+        yield (
+            f"time of a step of QAT over LSQ's, {reference.model} at {reference.bits}: {ratios} "
+            f"({_basis(list(methods.values()))})"
+        )
+
+
+def _basis(costs: list[Cost]) -> str:
+    """Say what costs rest on."""
+    counts = [cost.count for cost in costs if cost.source == "run"]
+    if not counts:
+        return "calibration"
+    number = figures(Range(min(counts), max(counts)))
+    noun = "run" if max(counts) == 1 else "runs"
+    others = "; others by calibration" if len(counts) < len(costs) else ""
+    return f"median of {number} {noun}, recorded while they trained{others}"
 
 
 def _tables(plan: Plan, console: Console) -> None:
