@@ -278,6 +278,11 @@ def _check(parts: Parts, source: str) -> None:
         for m in (contrast.method, contrast.against)
         if m not in study.methods
     ]
+    problems += [
+        f"key 'baselines': '{m}' is not among the study's methods ({suggest(m, study.methods)})"
+        for m in study.baselines
+        if m not in study.methods
+    ]
     problems += _alone_problems(study, methods)
     problems += (_checkpoint_problems if study.checkpoints else _stage_problems)(parts)
     if problems:

@@ -54,6 +54,10 @@ def _listed(given: Any) -> Any:
     return given if given is None or isinstance(given, list) else [given]
 
 
+def _each_once(given: list[str]) -> list[str]:
+    return distinct(given) if given else given
+
+
 class Match(Strict):
     """Selection of runs by model, bits and stage, each one value or a list.
 
@@ -220,6 +224,8 @@ class Study(Strict):
             which the study has methods and bits.
         contrasts: The comparisons that the study is made for, corrected together; each method is
             compared with the one before it and with the first, too, as exploratory.
+        baselines: Methods of the study that the report holds every method against, in one table
+            with oscillation and cost.
         factors: For a study whose methods are all combinations of some techniques: each
             technique, and the methods that have it; the report then has main effects and
             interactions, and compares methods that differ in one technique.
@@ -243,6 +249,7 @@ class Study(Strict):
     references: list[Name] = Field(default_factory=list)
     claims: list[Name] = Field(default_factory=list)
     contrasts: tuple[Contrast, ...] = ()
+    baselines: Annotated[list[Name], AfterValidator(_each_once)] = Field(default_factory=list)
     factors: dict[Line, list[Name]] = Field(default_factory=dict)
     expectations: tuple[Text, ...] = ()
 

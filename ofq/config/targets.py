@@ -150,7 +150,7 @@ class Targets:
             return []
         frames = ["table", "runs", "differences"]
         frames += ["verdicts"] * bool(study.references) + ["effects"] * bool(study.factors)
-        frames += ["claims"] * bool(study.claims)
+        frames += ["claims"] * bool(study.claims) + ["baselines"] * bool(study.baselines)
         files = [f"{frame}.{kind}" for frame in frames for kind in ("csv", "parquet")]
         return [f"{self.reports_folder}/{name}/{file}" for file in (*PRINTED, *files)]
 

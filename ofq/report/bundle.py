@@ -58,7 +58,7 @@ _SITE = "config/config.yaml"
 _PART = r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,199}"
 _RUN = f"{_PART}/{_PART}/{_PART}"
 _RUN_FILES = "|".join(map(re.escape, sorted({*REPORTED, *_UNFINISHED, "mirror.json"})))
-_TABLES = "table|runs|claims|differences|verdicts|effects|noise|measures|index"
+_TABLES = "table|runs|claims|differences|verdicts|effects|noise|baselines|measures|index"
 _NAMES = re.compile(
     rf"{_SITE}|config/(studies|recipes|reference|claims|methods|datasets)/{_PART}\.yaml"
     rf"|results/runs/{_RUN}/({_RUN_FILES})"

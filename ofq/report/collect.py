@@ -14,6 +14,7 @@ from ofq.config.method import Method
 from ofq.config.published import Difference
 from ofq.config.reference import Reference
 from ofq.errors import UserError
+from ofq.monitor.estimate import Sample
 from ofq.monitor.status.runs import StudyStatus
 from ofq.report.curves import KEYS, Curves, DamagedTables, names_of
 from ofq.runs.folder import RunFolder
@@ -52,6 +53,7 @@ class Records:
         damaged: Faults of damaged records, by the run's id; these runs are left out.
         changed: Modules of the user's own that have changed since a run was made, by the id of each
             run of the shown chains.
+        samples: Times of the QAT runs by the run's id, where recorded, of a study with baselines.
         resplit: Number of evaluation images over that of training images, where each seed splits
             one set of images anew; else 0.
     """
@@ -70,6 +72,7 @@ class Records:
     reasons: dict[tuple[str, str, str], str]
     damaged: dict[str, Damaged]
     changed: dict[str, list[str]]
+    samples: dict[str, Sample]
     resplit: float
 
     @property
@@ -153,8 +156,22 @@ def _collect(workspace: Workspace, study: str, damaged: dict[str, Damaged]) -> R
         references=references, claims=workspace.claims(study),
         reasons=_reasons(workspace, study, shown, damaged), damaged=damaged,
         changed=changed_runs(workspace, {r.id: r for _, last in links for r in last.chain()}),
+        samples=_samples(grid.runs(), known) if config.baselines else {},
         resplit=dataset.resplit or 0.0,
     )  # fmt: skip
+
+
+def _samples(runs: dict[str, Run], known: dict[str, "_Opened"]) -> dict[str, Sample]:
+    """Return the times of finished QAT runs, by the run's id."""
+    found: dict[str, Sample] = {}
+    for name, run in runs.items():
+        if run.config.stage == "qat" and name in known:
+            opened = known[name]
+            attempt = opened.origin.last_attempt if opened.origin else {}
+            seconds = opened.result.get("seconds")
+            sample = Sample.of_run(run.config.payload(), seconds, attempt)
+            found |= {} if sample is None else {name: sample}
+    return found
 
 
 @dataclass(frozen=True)
@@ -266,17 +283,21 @@ class _Origin:
     Attributes:
         commits: The commits of its attempts.
         differences: Differences of its recipe from the published one; None if none was published.
+        last_attempt: The devices of its last attempt, and the version of CUDA, where recorded.
     """
 
     commits: list[str]
     differences: list[str] | None
+    last_attempt: dict[str, Any]
 
     @classmethod
     def of(cls, provenance: dict[str, Any]) -> "_Origin":
         comparison = provenance.get("recipe")
         if comparison is not None:
             comparison = [str(Difference(**found)) for found in comparison["differences"]]
-        return cls([_commit(attempt) for attempt in provenance["attempts"]], comparison)
+        attempts = provenance["attempts"]
+        last = {key: attempts[-1].get(key) for key in ("devices", "cuda")}
+        return cls([_commit(attempt) for attempt in attempts], comparison, last)
 
 
 def _commit(attempt: dict[str, Any]) -> str:

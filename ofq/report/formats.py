@@ -7,12 +7,13 @@ from typing import Any
 
 import pandas as pd
 
+from ofq.report.baselines import SideBySide
 from ofq.report.latex import measures_to_latex, to_latex
 from ofq.report.tables import Table, to_markdown, verdicts_to_markdown
 
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
-FRAMES = ("table", "runs", "differences", "verdicts", "effects", "noise", "claims")
+FRAMES = ("table", "runs", "differences", "verdicts", "effects", "noise", "claims", "baselines")
 """Names of the frames that a report may have."""
 
 
@@ -25,6 +26,7 @@ class Tables:
         answer: The study's answer in a sentence.
         verdicts: Result of :func:`ofq.report.compare.hold_against`; may be empty.
         notes: The references' notes on the comparison with reported results.
+        beside: The methods beside the study's baselines, as printed; None without any.
         frames: Every table in full precision, by its name in :data:`FRAMES`.
     """
 
@@ -32,6 +34,7 @@ class Tables:
     answer: str
     verdicts: pd.DataFrame
     notes: list[str]
+    beside: SideBySide | None
     frames: dict[str, pd.DataFrame]
 
 
@@ -66,6 +69,8 @@ def write_tables(tables: Tables, folder: Path) -> None:
 @table_format("md")
 def _markdown(tables: Tables, folder: Path) -> None:
     text = to_markdown(tables.printed, tables.answer, tables.frames.get("claims"))
+    if tables.beside is not None:
+        text += f"\n{tables.beside.to_markdown()}"
     if len(tables.verdicts):
         text += f"\n{verdicts_to_markdown(tables.verdicts, tables.notes)}"
     (folder / "table.md").write_text(text, encoding="utf-8")

@@ -108,7 +108,28 @@ OSCILLATION_END = Measure(
 )
 
 FLIPS_MID = Measure("flips_mid", "flips mid-run", "flips mid-run (‰)", "", ".2f", 0)
-"""Flips per 1,000 weights and optimizer step; figures alone show them."""
+FLIPS_END = Measure("flips_end", "flips at the end", "flips end (‰)", "", ".2f", 0)
+"""Flips per 1,000 weights and optimizer step; methods aren't tested by them."""
+
+IN_RANGE_MID = Measure(
+    "in_boundary_range_mid",
+    "share in the boundary range mid-run",
+    "in boundary range mid-run (%)",
+    POINTS,
+    ".2f",
+    0,
+    most=100,
+)
+IN_RANGE_END = Measure(
+    "in_boundary_range_end",
+    "share in the boundary range at the end",
+    "in boundary range end (%)",
+    POINTS,
+    ".2f",
+    0,
+    most=100,
+)
+"""Weights in the boundary range of a rounding threshold; methods aren't tested by them."""
 
 SIZE = Measure("megabytes", "size", "size (MB)", f"{SPACE}MB", ".3g", -1)
 """Size of a model's file; methods aren't compared by it, since it doesn't vary over seeds."""

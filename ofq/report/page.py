@@ -13,6 +13,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ofq.config import Study
+from ofq.report.baselines import SideBySide
 from ofq.report.collect import Records
 from ofq.report.effects import effect_rows
 from ofq.report.figures import Saved
@@ -52,6 +53,7 @@ def write_page(
     *,
     answer: str,
     found: dict[str, pd.DataFrame],
+    beside: SideBySide | None,
     figures: list[Saved],
     absent: dict[str, str],
     runs_path: str,
@@ -67,6 +69,7 @@ def write_page(
         found: ``claims`` of :func:`ofq.report.claims.judge_claims`, ``verdicts`` of
             :func:`ofq.report.compare.hold_against` and ``effects`` of
             :func:`ofq.report.effects.effects`; each may be empty.
+        beside: The methods beside the study's baselines; None without any.
         figures: The figures, to be embedded.
         absent: Reasons why other figures are missing, by name.
         runs_path: Path of the run folders, relative to the page's folder.
@@ -82,6 +85,7 @@ def write_page(
             claims=claim_rows(found["claims"]),
             verdicts=verdict_rows(found["verdicts"]),
             noise=noise_rows(records),
+            beside=beside,
             effects=effect_rows(records, found["effects"]),
             rule={"margin": MARGIN, "resolution": f"{RESOLUTION:g}"},
             references=records.references,

@@ -320,7 +320,7 @@ def _claims_to_markdown(claims: pd.DataFrame) -> str:
     keys = [*(["model"] if many else []), *CLAIM_HEADINGS]
     lines = [[key.replace("_", " ") for key in keys], ["---"] * len(keys)]
     lines += [[escape_markdown(row[key]) for key in keys] for row in claim_rows(claims)]
-    return f"## Claims\n\n{_grid(lines)}"
+    return f"## Claims\n\n{markdown_grid(lines)}"
 
 
 def _mark(row: pd.Series) -> str:
@@ -348,8 +348,8 @@ def verdicts_to_markdown(verdicts: pd.DataFrame, notes: Iterable[str]) -> str:
     keys = [*(["model"] if many else []), *VERDICT_HEADINGS, "known"]
     lines += [[row[key] for key in keys] for row in verdict_rows(verdicts)]
     lines[2:] = [[escape_markdown(text) for text in line] for line in lines[2:]]
-    paragraphs = [_paragraph(note) for note in notes]
-    return "\n\n".join(["## Against what was reported", _grid(lines), *paragraphs]) + "\n"
+    paragraphs = [markdown_paragraph(note) for note in notes]
+    return "\n\n".join(["## Against what was reported", markdown_grid(lines), *paragraphs]) + "\n"
 
 
 def to_markdown(table: Table, answer: str = "", claims: pd.DataFrame | None = None) -> str:
@@ -367,15 +367,16 @@ def to_markdown(table: Table, answer: str = "", claims: pd.DataFrame | None = No
             for text, entry in zip(texts, row.entries, strict=True)
         ]
         lines.append([*map(escape_markdown, heads), *bold])
-    notes = _paragraph(" ".join(table.notes))
-    parts = [f"# {escape_markdown(table.title)}", _paragraph(answer)]
+    notes = markdown_paragraph(" ".join(table.notes))
+    parts = [f"# {escape_markdown(table.title)}", markdown_paragraph(answer)]
     if claims is not None and len(claims):
         parts += [_claims_to_markdown(claims), "## Table"]
-    parts += [_grid(lines), notes]
+    parts += [markdown_grid(lines), notes]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _grid(lines: list[list[str]]) -> str:
+def markdown_grid(lines: list[list[str]]) -> str:
+    """Return escaped lines, the second one the rule below the heads, as a Markdown table."""
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -384,6 +385,6 @@ def escape_markdown(text: str) -> str:
     return _MARKDOWN.sub(r"\\\g<0>", _LINE_END.sub(" ", text))
 
 
-def _paragraph(text: str) -> str:
-    """Return plain text as a paragraph, escaped where it would begin a list or heading."""
+def markdown_paragraph(text: str) -> str:
+    """Return plain text as a Markdown paragraph, which begins no list or heading."""
     return re.sub(r"^(\d*)(?=[-+=.)])", r"\1\\", escape_markdown(text).strip())

@@ -11,6 +11,7 @@ from ofq.config.schema import FIGURES
 from ofq.console import printable
 from ofq.errors import UserError
 from ofq.report.answer import answer
+from ofq.report.baselines import SideBySide, baselines
 from ofq.report.claims import judge_claims
 from ofq.report.collect import Records, collect
 from ofq.report.compare import compare, hold_against, summarize_cells
@@ -61,19 +62,22 @@ def _fill(folder: Path, records: Records, runs_path: str) -> None:
         "verdicts": hold_against(records),
         "effects": effects(records),
     }
+    against = baselines(records, cells)
+    beside = SideBySide.of(records, against) if len(against) else None
     frames = {"table": cells, "runs": records.runs, "differences": differences}
     study = records.study
     asked = {"claims": study.claims, "verdicts": records.references, "effects": study.factors}
-    optional = {**found, "noise": draws(records)}
+    optional = {**found, "noise": draws(records), "baselines": against}
     frames |= {name: frame for name, frame in optional.items() if len(frame) or asked.get(name)}
     notes = [note for reference in records.references for note in reference.notes]
     sentence = answer(records, cells, differences)
-    write_tables(Tables(table, sentence, found["verdicts"], notes, frames), folder)
+    write_tables(Tables(table, sentence, found["verdicts"], notes, beside, frames), folder)
     figures, absent = write_figures(folder / "figures", records)
     page = folder / "index.html"
     write_page(
         page, records, table, differences,
-        answer=sentence, found=found, figures=figures, absent=absent, runs_path=runs_path,
+        answer=sentence, found=found, beside=beside, figures=figures, absent=absent,
+        runs_path=runs_path,
     )  # fmt: skip
 
 

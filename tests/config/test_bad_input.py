@@ -49,6 +49,8 @@ MISTAKES = {
     "seed too large": (STUDY, "seeds: [0, 1]", "seeds: [0, 4294967296]", ["seeds.1", "less than"]),
     "unknown study listed": ("config/config.yaml", "[tiny]", "[tinny]", ["'tinny'", "tiny"]),
     "unknown figure": (STUDY, "accuracy", "acuracy", ["figures: unknown figure 'acuracy'", "did you mean 'accuracy'", "accuracy_against_bits"]),
+    "unknown baseline": (STUDY, "figures:", "baselines: [lsqq]\nfigures:", ["tiny.yaml: key 'baselines'", "'lsqq'", "did you mean 'lsq'", "statsq+qkr+cga"]),
+    "baseline given twice": (STUDY, "figures:", "baselines: [lsq, lsq]\nfigures:", ["baselines", "lsq given twice"]),
     "unknown reference": (STUDY, "figures:", "references: [none]\nfigures:", ["references", "'none'"]),
     "label of two lines": (METHODS, "label: LSQ,", 'label: "L\\nSQ",', ["method 'lsq'", "'label'", r"'L\nSQ'", "one line"]),
     "label with a line separator": (METHODS, "label: LSQ,", 'label: "L\\u2028SQ",', ["'label'", "one line"]),

@@ -20,7 +20,7 @@ from scipy import stats
 
 from tests.report.recompute_judged import claims_csv, verdicts_csv
 from tests.report.recompute_pages import check_pages
-from tests.report.recompute_raw import Study
+from tests.report.recompute_raw import RATES, Study
 from tests.report.recompute_statistics import (
     END,
     MID,
@@ -169,6 +169,30 @@ def effects_csv(study, blocks):
     return frame
 
 
+def baselines_csv(study, blocks):
+    """Recompute baselines.csv: each method over the baselines, its oscillation and its cost."""
+    rows = []
+    for place in study.cells if study.config.get("baselines") else []:
+        if place[2] == "fp":
+            continue
+        runs = study.cell(*place)
+        row = dict(zip(PAIR[:3], place, strict=True)) | {"n": len(runs)}
+        oscillation = [f"{rate}_{at}" for rate in RATES[1:] for at in ("mid", "end")]
+        for measure in (study.primary, *oscillation):
+            values = runs[measure].astype(float)
+            row |= {f"{measure}_mean": values.mean(), f"{measure}_std": values.std()}
+        for other in study.config["baselines"]:
+            found = blocks.difference(place[:2], place[2], other) if other != place[2] else None
+            found = found or {"n": 0}
+            row |= {f"over_{other}_{k}": found.get(k) for k in ("n", "mean", "low", "high")}
+        row["epochs"] = study.epochs(runs["run"].iloc[0]) if len(runs) else np.nan
+        row |= dict(
+            zip(("seconds_per_epoch", "cost", "cost_runs"), study.cost(*place), strict=True)
+        )
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def recomputed(study):
     """Return each table that the report must have, by name, and the columns that name its rows."""
     blocks = {measure: Blocks(study, measure) for measure in (study.primary, MID, END)}
@@ -180,6 +204,7 @@ def recomputed(study):
         "effects": (effects_csv(study, blocks), ["measure", "model", "bits", "effect"]),
         "claims": (claims_csv(study, blocks), ["claim", "model"]),
         "verdicts": (verdicts_csv(study), cell),
+        "baselines": (baselines_csv(study, blocks[study.primary]), cell),
         "noise": (study.draws(), [*cell, "seed", "step"]),
     }
     always = ("runs", "table", "differences")

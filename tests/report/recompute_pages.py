@@ -17,6 +17,12 @@ MEASURES = {  # name, heading, format
     "oscillation_rate_mid": ("oscillation rate mid-run", "osc. mid-run (%)", ".2f"),
     "oscillation_rate_end": ("oscillation rate at the end", "osc. end (%)", ".2f"),
 }
+BESIDE = {  # heading
+    "flips_mid": "flips mid-run (‰)",
+    "flips_end": "flips end (‰)",
+    "in_boundary_range_mid": "in boundary range mid-run (%)",
+    "in_boundary_range_end": "in boundary range end (%)",
+}
 HEADINGS = {  # of Markdown, as the page has them
     "interval": "95 % interval",
     "control": "matched control",
@@ -262,6 +268,28 @@ class Printed:
             rows.append(self.row(row, **texts))
         return rows
 
+    def beside(self):
+        """Return the rows of the methods side by side."""
+        rows, (_, heading, spec) = [], MEASURES[self.primary]
+        for _, row in self.files.get("baselines", pd.DataFrame()).iterrows():
+
+            def spread(key, spec=".2f", row=row):
+                std = row[f"{key}_std"]
+                own = "" if pd.isna(std) else f" ± {number(std, spec)}"
+                return number(row[f"{key}_mean"], spec) + own
+
+            few = "" if pd.isna(row["missing"]) else f" (n = {row['n']})"
+            texts = {"method": row["label"], "bits": row["bits"], "seeds": str(row["n"])}
+            texts[heading] = spread(self.primary, spec) + few if row["n"] else row["missing"]
+            for name in self.study.config["baselines"]:
+                gap = number(row[f"over_{name}_mean"], spec, signed=True)
+                ends = interval(row, spec, f"over_{name}_")
+                texts[f"over {self.study.label(name)}"] = f"{gap} {ends}".strip()
+            texts |= {heading: spread(key) for key, heading in BESIDE.items()}
+            texts |= {"epochs": number(row["epochs"], ".0f"), "cost": number(row["cost"])}
+            rows.append(self.row(row, **texts))
+        return rows
+
     def runs(self):
         """Return the rows of the runs."""
         measures = [self.primary, *list(MEASURES)[2:]]
@@ -278,6 +306,8 @@ class Printed:
         pairs = {(row["difference"].split()[0], row["95 % interval"]) for row in rows}
         effects = {(list(row.values())[-4], row["95 % interval"]) for row in self.effects()}
         beside = {GAP.search(row["matched control"]) for row in self.claims()} - {None}
+        over = [GAP.search(text) for row in self.beside() for text in row.values()]
+        pairs |= {match.groups() for match in over if match}
         return pairs | effects | {match.groups() for match in beside}
 
     def correlation(self):
@@ -323,6 +353,7 @@ def check_pages(study, files, report):
         (printed.methods(), {"method", first}),
         (printed.claims(), {"claim", "verdict"}),
         (printed.verdicts(), {"reported (%)", "known from"}),
+        (printed.beside(), {"epochs", "cost"}),
     )
     on_page = (
         (printed.first(), {MEASURES[printed.primary][1], study.bits[0]}),

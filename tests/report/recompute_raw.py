@@ -242,6 +242,55 @@ class Study:
                 tables.append(rows.assign(**{key: run[key] for key in KEYS}))
         return pd.concat(tables) if tables else pd.DataFrame(columns=[*KEYS, "gain"])
 
+    @cached_property
+    def times(self):
+        """Seconds per epoch of each finished QAT run, its device, techniques and other settings."""
+        rows = {}
+        for run, (folder, record, result) in self.finished.items():
+            config = record["config"]
+            last = json.loads((folder / "provenance.json").read_text())["attempts"][-1]
+            if config["stage"] != "qat" or not last.get("devices") or not result["seconds"]:
+                continue
+            quantization, training = config["quantization"], config["training"]
+            held = config.get("techniques") or [config.get("stabilizer")]
+            technique = [quantization["weight_quantizer"], quantization.get("qkr") or None]
+            setting = [
+                config["dataset"], config["model"], quantization["bits"], training["batch_size"],
+                training.get("distillation", False), training.get("precision", "fp32"),
+                training.get("teacher", {}).get("precision", "fp32"),
+                len(last["devices"]) if last.get("cuda") else 0,
+            ]  # fmt: skip
+            rows[run] = {
+                "epoch": result["seconds"] / training["epochs"],
+                "device": last["devices"][0],
+                "technique": json.dumps([*technique, *(t["form"] for t in held if t)]),
+                "setting": json.dumps(setting),
+            }
+        columns = ["epoch", "device", "technique", "setting"]
+        return pd.DataFrame.from_dict(rows, "index", columns=columns)
+
+    def cost(self, *place):
+        """Return a cell's median seconds per epoch of QAT, those over LSQ's, and its runs."""
+        for run in self.cell(*place)["run"]:
+            link = self.stage(run, "qat")
+            if link not in self.times.index:
+                continue
+            one = self.times.loc[link]
+            alike = self.times[self.times["setting"] == one["setting"]]
+            lsq = alike[alike["technique"] == '["lsq", null]']
+            mine = alike[alike["technique"] == one["technique"]]
+            devices = mine.loc[mine["device"].isin(lsq["device"]), "device"].value_counts()
+            if len(devices):
+                device = min(devices.index[devices == devices.max()])
+                mine, lsq = (t.loc[t["device"] == device, "epoch"] for t in (mine, lsq))
+                return mine.median(), mine.median() / lsq.median(), len(mine)
+        return np.nan, np.nan, 0
+
+    def epochs(self, run):
+        """Return the epochs that a run's chain trained quantized."""
+        links = (self.stage(run, stage) for stage in ("qat", "cga"))
+        return sum(self.finished[link][2]["epochs"] for link in links if link)
+
     def right(self, run):
         """Return which images a run is right about; None if that isn't recorded."""
         path = self.finished[run][0] / "correct.npy"

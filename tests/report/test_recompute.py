@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from ofq.config import Workspace
@@ -112,14 +113,19 @@ def test_claims_verdicts_and_single_seeds_are_recomputed(seeds: list[int], tmp_p
     ]
     made = _workspace(
         tmp_path, seeds=seeds, methods=methods, only={"wide": ["W2A2"]}, contrasts=contrasts,
-        figures=["claims"],
+        figures=["claims"], baselines=["lsq", "statsq+qkr"],
     )  # fmt: skip
     report = build(made, "small", made.reports / "small").parent
     study = Study(tmp_path, "small")
     tables = recomputed(study)
-    assert {"claims", "verdicts"} <= tables.keys()
+    assert {"claims", "verdicts", "baselines"} <= tables.keys()
     problems = compare(study, tables, report)
     assert problems == [], "\n" + "\n".join(problems)
     text = (report / "verdicts.csv").read_text()
     (report / "verdicts.csv").write_text(re.sub(r",84\.9,", ",84.8,", text))
     assert any("84.8" in problem for problem in compare(study, tables, report))
+    frame = pd.read_csv(report / "baselines.csv")
+    frame.assign(cost=2 * frame["cost"]).to_csv(report / "baselines.csv", index=False)
+    problems = compare(study, tables, report)
+    for file in ("baselines.csv", "index.html", "table.md"):
+        assert any(problem.startswith(file) for problem in problems)

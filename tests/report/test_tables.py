@@ -299,7 +299,7 @@ def test_spreadsheets_take_no_text_for_a_formula(tmp_path: Path) -> None:
         }
     )
     table = Table("T", ["W2A2"], ["a"], [], 1, "loss", 1)
-    write_tables(Tables(table, "", NO_VERDICTS, [], {"table": frame}), tmp_path)
+    write_tables(Tables(table, "", NO_VERDICTS, [], None, {"table": frame}), tmp_path)
     read = pd.read_csv(tmp_path / "table.csv", dtype=str, keep_default_na=False)
     assert list(read) == ["label", "'=column", "mean"]
     assert list(read["label"]) == [
