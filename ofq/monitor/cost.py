@@ -2,12 +2,12 @@
 
 Methods of one model, bits, batch and precision take equally many steps in an epoch, so that the
 ratio of their epochs' times is that of their steps'. Runs often train beside others, which slows
-single ones; the median over a method's runs stands for it.
+some of them: the median over a method's runs stands for it, and the quartiles tell how well.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, quantiles
 from typing import Literal
 
 from ofq.monitor.estimate import Sample
@@ -23,6 +23,8 @@ class Cost:
 
     Attributes:
         ratio: Their median seconds per epoch over those of :data:`REFERENCE`.
+        low, high: Quartiles of their seconds per epoch over the median of :data:`REFERENCE`; both
+            are ``ratio`` of a single sample.
         seconds: Their median seconds per epoch, its evaluation included.
         count: Number of the samples that it is a median of.
         device: The hardware's name.
@@ -30,6 +32,8 @@ class Cost:
     """
 
     ratio: float
+    low: float
+    high: float
     seconds: float
     count: int
     device: str
@@ -51,14 +55,33 @@ def costs(samples: Iterable[Sample]) -> dict[Kind, Cost]:
     for (kind, device, source), mine in sorted(times.items(), key=_first_best):
         reference = times.get((reference_of(kind), device, source))
         if reference is not None and kind not in found:
-            seconds = median(mine)
-            found[kind] = Cost(seconds / median(reference), seconds, len(mine), device, source)
+            low, seconds, high = _quartiles(mine)
+            unit = median(reference)
+            ratios = seconds / unit, low / unit, high / unit
+            found[kind] = Cost(*ratios, seconds, len(mine), device, source)
     return found
 
 
 def reference_of(kind: Kind) -> Kind:
     """Return the kind of the runs over whose step time that of a kind is told."""
     return kind.model_copy(update={"method": REFERENCE})
+
+
+def cost_text(ratio: float, low: float, high: float) -> str:
+    """Format a cost with its quartiles, which are left out where they read like it.
+
+    >>> cost_text(1.204, 1.1, 1.3), cost_text(1, 1, 1)
+    ('1.20 (1.10-1.30)', '1.00')
+    """
+    shown, least, most = (f"{value:.2f}" for value in (ratio, low, high))
+    return shown if shown == least == most else f"{shown} ({least}-{most})"
+
+
+def _quartiles(times: list[float]) -> tuple[float, float, float]:
+    if len(times) == 1:
+        return times[0], times[0], times[0]
+    low, middle, high = quantiles(times, n=4, method="inclusive")
+    return low, middle, high
 
 
 def _first_best(item: tuple[tuple[Kind, str, str], list[float]]) -> tuple[bool, int, str]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ofq.config import Cell
 from ofq.config.run import training_of
-from ofq.monitor.cost import Cost, costs
+from ofq.monitor.cost import Cost, cost_text, costs
 from ofq.monitor.kind import Kind
 from ofq.report.blocks import Blocks
 from ofq.report.collect import Records
@@ -48,7 +48,8 @@ def baselines(records: Records, cells: pd.DataFrame) -> pd.DataFrame:
         the method minus B over the seeds that have both, by the variance that
         :class:`ofq.report.blocks.Blocks` pools, uncorrected; ``epochs`` of all stages after full
         precision; ``seconds_per_epoch`` and ``cost`` (:mod:`ofq.monitor.cost`), medians of
-        ``cost_runs`` QAT runs of the study. Empty for a study without baselines.
+        ``cost_runs`` QAT runs of the study, with quartiles ``cost_low`` and ``cost_high``.
+        Empty for a study without baselines.
     """
     study, primary = records.study, measures(records.primary)[0]
     if not study.baselines:
@@ -103,6 +104,8 @@ def _effort(records: Records, cell: Cell, known: dict[Kind, Cost]) -> dict[str, 
         "epochs": sum(epochs) if len(runs) else math.nan,
         "seconds_per_epoch": found.seconds if found else math.nan,
         "cost": found.ratio if found else math.nan,
+        "cost_low": found.low if found else math.nan,
+        "cost_high": found.high if found else math.nan,
         "cost_runs": found.count if found else 0,
     }
 
@@ -137,7 +140,7 @@ class SideBySide:
                 *(_difference(row, primary, name) for name in against),
                 *(_over_seeds(row, measure) for measure in OSCILLATION),
                 "–" if pd.isna(row["epochs"]) else str(row["epochs"]),
-                _ratio(row["cost"]),
+                _cost(row),
             ]
             value = Entry(shown + (fewer_seeds(row) if row["n"] else ""), cell=cell_name(row))
             entries = [Entry(row["bits"]), Entry(str(row["n"])), value, *map(Entry, texts)]
@@ -170,8 +173,9 @@ def _difference(row: pd.Series, measure: Measure, against: str) -> str:
     return f"{measure.signed(mean)} {measure.interval(low, high)}".strip()
 
 
-def _ratio(cost: float) -> str:
-    return "–" if pd.isna(cost) else f"{cost:.2f}"
+def _cost(row: pd.Series) -> str:
+    known = pd.notna(row["cost"])
+    return cost_text(row["cost"], row["cost_low"], row["cost_high"]) if known else "–"
 
 
 def _notes(records: Records, found: pd.DataFrame) -> list[str]:
@@ -195,7 +199,8 @@ def _notes(records: Records, found: pd.DataFrame) -> list[str]:
         number = str(most) if least == most else f"{least} to {most}"
         runs = "run" if most == 1 else "runs"
         notes.append(
-            f"Cost: time of a step of QAT over LSQ's; median of {number} {runs}, recorded while "
-            "they trained, perhaps beside others."
+            f"Cost: time of a step of QAT over LSQ's; median of {number} {runs} (and quartiles), "
+            "recorded while they trained. Other jobs beside them slow some: a cost with quartiles "
+            "wide apart says little."
         )
     return notes

@@ -24,6 +24,8 @@ def test_cost_is_the_ratio_of_medians_over_runs():
     ours, theirs = rng.uniform(3, 9, 6), rng.uniform(2, 4, 5)
     found = costs([*times(STATSQ, ours), *times(LSQ, theirs)])
     assert found[STATSQ].ratio == pytest.approx(np.median(ours) / np.median(theirs), rel=1e-12)
+    quartiles = np.quantile(ours, [0.25, 0.75]) / np.median(theirs)
+    assert [found[STATSQ].low, found[STATSQ].high] == pytest.approx(quartiles, rel=1e-12)
     assert found[STATSQ].seconds == pytest.approx(np.median(ours), rel=1e-12)
     assert (found[STATSQ].count, found[LSQ].count, found[LSQ].ratio) == (6, 5, 1)
 
@@ -32,6 +34,7 @@ def test_run_slowed_by_others_changes_no_cost():
     calm = costs([*times(STATSQ, [3, 3, 3]), *times(LSQ, [2, 2, 2])])[STATSQ]
     busy = costs([*times(STATSQ, [3, 9, 3]), *times(LSQ, [2, 2, 7])])[STATSQ]
     assert calm.ratio == busy.ratio == 1.5
+    assert (calm.high, busy.low, busy.high) == (1.5, 1.5, 3)
 
 
 @pytest.mark.parametrize(

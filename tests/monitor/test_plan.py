@@ -155,8 +155,8 @@ def test_plan_tells_step_times_over_lsq_s_where_measured(checkout):
         line for line in summary(Planner(workspace, "tiny").plan(Machine(1, 8))) if "LSQ" in line
     ]
     assert told == [
-        "time of a step of QAT over LSQ's, micro_deit_patch2_8 at W2A2: statsq+qkr 1.50 "
-        "(median of 3 runs, recorded while they trained)"
+        "time of a step of QAT over LSQ's, micro_deit_patch2_8 at W2A2: "
+        "statsq+qkr 1.50 (1.50-3.00) (median of 3 runs and quartiles, recorded while they trained)"
     ]
 
 

@@ -186,9 +186,8 @@ def baselines_csv(study, blocks):
             found = found or {"n": 0}
             row |= {f"over_{other}_{k}": found.get(k) for k in ("n", "mean", "low", "high")}
         row["epochs"] = study.epochs(runs["run"].iloc[0]) if len(runs) else np.nan
-        row |= dict(
-            zip(("seconds_per_epoch", "cost", "cost_runs"), study.cost(*place), strict=True)
-        )
+        names = ("seconds_per_epoch", "cost", "cost_low", "cost_high", "cost_runs")
+        row |= dict(zip(names, study.cost(*place), strict=True))
         rows.append(row)
     return pd.DataFrame(rows)
 

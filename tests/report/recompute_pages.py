@@ -286,7 +286,9 @@ class Printed:
                 ends = interval(row, spec, f"over_{name}_")
                 texts[f"over {self.study.label(name)}"] = f"{gap} {ends}".strip()
             texts |= {heading: spread(key) for key, heading in BESIDE.items()}
-            texts |= {"epochs": number(row["epochs"], ".0f"), "cost": number(row["cost"])}
+            cost, *ends = (number(row[key]) for key in ("cost", "cost_low", "cost_high"))
+            cost += "" if {cost} == {*ends} else f" ({'-'.join(ends)})"
+            texts |= {"epochs": number(row["epochs"], ".0f"), "cost": cost}
             rows.append(self.row(row, **texts))
         return rows
 

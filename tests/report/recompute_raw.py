@@ -270,7 +270,7 @@ class Study:
         return pd.DataFrame.from_dict(rows, "index", columns=columns)
 
     def cost(self, *place):
-        """Return a cell's median seconds per epoch of QAT, those over LSQ's, and its runs."""
+        """Return a cell's seconds per epoch of QAT; over LSQ's, with quartiles; and its runs."""
         for run in self.cell(*place)["run"]:
             link = self.stage(run, "qat")
             if link not in self.times.index:
@@ -283,8 +283,9 @@ class Study:
             if len(devices):
                 device = min(devices.index[devices == devices.max()])
                 mine, lsq = (t.loc[t["device"] == device, "epoch"] for t in (mine, lsq))
-                return mine.median(), mine.median() / lsq.median(), len(mine)
-        return np.nan, np.nan, 0
+                quartiles = mine.quantile([0.5, 0.25, 0.75]) / lsq.median()
+                return mine.median(), *quartiles, len(mine)
+        return (*[np.nan] * 4, 0)
 
     def epochs(self, run):
         """Return the epochs that a run's chain trained quantized."""

@@ -74,11 +74,15 @@ def test_differences_are_those_of_the_study_s_other_tables(page: Path) -> None:
 def test_page_and_markdown_print_the_table_and_say_who_trained_longer(page: Path) -> None:
     row = rows_of(page)["StatsQ + QKR + CGA (OFQ)"]
     assert row["over LSQ"].startswith("+4.10 [+")
-    assert (row["epochs"], row["cost"], row["over StatsQ"][:5]) == ("6", "1.50", "+1.00")
+    assert (row["epochs"], row["cost"], row["over StatsQ"][:5]) == (
+        "6",
+        "1.50 (1.50-2.25)",
+        "+1.00",
+    )
     text = page.with_name("table.md").read_text()
     for shown in (text, page.read_text()):
         assert "Methods with more of them trained longer" in shown
-        assert "median of 3 runs, recorded while they trained" in shown
+        assert "median of 3 runs (and quartiles), recorded while they trained" in shown
     assert f"## {TITLE}" in text
     assert f"| {row['over LSQ']} |" in text.replace("\N{NO-BREAK SPACE}", " ")
 

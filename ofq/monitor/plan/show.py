@@ -6,7 +6,7 @@ from itertools import groupby
 from rich.console import Console
 from rich.table import Table
 
-from ofq.monitor.cost import REFERENCE, Cost, reference_of
+from ofq.monitor.cost import REFERENCE, Cost, cost_text, reference_of
 from ofq.monitor.kind import Kind
 from ofq.monitor.plan.plan import CORES, GPUS, Plan, Row
 from ofq.monitor.span import Range, duration, figures
@@ -67,7 +67,9 @@ def _costs(costs: Mapping[Kind, Cost]) -> Iterator[str]:
         if kind.method != REFERENCE:
             together.setdefault(reference_of(kind), {})[kind.method] = cost
     for reference, methods in together.items():
-        ratios = ", ".join(f"{name} {cost.ratio:.2f}" for name, cost in methods.items())
+        ratios = ", ".join(
+            f"{name} {cost_text(cost.ratio, cost.low, cost.high)}" for name, cost in methods.items()
+        )
         yield (
             f"time of a step of QAT over LSQ's, {reference.model} at {reference.bits}: {ratios} "
             f"({_basis(list(methods.values()))})"
@@ -82,7 +84,7 @@ def _basis(costs: list[Cost]) -> str:
     number = figures(Range(min(counts), max(counts)))
     noun = "run" if max(counts) == 1 else "runs"
     others = "; others by calibration" if len(counts) < len(costs) else ""
-    return f"median of {number} {noun}, recorded while they trained{others}"
+    return f"median of {number} {noun} and quartiles, recorded while they trained{others}"
 
 
 def _tables(plan: Plan, console: Console) -> None:
