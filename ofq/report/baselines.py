@@ -132,15 +132,15 @@ class SideBySide:
         primary, labels = measures(records.primary)[0], records.labels
         against = records.study.baselines
         headings = ["bits", "seeds", primary.heading, *(f"over {labels[name]}" for name in against)]
-        headings += [*(measure.heading for measure in OSCILLATION), "epochs", "cost"]
+        headings += ["epochs", "cost", *(measure.heading for measure in OSCILLATION)]
         rows = []
         for _, row in found.iterrows():
             shown = row["missing"] if row["n"] == 0 else _over_seeds(row, primary)
             texts = [
                 *(_difference(row, primary, name) for name in against),
-                *(_over_seeds(row, measure) for measure in OSCILLATION),
                 "–" if pd.isna(row["epochs"]) else str(row["epochs"]),
                 _cost(row),
+                *(_over_seeds(row, measure) for measure in OSCILLATION),
             ]
             value = Entry(shown + (fewer_seeds(row) if row["n"] else ""), cell=cell_name(row))
             entries = [Entry(row["bits"]), Entry(str(row["n"])), value, *map(Entry, texts)]
