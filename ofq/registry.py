@@ -22,7 +22,7 @@ def built_in_names(decorator: str, package: str) -> tuple[str, ...]:
         package: The folder of this package in which they are defined, such as ``report/figures``.
 
     >>> built_in_names("register_technique", "quantization/techniques")[:2]
-    ('cga', 'cga_ratio')
+    ('bin_regularization', 'cga')
     """
     pattern = re.compile(rf'^@{decorator}\("(\w+)"\)$', re.MULTILINE)
     files = (Path(__file__).parent / package).rglob("*.py")

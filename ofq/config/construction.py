@@ -26,8 +26,8 @@ class Way:
     Attributes:
         source: Place in the config, for errors.
         quantization: The quantization.
-        techniques: Techniques of the user's own, and those that not every model has use for; the
-            options of other built-in ones are checked with their config.
+        techniques: Techniques that check their options themselves; those of the others are checked
+            with their config.
         cells: Number of cells that it stands for.
     """
 

@@ -32,8 +32,9 @@ Factor = Literal[
 """Factors: four of the weight quantizer, then keys of a method.
 
 ``grid`` is whether there is a level at zero or a threshold; ``initial_step`` the distance of levels
-when QAT begins; ``scale`` whether it is learned or a statistic of the weights; ``gradient`` whether
-the weight's is the identity everywhere or only inside the range of the levels.
+when QAT begins; ``scale`` whether it is learned (and by which gradient factor) or a statistic of
+the weights; ``gradient`` whether the weight's is the identity everywhere or only inside the range
+of the levels.
 """
 
 OF_QUANTIZER: tuple[Factor, ...] = ("grid", "initial_step", "scale", "gradient")
@@ -118,7 +119,9 @@ def _of_quantizer(method: Method, bits: int) -> dict[str, str]:
         # four digits, since a factor in a file that matches two grids may be a rounded root
         step = f"{factor * traits.step(bits):.4g} {traits.statistic}"
     gradient = str(method.options.get("gradient", traits.gradient))
-    return {"grid": traits.grid, "initial_step": step, "scale": traits.scale, "gradient": gradient}
+    own = method.options.get("gradient_factor", "count")
+    scale = traits.scale if own == "count" else f"{traits.scale}, gradient factor {own}"
+    return {"grid": traits.grid, "initial_step": step, "scale": scale, "gradient": gradient}
 
 
 def differences(method: Method, against: Method, bits: str) -> dict[str, str]:

@@ -135,7 +135,7 @@ class BatchNormReestimation(_Technique):
 
 
 class OwnTechnique(_Technique):
-    """Technique that the method's module registers; its options are further keys.
+    """Technique by its registered name, built in or the user's own; its options are further keys.
 
     They are checked when the technique is constructed, before anything is trained.
     """
@@ -200,7 +200,14 @@ QAT_TECHNIQUES: dict[str, type[_Technique]] = {
     "dampening": Dampening,
     "bn_reestimation": BatchNormReestimation,
 }
-BUILT_IN = {*WEIGHT_QUANTIZERS, *ACTIVATION_QUANTIZERS, *ANNEALINGS, *QAT_TECHNIQUES}
+TECHNIQUES = tuple(
+    name
+    for name in built_in_names("register_technique", "quantization/techniques")
+    if name not in {"cga", "cga_ratio", *ANNEALINGS, *QAT_TECHNIQUES}
+)
+"""Built-in techniques that are named and checked as a user's own are, in either stage."""
+
+BUILT_IN = {*WEIGHT_QUANTIZERS, *ACTIVATION_QUANTIZERS, *ANNEALINGS, *QAT_TECHNIQUES, *TECHNIQUES}
 """Names of all built-in parts that a method may name."""
 
 Annealing = Annotated[
@@ -279,9 +286,9 @@ class Method(_QuantizationKeys):
     Attributes:
         label: The name that tables and figures print.
         scale_lr: Factor on the learning rate of learned weight scales.
-        techniques: Techniques against oscillation during QAT, in order: dampening, iterative
-            freezing, re-estimation of batch norm, or one of the user's own. ``stabilizer``, for a
-            single one, is the older name.
+        techniques: Techniques against oscillation during QAT, in order, each by its form: a
+            built-in one, or one of the user's own. ``stabilizer``, for a single one, is the older
+            name.
         cga: Settings of the CGA stage after QAT; without it there is no such stage.
         noise: Settings of noise injection after the last stage; the method's result is then the
             mean over its draws.
@@ -342,9 +349,12 @@ class Method(_QuantizationKeys):
             ("cga", self.cga, ANNEALINGS),
             *(("techniques", technique, QAT_TECHNIQUES) for technique in self.techniques),
         ):
-            if isinstance(given, OwnTechnique) and self.module is None:
+            if not isinstance(given, OwnTechnique) or given.form in TECHNIQUES:
+                continue
+            if self.module is None:
+                known = [*built_in, *TECHNIQUES]
                 raise ValueError(
-                    f"{key}: unknown form '{given.form}' ({suggest(given.form, list(built_in))}); "
+                    f"{key}: unknown form '{given.form}' ({suggest(given.form, known)}); "
                     "for one of your own, name the Python module that registers it as 'module'"
                 )
         return self

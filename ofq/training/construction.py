@@ -48,7 +48,7 @@ def _unregistered(wanted: Construction) -> Iterator[tuple[str, str]]:
 
 
 def _of_techniques(wanted: Construction, wrong: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield the mistakes in the user's own techniques, of ways that have no other mistake."""
+    """Yield the mistakes in techniques' options, of ways that have no other mistake."""
     ways = [way for way in wanted.ways if way.techniques and way.source not in wrong]
     model = draft(wanted.model, 2, wanted.drop_path, wanted.args) if ways else None
     for way in ways:

@@ -153,6 +153,8 @@ class Trainer:
             OscillationTracker(model, compiled=compiled, required=False) if tracked else None
         )
         self.optimizer = make_optimizer(model, training, scale_lr)
+        for technique in techniques:
+            technique.attach(self.optimizer)
         self.scaler = loss_scaler(training.precision, self.group.device)
         self.schedule = make_schedule(self.optimizer, training)
         if compiled:

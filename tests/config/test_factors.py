@@ -47,6 +47,12 @@ def test_further_stage_is_longer_training_too():
     assert between(STATSQ | {"training": {"cga": {"epochs": 9}}}, STATSQ) == []
 
 
+def test_gradient_factor_of_a_learned_scale_is_part_of_the_scale():
+    by_magnitude = LSQ | {"options": {"gradient_factor": "l1"}}
+    assert between(by_magnitude, LSQ) == ["scale"]
+    assert between(LSQ | {"options": {"gradient_factor": "count"}}, LSQ) == []
+
+
 def test_quantizer_of_one_s_own_differs_in_all_that_a_quantizer_decides():
     own = {"label": "Mine", "weight_quantizer": "mine", "module": "mine"}
     assert between(own, STATSQ) == ["grid", "initial_step", "scale", "gradient"]

@@ -109,7 +109,17 @@ def test_sound_study_has_no_mistakes(checkout):
         (
             "methods/known.yaml", "weight_quantizer: lsq", "weight_quantizer: lsq, options: {a: 1}",
             "studies/tiny.yaml: 'lsq' at W2A2: weight quantizer 'lsq': unknown option 'a'; "
-            "allowed: factor, gradient",
+            "allowed: factor, gradient, gradient_factor",
+        ),
+        (
+            "methods/known.yaml", "weight_quantizer: lsq",
+            "weight_quantizer: lsq, techniques: [{form: weight_average, decay: 2}]",
+            "studies/tiny.yaml: 'lsq' at W2A2: decay 2; allowed: a number above 0, below 1",
+        ),
+        (
+            "methods/known.yaml", "cga: {boundary_range: 0.005}",
+            "cga: {form: bin_regularization, a: 1}",
+            "at W2A2: technique 'bin_regularization': unknown option 'a'; allowed: strength, start",
         ),
         (
             "methods/known.yaml", "weight_quantizer: lsq",

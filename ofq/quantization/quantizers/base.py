@@ -77,13 +77,19 @@ class WeightQuantizer(nn.Module, ABC):
         own = self.position(weight).round_()
         return self(weight) + (codes - own) * self.step_size(weight)
 
-    def learn_from_held(self, gradient: Tensor, codes: Tensor) -> None:
+    def clipped(self, weight: Tensor) -> Tensor:
+        """Return the weight, clipped to the range of levels; none of its gradient is a scale's."""
+        low, high = (self.level(weight, code) for code in (self.lowest, self.highest))
+        return weight.clamp(low, high)
+
+    def learn_from_held(self, weight: Tensor, gradient: Tensor, codes: Tensor) -> None:
         """Add to a learned scale's gradient the contribution of weights frozen at codes.
 
         A frozen weight lies on its level and follows the scale, which the scale's own gradient
         doesn't account for. The default, for quantizers without a learned scale, does nothing.
 
         Args:
+            weight: The weight before quantization.
             gradient: Gradient of the quantized weight, of its shape; 0 where weights aren't frozen.
             codes: Codes that weights are frozen at.
         """

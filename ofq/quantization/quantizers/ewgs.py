@@ -94,9 +94,9 @@ class EWGS(WeightQuantizer):
         quantized: Tensor = self.base(_ElementWise.apply(weight, distance, self.delta))
         return quantized
 
-    def learn_from_held(self, gradient: Tensor, codes: Tensor) -> None:
+    def learn_from_held(self, weight: Tensor, gradient: Tensor, codes: Tensor) -> None:
         """See the base's."""
-        self.base.learn_from_held(gradient, codes)
+        self.base.learn_from_held(weight, gradient, codes)
 
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
         """Return what the base decodes."""

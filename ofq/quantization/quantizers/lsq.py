@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ofq.errors import UserError
 from ofq.quantization.activations import ActivationQuantizer, register_activation_quantizer
 from ofq.quantization.products import Product
 from ofq.quantization.quantizers.base import (
@@ -27,7 +28,7 @@ def floored(scale: Tensor) -> Tensor:
     return scale - scale.detach() + scale.detach().clamp_min(_SMALLEST)
 
 
-def add_to_gradient(scale: nn.Parameter, slope: Tensor, factor: float) -> None:
+def add_to_gradient(scale: nn.Parameter, slope: Tensor, factor: float | Tensor) -> None:
     """Add the sum over each row of slopes, times a factor, to the gradient of the rows' scales."""
     if scale.grad is not None:
         scale.grad += factor * slope.flatten(1).sum(1).reshape(scale.shape)
@@ -141,6 +142,33 @@ class ImageLSQ(LSQ):
         self.signed = bool(self.has_negative)
 
 
+class MagnitudeLSQ(LSQ):
+    """LSQ whose scales have the gradient factor g = 1/√(Qp · Σ|x|) (Huang et al. 2024).
+
+    Σ|x|, over the elements of a scale, is in the place of their number. Scales are along the first
+    axis.
+
+    Args:
+        bits: Bit-width, 2 to 8.
+    """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits, axis=0)
+
+    def effective_scale(self, x: Tensor) -> Tensor:
+        """Return the scales of LSQ, with their gradient times :meth:`ratio`."""
+        scale = super().effective_scale(x)
+        ratio = self.ratio(x).reshape(scale.shape)
+        return scale.detach() + ratio * (scale - scale.detach())
+
+    @staticmethod
+    def ratio(x: Tensor) -> Tensor:
+        """Return g, relative to LSQ's, of each row: 1/√mean|x|."""
+        mean = x.detach().float().abs().flatten(1).mean(1)
+        # a row of zeros has no slope, which a finite factor leaves at zero
+        return mean.clamp_min(torch.finfo(mean.dtype).tiny).rsqrt()
+
+
 @register_weight_quantizer("lsq")
 class LSQWeight(WeightQuantizer):
     """LSQ on weights: one learned scale per output row (linear) or output channel (convolution).
@@ -150,18 +178,28 @@ class LSQWeight(WeightQuantizer):
         factor: f of the initial scale f·mean|w|/√Qp, above 0.
         gradient: ``inside``, or ``everywhere`` for the identity for every weight, as in StatsQ;
             the scale's gradient is the same.
+        gradient_factor: g of the scale's gradient: ``count`` for LSQ's own 1/√(Qp · number of
+            weights of the scale), ``l1`` for 1/√(Qp · Σ|w|) over them.
 
     Attributes:
         lsq: LSQ with the scales.
         everywhere: Whether ``gradient`` is ``everywhere``.
 
     Raises:
-        UserError: The bit-width, factor or gradient isn't allowed.
+        UserError: The bit-width, factor, gradient or gradient factor isn't allowed.
     """
 
-    def __init__(self, bits: int, factor: float = 2.0, gradient: str = "inside") -> None:
+    def __init__(
+        self,
+        bits: int,
+        factor: float = 2.0,
+        gradient: str = "inside",
+        gradient_factor: str = "count",
+    ) -> None:
         super().__init__(bits)
-        self.lsq = LSQ(bits, axis=0)
+        if gradient_factor not in ("count", "l1"):
+            raise UserError(f"gradient_factor {gradient_factor!r}; allowed: 'count', 'l1'")
+        self.lsq = LSQ(bits, axis=0) if gradient_factor == "count" else MagnitudeLSQ(bits)
         self.factor = check_factor(factor)
         self.everywhere = check_gradient(gradient)
 
@@ -188,11 +226,12 @@ class LSQWeight(WeightQuantizer):
             return self.lsq(weight.detach()) + zero_with_gradient(weight)
         return self.lsq(weight)
 
-    def learn_from_held(self, gradient: Tensor, codes: Tensor) -> None:
+    def learn_from_held(self, weight: Tensor, gradient: Tensor, codes: Tensor) -> None:
         """Add g·Σ code·∂L/∂w_q of each row, as in the released code for frozen weights."""
-        add_to_gradient(
-            self.lsq.scale, codes * gradient, self.lsq.rounding(codes.numel()).gradient_scale
-        )
+        factor: float | Tensor = self.lsq.rounding(codes.numel()).gradient_scale
+        if isinstance(self.lsq, MagnitudeLSQ):
+            factor = factor * self.lsq.ratio(weight)
+        add_to_gradient(self.lsq.scale, codes * gradient, factor)
 
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
         """Return code·s."""

@@ -176,7 +176,7 @@ class LearnedStatsQ(WeightQuantizer):
         on_grid = lsq_quantize(weight.float() - shift, step, rounding)
         return on_grid + shift
 
-    def learn_from_held(self, gradient: Tensor, codes: Tensor) -> None:
+    def learn_from_held(self, weight: Tensor, gradient: Tensor, codes: Tensor) -> None:
         """Add g·Σ (code + ½)·∂L/∂w_q of each row."""
         add_to_gradient(self.learned, (codes + 0.5) * gradient, self._gradient_scale(codes))
 

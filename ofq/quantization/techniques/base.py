@@ -1,5 +1,6 @@
 """Base class and registry of techniques against oscillation."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -16,11 +17,12 @@ class Technique(nn.Module):
     """Base class of techniques against oscillation during the training of a quantized model.
 
     A subclass is constructed from a calibrated or loaded model, just before its first step, and
-    overrides the hooks that it needs. Each step calls them in this order: :meth:`penalty` with the
-    loss; :meth:`before_step` once the gradients are computed (averaged over all ranks; scaled, in
-    fp16); then the optimizer steps; then :meth:`after_step`. Before each evaluation,
-    :meth:`before_evaluation` is called, then :meth:`evaluated`. A technique keeps its state in
-    buffers, for checkpoints; it must not register the model as a submodule.
+    overrides the hooks that it needs. :meth:`attach` is called once, with the optimizer. Each step
+    calls the others in this order: :meth:`penalty` with the loss; :meth:`before_step` once the
+    gradients are computed (averaged over all ranks; scaled, in fp16); then the optimizer steps;
+    then :meth:`after_step`. Before each evaluation, :meth:`before_evaluation` is called, then
+    :meth:`evaluated`. A technique keeps its state in buffers, for checkpoints; it must not
+    register the model as a submodule.
 
     Attributes:
         capturable: Whether each step launches the same kernels, whatever the progress, so that it
@@ -28,6 +30,9 @@ class Technique(nn.Module):
     """
 
     capturable = True
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Regroup the optimizer's parameters, before its state is loaded and its schedule made."""
 
     def penalty(self, progress: float) -> Tensor | float:
         """Return a scalar to add to the loss of each forward pass.
@@ -92,6 +97,28 @@ def check_begin(begin: float) -> float:
 def scheduled(progress: float, begin: float) -> float:
     """Return the share done of a schedule that begins after a share of the training, 0 to 1."""
     return max(0.0, progress - begin) / (1 - begin)
+
+
+def check_number(
+    option: str, value: float, *, below: float = math.inf, zero: bool = False
+) -> float:
+    """Return the value of a technique's option, or refuse one that isn't allowed.
+
+    Args:
+        option: The option's name.
+        value: Its value.
+        below: Number that it must be below.
+        zero: Whether it may be 0; it must be above otherwise.
+
+    Raises:
+        UserError: It isn't a number in the range; the message says which are allowed.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (0 < value < below or (zero and value == 0)):
+        range_ = f"{'from' if zero else 'above'} 0"
+        limit = "finite" if below == math.inf else f"below {below:g}"
+        raise UserError(f"{option} {value!r}; allowed: a number {range_}, {limit}")
+    return value
 
 
 _Technique = TypeVar("_Technique", bound=Callable[..., Technique])

@@ -65,5 +65,4 @@ class Dampening(Technique):
 def _distance(weight: Tensor, quantizer: WeightQuantizer) -> Tensor:
     with torch.no_grad():
         level = quantizer(weight)
-        low, high = (quantizer.level(weight, c) for c in (quantizer.lowest, quantizer.highest))
-    return (level - weight.clamp(low, high)).square().sum()
+    return (level - quantizer.clipped(weight)).square().sum()

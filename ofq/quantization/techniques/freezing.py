@@ -112,10 +112,10 @@ class IterativeFreezing(Technique):
     def before_step(self, progress: float) -> None:
         """Add the contribution of frozen weights to the gradients of learned scales."""
         for weight, history in self._pairs():
-            gradient = weight.latent().grad
-            if gradient is not None:
-                held = torch.where(history.frozen, gradient, 0)
-                weight.quantizer.learn_from_held(held, history.frozen_codes)
+            latent = weight.latent()
+            if latent.grad is not None:
+                held = torch.where(history.frozen, latent.grad, 0)
+                weight.quantizer.learn_from_held(latent, held, history.frozen_codes)
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:

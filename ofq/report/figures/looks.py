@@ -42,6 +42,10 @@ _FORMS: dict[str, Any] = {
     "no_freeze": (0, (1.2, 1.2)),
     "freezing": (0, (1.2, 1.2)),
     "dampening": (0, (3, 1, 1, 1, 1, 1)),
+    "bin_regularization": (0, (3, 1, 3, 1, 1, 1)),
+    "oscillation_inducing": (0, (1, 2.5)),
+    "transition_rate": (0, (6, 2, 2, 2)),
+    "weight_average": (0, (10, 2)),
 }
 _OWN_FORM: Any = (0, (8, 1.2, 3, 1.2))
 
