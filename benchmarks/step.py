@@ -4,8 +4,11 @@ Steps are those of the package's trainings (its optimizer, CGA and tracker, bloc
 GPU captured as CUDA graphs). Each case runs in its own process, which reports its peak memory; all
 are timed in turn, round after round, so that the ratios don't depend on the machine's speed.
 
-    python benchmarks/step.py [--model deit_tiny_patch16_224] [--batch 8] [--rounds 8] [--threads 2]
-                              [--precision fp32] [--device cpu] [--jobs 1] [--json FILE]
+    python benchmarks/step.py [--model deit_tiny_patch16_224] [--depth BLOCKS] [--batch 8]
+                              [--rounds 8] [--threads 2] [--precision fp32] [--device cpu]
+                              [--jobs 1] [--table components] [--json FILE]
+
+`--table techniques` measures each technique against oscillation over LSQ, not compiled.
 """
 
 import argparse
@@ -23,6 +26,8 @@ from torch import nn
 
 import ofq
 from ofq.config import Training
+from ofq.quantization import Technique, make_technique
+from ofq.quantization.techniques.base import techniques
 from ofq.training.data.source import Batch, Data
 from ofq.training.distributed import SingleProcess, seed_everything
 from ofq.training.models import build
@@ -43,9 +48,10 @@ class Case:
     tracked: bool = False
     taught: bool = False
     compiled: bool = True
+    technique: str | None = None
 
 
-CASES = {
+COMPONENTS = {
     "full precision": Case(compiled=False),
     "full precision, compiled": Case(),
     "StatsQ": Case("statsq"),
@@ -58,6 +64,19 @@ CASES = {
     "StatsQ + QKR, not compiled": Case("statsq", qkr=True, compiled=False),
 }
 
+OPTIONS: dict[str, dict[str, float]] = {
+    "bin_regularization": {"start": 0.0},  # from the first step on
+    "dampening": {"strength": 1e-3},
+    "transition_rate": {"target": 0.002, "adaptation": 0.01},
+    "weight_average": {"decay": 0.99},
+}
+"""Options of techniques that need some, or would do nothing at the start."""
+
+TECHNIQUES = {
+    "LSQ, not compiled": Case("lsq", compiled=False),
+    **{name: Case("lsq", compiled=False, technique=name) for name in sorted(techniques)},
+}
+CASES = COMPONENTS | TECHNIQUES
 
 TEACHER = "the teacher's answer alone"
 WARM_UP = 3
@@ -68,19 +87,23 @@ def training_step(options: argparse.Namespace, case: Case) -> Callable[[], objec
     """Return a function that makes one training step."""
     device = torch.device(options.device)
     seed_everything(0)
-    model: nn.Module = build(options.model, 1000).to(device)
+    args = {"depth": options.depth} if options.depth else {}
+    model: nn.Module = build(options.model, 1000, args=args).to(device)
     images = torch.randn(options.batch, 3, 224, 224, device=device)
     labels = torch.randint(0, 1000, (options.batch,), device=device)
     objective = Distillation(make_teacher(options)) if case.taught else Classification()
     if case.quantizer:
         model = ofq.quantize(model, 2, 2, case.quantizer, case.qkr)
         ofq.calibrate(model, images)
+    used: list[Technique] = [ofq.ConfidenceGuidedAnnealing(model)] if case.cga else []
+    if case.technique:
+        used.append(make_technique(case.technique, model, OPTIONS.get(case.technique, {})))
     kind = GraphedTrainer if case.compiled and device.type == "cuda" else Trainer
     trainer = kind(
         model.train(),
         Data(images, labels, images, labels, classes=1000, seed=0),
         objective,
-        [ofq.ConfidenceGuidedAnnealing(model)] if case.cga else [],
+        used,
         TRAINING.model_copy(
             update={"batch_size": options.batch, "precision": options.precision, "epochs": 100_000}
         ),
@@ -146,7 +169,7 @@ class Server:
 
     def __init__(self, options: argparse.Namespace, case: str) -> None:
         command = [sys.executable, __file__, "--case", case]
-        for name in ("model", "batch", "threads", "precision", "device"):
+        for name in ("model", "depth", "batch", "threads", "precision", "device"):
             command += [f"--{name}", str(getattr(options, name))]
         self.group = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -172,7 +195,7 @@ def measured(options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[
     """Return the seconds of each case's steps, timed in turn, and its peak memory in GB."""
     servers: dict[str, Server] = {}
     memory: dict[str, float] = {}
-    cases = [*CASES, TEACHER]
+    cases = [*TECHNIQUES] if options.table == "techniques" else [*COMPONENTS, TEACHER]
     for first in range(0, len(cases), options.jobs):
         starting = cases[first : first + options.jobs]
         servers |= {case: Server(options, case) for case in starting}
@@ -189,15 +212,16 @@ def measured(options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[
 def report(
     options: argparse.Namespace, times: dict[str, list[float]], memory: dict[str, float]
 ) -> None:
-    """Print ratios to full precision: medians over the ratios of each round.
+    """Print ratios to full precision, or to LSQ: medians over the ratios of each round.
 
-    On a GPU they are to compiled full precision, which is much faster there than uncompiled.
+    On a GPU the former are to compiled full precision, which is much faster there than uncompiled.
     """
     base = "full precision" if options.device == "cpu" else "full precision, compiled"
+    base = "LSQ, not compiled" if options.table == "techniques" else base
     figures = {}
     print(
-        f"{options.model}, batch {options.batch}, {options.device}, {options.threads} threads, "
-        f"W2A2, {options.precision}"
+        f"{options.model}, {options.depth or 'all'} blocks, batch {options.batch}, "
+        f"{options.device}, {options.threads} threads, W2A2, {options.precision}"
     )
     print(f"{'case':<30}{'ms':>9}{'ratio':>8}{'memory GB':>11}{'ratio':>8}")
     for case, own in times.items():
@@ -209,7 +233,9 @@ def report(
             figures[case]["memory_ratio"] = round(share, 3)
             line += f"{memory[case]:>11.2f}{share:>8.2f}"
         print(line)
-    settings = {key: getattr(options, key) for key in ("model", "batch", "precision", "rounds")}
+    settings = {
+        key: getattr(options, key) for key in ("model", "depth", "batch", "precision", "rounds")
+    }
     keep(options.json, {**settings, "device": options.device, "base": base, "cases": figures})
 
 
@@ -217,12 +243,14 @@ def main() -> None:
     """Print the table, and save the figures if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="deit_tiny_patch16_224")
+    parser.add_argument("--depth", type=int, default=0, help="number of blocks; 0 for the model's")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--jobs", type=int, default=1, help="cases that are prepared at once")
+    parser.add_argument("--table", choices=["components", "techniques"], default="components")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     parser.add_argument("--case", choices=[*CASES, TEACHER], help=argparse.SUPPRESS)
     options = parser.parse_args()
