@@ -6,6 +6,7 @@ from ofq.config.construction import Construction
 from ofq.config.modules import import_module
 from ofq.errors import UserError
 from ofq.models.building import draft
+from ofq.quantization.layers import quantized_activations
 from ofq.quantization.techniques.base import check_technique, techniques
 from ofq.training import models
 
@@ -57,6 +58,8 @@ def _of_techniques(wanted: Construction, wrong: set[str]) -> Iterator[tuple[str,
             try:
                 check_technique(config.technique, config.options())
                 quantized = models.quantized(model, way.quantization)
+                for activation in quantized_activations(quantized):
+                    activation.quantizer.awaits_calibration = False  # a copy needs no scales here
                 techniques[config.technique](quantized, **config.options())
             except UserError as error:
                 yield way.source, str(error)

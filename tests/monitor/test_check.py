@@ -159,6 +159,12 @@ def test_technique_that_needs_a_weights_values_is_not_refused(own):
     assert mistakes(own("factor: 0.5")) == []
 
 
+def test_technique_that_copies_the_model_is_not_refused(checkout):
+    edit(checkout / "config/methods/known.yaml", "weight_quantizer: lsq",
+         "weight_quantizer: lsq, techniques: [{form: weight_average, decay: 0.9}]")  # fmt: skip
+    assert mistakes(checkout) == []
+
+
 def test_all_mistakes_are_told_at_once_and_shared_ones_once(checkout):
     methods = checkout / "config/methods/known.yaml"
     edit(methods, "weight_quantizer: lsq", "weight_quantizer: lsq, options: {a: 1}")
