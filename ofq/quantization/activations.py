@@ -97,8 +97,11 @@ class ActivationQuantizer(nn.Module, ABC):
                     "torch.float32 (model.float()); for lower precision run the model under "
                     "torch.autocast"
                 )
-        if self.reader is not None:
-            self.reader(x)
+        reader = self.reader
+        if reader is not None:
+            self.reader = None  # what it calls may quantize x itself
+            reader(x)
+            self.reader = reader
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         if not self.is_set and self.awaits_calibration:

@@ -68,6 +68,7 @@ def test_lsqplus_learns_scale_and_offset(bits, signed):
     code, inside = np.rint(np.clip(u, low, high)), (u > low) & (u < high)
     safe = off_ties(u)
     np.testing.assert_allclose(out.detach().numpy()[safe], (code * scale + offset)[safe], atol=1e-5)
+    np.testing.assert_array_equal(quantizer.codes(x).numpy()[safe], code[safe])
     g = 1 / math.sqrt(high * 50)
     np.testing.assert_allclose(x.grad.numpy(), up * inside, atol=1e-6)
     slope = np.where(inside, code - u, code)
@@ -184,6 +185,7 @@ def test_pact_clips_at_a_learned_value_whose_gradient_sees_no_rounding(bits, sig
     code = np.clip(x64 / step, low, high)
     safe = off_ties(code)
     np.testing.assert_allclose(out.detach().numpy()[safe], (np.rint(code) * step)[safe], atol=1e-5)
+    np.testing.assert_array_equal(quantizer.codes(x).numpy()[safe], np.rint(code)[safe])
     above, below = x64 >= clip, x64 < low * step
     np.testing.assert_allclose(x.grad.numpy(), up * ~(above | below), atol=1e-6)
     expected = (up * above + up * below * (low / high)).sum(0)

@@ -224,10 +224,10 @@ class Ceiling(ofq.ActivationQuantizer):
 
 
 class Told(Ceiling):
-    """The same with codes, of another type than LSQ's."""
+    """The same with codes, which it gets from its own forward, of another type than LSQ's."""
 
     def codes(self, x):
-        return (x / self.step).clamp(*self.range).ceil().long()
+        return (self(x) / self.step).round().long()
 
 
 @pytest.fixture

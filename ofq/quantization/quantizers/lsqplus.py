@@ -82,3 +82,10 @@ class LSQPlus(ActivationQuantizer):
         offset = offset.detach() + g * (offset - offset.detach())
         scale = self.along_axis(floored(self.scale), x)
         return lsq_quantize(x.float() - offset, scale, Rounding(low, high, g)) + offset
+
+    @torch.no_grad()
+    def codes(self, x: Tensor) -> Tensor:
+        """Return round(clamp((x − β)/s, Qn, Qp)), int16."""
+        scale = self.along_axis(floored(self.scale), x)
+        position = (x.float() - self.along_axis(self.offset.float(), x)) / scale
+        return position.clamp_(*self.range).round_().to(torch.int16)

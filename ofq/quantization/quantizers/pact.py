@@ -54,9 +54,7 @@ class PACT(ActivationQuantizer):
         """Quantize a tensor; the first one sets α."""
         self.prepare(x)
         low, high = self.range
-        clip = self.clip.float()
-        # as LSQ's step size: a value that training made 0 or negative would give no levels
-        clip = self.along_axis(clip - clip.detach() + clip.detach().clamp_min(1e-5), x)
+        clip = self._clip(x)
         x = x.float()
         clipped = torch.where(x >= clip, clip, x)
         if low < 0:
@@ -68,3 +66,16 @@ class PACT(ActivationQuantizer):
             step = clip / high
             rounded = (clipped / step).round_() * step
         return clipped + (rounded - clipped).detach()
+
+    @torch.no_grad()
+    def codes(self, x: Tensor) -> Tensor:
+        """Return the code of each entry, int16."""
+        low, high = self.range
+        position = x.float() / (self._clip(x) / high)
+        return position.clamp_(low, high).round_().to(torch.int16)
+
+    def _clip(self, x: Tensor) -> Tensor:
+        # as LSQ's step size: a value that training made 0 or negative would give no levels
+        clip = self.clip.float()
+        clip = clip - clip.detach() + clip.detach().clamp_min(1e-5)
+        return self.along_axis(clip, x)
