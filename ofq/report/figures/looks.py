@@ -26,6 +26,9 @@ HUES = {
     "lsq_statistical": "#009E73",
     "statsq_learned": "#AA4499",
     "statsq_moments": "#C09A00",
+    "lsqplus": "#3D4FB8",
+    "ewgs": "#4D9221",
+    "dorefa": "#B2182B",
 }
 """Hue of each built-in weight quantizer."""
 
