@@ -1,7 +1,7 @@
 """Activation quantizers with shifts, and quantized linear, convolution and MLP layers."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from ofq.quantization import kernels as fused
 from ofq.quantization.activations import ActivationQuantizer
 from ofq.quantization.kernels import fitting
 from ofq.quantization.products import Linear, Product, shift_channels
-from ofq.quantization.quantizers.base import WeightQuantizer
+from ofq.quantization.quantizers.base import WeightQuantizer, weight_quantizers
 from ofq.quantization.quantizers.lsq import LSQ
 
 
@@ -128,6 +128,28 @@ def parameter_weights(model: nn.Module) -> list[QuantizedWeight]:
     QKR's merged weight is a product, whose entries can't be changed one by one.
     """
     return [w for w in low_bit_weights(model) if isinstance(w.latent(), nn.Parameter)]
+
+
+def with_latent_levels(weights: Iterable[QuantizedWeight], technique: str) -> list[QuantizedWeight]:
+    """Return weights for a technique that compares them with levels, or sets them to levels.
+
+    Args:
+        weights: Low-bit weights.
+        technique: The technique's name, for the error.
+
+    Raises:
+        UserError: A weight that equals a level of its quantizer need not have that level's code.
+    """
+    weights = list(weights)
+    for weight in weights:
+        if not weight.quantizer.latent_levels:
+            kind = weight_quantizers.name_of(weight.quantizer)
+            raise UserError(
+                f"{technique} compares weights with levels, but the levels of '{kind}' "
+                f"({weight.layer}) aren't values of its weights; allowed: weight quantizers whose "
+                "levels are, such as lsq and statsq"
+            )
+    return weights
 
 
 def quantized_activations(model: nn.Module) -> Iterator[QuantizedActivation]:

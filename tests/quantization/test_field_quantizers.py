@@ -9,10 +9,20 @@ from timm.models import VisionTransformer
 
 import ofq
 from ofq.errors import UserError
-from ofq.quantization import EWGS, PACT, ClipPenalty, DoReFa, EWGSActivation, LSQPlus, LSQPlusWeight
-from ofq.quantization.quantizers.base import make_weight_quantizer
+from ofq.quantization import (
+    EWGS,
+    PACT,
+    ClipPenalty,
+    DoReFa,
+    EWGSActivation,
+    LSQPlus,
+    LSQPlusWeight,
+    make_technique,
+)
+from ofq.quantization.quantizers.base import make_weight_quantizer, weight_quantizers
 
 BITS = [2, 3, 4]
+OWN = [name for name, made in weight_quantizers.items() if made.__module__.startswith("ofq.")]
 
 
 def nano_deit():
@@ -247,3 +257,48 @@ def test_penalty_on_clipping_values_is_the_sum_of_their_squares():
     assert ClipPenalty(model, 0.01).penalty(0.5).item() == pytest.approx(expected, rel=1e-5)
     with pytest.raises(UserError, match="no activation of the model is quantized by pact"):
         ClipPenalty(ofq.quantize(nano_deit(), 2, 2), 0.01)
+
+
+COMPARING = {
+    "freezing": {},
+    "dampening": {"strength": 1.0},
+    "bin_regularization": {},
+    "oscillation_inducing": {},
+    "cga_ratio": {},
+}
+"""Techniques that compare weights with levels, or set them to levels."""
+
+
+@pytest.mark.parametrize("technique", COMPARING)
+def test_levels_that_are_no_values_of_weights_are_refused_where_weights_are_compared(technique):
+    def made(**settings):
+        return make_technique(
+            technique, ofq.quantize(nano_deit(), **settings), COMPARING[technique]
+        )
+
+    words = rf"{technique} compares .* the levels of 'NAME' \(blocks.0.attn.*lsq and statsq"
+    with pytest.raises(UserError, match=words.replace("NAME", "dorefa")):
+        made(weight_quantizer="dorefa")
+    with pytest.raises(UserError, match=words.replace("NAME", "ewgs")):
+        made(weight_quantizer="ewgs", options={"base": "dorefa"})
+    made(weight_quantizer="ewgs", options={"base": "statsq"})
+
+
+@pytest.mark.parametrize("name", [name for name in OWN if name != "dorefa"])
+def test_weight_that_equals_a_level_has_its_code(name):
+    """With the scale held: a statistical one follows the weights."""
+    w = torch.randn(4, 32)
+    quantizer = make_weight_quantizer(name, 3, w)
+    scale = quantizer.scale(w)
+    quantizer.scale = lambda weight: scale
+    every = torch.arange(32).remainder(8).sub(4).expand(4, 32)
+    assert quantizer.latent_levels
+    assert torch.equal(
+        quantizer.codes(quantizer.decode(every.float(), scale)), every.to(torch.int8)
+    )
+
+
+def test_zeros_have_a_finite_gradient_by_dorefa():
+    w = torch.zeros(3, 4, requires_grad=True)
+    DoReFa(8, levels="unit")(w).sum().backward()
+    assert w.grad.abs().max() <= 1.01e5

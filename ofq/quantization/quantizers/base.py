@@ -29,10 +29,14 @@ class WeightQuantizer(nn.Module, ABC):
     Attributes:
         lowest: The lowest code.
         highest: The highest code.
+        latent_levels: Whether a weight that equals a level has its code. Techniques that compare
+            weights with levels, or set them to levels, refuse other quantizers.
 
     Raises:
         UserError: The bit-width isn't allowed.
     """
+
+    latent_levels = True
 
     def __init__(self, bits: int) -> None:
         super().__init__()

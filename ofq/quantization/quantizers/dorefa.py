@@ -6,6 +6,8 @@ from torch import Tensor
 from ofq.errors import UserError
 from ofq.quantization.quantizers.base import WeightQuantizer, register_weight_quantizer
 
+_SMALLEST = 1e-5  # floor of the maximum
+
 
 @register_weight_quantizer("dorefa")
 class DoReFa(WeightQuantizer):
@@ -28,6 +30,8 @@ class DoReFa(WeightQuantizer):
         UserError: The bit-width or the option isn't allowed.
     """
 
+    latent_levels = False
+
     def __init__(self, bits: int, levels: str = "matched") -> None:
         super().__init__(bits)
         if levels not in ("unit", "matched"):
@@ -36,11 +40,12 @@ class DoReFa(WeightQuantizer):
 
     @torch.no_grad()
     def scale(self, weight: Tensor) -> Tensor:
-        """Return c, a number."""
-        if not self.matched:
-            return weight.new_ones((), dtype=torch.float32)
-        magnitude = self._unit(self.position(weight).round_()).abs().mean()
-        return weight.float().abs().mean() / magnitude
+        """Return c, the same number for each row."""
+        scale = torch.ones((), device=weight.device)
+        if self.matched:
+            magnitude = self._unit(self.position(weight).round_()).abs().mean()
+            scale = weight.float().abs().mean() / magnitude
+        return scale.expand(len(weight), *[1] * (weight.ndim - 1))
 
     def step_size(self, weight: Tensor) -> Tensor:
         """Return 2c/m, the distance between levels; in w, a step has no constant length."""
@@ -67,6 +72,6 @@ class DoReFa(WeightQuantizer):
 
     def _position(self, weight: Tensor) -> Tensor:
         bent = weight.float().tanh()
-        # a weight of zeros has no maximum: it stays zero before rounding
-        largest = bent.detach().abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+        # floored as LSQ's scale is, so that a weight of zeros has a finite gradient
+        largest = bent.detach().abs().max().clamp_min(_SMALLEST)
         return (bent / (2 * largest) + 0.5) * (2**self.bits - 1) + self.lowest

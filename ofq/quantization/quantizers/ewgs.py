@@ -69,6 +69,7 @@ class EWGS(WeightQuantizer):
             raise UserError("base 'ewgs'; allowed: another weight quantizer")
         weight_quantizers.check_options(base, {}, fixed=1)
         self.base: WeightQuantizer = weight_quantizers.make(base, bits)
+        self.latent_levels = self.base.latent_levels
 
     def initialize(self, weight: Tensor) -> None:
         """Set the base's learnable state."""

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ofq.quantization.layers import low_bit_weights, quantized_model
+from ofq.quantization.layers import low_bit_weights, quantized_model, with_latent_levels
 from ofq.quantization.quantizers.base import WeightQuantizer
 from ofq.quantization.techniques.base import Technique, check_number, register_technique
 
@@ -27,7 +27,8 @@ class BinRegularization(Technique):
         start: Share of the training without penalty, from 0, below 1.
 
     Raises:
-        UserError: The model isn't quantized, or an option isn't allowed.
+        UserError: The model isn't quantized, an option isn't allowed, or levels aren't values of
+            weights.
     """
 
     capturable = False  # λ is a number in the code
@@ -36,7 +37,8 @@ class BinRegularization(Technique):
         super().__init__()
         self.strength = check_number("strength", strength)
         self.start = check_number("start", start, below=1, zero=True)
-        self._weights = list(low_bit_weights(quantized_model(model, "nothing to regularize: ")))
+        model = quantized_model(model, "nothing to regularize: ")
+        self._weights = with_latent_levels(low_bit_weights(model), "bin_regularization")
 
     def penalty(self, progress: float) -> Tensor | float:
         """Return the penalty, a scalar.

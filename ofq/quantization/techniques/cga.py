@@ -12,6 +12,7 @@ from ofq.quantization.layers import (
     low_bit_weights,
     parameter_weights,
     quantized_model,
+    with_latent_levels,
 )
 from ofq.quantization.quantizers.base import WeightQuantizer, check_boundary_range, near_threshold
 from ofq.quantization.techniques.base import Technique, register_technique
@@ -195,7 +196,7 @@ class RatioAnnealing(Technique):
         intended: Whether the confidence is ``as_intended``.
 
     Raises:
-        UserError: The confidence isn't allowed.
+        UserError: The confidence isn't allowed, or levels aren't values of weights.
     """
 
     capturable = False
@@ -208,7 +209,8 @@ class RatioAnnealing(Technique):
             raise UserError(f"confidence '{confidence}'; allowed: as_written, as_intended")
         self.alpha = alpha
         self.intended = confidence == "as_intended"
-        self._weights = parameter_weights(quantized_model(model, "nothing to anneal: "))
+        model = quantized_model(model, "nothing to anneal: ")
+        self._weights = with_latent_levels(parameter_weights(model), "cga_ratio")
 
     @torch.no_grad()
     def before_step(self, progress: float) -> None:

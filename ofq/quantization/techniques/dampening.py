@@ -6,7 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from ofq.errors import UserError
-from ofq.quantization.layers import QuantizedWeight, low_bit_weights, quantized_model
+from ofq.quantization.layers import (
+    QuantizedWeight,
+    low_bit_weights,
+    quantized_model,
+    with_latent_levels,
+)
 from ofq.quantization.quantizers.base import WeightQuantizer
 from ofq.quantization.techniques.base import (
     Technique,
@@ -31,7 +36,7 @@ class Dampening(Technique):
         begin: Share of the training after which λ rises, in [0, 1).
 
     Raises:
-        UserError: The aggregation or the share isn't allowed.
+        UserError: The aggregation or the share isn't allowed, or levels aren't values of weights.
     """
 
     capturable = False
@@ -45,7 +50,8 @@ class Dampening(Technique):
         self.strength = strength
         self._by_row = aggregation == "kernel_mean"
         self.begin = check_begin(begin)
-        self._weights = list(low_bit_weights(quantized_model(model, "nothing to dampen: ")))
+        model = quantized_model(model, "nothing to dampen: ")
+        self._weights = with_latent_levels(low_bit_weights(model), "dampening")
 
     def penalty(self, progress: float) -> Tensor:
         """Return the penalty, a scalar.

@@ -6,7 +6,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ofq.quantization.layers import QuantizedWeight, parameter_weights, quantized_model
+from ofq.quantization.layers import (
+    QuantizedWeight,
+    parameter_weights,
+    quantized_model,
+    with_latent_levels,
+)
 from ofq.quantization.oscillation import CodeHistory
 from ofq.quantization.techniques.base import (
     Technique,
@@ -87,7 +92,7 @@ class IterativeFreezing(Technique):
         histories: History of each weight, with what is frozen of it.
 
     Raises:
-        UserError: The share isn't allowed.
+        UserError: The share isn't allowed, or levels aren't values of weights.
     """
 
     capturable = False
@@ -103,7 +108,8 @@ class IterativeFreezing(Technique):
         super().__init__()
         self.start, self.end = start, end
         self.begin = check_begin(begin)
-        self._weights = parameter_weights(quantized_model(model, "nothing to freeze: "))
+        model = quantized_model(model, "nothing to freeze: ")
+        self._weights = with_latent_levels(parameter_weights(model), "freezing")
         self.histories = nn.ModuleList(
             FreezingHistory(w.quantizer.codes(w.latent()), start, momentum) for w in self._weights
         )

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ofq.quantization.layers import low_bit_weights, quantized_model
+from ofq.quantization.layers import low_bit_weights, quantized_model, with_latent_levels
 from ofq.quantization.quantizers.base import WeightQuantizer, straight_through
 from ofq.quantization.techniques.base import Technique, check_number, register_technique
 
@@ -22,13 +22,15 @@ class OscillationInducing(Technique):
         strength: λ, above 0.
 
     Raises:
-        UserError: The model isn't quantized, or the strength isn't allowed.
+        UserError: The model isn't quantized, the strength isn't allowed, or levels aren't values of
+            weights.
     """
 
     def __init__(self, model: nn.Module, strength: float = 1.0) -> None:
         super().__init__()
         self.strength = check_number("strength", strength)
-        self._weights = list(low_bit_weights(quantized_model(model, "nothing to induce: ")))
+        model = quantized_model(model, "nothing to induce: ")
+        self._weights = with_latent_levels(low_bit_weights(model), "oscillation_inducing")
 
     def penalty(self, progress: float) -> Tensor:
         """Return the penalty, a scalar, which is the same throughout the training."""
