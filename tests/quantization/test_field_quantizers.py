@@ -5,6 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from timm.models import VisionTransformer
 
 import ofq
@@ -45,6 +48,13 @@ def adamw(weight, gradient_of, steps, lr):
         root = np.sqrt(second / (1 - 0.999**t))
         weight = weight - lr * first / (1 - 0.9**t) / (root + 1e-8)
     return weight
+
+
+def sgd(state, gradient_of, steps, lr):
+    """Plain SGD in float64, which AdamW's norm of gradients doesn't blind to a factor on them."""
+    for _ in range(steps):
+        state = state - lr * gradient_of(state)
+    return state
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -179,6 +189,96 @@ def test_five_steps_of_adamw_on_weights_by_dorefa_are_those_of_the_equations():
     np.testing.assert_allclose(latent.detach().numpy(), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "delta"), [("lsqplus", {}, 0.0), ("ewgs", {"delta": 0.4}, 0.4)]
+)
+def test_five_steps_on_weights_and_scales_are_those_of_the_equations(name, options, delta):
+    w, target = torch.randn(4, 12), 2 * torch.randn(4, 12)
+    latent = torch.nn.Parameter(w.clone())
+    quantizer = make_weight_quantizer(name, 3, w, options)
+    (scale,) = quantizer.parameters()
+    start = np.concatenate([w.flatten().numpy(), scale.detach().numpy()]).astype(np.float64)
+    optimizer = torch.optim.SGD([latent, scale], lr=0.01)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (quantizer(latent) - target).square().sum().backward()
+        optimizer.step()
+
+    def gradient(state):
+        step = state[48:, None]
+        u = state[:48].reshape(4, 12) / step
+        code, inside = np.rint(np.clip(u, -4, 3)), (u > -4) & (u < 3)
+        up = 2 * (code * step - target.double().numpy())
+        of_weight = up * inside * (1 + delta * np.sign(up) * (u - code))
+        of_step = (up * np.where(inside, code - u, code)).sum(1) / math.sqrt(3 * 12)
+        return np.concatenate([of_weight.ravel(), of_step])
+
+    end = sgd(start, gradient, 5, 0.01)
+    np.testing.assert_allclose(latent.detach().flatten().numpy(), end[:48], atol=2e-5)
+    np.testing.assert_allclose(scale.detach().numpy(), end[48:], atol=2e-5)
+
+
+def of_lsqplus(state, x, target):
+    """Gradients of LSQ+'s scales and offsets, 3 bits and unsigned."""
+    scale, offset = state[:4], state[4:]
+    u = (x - offset) / scale
+    code, inside = np.rint(np.clip(u, 0, 7)), (u > 0) & (u < 7)
+    up = 2 * (code * scale + offset - target) / math.sqrt(7 * len(x))
+    slope = np.where(inside, code - u, code)
+    return np.concatenate([(up * slope).sum(0), (up * ~inside).sum(0)])
+
+
+def of_pact(state, x, target):
+    """Gradient of PACT's clipping values, 3 bits and unsigned."""
+    code = np.rint(np.clip(x / (state / 7), 0, 7))
+    return (2 * (code * state / 7 - target) * (x >= state)).sum(0)
+
+
+@pytest.mark.parametrize(("made", "gradient"), [(LSQPlus, of_lsqplus), (PACT, of_pact)])
+def test_five_steps_on_what_activations_learn_are_those_of_the_equations(made, gradient):
+    x, target = torch.randn(40, 4) + 0.5, torch.randn(40, 4) + 1
+    quantizer = made(3, axis=-1, signed=False)
+    quantizer(0.7 * torch.randn(9, 4))
+    start = np.concatenate([p.detach().numpy() for p in quantizer.parameters()]).astype(np.float64)
+    optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.01)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (quantizer(x) - target).square().sum().backward()
+        optimizer.step()
+    x64, target64 = x.double().numpy(), target.double().numpy()
+    end = sgd(start, lambda state: gradient(state, x64, target64), 5, 0.01)
+    found = np.concatenate([p.detach().numpy() for p in quantizer.parameters()])
+    assert np.abs(end - start).max() > 0.05
+    np.testing.assert_allclose(found, end, atol=2e-5)
+
+
+FINITE = st.floats(-8, 8, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3)
+BASES = [name for name in OWN if name != "ewgs"]
+
+
+@given(
+    arrays(np.float32, (3, 7), elements=FINITE),
+    st.sampled_from([2, 3, 4, 8]),
+    st.sampled_from(
+        [
+            ("lsqplus", {}),
+            ("dorefa", {"levels": "unit"}),
+            ("dorefa", {"levels": "matched"}),
+            *(("ewgs", {"base": base}) for base in BASES),
+        ]
+    ),
+)
+def test_every_value_is_the_level_of_a_code_in_range(w, bits, form):
+    name, options = form
+    weight = torch.from_numpy(w)
+    quantizer = make_weight_quantizer(name, bits, weight, options)
+    codes = quantizer.codes(weight)
+    assert torch.equal(codes, quantizer.position(weight).round().to(torch.int8))
+    assert codes.min() >= -(2 ** (bits - 1))
+    assert codes.max() <= 2 ** (bits - 1) - 1
+    assert torch.equal(quantizer.decode(codes.float(), quantizer.scale(weight)), quantizer(weight))
+
+
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("bits", BITS)
 def test_pact_clips_at_a_learned_value_whose_gradient_sees_no_rounding(bits, signed):
@@ -211,6 +311,7 @@ def test_pact_clips_at_a_learned_value_whose_gradient_sees_no_rounding(bits, sig
         (lambda: EWGSActivation(2, delta=math.nan), "delta nan; allowed"),
         (lambda: DoReFa(2, levels="half"), "levels 'half'; allowed: 'unit', 'matched'"),
         (lambda: PACT(2, reach=0), "reach 0; allowed: a finite number above 0"),
+        (lambda: ClipPenalty(nano_deit(), -1), "strength -1; allowed: a number above 0"),
     ],
 )
 def test_options_that_are_not_allowed_are_refused(make, words):
@@ -296,6 +397,51 @@ def test_weight_that_equals_a_level_has_its_code(name):
     assert torch.equal(
         quantizer.codes(quantizer.decode(every.float(), scale)), every.to(torch.int8)
     )
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_frozen_weights_under_ewgs_count_in_the_scale_of_its_base(base):
+    w, gradient = torch.randn(4, 12), torch.randn(4, 12)
+    plain = make_weight_quantizer(base, 3, w)
+    scaled = make_weight_quantizer("ewgs", 3, w, {"base": base})
+    for quantizer in (plain, scaled):
+        for parameter in quantizer.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        quantizer.learn_from_held(w, gradient, quantizer.codes(w))
+    for own, theirs in zip(scaled.parameters(), plain.parameters(), strict=True):
+        assert own.grad.abs().min() > 0
+        assert torch.equal(own.grad, theirs.grad)
+
+
+WEIGHTS = [("lsqplus", {}), ("ewgs", {"base": "statsq"}), ("dorefa", {})]
+ACTIVATIONS = [LSQPlus, EWGSActivation, PACT]
+
+
+@pytest.mark.parametrize("of", [*WEIGHTS, *ACTIVATIONS], ids=str)
+def test_values_and_gradients_are_those_of_float32_under_autocast_and_when_compiled(of):
+    x, upstream = torch.randn(6, 20), torch.randn(6, 20)
+    if isinstance(of, tuple):
+        quantizer = make_weight_quantizer(of[0], 3, x, of[1])
+    else:
+        quantizer = of(3, axis=0)
+        quantizer(x)
+
+    def passed(call):
+        quantizer.zero_grad()
+        given = x.clone().requires_grad_()
+        out = call(given)
+        out.backward(upstream)
+        return [out, given.grad, *(p.grad.clone() for p in quantizer.parameters())]
+
+    plain = passed(quantizer)
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = passed(quantizer)
+    # the graph as it is compiled, without machine code, which takes seconds
+    compiled = passed(torch.compile(quantizer, backend="aot_eager"))
+    for one, other, last in zip(plain, under_autocast, compiled, strict=True):
+        assert other.dtype == torch.float32
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, last, rtol=1e-6, atol=1e-6)
 
 
 def test_zeros_have_a_finite_gradient_by_dorefa():

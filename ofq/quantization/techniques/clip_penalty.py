@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ofq.errors import UserError
 from ofq.quantization.quantizers.pact import PACT
-from ofq.quantization.techniques.base import Technique, register_technique
+from ofq.quantization.techniques.base import Technique, check_number, register_technique
 
 
 @register_technique("clip_penalty")
@@ -14,15 +14,15 @@ class ClipPenalty(Technique):
 
     Args:
         model: A quantized model.
-        strength: λ.
+        strength: λ, above 0.
 
     Raises:
-        UserError: No activation of the model is quantized by PACT.
+        UserError: The strength isn't allowed, or no activation of the model is quantized by PACT.
     """
 
     def __init__(self, model: nn.Module, strength: float) -> None:
         super().__init__()
-        self.strength = strength
+        self.strength = check_number("strength", strength)
         self._clips = [module.clip for module in model.modules() if isinstance(module, PACT)]
         if not self._clips:
             raise UserError("clip_penalty: no activation of the model is quantized by pact")
