@@ -73,6 +73,8 @@ class CgaRatioConfig(_Technique):
         confidence: The ratio itself, or one minus it; docs/methods.md says what each freezes.
     """
 
+    needs_model: ClassVar[bool] = True  # not every weight quantizer goes with it
+
     form: Literal["ratio"]
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.9
     confidence: Literal["as_written", "as_intended"] = "as_written"
@@ -99,6 +101,8 @@ class Freezing(_Technique):
         begin: Share of the training after which the schedule begins; nothing is frozen before.
     """
 
+    needs_model: ClassVar[bool] = True  # not every weight quantizer goes with it
+
     form: Literal["freezing"]
     start: PositiveFloat = 0.04
     end: PositiveFloat = 0.01
@@ -114,6 +118,8 @@ class Dampening(_Technique):
         aggregation: Sum over a layer's weights, or over its rows of each row's mean.
         begin: Share of the training after which the weight rises.
     """
+
+    needs_model: ClassVar[bool] = True  # not every weight quantizer goes with it
 
     form: Literal["dampening"]
     strength: PositiveFloat

@@ -117,6 +117,12 @@ def test_sound_study_has_no_mistakes(checkout):
             "studies/tiny.yaml: 'lsq' at W2A2: decay 2; allowed: a number above 0, below 1",
         ),
         (
+            "methods/known.yaml", "weight_quantizer: lsq",
+            "weight_quantizer: dorefa, techniques: [{form: freezing}]",
+            "studies/tiny.yaml: 'lsq' at W2A2: freezing compares weights with levels, but the "
+            "levels of 'dorefa'",
+        ),
+        (
             "methods/known.yaml", "cga: {boundary_range: 0.005}",
             "cga: {form: bin_regularization, a: 1}",
             "at W2A2: technique 'bin_regularization': unknown option 'a'; allowed: strength, start",
