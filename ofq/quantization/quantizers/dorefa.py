@@ -14,8 +14,8 @@ class DoReFa(WeightQuantizer):
     """Weight quantizer of the whole tensor, on evenly spaced levels of tanh(w).
 
     With r = tanh(w)/(2·max|tanh(w)|) + ½ and m = 2^b − 1: w_q = c·(2·round(m·r)/m − 1), levels
-    from −c to c. The gradient passes through round() unchanged and on through tanh, the maximum
-    taken as a constant: c·(1 − tanh²(w))/max|tanh(w)|.
+    from −c to c. The gradient passes through round() unchanged, and on through tanh and
+    the maximum, as in the authors' code.
 
     Args:
         bits: Bit-width, 2 to 8.
@@ -73,5 +73,5 @@ class DoReFa(WeightQuantizer):
     def _position(self, weight: Tensor) -> Tensor:
         bent = weight.float().tanh()
         # floored as LSQ's scale is, so that a weight of zeros has a finite gradient
-        largest = bent.detach().abs().max().clamp_min(_SMALLEST)
+        largest = bent.abs().max().clamp_min(_SMALLEST)
         return (bent / (2 * largest) + 0.5) * (2**self.bits - 1) + self.lowest
