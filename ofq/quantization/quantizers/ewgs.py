@@ -51,8 +51,8 @@ class EWGS(WeightQuantizer):
 
     Args:
         bits: Bit-width, 2 to 8.
-        delta: δ, 0 or above; 0 is the base itself. The default is none of the paper's, which
-            derives δ from the Hessian's trace.
+        delta: δ, 0 or above; 0 is the base itself. The authors' δ is in units of the whole range,
+            2^b − 1 times this one. The default is of no source.
         base: Registered name of a weight quantizer, made with its default options.
 
     Attributes:
