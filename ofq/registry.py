@@ -21,8 +21,8 @@ def built_in_names(decorator: str, package: str) -> tuple[str, ...]:
         decorator: The decorator that registers parts of a kind, such as ``register_figure``.
         package: The folder of this package in which they are defined, such as ``report/figures``.
 
-    >>> built_in_names("register_technique", "quantization/techniques")[:2]
-    ('bin_regularization', 'cga')
+    >>> "cga" in built_in_names("register_technique", "quantization/techniques")
+    True
     """
     pattern = re.compile(rf'^@{decorator}\("(\w+)"\)$', re.MULTILINE)
     files = (Path(__file__).parent / package).rglob("*.py")
